@@ -1,0 +1,168 @@
+"""What the audit does for one galaxy: emcee with Prospector, and spectra of posterior draws."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digs_survey.audit.chain import run_chain, start_points
+from digs_survey.audit.likelihood import ProspectorPosterior, Simulator
+from digs_survey.audit.predictive import BAND, predictive_band
+from digs_survey.config import MCMCConfig, ModelConfig
+from digs_survey.parameters import Prior
+from digs_survey.simulate.noise import NoiseModel
+from digs_survey.spectra import WavelengthGrid
+
+__all__ = ["FitSetup", "GalaxyFit", "GalaxyJob", "fit_with", "mcmc_draw_count"]
+
+_MOST_DRAWS = 4_000
+
+
+@dataclass(frozen=True)
+class FitSetup:
+    """What all galaxies of an audit share."""
+
+    model: ModelConfig
+    prior: Prior
+    grid: WavelengthGrid
+    noise: NoiseModel
+    mcmc: MCMCConfig
+    seed: int
+    """The run's seed."""
+
+
+@dataclass(frozen=True)
+class GalaxyJob:
+    """One galaxy of the audit.
+
+    Attributes
+    ----------
+    row : int
+        Row of the catalog; with the run's seed it decides the random numbers.
+    flux, good : ndarray, shape (wavelength,)
+        The prepared observation: f_lambda in erg/s/cm2/Angstrom at the reference distance, and which
+        elements count.
+    relative : ndarray, shape (wavelength,), or None
+        For catalog noise: 1-sigma error over flux.
+    start : ndarray, shape (draw, parameter)
+        Draws of the neural posterior, from which walkers start.
+    predictive : ndarray, shape (spectrum, parameter)
+        Draws of the neural posterior whose spectra are computed.
+    """
+
+    row: int
+    flux: NDArray[np.float64]
+    good: NDArray[np.bool_]
+    relative: NDArray[np.float64] | None
+    start: NDArray[np.float64]
+    predictive: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class GalaxyFit:
+    """The outcome of a :class:`GalaxyJob`; NaN throughout, and ``error`` set, if it failed.
+
+    Attributes
+    ----------
+    draws : ndarray, shape (mcmc_draw, parameter)
+        Draws of the chain, thinned at random to the number that all galaxies have.
+    autocorrelation_time : ndarray, shape (parameter,)
+        In steps.
+    converged : bool
+    steps : int
+    acceptance : float
+    core_seconds : float
+        Of the chain alone.
+    best_mcmc, best_npe : ndarray, shape (wavelength,)
+        Spectrum of the likeliest draw of the chain, and of the likeliest among ``predictive``.
+    band : ndarray, shape (3, wavelength)
+        Percentiles 16, 50 and 84 of the noiseless spectra of ``predictive``.
+    error : str
+        Why the job failed; empty if it did not.
+    """
+
+    draws: NDArray[np.float64]
+    autocorrelation_time: NDArray[np.float64]
+    converged: bool
+    steps: int
+    acceptance: float
+    core_seconds: float
+    best_mcmc: NDArray[np.float64]
+    best_npe: NDArray[np.float64]
+    band: NDArray[np.float64]
+    error: str = ""
+
+    @classmethod
+    def failed(cls, setup: FitSetup, error: str) -> GalaxyFit:
+        """Return the outcome of a job that failed twice."""
+        ndim, elements = setup.prior.ndim, len(setup.grid)
+        return cls(
+            draws=np.full((mcmc_draw_count(setup.mcmc), ndim), np.nan),
+            autocorrelation_time=np.full(ndim, np.nan),
+            converged=False,
+            steps=0,
+            acceptance=float("nan"),
+            core_seconds=float("nan"),
+            best_mcmc=np.full(elements, np.nan),
+            best_npe=np.full(elements, np.nan),
+            band=np.full((len(BAND), elements), np.nan),
+            error=error,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the outcome to a file that is there in full or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, **asdict(self))
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: Path) -> GalaxyFit:
+        """Read what :meth:`save` wrote."""
+        with np.load(path, allow_pickle=False) as stored:
+            values = {field.name: stored[field.name] for field in fields(cls)}
+        return cls(**{name: value.item() if value.ndim == 0 else value for name, value in values.items()})
+
+
+def mcmc_draw_count(config: MCMCConfig) -> int:
+    """Number of draws that every chain of this configuration can be thinned to."""
+    return min(_MOST_DRAWS, config.walkers * min(config.steps, config.max_steps))
+
+
+def fit_with(simulator: Simulator, setup: FitSetup, job: GalaxyJob) -> GalaxyFit:
+    """Run the chain of one galaxy, and compute the spectra of its posterior draws."""
+    posterior = ProspectorPosterior(
+        simulator, setup.noise, setup.prior, setup.grid.wavelength, job.flux, job.good, job.relative
+    )
+    start = start_points(job.start, setup.prior, setup.mcmc.walkers, _seed(setup.seed, "start", job.row))
+    chain = run_chain(posterior, start, setup.mcmc, _seed(setup.seed, "mcmc", job.row))
+    rng = np.random.default_rng(_seed(setup.seed, "thin", job.row))
+    kept = np.sort(rng.choice(len(chain.draws), size=mcmc_draw_count(setup.mcmc), replace=False))
+    spectra = np.stack([simulator.spectrum(theta) for theta in job.predictive])
+    likelihood = [posterior.log_likelihood(spectrum) for spectrum in spectra]
+    return GalaxyFit(
+        draws=chain.draws[kept],
+        autocorrelation_time=chain.autocorrelation_time,
+        converged=chain.converged,
+        steps=chain.steps,
+        acceptance=chain.acceptance,
+        core_seconds=chain.core_seconds,
+        best_mcmc=simulator.spectrum(chain.draws[np.argmax(chain.log_prob)]),
+        best_npe=spectra[int(np.argmax(likelihood))],
+        band=predictive_band(spectra),
+    )
+
+
+def _seed(run_seed: int, use: str, row: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{run_seed}/{use}/{row}".encode()).digest()[:8], "little")

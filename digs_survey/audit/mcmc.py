@@ -1,0 +1,171 @@
+"""The MCMC fits of the audit on Ray: one galaxy, one task, one core.
+
+A fit inside one process is fastest without a pool, so the galaxies are what runs in parallel. A finished
+fit is on disk, with its marker, before the next one is waited for: a killed audit loses only those that
+were under way.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from digs_survey.audit.fit import FitSetup, GalaxyFit, GalaxyJob, fit_with
+from digs_survey.errors import StageError
+from digs_survey.raysession import ray_session
+from digs_survey.storage import Ledger, checksum
+
+if TYPE_CHECKING:
+    from digs_survey.sps.prospector import ProspectorSimulator
+
+__all__ = ["fit_galaxies"]
+
+_LOG = logging.getLogger(__name__)
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+_MIN_IN_FLIGHT = 16
+"""Enough waiting tasks that a cluster which grows with its queue does grow."""
+_simulators: dict[str, ProspectorSimulator] = {}
+
+
+def fit_galaxies(
+    setup: FitSetup,
+    jobs: Sequence[GalaxyJob],
+    folder: Path,
+    *,
+    address: str | None = None,
+    advance: Callable[[int], None] = lambda galaxies: None,
+    fit: Callable[[FitSetup, GalaxyJob], GalaxyFit] | None = None,
+) -> list[GalaxyFit]:
+    """Fit galaxies in parallel, and go on where an earlier call stopped.
+
+    A fit depends on nothing but ``setup`` and its job. One that fails, or whose worker dies, is tried
+    once more; if it fails again it is reported as failed, not marked as done, and the others go on.
+
+    Parameters
+    ----------
+    setup : FitSetup
+    jobs : sequence of GalaxyJob
+    folder : Path
+        Where finished fits lie, and their markers under ``ledger`` (with the cluster's ``cores``). A fit
+        that was made from another setup or job is not used.
+    address : str, optional
+        A running Ray cluster; without it, this machine's cores are used.
+    advance : callable
+        Called with the number of galaxies that were done before, and with 1 for each that ends.
+    fit : callable, optional
+        What a worker does; by default :func:`~digs_survey.audit.fit.fit_with` with Prospector.
+
+    Returns
+    -------
+    list of GalaxyFit
+        In the order of the jobs.
+
+    Raises
+    ------
+    StageError
+        If not one of several fits succeeded.
+    """
+    folder = Path(folder)
+    ledger = Ledger(folder / "ledger")
+    records = ledger.records()
+    digests = {job.row: _digest(setup, job) for job in jobs}
+    kept = [row for row, digest in digests.items() if records.get(row, {}).get("job") == digest]
+    fits = {row: GalaxyFit.load(_file(folder, row)) for row in kept}
+    advance(len(fits))
+    pending = [job for job in jobs if job.row not in fits]
+    for row, outcome, cores in _run(setup, pending, fit or _fit_in_worker, address) if pending else ():
+        fits[row] = outcome
+        if outcome.error:
+            _LOG.warning("audit: row %d has no MCMC fit: %s", row, outcome.error)
+        else:
+            outcome.save(_file(folder, row))
+            ledger.mark(
+                row,
+                rows=1,
+                checksum=checksum(outcome.draws, outcome.best_mcmc, outcome.best_npe, outcome.band),
+                core_seconds=outcome.core_seconds,
+                job=digests[row],
+                cores=cores,
+            )
+        advance(1)
+    if fits and all(outcome.error for outcome in fits.values()):
+        raise StageError(
+            f"audit: expected MCMC fits of {len(jobs)} galaxies, found none that succeeded; "
+            f"the first failed with: {fits[jobs[0].row].error}"
+        )
+    return [fits[job.row] for job in jobs]
+
+
+def _file(folder: Path, row: int) -> Path:
+    return folder / f"{row:08d}.npz"
+
+
+def _digest(setup: FitSetup, job: GalaxyJob) -> str:
+    """Checksum of all that decides the outcome of a job."""
+    settings = json.dumps(
+        [
+            setup.model.model_dump(mode="json"),
+            setup.prior.to_dict(),
+            setup.grid.to_dict(),
+            setup.noise.to_dict(),
+            setup.mcmc.model_dump(mode="json"),
+            setup.seed,
+            job.row,
+        ],
+        sort_keys=True,
+    )
+    relative = np.zeros(0) if job.relative is None else job.relative
+    arrays = (job.flux, job.good, relative, job.start, job.predictive)
+    return checksum(np.frombuffer(settings.encode(), dtype=np.uint8), *arrays)
+
+
+def _run(
+    setup: FitSetup,
+    jobs: Sequence[GalaxyJob],
+    fit: Callable[[FitSetup, GalaxyJob], GalaxyFit],
+    address: str | None,
+) -> Iterator[tuple[int, GalaxyFit, int]]:
+    """Keep a bounded number of tasks on the cluster; yield each row, its outcome and the cluster's cores."""
+    import ray
+
+    with ray_session(address) as cores:
+        task = ray.remote(
+            num_cpus=1, max_retries=1, retry_exceptions=True, runtime_env={"env_vars": _ONE_THREAD}
+        )(fit)
+        shared = ray.put(setup)
+        limit = max(_MIN_IN_FLIGHT, 2 * cores)
+        queue = iter(jobs)
+        rows: dict[Any, int] = {}
+        while True:
+            while len(rows) < limit and (job := next(queue, None)) is not None:
+                rows[task.remote(shared, job)] = job.row
+            if not rows:
+                return
+            ready, _ = ray.wait(list(rows), num_returns=1)
+            row = rows.pop(ready[0])
+            try:
+                outcome = ray.get(ready[0])
+            except ray.exceptions.RayError as error:
+                outcome = GalaxyFit.failed(setup, _reason(error))
+            yield row, outcome, cores
+
+
+def _reason(error: Exception) -> str:
+    cause: Any = getattr(error, "cause", None) or error
+    message = str(cause).strip().partition("\n")[0]
+    return f"{type(cause).__name__}: {message}"
+
+
+def _fit_in_worker(setup: FitSetup, job: GalaxyJob) -> GalaxyFit:
+    """Fit a galaxy with this process's simulator, which is built once and kept."""
+    from digs_survey.sps.prospector import ProspectorSimulator
+
+    key = json.dumps([setup.model.model_dump(mode="json"), setup.prior.to_dict(), setup.grid.to_dict()])
+    if key not in _simulators:
+        _simulators[key] = ProspectorSimulator(setup.model, setup.prior, setup.grid)
+    return fit_with(_simulators[key], setup, job)

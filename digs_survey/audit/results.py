@@ -1,0 +1,133 @@
+"""Layout of ``audit.zarr``: a group for the calibration and one for the audited galaxies."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from digs_survey.audit.calibration import LEVELS, Calibration
+from digs_survey.audit.predictive import BAND
+from digs_survey.parameters import Prior
+from digs_survey.spectra import WavelengthGrid
+from digs_survey.storage import ArraySpec, create_dataset, remove
+
+__all__ = ["write_audit"]
+
+_Arrays = dict[str, tuple[tuple[str, ...], NDArray[Any], Mapping[str, Any]]]
+
+_FLUX = {"units": "erg / (s cm2 Angstrom)"}
+_THETA = ("galaxy", "parameter")
+_SPECTRUM = ("galaxy", "wavelength")
+_GALAXIES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+    "row": (("galaxy",), {"description": "row of the catalog"}),
+    "galaxy_id": (("galaxy",), {"description": "identifier in the survey"}),
+    "redshift": (("galaxy",), {}),
+    "snr": (("galaxy",), {"description": "median signal-to-noise of the good elements"}),
+    "weight": (("galaxy",), {"description": "one over the probability with which the row was selected"}),
+    "truth": (_THETA, {"description": "the catalog's true_<parameter> columns; NaN if unknown"}),
+    "npe": (("galaxy", "draw", "parameter"), {"description": "draws of the neural posterior"}),
+    "mcmc": (("galaxy", "mcmc_draw", "parameter"), {"description": "draws of emcee, thinned at random"}),
+    "converged": (("galaxy",), {"description": "chain longer than audit.mcmc.autocorrelation_times"}),
+    "autocorrelation_time": (_THETA, {"description": "integrated autocorrelation time in steps"}),
+    "steps": (("galaxy",), {"description": "steps of the chain after burn-in"}),
+    "acceptance": (("galaxy",), {"description": "share of proposals that were accepted"}),
+    "core_seconds": (("galaxy",), {"units": "s", "description": "processor time of the chain with burn-in"}),
+    "shift_sigma": (_THETA, {"description": "(median NPE - median MCMC) / half 16-84 % width of MCMC"}),
+    "width_ratio": (_THETA, {"description": "half 16-84 % width of NPE over that of MCMC"}),
+    "flux": (_SPECTRUM, {**_FLUX, "description": "observed, at the distance of model.zred"}),
+    "sigma": (_SPECTRUM, {**_FLUX, "description": "1-sigma noise about the best NPE spectrum"}),
+    "good": (_SPECTRUM, {"description": "elements that count"}),
+    "best_npe": (_SPECTRUM, {**_FLUX, "description": "spectrum of the likeliest of the predictive draws"}),
+    "best_mcmc": (_SPECTRUM, {**_FLUX, "description": "spectrum of the likeliest draw of the chain"}),
+    "predictive": (
+        ("galaxy", "band", "wavelength"),
+        {**_FLUX, "description": "percentiles of noiseless spectra of posterior draws"},
+    ),
+    "chi2": (("galaxy",), {"description": "of best_npe, over the good elements"}),
+    "n_good": (("galaxy",), {"description": "number of good elements"}),
+}
+
+
+def write_audit(
+    path: Path,
+    prior: Prior,
+    grid: WavelengthGrid,
+    quantiles: Sequence[float],
+    calibration: Calibration,
+    galaxies: Mapping[str, NDArray[Any]],
+) -> None:
+    """Write ``audit.zarr``, complete or not at all; ``xarray.open_zarr(path, group=...)`` reads its groups.
+
+    Parameters
+    ----------
+    path : Path
+        What stood there before is replaced.
+    prior : Prior
+    grid : WavelengthGrid
+    quantiles : sequence of float
+        Of the calibration's percentiles.
+    calibration : Calibration
+        The group ``calibration``.
+    galaxies : mapping of str to ndarray
+        The group ``galaxies``: galaxy_id, flux, npe and so on, galaxies first.
+    """
+    names = np.array(prior.names)
+    simulated: _Arrays = {
+        "theta": (("simulation", "parameter"), calibration.theta, {"description": "truth"}),
+        "percentiles": (("simulation", "parameter", "quantile"), calibration.percentiles, {}),
+        "rank": (
+            ("simulation", "parameter"),
+            calibration.ranks,
+            {"description": "number of draws below the truth, 0 to draws"},
+        ),
+        "coverage": (
+            ("level", "parameter"),
+            calibration.coverage() if len(calibration.theta) else np.full((len(LEVELS), prior.ndim), np.nan),
+            {"description": "share of truths inside the central interval of each level"},
+        ),
+        "level": (("level",), np.array(LEVELS), {}),
+        "quantile": (("quantile",), np.array(quantiles), {}),
+        "parameter": (("parameter",), names, {}),
+    }
+    audited: _Arrays = {
+        **{name: (dims, np.asarray(galaxies[name]), attrs) for name, (dims, attrs) in _GALAXIES.items()},
+        "band": (("band",), np.array(BAND), {}),
+        "parameter": (("parameter",), names, {}),
+        "wavelength": (
+            ("wavelength",),
+            grid.wavelength,
+            {"units": "Angstrom", "frame": grid.frame, "medium": grid.medium},
+        ),
+    }
+    units = {"parameter_units": {p.name: p.unit for p in prior.parameters}}
+    path = Path(path)
+    building = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        zarr.create_group(str(building), zarr_format=3, overwrite=True)
+        extra = {"draws": calibration.draws, "excluded_nan": calibration.excluded}
+        _write_group(building / "calibration", simulated, units | extra)
+        _write_group(building / "galaxies", audited, units)
+        building.chmod(0o755)
+        remove(path)
+        os.replace(building, path)
+    finally:
+        remove(building)
+
+
+def _write_group(path: Path, arrays: _Arrays, attrs: dict[str, Any]) -> None:
+    specs = {
+        name: ArraySpec(dims, values.shape, _dtype(values), attrs=about)
+        for name, (dims, values, about) in arrays.items()
+    }
+    create_dataset(path, specs, {name: values for name, (_, values, _) in arrays.items()}, attrs)
+
+
+def _dtype(values: NDArray[Any]) -> str:
+    return "str" if values.dtype.kind in "UT" else str(values.dtype)

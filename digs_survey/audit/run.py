@@ -1,0 +1,168 @@
+"""The audit stage: calibration, MCMC on a sample of the catalog, predictive checks, cost."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digs_survey.audit.agreement import compare
+from digs_survey.audit.calibration import calibrate_posterior
+from digs_survey.audit.fit import FitSetup, GalaxyFit, GalaxyJob
+from digs_survey.audit.mcmc import fit_galaxies
+from digs_survey.audit.predictive import chi_square, residual_percent, standard_residuals
+from digs_survey.audit.results import write_audit
+from digs_survey.audit.sample import Sample, read_sample
+from digs_survey.audit.speedup import cost_summary
+from digs_survey.catalog import Catalog
+from digs_survey.config import SurveyConfig
+from digs_survey.storage import Ledger, write_json
+
+__all__ = ["run_audit"]
+
+
+def run_audit(
+    run_dir: Path,
+    config: SurveyConfig,
+    catalog_path: Path,
+    *,
+    stages: Sequence[Mapping[str, Any]] = (),
+    ray_address: str | None = None,
+    advance: Callable[[int], None] = lambda galaxies: None,
+) -> dict[str, Any]:
+    """Audit the posterior of a run; write ``audit.zarr`` and ``audit.json``, and go on after a kill.
+
+    Parameters
+    ----------
+    run_dir : Path
+        Holds ``model/``, ``posterior.zarr`` and ``calibration.zarr`` (simulations of their own stream).
+        Finished MCMC fits are kept in ``audit-jobs/``.
+    config : SurveyConfig
+    catalog_path : Path
+        Columns ``true_<parameter>``, where the catalog has them, are taken as the truth.
+    stages : sequence of mapping
+        What earlier stages took: ``stage``, ``wall_s``, ``core_s``, ``rows``.
+    ray_address : str, optional
+        A running Ray cluster; without it, this machine's cores are used.
+    advance : callable
+        Called with the number of galaxies whose MCMC fit ended.
+
+    Returns
+    -------
+    dict
+        What audit.json holds.
+
+    Raises
+    ------
+    CatalogError
+        If the posterior was not trained for the catalog's grid.
+    RunDirectoryError
+        If what an earlier stage writes is missing or belongs to another catalog.
+    StageError
+        If no MCMC fit succeeded.
+    """
+    from digs_survey.estimator.posterior import FrozenPosterior
+
+    run_dir, began = Path(run_dir), time.process_time()
+    catalog = Catalog.open(catalog_path)
+    posterior = FrozenPosterior.load(run_dir / "model")
+    posterior.check_grid(catalog.grid)
+    prior, noise, settings = posterior.prior, posterior.noise, config.audit
+    calibration = calibrate_posterior(
+        posterior,
+        run_dir / "calibration.zarr",
+        noise,
+        config.seed,
+        settings.calibration_draws,
+        config.map.quantiles,
+        limit=settings.calibration_simulations,
+    )
+    sample = read_sample(catalog, run_dir / "posterior.zarr", prior, config)
+    seen = sample.prepared
+    npe = posterior.sample(seen.flux, config.map.draws)
+    relative = noise.relative_of(seen.flux, seen.ivar, seen.good)
+    jobs = [
+        GalaxyJob(
+            row=int(row),
+            flux=seen.flux[i],
+            good=seen.good[i],
+            relative=None if relative is None else relative[i],
+            start=npe[i],
+            predictive=npe[i, : settings.predictive_draws],
+        )
+        for i, row in enumerate(sample.selection.rows)
+    ]
+    own_s = time.process_time() - began
+    setup = FitSetup(config.model, prior, catalog.grid, noise, settings.mcmc, config.seed)
+    folder = run_dir / "audit-jobs"
+    fits = fit_galaxies(setup, jobs, folder, address=ray_address, advance=advance)
+    galaxies = _about(sample, npe) | _stack(setup, fits)
+    agreement = compare(npe, galaxies["mcmc"], galaxies["converged"])
+    galaxies |= {"shift_sigma": agreement.shift_sigma, "width_ratio": agreement.width_ratio}
+    about = np.where(np.isfinite(galaxies["best_npe"]), galaxies["best_npe"], seen.flux)
+    galaxies["sigma"] = noise.sigma(about, relative)
+    residuals = standard_residuals(seen.flux, galaxies["best_npe"], noise, seen.good, relative)
+    galaxies["chi2"] = chi_square(residuals)
+    percent = np.abs(residual_percent(seen.flux, galaxies["best_npe"], seen.good))
+    done = [job.row for job, fit in zip(jobs, fits, strict=True) if not fit.error]
+    records = Ledger(folder / "ledger").records()
+    summary = {
+        "parameters": list(prior.names),
+        "galaxies": len(fits),
+        "calibration": calibration.summary(prior.names),
+        "agreement": agreement.summary(prior.names) | {"failed": len(fits) - len(done)},
+        "predictive": {
+            "reduced_chi2_median": _median(galaxies["chi2"] / galaxies["n_good"]),
+            "residual_percent_median": _median(np.array([_median(row) for row in percent], dtype=float)),
+        },
+        "cost": cost_summary(
+            stages,
+            [fit.core_seconds for fit in fits if fit.converged],
+            catalog.n_rows,
+            max((records[row]["cores"] for row in done), default=os.cpu_count() or 1),
+        ),
+        "core_seconds": own_s + sum(records[row]["core_seconds"] for row in done),
+    }
+    write_audit(run_dir / "audit.zarr", prior, catalog.grid, config.map.quantiles, calibration, galaxies)
+    write_json(run_dir / "audit.json", summary)
+    return summary
+
+
+def _about(sample: Sample, npe: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+    seen = sample.prepared
+    return {
+        "row": sample.selection.rows,
+        "weight": sample.selection.weight,
+        "galaxy_id": sample.galaxy_id,
+        "redshift": sample.redshift,
+        "snr": sample.snr,
+        "truth": sample.truth,
+        "npe": npe,
+        "flux": seen.flux,
+        "good": seen.good,
+        "n_good": seen.n_good,
+    }
+
+
+def _stack(setup: FitSetup, fits: Sequence[GalaxyFit]) -> dict[str, NDArray[Any]]:
+    """Arrays of all fits, galaxies first; right in shape also where there are none."""
+    pattern = GalaxyFit.failed(setup, "")
+    renamed = {"draws": "mcmc", "band": "predictive"}
+    stacked = {}
+    for name, value in vars(pattern).items():
+        if name == "error":
+            continue
+        values = [getattr(fit, name) for fit in fits]
+        dtype = np.asarray(value).dtype
+        stacked[renamed.get(name, name)] = np.array(values, dtype=dtype).reshape(len(fits), *np.shape(value))
+    return stacked
+
+
+def _median(values: NDArray[np.floating]) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else None

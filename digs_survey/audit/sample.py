@@ -1,0 +1,115 @@
+"""The rows of a catalog that the audit gives to emcee, read and prepared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from digs_survey.audit.select import Selection, principal_position, select_rows, signal_to_noise
+from digs_survey.catalog import Catalog
+from digs_survey.config import SurveyConfig
+from digs_survey.errors import RunDirectoryError
+from digs_survey.infer.prepare import PreparedRows, prepare
+from digs_survey.parameters import Prior
+from digs_survey.quality import NO_POSTERIOR
+
+__all__ = ["Sample", "read_sample"]
+
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The selected rows, in the order of the catalog.
+
+    Attributes
+    ----------
+    selection : Selection
+    prepared : PreparedRows
+        At the amplitude of the simulations.
+    galaxy_id : ndarray of int or str, shape (galaxy,)
+    redshift, snr : ndarray of float64, shape (galaxy,)
+    truth : ndarray of float64, shape (galaxy, parameter)
+        The catalog's columns ``true_<parameter>``; NaN where it has none.
+    """
+
+    selection: Selection
+    prepared: PreparedRows
+    galaxy_id: NDArray[Any]
+    redshift: NDArray[np.float64]
+    snr: NDArray[np.float64]
+    truth: NDArray[np.float64]
+
+
+def read_sample(catalog: Catalog, posterior_path: Path, prior: Prior, config: SurveyConfig) -> Sample:
+    """Choose ``audit.galaxies`` rows that have a posterior, and read them.
+
+    Parameters
+    ----------
+    catalog : Catalog
+        Streamed once, for the S/N of its rows.
+    posterior_path : Path
+        ``posterior.zarr`` of the same catalog.
+    prior : Prior
+    config : SurveyConfig
+
+    Raises
+    ------
+    RunDirectoryError
+        If ``posterior_path`` has another number of rows than the catalog.
+    """
+    result: Any = zarr.open_group(str(posterior_path), mode="r")
+    if result["quality"].shape[0] != catalog.n_rows:
+        raise RunDirectoryError(
+            f"{posterior_path}: expected the {catalog.n_rows} rows of {catalog.path}, found "
+            f"{result['quality'].shape[0]}; run the map stage on this catalog"
+        )
+    middle = int(np.argmin(np.abs(result["quantile"][:] - 0.5)))
+    medians, snr = np.empty((catalog.n_rows, prior.ndim)), np.empty(catalog.n_rows)
+    for start in range(0, catalog.n_rows, _BLOCK):
+        block = slice(start, min(start + _BLOCK, catalog.n_rows))
+        medians[block] = result["percentiles"][block][:, :, middle]
+        rows = catalog.rows(block.start, block.stop)
+        usable = rows.good & np.isfinite(rows.flux) & np.isfinite(rows.ivar) & (rows.ivar > 0)
+        snr[block] = signal_to_noise(rows.flux, rows.ivar, usable)
+    selection = select_rows(
+        snr,
+        principal_position(prior.cdf(medians)),
+        (result["quality"][:] & NO_POSTERIOR) == 0,
+        config.audit.galaxies,
+        config.seed,
+    )
+    return _read(catalog, selection, snr, prior, config)
+
+
+def _read(
+    catalog: Catalog, selection: Selection, snr: NDArray[np.float64], prior: Prior, config: SurveyConfig
+) -> Sample:
+    elements, count = len(catalog.grid), selection.rows.size
+    flux, ivar = np.ones((count, elements)), np.zeros((count, elements))
+    good, quality = np.zeros((count, elements), dtype=bool), np.zeros(count, dtype=np.int64)
+    redshift, truth = np.empty(count), np.full((count, prior.ndim), np.nan)
+    galaxy_id = [catalog.galaxy_id(0, 0)]
+    for i, row in enumerate(selection.rows.tolist()):
+        raw = catalog.rows(row, row + 1)
+        one = prepare(raw, catalog.grid.frame, config.model.zred, config.map.min_good_fraction)
+        flux[i], ivar[i], good[i], quality[i] = one.flux[0], one.ivar[0], one.good[0], one.quality[0]
+        redshift[i] = raw.redshift[0]
+        galaxy_id.append(raw.galaxy_id)
+        columns = catalog.columns(row, row + 1)
+        for k, name in enumerate(prior.names):
+            if f"true_{name}" in columns:
+                truth[i, k] = float(columns[f"true_{name}"][0])
+    return Sample(
+        selection=selection,
+        prepared=PreparedRows(flux, ivar, good, quality),
+        galaxy_id=np.concatenate(galaxy_id),
+        redshift=redshift,
+        snr=snr[selection.rows],
+        truth=truth,
+    )

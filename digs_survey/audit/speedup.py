@@ -1,0 +1,81 @@
+r"""What posteriors cost, in core-seconds measured in the same run on the same cores.
+
+With :math:`m` the mean cost of one converged MCMC fit, :math:`e` the cost of one galaxy in the map
+stage, and :math:`T` the cost of simulating and training,
+
+- galaxies per MCMC fit, map only: :math:`m / e`;
+- galaxies per MCMC fit with training, at a catalog of :math:`N` rows: :math:`m N / (T + e N)`, which is
+  how many galaxies one MCMC fit's cost pays for once everything before the map is shared among them;
+- break-even: the smallest whole number of galaxies from which on the neural posterior is the cheaper,
+  :math:`\lceil T / (m - e) \rceil`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["cost_summary"]
+
+_ONCE = ("simulate", "train")
+
+
+def cost_summary(
+    stages: Sequence[Mapping[str, Any]], mcmc_core_s: Sequence[float], catalog_rows: int, cores: int
+) -> dict[str, Any]:
+    """Put the costs of a run side by side.
+
+    Parameters
+    ----------
+    stages : sequence of mapping
+        What each stage took: ``stage``, ``wall_s``, ``core_s``, ``rows``.
+    mcmc_core_s : sequence of float
+        Core-seconds of each converged MCMC fit, burn-in included.
+    catalog_rows : int
+        Rows of the catalog (N above).
+    cores : int
+        Cores that the run had.
+
+    Returns
+    -------
+    dict
+        The ``cost`` entry of audit.json. A number that cannot be known (a stage is missing, no chain
+        converged, one galaxy costs more by NPE than by MCMC) is None.
+    """
+    by_name = {stage["stage"]: stage for stage in stages}
+    mcmc = _mean([t for t in mcmc_core_s if math.isfinite(t)])
+    npe = _per_row(by_name.get("map"))
+    once_parts = [_number(by_name.get(name, {}).get("core_s")) for name in _ONCE]
+    once = None if None in once_parts else math.fsum(part for part in once_parts if part is not None)
+    map_only = with_training = break_even = None
+    if mcmc is not None and npe is not None:
+        map_only = mcmc / npe
+        if once is not None:
+            with_training = mcmc * catalog_rows / (once + npe * catalog_rows)
+            break_even = math.ceil(once / (mcmc - npe)) if mcmc > npe else None
+    keys = ("stage", "wall_s", "core_s", "rows")
+    return {
+        "stages": [{key: stage.get(key) for key in keys} for stage in stages],
+        "npe_core_s_per_galaxy": npe,
+        "mcmc_core_s_per_galaxy": mcmc,
+        "galaxies_per_mcmc_fit_map_only": map_only,
+        "galaxies_per_mcmc_fit_with_training_at_catalog": with_training,
+        "break_even_galaxies": break_even,
+        "catalog_rows": catalog_rows,
+        "cores": cores,
+    }
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _per_row(stage: Mapping[str, Any] | None) -> float | None:
+    core_s = _number(stage.get("core_s")) if stage else None
+    rows = stage.get("rows") if stage else None
+    return core_s / rows if core_s and rows else None

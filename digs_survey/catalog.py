@@ -1,0 +1,301 @@
+"""``catalog.zarr``: the spectra of a survey, one row a galaxy, as every stage reads them.
+
+The schema (dims ``galaxy``, ``wavelength``): ``flux`` and ``ivar`` (galaxy, wavelength), ``mask`` (galaxy,
+wavelength; 0 = good), ``redshift`` and ``galaxy_id`` (galaxy,), ``wavelength`` in Angstrom with attributes
+``frame`` (rest or observed) and ``medium`` (vacuum or air); units as attributes that :mod:`astropy.units`
+reads. Any other variable with one value per galaxy is the survey's own and travels to the result tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import ArrayLike, NDArray
+
+from digs_survey.errors import CatalogError
+from digs_survey.quality import QualityFlag
+from digs_survey.spectra import WavelengthGrid
+from digs_survey.storage import ArraySpec, create_dataset, remove
+from digs_survey.validation import (
+    FLUX_UNIT,
+    ValidationReport,
+    open_group,
+    parse_unit,
+    redshift_quality,
+    schema_violations,
+    survey_arrays,
+    usable_elements,
+)
+
+__all__ = ["Catalog", "CatalogRows", "ValidationReport", "validate_catalog", "write_catalog"]
+
+_BLOCK_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class CatalogRows:
+    """A block of rows in the units that the package computes in.
+
+    Attributes
+    ----------
+    flux, ivar : ndarray of float64, shape (galaxy, wavelength)
+        f_lambda in erg/s/cm2/Angstrom and its inverse variance.
+    good : ndarray of bool, shape (galaxy, wavelength)
+        Where the catalog's mask is 0; the values there may still be unusable.
+    redshift : ndarray of float64, shape (galaxy,)
+    galaxy_id : ndarray of int or str, shape (galaxy,)
+    quality : ndarray of int64, shape (galaxy,)
+        Bits of :class:`~digs_survey.quality.QualityFlag`.
+    """
+
+    flux: NDArray[np.float64]
+    ivar: NDArray[np.float64]
+    good: NDArray[np.bool_]
+    redshift: NDArray[np.float64]
+    galaxy_id: NDArray[Any]
+    quality: NDArray[np.int64]
+
+
+class Catalog:
+    """A catalog that keeps to the schema, opened for reading; see :meth:`open`."""
+
+    def __init__(self, path: Path, group: zarr.Group) -> None:
+        self.path = path
+        self._arrays = dict(group.arrays())
+        self._attrs = dict(group.attrs)
+        wave = self._arrays["wavelength"]
+        self.grid = WavelengthGrid(
+            np.asarray(wave[:], dtype=np.float64), str(wave.attrs["frame"]), str(wave.attrs["medium"])
+        )
+        self.n_rows: int = self._arrays["flux"].shape[0]
+        self.survey_columns: tuple[str, ...] = tuple(survey_arrays(group)[0])
+        self._scale = float(parse_unit(self._arrays["flux"].attrs["units"]).to(FLUX_UNIT))
+
+    @classmethod
+    def open(cls, path: Path | str) -> Catalog:
+        """Open a catalog after checking its schema; cheap, since only metadata and wavelengths are read.
+
+        Raises
+        ------
+        CatalogError
+            Listing every violation of the schema.
+        """
+        path = Path(path)
+        group = open_group(path)
+        ValidationReport(path, schema_violations(group)).raise_for_errors()
+        return cls(path, group)
+
+    def rows(self, start: int, stop: int) -> CatalogRows:
+        """Read the spectra of rows ``start`` to ``stop`` (excluded).
+
+        The first call also reads all of ``galaxy_id``, to know which rows share one.
+        """
+        part = slice(start, stop)
+        flux = self._read("flux", part).astype(np.float64) * self._scale
+        ivar = self._read("ivar", part).astype(np.float64) / self._scale**2
+        good = self._read("mask", part) == 0
+        redshift = self.redshift(start, stop)
+        quality = usable_elements(flux, ivar, good)[1] | redshift_quality(redshift)
+        low, high = np.searchsorted(self.duplicate_rows, [start, stop])
+        quality[self.duplicate_rows[low:high] - start] |= QualityFlag.DUPLICATE_ID
+        return CatalogRows(flux, ivar, good, redshift, self.galaxy_id(start, stop), quality)
+
+    def galaxy_id(self, start: int, stop: int) -> NDArray[Any]:
+        """Read the identifiers of rows ``start`` to ``stop`` (excluded): integers or strings."""
+        return self._read("galaxy_id", slice(start, stop))
+
+    def redshift(self, start: int, stop: int) -> NDArray[np.float64]:
+        """Read the redshifts of rows ``start`` to ``stop`` (excluded)."""
+        return self._read("redshift", slice(start, stop)).astype(np.float64)
+
+    def columns(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
+        """Read the survey's own columns of rows ``start`` to ``stop`` (excluded)."""
+        return {name: self._read(name, slice(start, stop)) for name in self.survey_columns}
+
+    def column_attrs(self, name: str) -> dict[str, Any]:
+        """Return the attributes of a variable, ``units`` and ``description`` among them where given."""
+        return {key: value for key, value in self._arrays[name].attrs.items() if not key.startswith("_")}
+
+    @cached_property
+    def duplicate_rows(self) -> NDArray[np.int64]:
+        """Rows (in order) whose ``galaxy_id`` another row has as well."""
+        # hashes, since 8 bytes a row fit into memory whatever the length of the identifiers
+        keys = np.empty(self.n_rows, dtype=np.int64)
+        for block in _blocks(self._arrays["galaxy_id"]):
+            keys[block] = [hash(i) for i in self._read("galaxy_id", block).tolist()]
+        order = np.argsort(keys, kind="stable")
+        same = keys[order][1:] == keys[order][:-1]
+        repeated = np.concatenate([same, [False]]) | np.concatenate([[False], same])
+        return np.sort(order[repeated])
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all metadata and values, however they are cut into chunks; reads the whole catalog."""
+        digest = hashlib.sha256(json.dumps(self._attrs, sort_keys=True, default=str).encode())
+        for name, array in sorted(self._arrays.items()):
+            head = [name, array.shape, str(array.dtype), self.column_attrs(name)]
+            digest.update(json.dumps(head, sort_keys=True, default=str).encode())
+            for block in _blocks(array):
+                value = self._read(name, block)
+                if value.dtype.kind == "U":
+                    digest.update(json.dumps(value.tolist()).encode())
+                else:
+                    digest.update(np.ascontiguousarray(value).tobytes())
+        return digest.hexdigest()
+
+    def check_rows(self) -> tuple[dict[QualityFlag, NDArray[np.int64]], list[str]]:
+        """Read every row, block by block: the rows of each quality bit, and what cannot be read."""
+        quality = np.zeros(self.n_rows, dtype=np.int64)
+        unreadable = []
+        for block in _blocks(self._arrays["flux"]):
+            try:
+                quality[block] = self.rows(block.start, block.stop).quality
+                self.columns(block.start, block.stop)
+            except CatalogError as error:
+                unreadable.append(str(error))
+        flagged = {flag: np.flatnonzero(quality & flag) for flag in QualityFlag}
+        return {flag: rows for flag, rows in flagged.items() if rows.size}, unreadable
+
+    def _read(self, name: str, part: slice) -> NDArray[Any]:
+        try:
+            return _plain(self._arrays[name][part])
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            where = f"{name}: rows {part.start} to {part.stop - 1} of {self.path}"
+            raise CatalogError(f"{where} cannot be read ({error}); write the catalog again") from error
+
+
+def validate_catalog(path: Path | str) -> ValidationReport:
+    """Check a catalog in full: its schema, that every row can be read, and what is wrong with rows.
+
+    Rows are streamed in blocks. Nothing is raised: ``report.raise_for_errors()`` does that.
+    """
+    path = Path(path)
+    try:
+        group = open_group(path)
+    except CatalogError as error:
+        return ValidationReport(path, [str(error)])
+    errors = schema_violations(group)
+    if errors:
+        return ValidationReport(path, errors)
+    catalog = Catalog(path, group)
+    problems, unreadable = catalog.check_rows()
+    return ValidationReport(path, unreadable, problems, catalog.n_rows, survey_arrays(group)[1])
+
+
+def write_catalog(
+    path: Path | str,
+    *,
+    grid: WavelengthGrid,
+    flux: ArrayLike,
+    ivar: ArrayLike,
+    mask: ArrayLike,
+    redshift: ArrayLike,
+    galaxy_id: ArrayLike,
+    flux_unit: str,
+    columns: Mapping[str, tuple[ArrayLike, Mapping[str, Any]]] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+    rows_per_shard: int = 1024,
+) -> None:
+    """Write a catalog; it appears at ``path`` complete and valid, or not at all.
+
+    Parameters
+    ----------
+    path : path-like
+        What stood there before is replaced.
+    flux, ivar : array_like, shape (galaxy, wavelength)
+        f_lambda in ``flux_unit`` and its inverse variance; stored as float32.
+    mask : array_like of int, shape (galaxy, wavelength)
+        0 = good; stored as uint8.
+    redshift : array_like, shape (galaxy,)
+    galaxy_id : array_like of int or str, shape (galaxy,)
+    flux_unit : str
+        Read by :mod:`astropy.units`; a scale such as ``1e-17 erg / (s cm2 Angstrom)`` keeps float32 in range.
+    columns : mapping of name to (values (galaxy,), attributes), optional
+        The survey's own columns; attributes ``units`` and ``description`` reach the result tables.
+    attrs : mapping, optional
+        Attributes of the catalog as a whole.
+
+    Raises
+    ------
+    CatalogError
+        A shape, unit or name that the schema does not allow, or values out of float32's range.
+    """
+    path = Path(path)
+    arrays: dict[str, NDArray[Any]] = {
+        "flux": _float32("flux", flux),
+        "ivar": _float32("ivar", ivar),
+        "mask": np.asarray(mask).astype(np.uint8),
+        "redshift": np.asarray(redshift, dtype=np.float64),
+        "galaxy_id": _plain(np.asarray(galaxy_id)),
+    }
+    try:
+        ivar_unit = (parse_unit(flux_unit) ** -2).to_string()
+    except ValueError as error:
+        raise CatalogError(f"catalog {path}: flux_unit {flux_unit!r} cannot be read: {error}") from error
+    described: dict[str, Mapping[str, Any]] = {"flux": {"units": flux_unit}, "ivar": {"units": ivar_unit}}
+    for name, (values, attributes) in (columns or {}).items():
+        arrays[name], described[name] = _plain(np.asarray(values)), attributes
+    size = (arrays["redshift"].size, len(grid))
+    wrong = []
+    for name, array in arrays.items():
+        expected = size if name in ("flux", "ivar", "mask") else size[:1]
+        if array.shape != expected:
+            wrong.append(f"{name}: expected shape {expected}, found {array.shape}")
+    if wrong:
+        raise CatalogError(f"catalog {path} cannot be written:", wrong)
+    specs = {
+        name: ArraySpec(
+            ("galaxy", "wavelength")[: array.ndim],
+            array.shape,
+            "str" if array.dtype.kind == "U" else str(array.dtype),
+            shard_rows=max(1, min(rows_per_shard, size[0])),
+            chunk_rows=256,
+            attrs=described.get(name, {}),
+        )
+        for name, array in arrays.items()
+    }
+    wave_attrs = {"units": "Angstrom", "frame": grid.frame, "medium": grid.medium}
+    specs["wavelength"] = ArraySpec(("wavelength",), (len(grid),), "float64", attrs=wave_attrs)
+    building = path.with_name(f".{path.name}-unchecked-{os.getpid()}")
+    try:
+        create_dataset(building, specs, {**arrays, "wavelength": grid.wavelength}, attrs)
+        violations = schema_violations(open_group(building))
+        if violations:
+            raise CatalogError(f"catalog {path} cannot be written:", violations)
+        remove(path)
+        os.replace(building, path)
+    finally:
+        remove(building)
+
+
+def _blocks(array: zarr.Array) -> Iterator[slice]:
+    width = int(np.prod(array.shape[1:], dtype=int)) * max(1, array.dtype.itemsize)
+    rows = max(1, _BLOCK_BYTES // max(1, width))
+    for start in range(0, array.shape[0], rows):
+        yield slice(start, min(start + rows, array.shape[0]))
+
+
+def _plain(values: Any) -> NDArray[Any]:
+    """Turn numpy's several kinds of strings into the fixed-width one that every reader knows."""
+    array = np.asarray(values)
+    if array.dtype.kind == "S":
+        return np.char.decode(array, "utf-8", "replace")
+    return np.array(array.tolist(), dtype=str) if array.dtype.kind in "TO" else array
+
+
+def _float32(name: str, values: ArrayLike) -> NDArray[np.float32]:
+    wide = np.asarray(values, dtype=np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = wide.astype(np.float32)
+    if (np.isinf(narrow) & np.isfinite(wide)).any() or ((narrow == 0) & (wide != 0)).any():
+        remedy = "give flux in a scaled unit, such as '1e-17 erg / (s cm2 Angstrom)'"
+        raise CatalogError(f"{name}: values out of float32's range (1e-45 to 3e38); {remedy}")
+    return narrow

@@ -1,0 +1,323 @@
+"""The configuration of a survey: frozen models read from TOML, with units in the names of the keys.
+
+A configuration is a file, or the name of a preset that ships under ``catalogs/``, and overrides of the
+form ``section.key=value``. Unknown keys are refused and the nearest known key is named.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from digs_survey.errors import ConfigError
+from digs_survey.parameters import PARAMETERS, Prior
+
+__all__ = [
+    "AuditConfig",
+    "GridConfig",
+    "MCMCConfig",
+    "MapConfig",
+    "ModelConfig",
+    "NoiseConfig",
+    "SimulateConfig",
+    "SurveyConfig",
+    "TrainConfig",
+    "load_config",
+    "preset_path",
+    "presets",
+]
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+
+class ModelConfig(_Section):
+    """What makes the spectra."""
+
+    source: Literal["bc03", "fsps"] = "bc03"
+    """Stellar populations: BC03-MILES (no data to download) or python-fsps (needs SPS_HOME)."""
+    smoothing_kms: Positive = 350.0
+    """Gaussian sigma of the velocity smoothing."""
+    resampling: Literal["mean", "point"] = "mean"
+    """Onto the grid: the mean over each element (conserves flux), or its value at the centre."""
+    nebular: bool = True
+    """Nebular lines and continuum."""
+    gas_logu: Annotated[float, Field(ge=-4.0, le=-1.0)] = -2.0
+    """Ionisation parameter of the gas, log10."""
+    zred: Annotated[float, Field(gt=0)] = 1e-5
+    """Redshift whose luminosity distance (WMAP9) sets the amplitude of simulated spectra."""
+
+
+class GridConfig(_Section):
+    """Wavelength grid, used where no catalog gives one; element centres, both ends included."""
+
+    start_angstrom: Positive = 3060.0
+    stop_angstrom: Positive = 9910.0
+    step_angstrom: Positive = 50.0
+    frame: Literal["rest", "observed"] = "rest"
+    medium: Literal["vacuum", "air"] = "vacuum"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> GridConfig:
+        if self.stop_angstrom < self.start_angstrom + self.step_angstrom:
+            raise ValueError("expected stop_angstrom >= start_angstrom + step_angstrom")
+        return self
+
+
+class NoiseConfig(_Section):
+    """The survey's noise, drawn on simulations and used by every likelihood."""
+
+    kind: Literal["fractional", "catalog"] = "fractional"
+    """A fraction of the flux; or the catalog's own ivar (rows drawn at random) with that fraction added
+    in quadrature."""
+    fraction: Positive = 0.05
+    """Standard deviation as a fraction of the flux."""
+    space: Literal["flux", "log10"] = "flux"
+    """Where fractional noise is Gaussian: in flux, or (the paper's code) in log10 flux."""
+
+    @model_validator(mode="after")
+    def _spaces(self) -> NoiseConfig:
+        if self.kind == "catalog" and self.space != "flux":
+            raise ValueError("kind = 'catalog' is Gaussian in flux; expected space = 'flux'")
+        return self
+
+
+class SimulateConfig(_Section):
+    """How many noiseless spectra to compute."""
+
+    simulations: Count = 60_000
+    rows_per_shard: Count = 2_000
+
+
+class AugmentConfig(_Section):
+    """The stage that writes noisy pairs to disk (training draws fresh noise and does not need it)."""
+
+    draws_per_spectrum: Count = 4
+
+
+class TrainConfig(_Section):
+    """The neural posterior estimator and its training."""
+
+    hidden_features: Count = 64
+    transforms: Count = 5
+    blocks: Count = 2
+    """Hidden layers in each transform."""
+    embedding_features: Annotated[int, Field(ge=0)] = 64
+    """Width of the residual perceptron between features and flow; 0 leaves it out."""
+    embedding_layers: Annotated[int, Field(ge=0)] = 2
+    components: Count = 40
+    """Principal components of the log10 flux that the network sees (at most the grid's elements)."""
+    batch_size: Count = 4096
+    epochs: Count = 40
+    """Passes over the training split, each with fresh noise."""
+    learning_rate: Positive = 2e-3
+    gradient_clip: Positive = 5.0
+    validation_fraction: Fraction = 0.05
+    patience: Count = 20
+    """Epochs without a better validation loss after which training stops."""
+    workers: Count = 1
+    """Data-parallel workers (Ray Train where more than one, or on a Ray cluster)."""
+    threads_per_worker: Count = 2
+    """Threads of each worker; part of what fixes the weights to the bit."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class MapConfig(_Section):
+    """Applying the frozen posterior to every row."""
+
+    draws: Annotated[int, Field(ge=16)] = 1_000
+    quantiles: tuple[Fraction, ...] = (0.025, 0.16, 0.5, 0.84, 0.975)
+    rows_per_shard: Count = 512
+    min_good_fraction: Fraction = 0.8
+    """Rows with fewer good elements get a quality bit and no posterior."""
+    edge_fraction: Fraction = 0.02
+    """Width, as a fraction of the prior's range, of the strip at each edge that PRIOR_EDGE looks at."""
+    edge_mass: Fraction = 0.25
+    """Posterior mass in that strip from which on a row gets PRIOR_EDGE."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Ray actors; 0 takes one for each core of the cluster."""
+
+    @model_validator(mode="after")
+    def _quantiles(self) -> MapConfig:
+        if list(self.quantiles) != sorted(set(self.quantiles)) or 0.5 not in self.quantiles:
+            raise ValueError("expected increasing quantiles that include 0.5")
+        return self
+
+
+class MCMCConfig(_Section):
+    """emcee with Prospector's likelihood, one galaxy a job."""
+
+    walkers: Annotated[int, Field(ge=12)] = 32
+    burn_in: tuple[Count, ...] = (250,)
+    """Steps of each burn-in round, discarded."""
+    steps: Count = 1_000
+    """Steps after which convergence is first judged, and by which the chain is extended."""
+    max_steps: Count = 4_000
+    autocorrelation_times: Positive = 50.0
+    """A chain has converged when it is longer than this many autocorrelation times."""
+    moves: Literal["stretch", "de"] = "de"
+    """emcee's stretch move (its default, the paper's) or differential evolution with a fifth of stretch."""
+
+
+class AuditConfig(_Section):
+    """The sampled subset that checks the posterior, and what it costs."""
+
+    galaxies: Count = 4
+    """Rows given to emcee, stratified in S/N and posterior position."""
+    calibration_simulations: Count = 2_000
+    """Independent simulations for ranks, coverage and recovery."""
+    calibration_draws: Annotated[int, Field(ge=100)] = 1_000
+    predictive_draws: Count = 64
+    mcmc: MCMCConfig = MCMCConfig()
+
+
+class Bounds(_Section):
+    """Bounds of a uniform prior, in the parameter's own unit."""
+
+    low: float
+    high: float
+
+
+class SurveyConfig(_Section):
+    """Everything that decides a run's results; see ``catalogs/*.toml`` for presets."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 2022
+    model: ModelConfig = ModelConfig()
+    prior: dict[str, Bounds] = Field(default_factory=dict)
+    grid: GridConfig = GridConfig()
+    noise: NoiseConfig = NoiseConfig()
+    simulate: SimulateConfig = SimulateConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    map: MapConfig = MapConfig()
+    audit: AuditConfig = AuditConfig()
+
+    @model_validator(mode="after")
+    def _known_parameters(self) -> SurveyConfig:
+        try:
+            self.make_prior()
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def make_prior(self) -> Prior:
+        """Return the prior with this configuration's bounds."""
+        return Prior({name: (b.low, b.high) for name, b in self.prior.items()})
+
+    def hash(self, *sections: str) -> str:
+        """SHA-256 of the named sections (all of them if none is named), independent of key order."""
+        data = self.model_dump(mode="json", include=set(sections) or None)
+        if not sections or "prior" in sections:
+            data["prior"] = self.make_prior().to_dict()
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _catalogs() -> Path:
+    packaged = Path(str(files("digs_survey"))) / "catalogs"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[1] / "catalogs"
+
+
+def presets() -> list[str]:
+    """Names of the presets that ship with the package."""
+    return sorted(path.stem for path in _catalogs().glob("*.toml"))
+
+
+def preset_path(name: str) -> Path:
+    """Path of the preset ``name``; a :class:`ConfigError` names the nearest one if it is unknown."""
+    path = _catalogs() / f"{name}.toml"
+    if not path.is_file():
+        known = presets()
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"configuration {name!r} is neither a file nor a preset{hint} Presets: {', '.join(known)}")
+    return path
+
+
+def load_config(source: str | Path | None = None, overrides: Iterable[str] = ()) -> SurveyConfig:
+    """Read a configuration from a TOML file or a preset's name, and apply ``section.key=value`` overrides.
+
+    Raises
+    ------
+    ConfigError
+        Naming every unknown key (with the nearest known one), wrong type and impossible value.
+    """
+    data: dict[str, Any] = {}
+    name = "defaults"
+    if source is not None:
+        path = Path(source) if Path(source).suffix == ".toml" or Path(source).is_file() else preset_path(str(source))
+        name = str(source)
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"configuration {path}: no such file") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"configuration {path} is not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(data, override)
+    try:
+        return SurveyConfig.model_validate(data)
+    except ValidationError as error:
+        lines = "\n".join(f"  - {line}" for line in _explain(error))
+        raise ConfigError(f"configuration {name} cannot be used:\n{lines}") from error
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override!r}: expected section.key=value, for example train.epochs=5")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    node = data
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
+    node[parts[-1]] = value
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, info in model.model_fields.items():
+        if name == "prior" and model is SurveyConfig:
+            yield from (f"prior.{p}.{bound}" for p in PARAMETERS for bound in ("low", "high"))
+        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _known_keys(info.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    known = list(_known_keys(SurveyConfig))
+    sections = sorted({key.rpartition(".")[0] for key in known} - {""})
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            candidates = sections + known if isinstance(problem["input"], dict) else known
+            near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.4)
+            yield f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+        else:
+            found = "" if isinstance(problem["input"], dict) else f", found {problem['input']!r}"
+            message = problem["msg"].removeprefix("Value error, ")
+            yield f"{key}: {message}{found}" if key else f"{message}{found}"
+
+
+def grid_centres(grid: GridConfig) -> np.ndarray:
+    """Element centres (wavelength,) in Angstrom of a configured grid."""
+    count = int(np.floor((grid.stop_angstrom - grid.start_angstrom) / grid.step_angstrom + 1e-9)) + 1
+    return grid.start_angstrom + grid.step_angstrom * np.arange(count)

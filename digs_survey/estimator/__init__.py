@@ -1,0 +1,1 @@
+"""The neural posterior estimator: features, network, training, frozen posterior, sampler."""

@@ -1,0 +1,78 @@
+"""The frozen posterior on disk: ``model.safetensors`` for arrays and ``card.json`` for everything else.
+
+Never a pickle. The hash of a model covers its arrays and the part of its card that decides results;
+calibration results, which are learned later, may be added without changing it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save
+
+from digs_survey.errors import RunDirectoryError
+from digs_survey.manifest import versions
+from digs_survey.storage import read_json, write_bytes, write_json
+
+__all__ = ["FORMAT", "load_artefact", "model_hash", "save_artefact", "update_card"]
+
+FORMAT = 1
+_DECISIVE = ("format", "architecture", "parameters", "grid", "noise", "model", "training")
+
+
+def model_hash(arrays: dict[str, NDArray[Any]], card: dict[str, Any]) -> str:
+    """SHA-256 over the arrays and the decisive part of the card."""
+    digest = hashlib.sha256(json.dumps({key: card[key] for key in _DECISIVE}, sort_keys=True).encode())
+    for name in sorted(arrays):
+        value = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name}{value.dtype.str}{value.shape}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def save_artefact(folder: Path, arrays: dict[str, NDArray[Any]], card: dict[str, Any]) -> str:
+    """Write the model, the card last, and return its hash."""
+    digest = model_hash(arrays, card)
+    write_bytes(Path(folder) / "model.safetensors", save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+    write_json(Path(folder) / "card.json", {**card, "hash": digest, "versions": versions()})
+    return digest
+
+
+def load_artefact(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Read a model and check it against its hash.
+
+    Raises
+    ------
+    RunDirectoryError
+        If a file is missing, of another format, or does not match the hash in the card.
+    """
+    folder = Path(folder)
+    for name in ("card.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise RunDirectoryError(f"model {folder}: expected {name} there; train one with 'digs-survey train'")
+    card = read_json(folder / "card.json")
+    if card.get("format") != FORMAT:
+        raise RunDirectoryError(
+            f"model {folder}: card.json has format {card.get('format')!r}, this version reads {FORMAT}; train it again"
+        )
+    arrays = load_file(folder / "model.safetensors")
+    if model_hash(arrays, card) != card["hash"]:
+        raise RunDirectoryError(
+            f"model {folder}: model.safetensors and card.json do not match the hash in the card; "
+            "one of them was changed or damaged, restore it or train again"
+        )
+    return arrays, card
+
+
+def update_card(folder: Path, **entries: Any) -> None:
+    """Add entries, such as calibration results, that do not decide results."""
+    path = Path(folder) / "card.json"
+    card = read_json(path)
+    if decisive := set(entries) & {*_DECISIVE, "hash"}:
+        raise ValueError(f"card entries {sorted(decisive)} belong to the model's hash")
+    write_json(path, {**card, **entries})

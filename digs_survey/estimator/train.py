@@ -1,0 +1,263 @@
+"""Train the neural posterior estimator: in this process, or on Ray Train workers.
+
+The loop and its checkpoint are the same in both cases; Ray Train brings the processes, their place in
+the group, and restarts. A new attempt, of a worker or of the whole command, goes on from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from digs_survey.config import SurveyConfig
+from digs_survey.errors import StageError
+from digs_survey.estimator.loop import HISTORY, Worker, fit, load_checkpoint, prepare_estimator
+from digs_survey.estimator.posterior import FrozenPosterior
+from digs_survey.simulate.noise import NoiseModel
+from digs_survey.spectra import WavelengthGrid
+from digs_survey.storage import remove, write_text
+
+__all__ = ["simulations_hash", "train"]
+
+_POLL_SECONDS = 0.5
+
+
+def train(
+    config: SurveyConfig,
+    simulations: Path,
+    folder: Path,
+    *,
+    noise: NoiseModel,
+    data_hash: str,
+    ray_address: str | None = None,
+    advance: Callable[[int], None] = lambda epochs: None,
+) -> tuple[FrozenPosterior, float]:
+    """Train on ``simulations.zarr`` and freeze the posterior.
+
+    Parameters
+    ----------
+    config : SurveyConfig
+    simulations : Path
+        With ``theta`` (simulation, parameter) and noiseless ``flux`` (simulation, wavelength).
+    folder : Path
+        Gets model.safetensors, card.json and history.csv; the checkpoint lies beside it while training runs.
+    noise : NoiseModel
+    data_hash : str
+        Identifies the simulations, for the card and the checkpoint.
+    ray_address : str, optional
+        A Ray cluster to train on. Without one, one worker trains in this process.
+    advance : callable
+        Told how many more epochs are done.
+
+    Returns
+    -------
+    FrozenPosterior, float
+        And the core-seconds spent, interrupted attempts included up to their last checkpoint.
+    """
+    folder, checkpoint = Path(folder), Path(folder).parent / "checkpoint" / "train.pt"
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    key = _key(config, noise, data_hash)
+    state = load_checkpoint(checkpoint, key)
+    advance(state["epoch"] if state else 0)
+    if ray_address is None and config.train.workers == 1:
+        theta, flux = _read(simulations)
+        state = fit(config, theta, flux, noise, checkpoint, key, on_epoch=lambda row: advance(1))
+    else:
+        with _epochs_followed(checkpoint, key, advance, state["epoch"] if state else 0):
+            _fit_on_ray(config, simulations, noise, checkpoint, key, ray_address)
+        state = load_checkpoint(checkpoint, key)
+        if state is None:
+            raise StageError(
+                f"train: the Ray workers left no checkpoint at {checkpoint}; "
+                "the run directory must lie on storage that every node shares"
+            )
+        theta, flux = _read(simulations)
+    estimator = prepare_estimator(config, theta, flux, noise)
+    estimator.load_state_dict(state["best"])
+    posterior = FrozenPosterior.freeze(
+        folder,
+        estimator,
+        prior=config.make_prior(),
+        grid=_grid(simulations),
+        noise=noise,
+        noise_config=config.noise,
+        architecture={
+            "flow": "maf",
+            "hidden_features": config.train.hidden_features,
+            "transforms": config.train.transforms,
+            "blocks": config.train.blocks,
+            "embedding_features": config.train.embedding_features,
+            "embedding_layers": config.train.embedding_layers,
+            "components": estimator.features.components,
+            "coordinates": "logit of the prior's CDF, centred on the amplitude",
+            "features": "mean log10 flux and principal components of log10 flux less its mean",
+        },
+        model=config.model.model_dump(mode="json"),
+        training={
+            "simulations": len(theta),
+            "data_hash": data_hash,
+            "seed": config.seed,
+            "epochs": state["epoch"],
+            "best_epoch": state["best_epoch"],
+            "best_validation_loss": state["best_loss"],
+            "settings": config.train.model_dump(mode="json"),
+        },
+    )
+    write_text(folder / "history.csv", _history(state["history"]))
+    remove(checkpoint.parent)
+    return posterior, float(state["history"][-1][HISTORY.index("core_s")])
+
+
+def _key(config: SurveyConfig, noise: NoiseModel, data_hash: str) -> str:
+    digest = hashlib.sha256(config.hash("seed", "train", "noise", "prior").encode())
+    digest.update(data_hash.encode())
+    if noise.relative is not None:
+        digest.update(np.ascontiguousarray(noise.relative).tobytes())
+    return digest.hexdigest()
+
+
+def _read(simulations: Path) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    group: Any = zarr.open_group(str(simulations), mode="r")
+    return np.asarray(group["theta"][...]), np.asarray(group["flux"][...], dtype=np.float32)
+
+
+def _grid(simulations: Path) -> WavelengthGrid:
+    group: Any = zarr.open_group(str(simulations), mode="r")
+    wave = group["wavelength"]
+    return WavelengthGrid(np.asarray(wave[...]), str(wave.attrs["frame"]), str(wave.attrs["medium"]))
+
+
+def _history(rows: list[list[float]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(HISTORY)
+    writer.writerows([int(row[0]), *(f"{value:.6g}" for value in row[1:])] for row in rows)
+    return buffer.getvalue()
+
+
+def _ray_loop(settings: Mapping[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    import ray.train
+    import torch
+
+    context = ray.train.get_context()
+
+    def total(value: float) -> float:
+        if context.get_world_size() == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.float64)
+        torch.distributed.all_reduce(tensor)
+        return float(tensor[0])
+
+    config = SurveyConfig.model_validate_json(settings["config"])
+    theta, flux = _read(Path(settings["simulations"]))
+    noise = NoiseModel.from_config(config.noise, settings["relative"])
+    fit(
+        config,
+        theta,
+        flux,
+        noise,
+        Path(settings["checkpoint"]),
+        settings["key"],
+        worker=Worker(
+            rank=context.get_world_rank(),
+            size=context.get_world_size(),
+            wrap=lambda module: ray.train.torch.prepare_model(
+                module, parallel_strategy_kwargs={"broadcast_buffers": False}
+            ),
+            total=total,
+        ),
+        on_epoch=lambda row: ray.train.report(dict(row)),
+    )
+
+
+def _fit_on_ray(
+    config: SurveyConfig,
+    simulations: Path,
+    noise: NoiseModel,
+    checkpoint: Path,
+    key: str,
+    address: str | None,
+) -> None:
+    from digs_survey.raysession import ray_session
+
+    with ray_session(address):
+        import ray
+        import ray.train
+        from ray.train.torch import TorchTrainer
+
+        gpus = config.train.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= config.train.workers
+        cores = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+        trainer = TorchTrainer(
+            _ray_loop,
+            train_loop_config={
+                "config": config.model_dump_json(),
+                "simulations": str(Path(simulations).resolve()),
+                "relative": noise.relative,
+                "checkpoint": str(checkpoint.resolve()),
+                "key": key,
+            },
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=config.train.workers,
+                use_gpu=gpus,
+                resources_per_worker={
+                    "CPU": max(1, min(config.train.threads_per_worker, cores // config.train.workers)),
+                    **({"GPU": 1} if gpus else {}),
+                },
+            ),
+            run_config=ray.train.RunConfig(
+                name="train",
+                storage_path=str(checkpoint.parent.resolve() / "ray"),
+                failure_config=ray.train.FailureConfig(max_failures=2),
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise StageError(f"train: the Ray Train workers failed: {error}") from error
+
+
+@contextmanager
+def _epochs_followed(checkpoint: Path, key: str, advance: Callable[[int], None], done: int) -> Iterator[None]:
+    """Report epochs from the checkpoint while workers elsewhere write it."""
+    stop = threading.Event()
+
+    def follow() -> None:
+        seen = done
+        last = None
+        while not stop.wait(_POLL_SECONDS):
+            stamp = checkpoint.stat().st_mtime_ns if checkpoint.is_file() else None
+            if stamp != last:
+                last = stamp
+                state = load_checkpoint(checkpoint, key)
+                if state and state["epoch"] > seen:
+                    advance(state["epoch"] - seen)
+                    seen = state["epoch"]
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def simulations_hash(simulations: Path, records: Mapping[int, Mapping[str, Any]]) -> str:
+    """Hash of a set of simulations from its attributes and the checksums of its shards."""
+    group = zarr.open_group(str(simulations), mode="r")
+    attrs = dict(group.attrs)
+    sums = [records[shard]["checksum"] for shard in sorted(records)]
+    return hashlib.sha256(json.dumps([attrs, sums], sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Applying the frozen posterior to every row of a catalog."""

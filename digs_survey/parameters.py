@@ -1,0 +1,174 @@
+r"""The parameters of the galaxy model and their prior: the one place where names, units and bounds live.
+
+Prospector, sbi and emcee all take their prior from here. Every prior is uniform in the named
+coordinate (``logmass`` uniform means log-uniform in mass). Training happens in the unconstrained
+coordinates :math:`u = \mathrm{logit}\,F(\theta)`, with :math:`F` the prior's cumulative distribution,
+whose range is all of :math:`R^D`: no posterior draw can fall outside the prior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, log_expit, logit
+
+from digs_survey.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.distributions import Distribution
+
+__all__ = ["PARAMETERS", "Parameter", "Prior"]
+
+_EDGE = 1e-9
+"""Distance from 0 and 1, in the prior's CDF, to which values are drawn before the logit."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of the galaxy model with its uniform prior.
+
+    Attributes
+    ----------
+    name : str
+        The field's name of the parameter, as Prospector spells it where it has one.
+    low, high : float
+        Bounds of the uniform prior, in ``unit``.
+    unit : str
+        A unit that :mod:`astropy.units` reads ("" if dimensionless).
+    label : str
+        Label of figures, with TeX.
+    description : str
+        One line for people.
+    """
+
+    name: str
+    low: float
+    high: float
+    unit: str
+    label: str
+    description: str
+
+
+PARAMETERS: dict[str, Parameter] = {
+    p.name: p
+    for p in (
+        Parameter("logmass", 8.0, 13.0, "dex(solMass)", r"$\log_{10} M/M_\odot$", "total stellar mass formed"),
+        Parameter("logzsol", -2.0, 0.2, "dex", r"$\log_{10} Z/Z_\odot$", "stellar metallicity"),
+        Parameter("dust2", 0.1, 1.0, "", r"$\hat\tau_{2}$", "diffuse-dust optical depth at 5500 Angstrom"),
+        Parameter("tage", 0.01, 4.0, "Gyr", r"$t_{\rm age}\;[{\rm Gyr}]$", "age of the galaxy"),
+        Parameter(
+            "logtau",
+            -1.0,
+            1.0,
+            "dex(Gyr)",
+            r"$\log_{10}\tau/{\rm Gyr}$",
+            "e-folding time of the delayed-tau SFH",
+        ),
+    )
+}
+"""The parameters of the delayed-tau model with the bounds of the preset ``digs2022``."""
+
+
+class Prior:
+    """Independent uniform priors on the parameters of the model.
+
+    Parameters
+    ----------
+    bounds : mapping of str to (low, high), optional
+        Bounds that replace the defaults in :data:`PARAMETERS`.
+    """
+
+    def __init__(self, bounds: Mapping[str, tuple[float, float]] | None = None) -> None:
+        bounds = dict(bounds or {})
+        unknown = sorted(set(bounds) - set(PARAMETERS))
+        if unknown:
+            raise ConfigError(f"prior: unknown parameter {unknown[0]!r}; the model has {', '.join(PARAMETERS)}")
+        self.parameters = tuple(
+            Parameter(**{**asdict(p), "low": float(lo), "high": float(hi)})
+            for p in PARAMETERS.values()
+            for lo, hi in [bounds.get(p.name, (p.low, p.high))]
+        )
+        for p in self.parameters:
+            if not (np.isfinite([p.low, p.high]).all() and p.low < p.high):
+                raise ConfigError(f"prior.{p.name}: expected finite low < high, found [{p.low}, {p.high}]")
+        self.low = np.array([p.low for p in self.parameters])
+        self.high = np.array([p.high for p in self.parameters])
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{p.name}=({p.low:g}, {p.high:g})" for p in self.parameters)
+        return f"Prior({inside})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Prior) and self.parameters == other.parameters
+
+    def __hash__(self) -> int:
+        return hash(self.parameters)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters, in the order of the columns of theta."""
+        return tuple(p.name for p in self.parameters)
+
+    @property
+    def ndim(self) -> int:
+        """Number of parameters."""
+        return len(self.parameters)
+
+    def index(self, name: str) -> int:
+        """Column of the parameter ``name`` in theta."""
+        return self.names.index(name)
+
+    def from_unit_cube(self, cube: ArrayLike) -> NDArray[np.float64]:
+        """Map points (..., ndim) of the unit cube to theta."""
+        return self.low + (self.high - self.low) * np.asarray(cube, dtype=float)
+
+    def cdf(self, theta: ArrayLike) -> NDArray[np.float64]:
+        """Cumulative distribution of each parameter at theta (..., ndim); below 0 or above 1 outside."""
+        return (np.asarray(theta, dtype=float) - self.low) / (self.high - self.low)
+
+    def log_prob(self, theta: ArrayLike) -> NDArray[np.float64]:
+        """Log density of the prior at theta (..., ndim); -inf outside the bounds or where theta is NaN."""
+        theta = np.asarray(theta, dtype=float)
+        inside = np.all((theta >= self.low) & (theta <= self.high), axis=-1)
+        return np.where(inside, -np.log(self.high - self.low).sum(), -np.inf)
+
+    def to_unconstrained(self, theta: ArrayLike) -> NDArray[np.float64]:
+        """Map theta (..., ndim) to the unconstrained coordinates, u = logit of the prior's CDF."""
+        return logit(np.clip(self.cdf(theta), _EDGE, 1 - _EDGE))
+
+    def from_unconstrained(self, u: ArrayLike) -> NDArray[np.float64]:
+        """Inverse of :meth:`to_unconstrained`; always inside the prior's bounds."""
+        return self.from_unit_cube(expit(np.asarray(u, dtype=float)))
+
+    def log_abs_det_jacobian(self, u: ArrayLike) -> NDArray[np.float64]:
+        """Log |d theta / d u| at u (..., ndim), summed over the parameters."""
+        u = np.asarray(u, dtype=float)
+        return (log_expit(u) + log_expit(-u) + np.log(self.high - self.low)).sum(axis=-1)
+
+    def prospector_priors(self) -> dict[str, Any]:
+        """Return each parameter's prior as a Prospector ``TopHat``, by name."""
+        from prospect.models import priors
+
+        return {p.name: priors.TopHat(mini=p.low, maxi=p.high) for p in self.parameters}
+
+    def torch_distribution(self) -> Distribution:
+        """Return the prior as the box-uniform torch distribution that sbi takes."""
+        import torch
+        from sbi.utils import BoxUniform
+
+        return BoxUniform(
+            torch.as_tensor(self.low, dtype=torch.float32), torch.as_tensor(self.high, dtype=torch.float32)
+        )
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return the parameters as plain values, for cards and manifests."""
+        return [asdict(p) for p in self.parameters]
+
+    @classmethod
+    def from_dict(cls, items: list[dict[str, Any]]) -> Prior:
+        """Rebuild a prior from :meth:`to_dict`."""
+        return cls({item["name"]: (item["low"], item["high"]) for item in items})

@@ -1,0 +1,411 @@
+"""The stages in order: what each needs, what it makes, and when it may be used again.
+
+prior -> simulate -> train -> frozen posterior -> map -> tables -> audit -> report
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+from filelock import FileLock, Timeout
+
+from digs_survey import __version__
+from digs_survey.catalog import Catalog, validate_catalog
+from digs_survey.config import SurveyConfig, load_config
+from digs_survey.errors import CatalogError, RunDirectoryError
+from digs_survey.infer.prepare import prepare
+from digs_survey.manifest import RunManifest, versions
+from digs_survey.progress import ProgressReporter
+from digs_survey.simulate.noise import NoiseModel, catalog_noise_table
+from digs_survey.spectra import WavelengthGrid
+from digs_survey.storage import Ledger, read_json, remove, write_text
+
+__all__ = ["OUTPUTS", "STAGES", "Survey", "open_survey"]
+
+STAGES = ("simulate", "train", "map", "audit", "report")
+
+OUTPUTS: dict[str, tuple[str, ...]] = {
+    "simulate": ("simulations.zarr", "ledger/simulate"),
+    "augment": ("pairs.zarr", "ledger/augment"),
+    "train": ("model", "checkpoint"),
+    "map": ("posterior.zarr", "percentiles.parquet", "ledger/map"),
+    "audit": ("calibration.zarr", "audit.zarr", "audit.json", "audit-jobs", "ledger/calibration"),
+    "report": ("report.html",),
+}
+"""What each stage leaves in the run directory."""
+
+_NOISE_BLOCKS, _NOISE_BLOCK_ROWS = 16, 256
+
+
+@dataclass
+class Survey:
+    """A run directory with its configuration, and the clusters that its stages use.
+
+    Attributes
+    ----------
+    run_dir : Path
+    config : SurveyConfig
+    manifest : RunManifest
+    progress : ProgressReporter
+    dask_address, ray_address : str or None
+        Clusters; None runs on this machine's cores.
+    """
+
+    run_dir: Path
+    config: SurveyConfig
+    manifest: RunManifest
+    progress: ProgressReporter
+    dask_address: str | None = None
+    ray_address: str | None = None
+
+    # -- the whole way ---------------------------------------------------------------------------------
+
+    def run(self, catalog: Path) -> bool:
+        """Walk all stages for a catalog; return whether there was anything to do."""
+        self.check_catalog(catalog)
+        did = [
+            self.simulate(catalog),
+            self.train(),
+            self.map(catalog),
+            self.audit(),
+            self.report(),
+        ]
+        return any(did)
+
+    def check_catalog(self, catalog: Path) -> None:
+        """Refuse a catalog that breaks the schema; say how many rows will carry a quality bit."""
+        report = validate_catalog(catalog)
+        report.raise_for_errors()
+        for line in report.row_lines():
+            self.progress.say(f"catalog: {line}")
+
+    # -- stages ----------------------------------------------------------------------------------------
+
+    def simulate(self, catalog: Path | None = None) -> bool:
+        """Compute the noiseless simulations on the catalog's grid, or on the configured one."""
+        from digs_survey.simulate.dask import simulate
+
+        grid = WavelengthGrid.from_config(self.config.grid)
+        if catalog is not None:
+            opened = Catalog.open(catalog)
+            grid = opened.grid
+            self._record_catalog(opened)
+        elif self.config.noise.kind == "catalog":
+            raise CatalogError("noise.kind = 'catalog' needs a catalog: digs-survey simulate CATALOG.zarr ...")
+        settings = self.config.simulate
+        key = self._key("model", "prior", "simulate") | {"grid": _grid_key(grid)}
+        ledger = Ledger(self.run_dir / "ledger" / "simulate")
+        with self._stage("simulate", key, settings.simulations, "spectra") as todo:
+            if todo:
+                simulate(
+                    self.config,
+                    grid,
+                    self.run_dir / "simulations.zarr",
+                    count=settings.simulations,
+                    stream="simulate",
+                    ledger=ledger,
+                    address=self.dask_address,
+                    advance=todo.advance,
+                )
+                todo.record.rows, todo.record.core_s = ledger.totals()
+        return bool(todo)
+
+    def augment(self) -> bool:
+        """Write noisy training pairs to disk (training itself draws fresh noise)."""
+        from digs_survey.simulate.augment import augment
+
+        simulations = self._needs("simulate", "simulations.zarr")
+        draws = self.config.augment.draws_per_spectrum
+        total = self.config.simulate.simulations * draws
+        key = self._key("noise", "augment") | {"simulations": self._simulations_hash()}
+        ledger = Ledger(self.run_dir / "ledger" / "augment")
+        with self._stage("augment", key, total, "pairs") as todo:
+            if todo:
+                augment(
+                    simulations,
+                    self.run_dir / "pairs.zarr",
+                    self._noise(),
+                    draws_per_spectrum=draws,
+                    seed=self.config.seed,
+                    ledger=ledger,
+                    rows_per_shard=self.config.simulate.rows_per_shard,
+                    advance=todo.advance,
+                )
+                todo.record.rows, todo.record.core_s = ledger.totals()
+        return bool(todo)
+
+    def train(self) -> bool:
+        """Train the estimator on the simulations and freeze the posterior."""
+        from digs_survey.estimator.train import train
+
+        simulations = self._needs("simulate", "simulations.zarr")
+        noise = self._noise()
+        data_hash = self._simulations_hash()
+        key = self._key("prior", "noise", "train") | {
+            "simulations": data_hash,
+            "noise_table": _table_key(noise),
+        }
+        with self._stage("train", key, self.config.train.epochs, "epochs") as todo:
+            if todo:
+                _, todo.record.core_s = train(
+                    self.config,
+                    simulations,
+                    self.run_dir / "model",
+                    noise=noise,
+                    data_hash=data_hash,
+                    ray_address=self.ray_address,
+                    advance=todo.advance,
+                )
+                todo.record.rows = self.config.simulate.simulations
+        return bool(todo)
+
+    def map(self, catalog: Path, model: Path | None = None) -> bool:
+        """Apply the frozen posterior to every row of a catalog and write the tables."""
+        from digs_survey.estimator.posterior import FrozenPosterior
+        from digs_survey.infer.map import map_catalog
+        from digs_survey.infer.table import write_table
+
+        folder = model or self._needs("train", "model/card.json").parent
+        posterior = FrozenPosterior.load(folder)
+        opened = Catalog.open(catalog)
+        posterior.check_grid(opened.grid)
+        fingerprint = self._record_catalog(opened)
+        key = self._key("map") | {"posterior": posterior.hash, "catalog": fingerprint}
+        ledger = Ledger(self.run_dir / "ledger" / "map")
+        with self._stage("map", key, opened.n_rows, "galaxies") as todo:
+            if todo:
+                map_catalog(
+                    opened.path,
+                    folder,
+                    self.run_dir / "posterior.zarr",
+                    self.config,
+                    ledger=ledger,
+                    address=self.ray_address,
+                    advance=todo.advance,
+                )
+                write_table(self.run_dir / "posterior.zarr", opened, self.run_dir / "percentiles.parquet")
+                todo.record.rows, todo.record.core_s = ledger.totals()
+        return bool(todo)
+
+    def audit(self) -> bool:
+        """Check the posterior on independent simulations and against emcee, and count the cost."""
+        from digs_survey.audit.run import run_audit
+        from digs_survey.estimator.artefact import update_card
+        from digs_survey.estimator.posterior import FrozenPosterior
+        from digs_survey.simulate.dask import simulate
+
+        posterior = FrozenPosterior.load(self._needs("train", "model/card.json").parent)
+        self._needs("map", "posterior.zarr")
+        catalog = Path(self.manifest.data["inputs"]["catalog"]["path"])
+        key = self._key("audit", "noise", "model") | {"map": self.manifest.stages["map"]["key"]}
+        settings = self.config.audit
+        count = settings.calibration_simulations
+        ledger = Ledger(self.run_dir / "ledger" / "calibration")
+        with self._stage("audit", key, settings.galaxies, "galaxies with emcee") as todo:
+            if todo:
+                with self.progress.task("calibration", count, "independent simulations") as advance:
+                    simulate(
+                        self.config,
+                        posterior.grid,
+                        self.run_dir / "calibration.zarr",
+                        count=count,
+                        stream="calibration",
+                        ledger=ledger,
+                        address=self.dask_address,
+                        advance=advance,
+                    )
+                done = {name: record for name, record in self.manifest.stages.items() if record["status"] == "done"}
+                summary = run_audit(
+                    self.run_dir,
+                    self.config,
+                    catalog,
+                    stages=[{"stage": name, **done[name]} for name in STAGES if name in done],
+                    ray_address=self.ray_address,
+                    advance=todo.advance,
+                )
+                update_card(self.run_dir / "model", calibration=summary["calibration"])
+                todo.record.rows = summary["galaxies"]
+                todo.record.core_s = ledger.totals()[1] + summary["core_seconds"]
+        return bool(todo)
+
+    def report(self) -> bool:
+        """Write report.html."""
+        from digs_survey.report.html import write_report
+
+        self._needs("audit", "audit.json")
+        key = self._key() | {
+            "audit": self.manifest.stages["audit"]["key"],
+            "finished": self.manifest.stages["audit"]["finished"],
+        }
+        with self._stage("report", key, 1, "page") as todo:
+            if todo:
+                write_report(self.run_dir)
+                todo.advance(1)
+                todo.record.rows = 1
+        return bool(todo)
+
+    def redo(self, stage: str) -> None:
+        """Delete what a stage and those after it made."""
+        first = STAGES.index(stage)
+        names = [*STAGES[first:], *(["augment"] if stage == "simulate" else [])]
+        for name in names:
+            self.manifest.forget(name)
+            for output in OUTPUTS[name]:
+                remove(self.run_dir / output)
+
+    # -- what stages share -----------------------------------------------------------------------------
+
+    def _key(self, *sections: str) -> dict[str, Any]:
+        data = self.config.model_dump(mode="json", include=set(sections))
+        if "prior" in sections:
+            data["prior"] = {p.name: [p.low, p.high] for p in self.config.make_prior().parameters}
+        return {"digs_survey": __version__, "seed": self.config.seed, **data}
+
+    @contextmanager
+    def _stage(self, name: str, key: Mapping[str, Any], total: int, unit: str) -> Iterator[_Todo]:
+        if self.manifest.reusable(name, key) and all((self.run_dir / out).exists() for out in OUTPUTS[name][:1]):
+            self.progress.say(f"{name}: done already")
+            yield _Todo(None, lambda count: None)
+            return
+        write_text(self.run_dir / "config.toml", tomli_w.dumps(self.config.model_dump(mode="json")))
+        self.manifest.describe_run(
+            digs_survey=__version__,
+            seed=self.config.seed,
+            config_hash=self.config.hash(),
+            versions=versions(),
+        )
+        with self.manifest.run(name, key) as record, self.progress.task(name, total, unit) as advance:
+            yield _Todo(record, advance)
+
+    def _needs(self, stage: str, output: str) -> Path:
+        path = self.run_dir / output
+        if self.manifest.stages.get(stage, {}).get("status") != "done" or not path.exists():
+            raise RunDirectoryError(
+                f"{self.run_dir} has no finished {stage} stage; "
+                f"run 'digs-survey {stage} --run-dir {self.run_dir}' first"
+            )
+        return path
+
+    def _record_catalog(self, catalog: Catalog) -> str:
+        fingerprint = catalog.fingerprint()
+        entry = {"path": str(catalog.path.resolve()), "rows": catalog.n_rows, "fingerprint": fingerprint}
+        self.manifest.update(inputs={**self.manifest.data["inputs"], "catalog": entry})
+        return fingerprint
+
+    def _simulations_hash(self) -> str:
+        from digs_survey.estimator.train import simulations_hash
+
+        return simulations_hash(
+            self.run_dir / "simulations.zarr", Ledger(self.run_dir / "ledger" / "simulate").records()
+        )
+
+    def _noise(self) -> NoiseModel:
+        if self.config.noise.kind == "fractional":
+            return NoiseModel.from_config(self.config.noise)
+        catalog = Catalog.open(Path(self.manifest.data["inputs"]["catalog"]["path"]))
+        return survey_noise(self.config, catalog)
+
+
+def survey_noise(config: SurveyConfig, catalog: Catalog) -> NoiseModel:
+    """Return the noise that a catalog's own inverse variances describe, from blocks of rows spread over it."""
+    bare = NoiseModel.from_config(config.noise)
+    last = max(0, catalog.n_rows - _NOISE_BLOCK_ROWS)
+    tables, goods = [], []
+    for start in np.unique(np.linspace(0, last, _NOISE_BLOCKS).astype(int)):
+        raw = catalog.rows(int(start), min(catalog.n_rows, int(start) + _NOISE_BLOCK_ROWS))
+        rows = prepare(raw, catalog.grid.frame, config.model.zred, config.map.min_good_fraction)
+        tables.append(np.asarray(bare.relative_of(rows.flux, rows.ivar, rows.good)))
+        goods.append(rows.good)
+    table = catalog_noise_table(np.concatenate(tables), np.concatenate(goods), config.seed)
+    return NoiseModel.from_config(config.noise, table)
+
+
+@dataclass
+class _Todo:
+    """A stage that is running, or (false) one that was done already."""
+
+    record: Any
+    advance: Callable[[int], None]
+
+    def __bool__(self) -> bool:
+        return self.record is not None
+
+
+def _grid_key(grid: WavelengthGrid) -> str:
+    digest = hashlib.sha256(grid.wavelength.tobytes()).hexdigest()[:12]
+    return f"{grid} ({digest})"
+
+
+def _table_key(noise: NoiseModel) -> str | None:
+    if noise.relative is None:
+        return None
+    return hashlib.sha256(np.ascontiguousarray(noise.relative).tobytes()).hexdigest()
+
+
+@contextmanager
+def open_survey(
+    run_dir: Path,
+    config_source: str | Path | None,
+    overrides: list[str],
+    progress: ProgressReporter,
+    *,
+    dask_address: str | None = None,
+    ray_address: str | None = None,
+    redo: str | None = None,
+) -> Iterator[Survey]:
+    """Open a run directory for work: its lock, configuration and manifest.
+
+    Without a configuration the one of an earlier call in the same directory is used, else the defaults.
+
+    Raises
+    ------
+    RunDirectoryError
+        If another process works in the directory.
+    """
+    run_dir = Path(run_dir)
+    stored = run_dir / "config.toml"
+    config = load_config(config_source or (stored if stored.is_file() else None), overrides)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunDirectoryError(
+            f"{run_dir}: another digs-survey process works in this run directory; wait for it, or use another --run-dir"
+        ) from None
+    try:
+        survey = Survey(run_dir, config, RunManifest(run_dir), progress, dask_address, ray_address)
+        if redo is not None:
+            survey.redo(redo)
+        yield survey
+    finally:
+        lock.release()
+
+
+def stage_progress(run_dir: Path) -> list[dict[str, Any]]:
+    """Say for each stage of a run directory how far it is, from its manifest and ledgers alone."""
+    manifest = run_dir / "manifest.json"
+    if not manifest.is_file():
+        raise RunDirectoryError(f"{run_dir}: no manifest.json there; expected a run directory of digs-survey")
+    recorded = read_json(manifest)["stages"]
+    rows = []
+    for name in STAGES:
+        record = recorded.get(name, {"status": "not started"})
+        done, core_s = Ledger(run_dir / "ledger" / name).totals()
+        rows.append(
+            {
+                "stage": name,
+                "status": record["status"],
+                "rows": record.get("rows") or done or None,
+                "wall_s": record.get("wall_s"),
+                "core_s": record.get("core_s") or core_s or None,
+            }
+        )
+    return rows

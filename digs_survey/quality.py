@@ -1,0 +1,43 @@
+"""Quality bits: why a row of the result is not to be trusted, or has no posterior at all."""
+
+from __future__ import annotations
+
+from enum import IntFlag
+
+__all__ = ["DESCRIPTIONS", "NO_POSTERIOR", "QualityFlag", "describe"]
+
+
+class QualityFlag(IntFlag):
+    """Bits of the ``quality`` column; 0 means that nothing was found wrong."""
+
+    NONFINITE_FLUX = 1 << 0
+    BAD_IVAR = 1 << 1
+    FEW_GOOD_ELEMENTS = 1 << 2
+    FILLED_ELEMENTS = 1 << 3
+    NONPOSITIVE_FLUX = 1 << 4
+    BAD_REDSHIFT = 1 << 5
+    DUPLICATE_ID = 1 << 6
+    OUTSIDE_SIMULATIONS = 1 << 7
+    PRIOR_EDGE = 1 << 8
+
+
+DESCRIPTIONS: dict[QualityFlag, str] = {
+    QualityFlag.NONFINITE_FLUX: "unmasked elements hold NaN or infinite flux; they were treated as masked",
+    QualityFlag.BAD_IVAR: "unmasked elements have a negative, zero or non-finite inverse variance; "
+    "they were treated as masked",
+    QualityFlag.FEW_GOOD_ELEMENTS: "fewer good elements than map.min_good_fraction asks for; no posterior",
+    QualityFlag.FILLED_ELEMENTS: "masked elements were filled by interpolation before inference",
+    QualityFlag.NONPOSITIVE_FLUX: "good elements have zero or negative flux; no posterior if the amplitude is lost",
+    QualityFlag.BAD_REDSHIFT: "the redshift is not finite or not positive; no posterior",
+    QualityFlag.DUPLICATE_ID: "another row of the catalog has the same galaxy_id",
+    QualityFlag.OUTSIDE_SIMULATIONS: "features lie outside the range of the training simulations",
+    QualityFlag.PRIOR_EDGE: "the posterior piles up at an edge of the prior in at least one parameter",
+}
+
+NO_POSTERIOR = QualityFlag.FEW_GOOD_ELEMENTS | QualityFlag.BAD_REDSHIFT
+"""Rows with one of these bits have NaN percentiles."""
+
+
+def describe(quality: int) -> list[str]:
+    """Return the names of the bits that are set in ``quality``."""
+    return [flag.name or str(flag.value) for flag in QualityFlag if quality & flag]

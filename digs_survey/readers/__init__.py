@@ -1,0 +1,1 @@
+"""Readers of surveys' own files."""

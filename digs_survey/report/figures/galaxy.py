@@ -1,0 +1,217 @@
+"""Figures of one audited galaxy: its spectrum with the best fits, and the corner of NPE over emcee."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Transform, blended_transform_factory
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from digs_survey.report.figures.style import (
+    BAND,
+    INK,
+    MCMC,
+    NARROW,
+    NPE,
+    TRUTH,
+    WIDE,
+    Picture,
+    canvas,
+    encode,
+    finite_span,
+    label,
+    legend_above,
+    zero_line,
+)
+
+__all__ = ["Spectrum", "corner", "mass_levels", "spectrum"]
+
+_CORNER = 6.0
+_BINS = 36
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What the spectrum figure shows of one galaxy, all (wavelength,); flux in erg/s/cm2/Angstrom."""
+
+    wavelength: NDArray
+    flux: NDArray
+    sigma: NDArray
+    good: NDArray
+    best_npe: NDArray
+    best_mcmc: NDArray
+    axis: str
+    """Label of the wavelength axis: frame and medium."""
+
+
+def spectrum(galaxy: Spectrum, converged: bool, alt: str) -> Picture:
+    """Observed spectrum with its error band, best fits of NPE and emcee, and residuals in percent."""
+    return _spectrum(galaxy, converged, alt, WIDE, 4.0).with_narrow(_spectrum(galaxy, converged, alt, NARROW, 4.4))
+
+
+def _spectrum(galaxy: Spectrum, converged: bool, alt: str, width: float, height: float) -> Picture:
+    wave = galaxy.wavelength
+    hide = np.where(galaxy.good, 1.0, np.nan)
+    observed, sigma = galaxy.flux * hide, galaxy.sigma * hide
+    peak = np.nanmax(np.abs(observed)) if np.isfinite(observed).any() else 1.0
+    power = int(np.floor(np.log10(peak))) if peak > 0 else 0
+    scale = 10.0**power
+    figure = canvas(width, height)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
+    top.fill_between(
+        wave, (observed - sigma) / scale, (observed + sigma) / scale, step="mid", color=BAND, lw=0, label=r"observed, $\pm 1\sigma$"
+    )
+    top.step(wave, observed / scale, where="mid", color=INK, lw=0.8)
+    emcee = "best fit, emcee" if converged else "best fit, emcee (NOT converged)"
+    for best, colour, dashes, text in (
+        (galaxy.best_npe, NPE, "-", "best fit, NPE"),
+        (galaxy.best_mcmc, MCMC, "--", emcee),
+    ):
+        top.plot(wave, best / scale, color=colour, ls=dashes, lw=1.3, label=text)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            bottom.plot(wave, 100 * (observed - best) / best, color=colour, ls=dashes, lw=1.1)
+            noise = 100 * sigma / galaxy.best_npe
+    bottom.fill_between(wave, -noise, noise, step="mid", color=BAND, lw=0, zorder=0)
+    zero_line(bottom)
+    power_text = rf"$10^{{{power}}}\,$" if power else ""
+    top.set(ylabel=rf"$f_\lambda$ [{power_text}erg s$^{{-1}}$ cm$^{{-2}}$ $\mathrm{{\AA}}^{{-1}}$]")
+    legend_above(top, 3 if width > 5 else 2)
+    reach = finite_span(3 * noise, quantile=0.1, margin=0.0)[1]
+    bottom.set(xlabel=galaxy.axis, ylabel="residual [%]", ylim=(-reach, reach), xlim=(wave[0], wave[-1]))
+    bottom.xaxis.set_major_locator(MaxNLocator(10 if width > 5 else 5))
+    figure.align_ylabels()
+    return encode(figure, alt)
+
+
+def mass_levels(density: NDArray, masses: Sequence[float]) -> NDArray:
+    """Densities at which contours enclose the given masses, increasing and distinct, for a binned density."""
+    ordered = np.sort(density, axis=None)[::-1]
+    total = np.cumsum(ordered)
+    found = np.sort([ordered[min(np.searchsorted(total, m * total[-1]), ordered.size - 1)] for m in masses])
+    return found + np.arange(found.size) * (np.spacing(found.max()) if np.ptp(found) == 0 else 0.0)
+
+
+def corner(
+    names: Sequence[str],
+    npe: NDArray,
+    mcmc: NDArray | None,
+    bounds: NDArray,
+    truth: NDArray | None,
+    alt: str,
+) -> Picture:
+    """Marginals and pairs of NPE draws (draw, parameter) and, if there are any, emcee draws over them.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Parameters, in the order of the columns.
+    npe, mcmc : ndarray, shape (draw, parameter)
+    bounds : ndarray, shape (parameter, 2)
+        Bounds of the prior, which no axis exceeds.
+    truth : ndarray, shape (parameter,), or None
+        NaN where unknown.
+    alt : str
+    """
+    wide = _corner(names, npe, mcmc, bounds, truth, alt, compact=False)
+    return wide.with_narrow(_corner(names, npe, mcmc, bounds, truth, alt, compact=True))
+
+
+def _corner(names, npe, mcmc, bounds, truth, alt, *, compact: bool) -> Picture:
+    size = NARROW if compact else _CORNER
+    count = len(names)
+    chains = [(npe, NPE, True)] + ([(mcmc, MCMC, False)] if mcmc is not None else [])
+    spans = [_span([c[:, k] for c, _, _ in chains], bounds[k], None if truth is None else truth[k]) for k in range(count)]
+    # Fixed margins: measuring the labels of all panels for a layout takes ten times as long as drawing them.
+    figure = Figure(figsize=(size, size))
+    left, bottom = (0.17, 0.16) if compact else (0.115, 0.115)
+    figure.subplots_adjust(left=left, right=0.99, bottom=bottom, top=0.99, wspace=0.06, hspace=0.06)
+    grid = figure.subplots(count, count, squeeze=False)
+    for row in range(count):
+        for column in range(count):
+            axes = grid[row, column]
+            if column > row:
+                axes.set_axis_off()
+                continue
+            for draws, colour, filled in chains:
+                if row == column:
+                    _marginal(axes, draws[:, row], spans[row], colour, filled)
+                else:
+                    _pair(axes, draws[:, [column, row]], [spans[column], spans[row]], colour, filled)
+            _finish(axes, row, column, names, spans, truth, compact)
+    return encode(figure, alt)
+
+
+def _span(columns: list[NDArray], bound: NDArray, truth: float | None) -> tuple[float, float]:
+    low = min(np.quantile(c, 0.002) for c in columns)
+    high = max(np.quantile(c, 0.998) for c in columns)
+    if truth is not None and np.isfinite(truth):
+        low, high = min(low, truth), max(high, truth)
+    low, high = finite_span([low, high], margin=0.06)
+    return max(low, float(bound[0])), min(high, float(bound[1]))
+
+
+def _marginal(axes: Axes, draws: NDArray, span: tuple[float, float], colour: str, filled: bool) -> None:
+    height, edges = np.histogram(draws, _BINS, span, density=True)
+    height = gaussian_filter(height, 1.0, mode="reflect")
+    centre = 0.5 * (edges[1:] + edges[:-1])
+    if filled:
+        axes.fill_between(centre, height, color=colour, alpha=0.30, lw=0)
+    axes.plot(centre, height, color=colour, lw=1.2, ls="-" if filled else "--")
+    axes.set_ylim(bottom=0)
+
+
+def _pair(axes: Axes, draws: NDArray, spans: list[tuple[float, float]], colour: str, filled: bool) -> None:
+    density, x, y = np.histogram2d(draws[:, 0], draws[:, 1], _BINS, spans)
+    if not density.any():
+        return
+    density = gaussian_filter(density, 1.5, mode="reflect").T
+    x, y = 0.5 * (x[1:] + x[:-1]), 0.5 * (y[1:] + y[:-1])
+    outer, inner = mass_levels(density, [0.95, 0.68])
+    if filled:
+        axes.contourf(x, y, density, [outer, inner, np.inf], colors=[to_rgba(colour, 0.22), to_rgba(colour, 0.48)])
+    axes.contour(x, y, density, [outer, inner], colors=[colour], linewidths=1.0, linestyles="-" if filled else "--")
+
+
+def _finish(axes: Axes, row: int, column: int, names, spans, truth, compact: bool) -> None:
+    axes.set_xlim(spans[column])
+    if row != column:
+        axes.set_ylim(spans[row])
+    if truth is not None:
+        if np.isfinite(truth[column]):
+            axes.axvline(truth[column], color=TRUTH, lw=0.8, ls=":")
+        if row != column and np.isfinite(truth[row]):
+            axes.axhline(truth[row], color=TRUTH, lw=0.8, ls=":")
+    ticks = 2 if compact else 3
+    size = 7 if compact else 8.5
+    axes.set_xticks(_inner_ticks(spans[column], ticks))
+    axes.set_yticks(_inner_ticks(spans[row], ticks) if row != column else [])
+    axes.tick_params(labelsize=size, length=2.5, top=False, right=False, labelbottom=row == len(names) - 1, labelleft=column == 0 and row > 0)
+    axes.tick_params(axis="x", labelrotation=45)
+    text = 8.5 if compact else 10.5
+    if row == len(names) - 1:
+        axes.set_xlabel(label(names[column], unit=not compact), fontsize=text)
+        axes.xaxis.set_label_coords(0.5, 0.01, blended_transform_factory(axes.transAxes, _whole(axes)))
+        axes.xaxis.label.set_verticalalignment("bottom")
+    if column == 0 and row > 0:
+        axes.set_ylabel(label(names[row], unit=not compact), fontsize=text)
+        axes.yaxis.set_label_coords(0.01, 0.5, blended_transform_factory(_whole(axes), axes.transAxes))
+        axes.yaxis.label.set_verticalalignment("top")
+
+
+def _whole(axes: Axes) -> Transform:
+    return axes.get_figure(root=True).transFigure  # type: ignore[union-attr]
+
+
+def _inner_ticks(span: tuple[float, float], most: int) -> NDArray:
+    """Round values away from the ends of a panel, where labels would meet those of its neighbours."""
+    low, high = span
+    margin = 0.12 * (high - low)
+    ticks = MaxNLocator(most + 1).tick_values(low + margin, high - margin)
+    return ticks[(ticks >= low + margin) & (ticks <= high - margin)]

@@ -1,0 +1,84 @@
+"""Figures of the run as a whole: the learning curve, the cost, and the catalog's medians."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from digs_survey.report.figures.style import BAND, INK, MCMC, NPE, Picture, canvas, encode, finite_span, label, panel
+
+__all__ = ["cost", "learning_curve", "medians"]
+
+_WIDTH = 4.4
+
+
+def learning_curve(epoch: NDArray, train: NDArray, validation: NDArray) -> Picture:
+    """Training and validation loss (epoch,) in nats a galaxy, with the best epoch marked."""
+    figure = canvas(_WIDTH, 3.2)
+    axes = figure.subplots()
+    axes.plot(epoch, train, color=INK, lw=1.1, ls="--", label="training")
+    axes.plot(epoch, validation, color=NPE, lw=1.5, label="validation")
+    alt = f"loss against epoch, {epoch.size} epochs"
+    if np.isfinite(validation).any():
+        best = int(np.nanargmin(validation))
+        axes.plot(epoch[best], validation[best], "o", color=MCMC, ms=6, label=f"best: epoch {epoch[best]:g}")
+        alt += f"; best validation loss {validation[best]:.3f} nats at epoch {epoch[best]:g}"
+    late = slice(max(0, min(3, epoch.size // 4)), None)
+    low, high = finite_span(train[late], validation[late], margin=0.08)
+    axes.set(ylim=(low, high), xlabel="epoch", ylabel=r"$-\log\,q(\theta\,|\,x)$ per galaxy [nats]")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.legend()
+    return encode(figure, alt)
+
+
+def cost(fixed_s: float | None, npe_s: float, mcmc_s: float | None, break_even: float | None, rows: int | None) -> Picture:
+    """Core-hours against the number of galaxies, for NPE with its simulation and training and for emcee.
+
+    Parameters
+    ----------
+    fixed_s : float or None
+        Core-seconds of simulation and training, if both are known.
+    npe_s, mcmc_s : float
+        Core-seconds a galaxy.
+    break_even : float or None
+        Number of galaxies from which on NPE is cheaper.
+    rows : int or None
+        Rows of this catalog.
+    """
+    top = max(1e6, 10 * (rows or 0), 100 * (break_even or 0))
+    galaxies = np.geomspace(1, top, 200)
+    figure = canvas(_WIDTH, 3.9)
+    axes = figure.subplots()
+    if fixed_s is not None:
+        whole = (fixed_s + npe_s * galaxies) / 3600
+        axes.loglog(galaxies, whole, color=NPE, lw=1.8, label="NPE, with simulation and training")
+    axes.loglog(galaxies, npe_s * galaxies / 3600, color=NPE, lw=1.0, ls=":", label="NPE, mapping only")
+    alt = "total core-hours against number of galaxies"
+    if mcmc_s:
+        axes.loglog(galaxies, mcmc_s * galaxies / 3600, color=MCMC, lw=1.8, ls="--", label="emcee, one fit each")
+    if break_even and mcmc_s:
+        height = break_even * mcmc_s / 3600
+        axes.plot(break_even, height, "o", color=INK, ms=6, zorder=4, label=f"break-even: {np.ceil(break_even):,.0f} galaxies")
+        alt += f"; NPE is cheaper than emcee from {np.ceil(break_even):,.0f} galaxies on"
+    if rows:
+        axes.axvline(rows, color=BAND, lw=1.4, zorder=0)
+        axes.text(rows, 0.03, " this catalog", transform=axes.get_xaxis_transform(), rotation=90, ha="right", fontsize=8.5)
+    axes.set(xlim=(1, top), xlabel="galaxies", ylabel="core-hours")
+    axes.legend(loc="upper left", fontsize=9)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * 1e3)
+    return encode(figure, alt)
+
+
+def medians(name: str, edges: NDArray, counts: NDArray) -> Picture:
+    """Histogram of a parameter's median over the catalog, on the prior's range."""
+    figure = panel(2.35)
+    axes = figure.subplots()
+    axes.stairs(counts, edges, fill=True, color=NPE, alpha=0.35, lw=0)
+    axes.stairs(counts, edges, color=NPE, lw=1.2)
+    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, max(1.0, 1.1 * counts.max())), xlabel=label(name), ylabel="rows")
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    centre = 0.5 * (edges[1:] + edges[:-1])
+    typical = float(np.interp(0.5, np.cumsum(counts) / max(1, counts.sum()), centre))
+    return encode(figure, f"{name}: distribution of the posterior medians of {counts.sum()} rows, half of them below about {typical:.3g}")

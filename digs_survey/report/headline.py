@@ -1,0 +1,159 @@
+"""The verdict: the few numbers that matter, each with what is expected of it and what it means here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from digs_survey.report.format import count, fixed, number, percent
+from digs_survey.report.load import RunData
+
+__all__ = ["SHIFT_TOLERANCE", "Headline", "coverage_limits", "headlines", "nested"]
+
+SHIFT_TOLERANCE = 0.3
+"""Mean |shift| between NPE and emcee, in sigma, that this project asks for."""
+
+_LEVEL = 0.68
+_COVERAGE_TOLERANCE = 0.04
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One number of the verdict.
+
+    Attributes
+    ----------
+    key, title : str
+    words : str
+        The number's sentence in the verdict.
+    value : str
+        The number as it stands large on the page.
+    status : {"good", "attention", "measured", "unknown"}
+        Against what is expected, where something is.
+    note : str
+        What it is measured on, and what is expected of it.
+    details : list of (key, name, value)
+        Parts of the number, as for each parameter.
+    """
+
+    key: str
+    title: str
+    words: str
+    value: str = "–"
+    status: str = "unknown"
+    note: str = ""
+    details: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+def nested(data: dict[str, Any], *keys: str) -> Any:
+    """Return ``data[key1][key2]...``, or None where a key is missing or null on the way."""
+    value: Any = data
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def coverage_limits(simulations: int) -> tuple[float, float]:
+    """Shares of truths between which the coverage of the 68 % interval is as it should be.
+
+    0.04 on either side, or the 95 % of a right posterior's sampling error if the simulations are few.
+    """
+    reach = max(_COVERAGE_TOLERANCE, 1.96 * math.sqrt(_LEVEL * (1 - _LEVEL) / max(1, simulations)))
+    return _LEVEL - reach, _LEVEL + reach
+
+
+def headlines(run: RunData) -> list[Headline]:
+    """Return the five numbers of the verdict, in the order in which they are shown."""
+    return [_coverage(run), _agreement(run), _speed(run), _break_even(run), _flagged(run)]
+
+
+def _coverage(run: RunData) -> Headline:
+    title = "Coverage of the 68 % interval"
+    found = nested(run.audit, "calibration", "coverage", f"{_LEVEL:g}") or {}
+    covered: dict[str, float] = {name: value for name, value in found.items() if value is not None}
+    simulations = nested(run.audit, "calibration", "simulations") or 0
+    if not covered or not simulations:
+        return Headline("coverage", title, "Whether the posterior is calibrated was not measured.")
+    low, high = coverage_limits(simulations)
+    outside = [name for name, value in covered.items() if not low <= value <= high]
+    first, last = (fixed(100 * round(side, 3), 1) for side in (min(covered.values()), max(covered.values())))
+    words = f"The posterior is calibrated: its 68 % intervals hold {first}–{last} % of the true values."
+    if outside:
+        words = f"The posterior is NOT calibrated in {', '.join(outside)}: its 68 % intervals hold {first}–{last} % of the true values."
+    return Headline(
+        "coverage",
+        title,
+        words,
+        f"{fixed(min(covered.values()), 3)}–{fixed(max(covered.values()), 3)}",
+        "attention" if outside else "good",
+        f"Expected: {fixed(low, 2)}–{fixed(high, 2)} for each parameter. On {count(simulations)} independent simulations.",
+        [(f"coverage-{name}", name, fixed(value, 3)) for name, value in covered.items()],
+    )
+
+
+def _agreement(run: RunData) -> Headline:
+    title = "NPE against emcee, mean |shift|"
+    galaxies, converged = run.audit.get("galaxies") or 0, nested(run.audit, "agreement", "converged") or 0
+    shifts = nested(run.audit, "agreement", "mean_abs_shift_sigma") or {}
+    shift = shifts.get("all")
+    if not galaxies:
+        return Headline("shift", title, "No galaxy was given to emcee.")
+    if not converged or shift is None:
+        words = f"None of the {galaxies} emcee chains converged, so NPE could NOT be compared with emcee."
+        return Headline("shift", title, words, status="attention", note="See which chains, and how long they were, below.")
+    missing = galaxies - converged
+    words = f"NPE and emcee differ by {fixed(shift, 2)} σ on average"
+    words += f"; {missing} of {galaxies} chains did NOT converge." if missing else f", over {galaxies} galaxies."
+    return Headline(
+        "shift",
+        title,
+        words,
+        f"{fixed(shift, 2)} σ",
+        "good" if shift < SHIFT_TOLERANCE and not missing else "attention",
+        f"Expected: below {SHIFT_TOLERANCE} σ. Over {converged} of {galaxies} galaxies, those with converged chains.",
+        [(f"shift-{name}", name, f"{fixed(value, 2)} σ") for name, value in shifts.items() if name != "all"],
+    )
+
+
+def _speed(run: RunData) -> Headline:
+    title = "Galaxies for the price of one emcee fit"
+    mapped = nested(run.audit, "cost", "galaxies_per_mcmc_fit_map_only")
+    whole = nested(run.audit, "cost", "galaxies_per_mcmc_fit_with_training_at_catalog")
+    if mapped is None:
+        return Headline("speed", title, "What an emcee fit costs was not measured.")
+    return Headline(
+        "speed",
+        title,
+        f"For the price of one emcee fit, {number(mapped)} galaxies are mapped.",
+        number(mapped),
+        "measured",
+        "On the same cores in the same run. The second number spreads simulation and training over this catalog.",
+        [("speed-map", "mapping only", number(mapped)), ("speed-all", "simulation and training too", number(whole))],
+    )
+
+
+def _break_even(run: RunData) -> Headline:
+    title = "Break-even"
+    galaxies = nested(run.audit, "cost", "break_even_galaxies")
+    rows = nested(run.manifest, "inputs", "catalog", "rows")
+    if galaxies is None:
+        return Headline("break-even", title, "From how many galaxies on NPE is cheaper is not known.")
+    value = f"{count(math.ceil(galaxies))} galaxies"
+    words = f"With simulation and training, NPE is cheaper from {value} on."
+    if rows is None:
+        return Headline("break-even", title, words, value, "measured")
+    enough = rows >= galaxies
+    note = f"Expected: fewer than this catalog's {count(rows)}. From this many on, simulating, training and mapping cost less than emcee."
+    return Headline("break-even", title, words, value, "good" if enough else "attention", note)
+
+
+def _flagged(run: RunData) -> Headline:
+    title = "Rows flagged"
+    if run.catalog is None:
+        return Headline("flagged", title, "The catalog was not mapped.")
+    rows, flagged, without = run.catalog.rows, run.catalog.flagged, run.catalog.without_posterior
+    words = f"{count(flagged)} of {count(rows)} rows carry a quality bit and {count(without)} have no posterior."
+    status = "attention" if without else "measured" if flagged else "good"
+    note = f"Of {count(rows)} rows ({percent(flagged / max(1, rows))}); {count(without)} have no posterior."
+    return Headline("flagged", title, words, count(flagged), status, note)

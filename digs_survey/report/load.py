@@ -1,0 +1,159 @@
+"""What a report needs from a run directory, read once and without holding the whole table in memory.
+
+Everything that a stage writes may be missing (the stage has not run, or was switched off); it is then
+None here and the report says so. Only the manifest and the configuration have to be there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from digs_survey.config import SurveyConfig, load_config
+from digs_survey.errors import RunDirectoryError
+from digs_survey.quality import NO_POSTERIOR, QualityFlag
+from digs_survey.storage import read_json
+
+__all__ = ["CatalogSummary", "FirstRows", "RunData", "load_run", "names_of"]
+
+_BLOCK_ROWS = 65_536
+_BINS = 40
+
+
+@dataclass(frozen=True)
+class CatalogSummary:
+    """Counts over all rows of ``posterior.zarr``.
+
+    Attributes
+    ----------
+    rows, flagged, without_posterior : int
+        Rows in all, rows with any quality bit, and rows with a bit of ``NO_POSTERIOR``.
+    bits : dict of QualityFlag to int
+        Rows that carry each bit.
+    edges, counts : dict of str to ndarray
+        Histogram of each parameter's median, over the prior's range.
+    """
+
+    rows: int
+    flagged: int
+    without_posterior: int
+    bits: dict[QualityFlag, int]
+    edges: dict[str, NDArray[np.float64]]
+    counts: dict[str, NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class FirstRows:
+    """The top of ``percentiles.parquet``: column names, rows of values, and how many rows there are in all."""
+
+    columns: list[str]
+    rows: list[list[Any]]
+    total: int
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The parts of a run directory that its report shows; None where a file is missing."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    config: SurveyConfig
+    card: dict[str, Any] | None
+    history: dict[str, NDArray[np.float64]] | None
+    catalog: CatalogSummary | None
+    first_rows: FirstRows | None
+    audit: dict[str, Any]
+    calibration: xr.Dataset | None
+    galaxies: xr.Dataset | None
+
+
+def names_of(dataset: xr.Dataset) -> list[str]:
+    """Names of the parameters of an audit or posterior dataset, in order."""
+    return [str(name) for name in dataset["parameter"].values]
+
+
+def load_run(run_dir: Path) -> RunData:
+    """Read a run directory.
+
+    Raises
+    ------
+    RunDirectoryError
+        If there is no manifest or configuration in it.
+    """
+    for name in ("manifest.json", "config.toml"):
+        if not (run_dir / name).is_file():
+            raise RunDirectoryError(
+                f"run directory {run_dir}: expected {name}, found no such file; "
+                "give the folder that `digs-survey run` printed"
+            )
+    config = load_config(run_dir / "config.toml")
+    card = run_dir / "model" / "card.json"
+    audit = run_dir / "audit.json"
+    return RunData(
+        folder=run_dir,
+        manifest=read_json(run_dir / "manifest.json"),
+        config=config,
+        card=read_json(card) if card.is_file() else None,
+        history=_history(run_dir / "model" / "history.csv"),
+        catalog=_catalog(run_dir / "posterior.zarr", config),
+        first_rows=_first_rows(run_dir / "percentiles.parquet"),
+        audit=read_json(audit) if audit.is_file() else {},
+        calibration=_group(run_dir / "audit.zarr", "calibration", "simulation"),
+        galaxies=_group(run_dir / "audit.zarr", "galaxies", "galaxy"),
+    )
+
+
+def _history(path: Path) -> dict[str, NDArray[np.float64]] | None:
+    if not path.is_file():
+        return None
+    table = np.atleast_1d(np.genfromtxt(path, delimiter=",", names=True, dtype=float, encoding="utf-8"))
+    return {name: table[name] for name in table.dtype.names or ()} if table.size else None
+
+
+def _group(path: Path, group: str, rows: str) -> xr.Dataset | None:
+    if not (path / group / "zarr.json").is_file():
+        return None
+    with xr.open_zarr(path, group=group, consolidated=False, chunks=None) as dataset:
+        return dataset.load() if dataset.sizes.get(rows, 0) else None
+
+
+def _catalog(path: Path, config: SurveyConfig, block: int = _BLOCK_ROWS) -> CatalogSummary | None:
+    if not (path / "zarr.json").is_file():
+        return None
+    prior = config.make_prior()
+    bits = dict.fromkeys(QualityFlag, 0)
+    edges = {p.name: np.linspace(p.low, p.high, _BINS + 1) for p in prior.parameters}
+    counts = {name: np.zeros(_BINS, dtype=np.int64) for name in prior.names}
+    flagged = without = 0
+    with xr.open_zarr(path, consolidated=False, chunks=None) as dataset:
+        rows = dataset.sizes["galaxy"]
+        middle = int(np.argmin(np.abs(dataset["quantile"].values - 0.5)))
+        median, names = dataset["percentiles"].isel(quantile=middle), names_of(dataset)
+        for start in range(0, rows, block):
+            part = slice(start, start + block)
+            quality = dataset["quality"].isel(galaxy=part).values
+            flagged += int((quality != 0).sum())
+            without += int((quality & int(NO_POSTERIOR) != 0).sum())
+            for flag in bits:
+                bits[flag] += int((quality & int(flag) != 0).sum())
+            values = median.isel(galaxy=part).values
+            for column, name in enumerate(names):
+                counts[name] += np.histogram(values[:, column], edges[name])[0]
+    return CatalogSummary(rows, flagged, without, bits, edges, counts)
+
+
+def _first_rows(path: Path, rows: int = 10) -> FirstRows | None:
+    if not path.is_file():
+        return None
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        columns, total = list(file.schema_arrow.names), file.metadata.num_rows
+        batch = next(file.iter_batches(batch_size=rows), None)
+    values = [[record[name] for name in columns] for record in batch.to_pylist()] if batch is not None else []
+    return FirstRows(columns, values, total)

@@ -1,0 +1,1 @@
+"""Prior draws, their noiseless spectra on Dask, and the survey's noise."""

@@ -1,0 +1,51 @@
+"""A sharded dataset and its ledger, kept together: what a stage may go on with, and what it starts afresh."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import zarr
+from numpy.typing import NDArray
+
+from digs_survey.storage import ArraySpec, Ledger, create_dataset
+
+__all__ = ["open_or_create", "recorded_recipe"]
+
+
+def open_or_create(
+    path: Path,
+    recipe: Mapping[str, Any],
+    ledger: Ledger,
+    arrays: Mapping[str, ArraySpec],
+    values: Mapping[str, NDArray[Any]],
+) -> None:
+    """Keep the dataset at ``path`` if it was laid out by the same recipe; lay it out anew otherwise.
+
+    Parameters
+    ----------
+    path : Path
+        The Zarr group.
+    recipe : mapping
+        Everything that decides the dataset's bytes, as JSON can hold it; recorded in its attributes.
+    ledger : Ledger
+        Cleared if the dataset is laid out anew.
+    arrays, values
+        As :func:`~digs_survey.storage.create_dataset` takes them.
+    """
+    if recorded_recipe(path) == json.loads(json.dumps(recipe)):
+        for partial in path.rglob("*.partial"):
+            partial.unlink(missing_ok=True)
+        return
+    ledger.clear()
+    create_dataset(path, arrays, values, attrs={"recipe": dict(recipe)})
+
+
+def recorded_recipe(path: Path) -> Any:
+    """Return the recipe of the dataset at ``path``; None if there is none."""
+    try:
+        return zarr.open_group(str(path), mode="r").attrs.get("recipe")
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,1 @@
+"""Stellar populations, and galaxy spectra made of them through Prospector."""

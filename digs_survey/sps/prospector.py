@@ -1,0 +1,199 @@
+"""Galaxy spectra through Prospector's own model class, brought onto a catalog's wavelength grid."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from digs_survey.config import ModelConfig
+from digs_survey.errors import ConfigError, MissingDependencyError
+from digs_survey.parameters import Prior
+from digs_survey.spectra import WavelengthGrid, air_to_vacuum
+from digs_survey.sps.fsps import require_fsps
+from digs_survey.sps.sampling import (
+    element_matrix,
+    lagrange_matrix,
+    padded_range,
+    smoothing_grid,
+    smoothing_points,
+)
+
+__all__ = ["ProspectorSimulator"]
+
+_FSPS_SETTINGS = {
+    "sfh": 4,
+    "imf_type": 2,
+    "dust_type": 2,
+    "nebemlineinspec": True,
+}
+"""Delayed tau, Kroupa (2001) IMF, Calzetti attenuation, lines within the spectrum."""
+
+
+def _mass(logmass: NDArray[np.float64] | float = 0.0, **_: Any) -> NDArray[np.float64]:
+    return 10.0 ** np.asarray(logmass)
+
+
+def _tau(logtau: NDArray[np.float64] | float = 0.0, **_: Any) -> NDArray[np.float64]:
+    return 10.0 ** np.asarray(logtau)
+
+
+def _gas_logz(logzsol: NDArray[np.float64] | float = 0.0, **_: Any) -> NDArray[np.float64]:
+    # The gas has the metallicity of the stars, as in the Cloudy grids of bc03; FSPS would leave it solar.
+    return np.asarray(logzsol)
+
+
+class ProspectorSimulator:
+    """Noiseless spectra of the delayed-tau model, predicted by Prospector's ``SedModel``.
+
+    Parameters
+    ----------
+    model : ModelConfig
+        Source of the populations, smoothing, gas, redshift.
+    prior : Prior
+        Names and order of the parameters, and Prospector's priors.
+    grid : WavelengthGrid
+        The elements that spectra are brought to; rest frame.
+
+    Attributes
+    ----------
+    model : prospect.models.SedModel
+    sps : BC03Basis or prospect.sources.CSPSpecBasis
+    obs : dict
+        The observation whose wavelengths Prospector predicts at: observed frame, vacuum, finer than the grid.
+
+    Raises
+    ------
+    ConfigError
+        If the grid is in the observed frame, or the prior reaches beyond the populations.
+    MissingDependencyError
+        If the source's data are missing or do not work.
+
+    Notes
+    -----
+    Spectra are f_lambda in erg/s/cm2/Angstrom at the WMAP9 luminosity distance of ``model.zred``, times
+    1 + zred: per rest-frame Angstrom, so that lambda f_lambda is conserved.
+    """
+
+    def __init__(self, model: ModelConfig, prior: Prior, grid: WavelengthGrid) -> None:
+        if grid.frame != "rest":
+            raise ConfigError(
+                f"grid: the simulator needs a rest-frame grid, found {grid}; "
+                "resample the catalog to the rest frame of each galaxy (digs-survey ingest does)"
+            )
+        if model.source == "fsps":
+            require_fsps()
+        _import_prospector()
+        from prospect.models import SedModel
+
+        self.config, self.prior, self.grid = model, prior, grid
+        to_vacuum = air_to_vacuum if grid.medium == "air" else np.asarray
+        edges, centres = to_vacuum(grid.edges), to_vacuum(grid.wavelength)
+        low, high = padded_range(edges[0], edges[-1], model.smoothing_kms)
+        self.sps = _source(model, prior, smoothing_grid(low, high, model.smoothing_kms))
+        _check_prior(prior, self.sps, model.source)
+        points = smoothing_points(self.sps.wavelengths, low, high, model.smoothing_kms)
+        inner = points[1:-1]
+        mean = model.resampling == "mean"
+        self._to_grid = element_matrix(inner, edges) if mean else lagrange_matrix(inner, centres)
+        self._to_grid *= 1 + model.zred
+        self.obs: dict[str, Any] = {"wavelength": points * (1 + model.zred), "filters": None}
+        self.model = SedModel(_parameters(model, prior))
+
+    def spectrum(self, theta: ArrayLike) -> NDArray[np.float64]:
+        """Predict one spectrum (wavelength,) in erg/s/cm2/Angstrom for theta (ndim,)."""
+        flux, _, _ = self.model.predict(np.asarray(theta, dtype=float), obs=self.obs, sps=self.sps)
+        return self._to_grid @ flux[1:-1]
+
+    def spectra(self, theta: ArrayLike) -> NDArray[np.float64]:
+        """Predict spectra (n, wavelength) in erg/s/cm2/Angstrom for theta (n, ndim)."""
+        rows = np.asarray(theta, dtype=float)
+        flux = np.empty((len(rows), len(self.grid)))
+        for i, row in enumerate(rows):
+            flux[i] = self.spectrum(row)
+        return flux
+
+
+def _import_prospector() -> None:
+    """Import Prospector, which itself imports python-fsps wherever SPS_HOME is set, whatever the source."""
+    try:
+        import prospect.sources  # noqa: F401
+    except OSError as error:
+        raise MissingDependencyError(
+            "Prospector cannot be imported: python-fsps finds no usable data in "
+            f"SPS_HOME={os.environ.get('SPS_HOME')} ({error}); "
+            "unset SPS_HOME, or set it to the FSPS data of release v3.3"
+        ) from error
+
+
+def _source(model: ModelConfig, prior: Prior, wavelength: NDArray[np.float64]) -> Any:
+    """Return the object that hands Prospector the spectra of unsmoothed galaxies."""
+    if model.source == "fsps":
+        from prospect.sources import CSPSpecBasis, galaxy_basis
+
+        if not hasattr(galaxy_basis, "fsps"):
+            raise MissingDependencyError(
+                "source 'fsps': Prospector was imported before SPS_HOME was set; set it before Python starts"
+            )
+        return CSPSpecBasis(zcontinuous=1)
+    from digs_survey.sps.bc03 import BC03Basis, read_bc03
+
+    oldest = prior.high[prior.index("tage")]
+    return BC03Basis(read_bc03(wavelength, gas_logu=model.gas_logu, nebular=model.nebular, max_age_gyr=oldest))
+
+
+def _check_prior(prior: Prior, sps: Any, source: str) -> None:
+    """Refuse a prior that reaches beyond the populations, which FSPS would clip without a word."""
+    if source == "fsps":
+        log_z, log_age = np.log10(sps.ssp.zlegend / sps.ssp.solar_metallicity), sps.ssp.ssp_ages
+    else:
+        log_z, log_age = sps.grid.log_z, sps.grid.log_age
+    for name, low, high in (("logzsol", log_z[0], log_z[-1]), ("tage", 0.0, 10 ** (log_age[-1] - 9))):
+        i = prior.index(name)
+        if prior.low[i] < low - 1e-6 or prior.high[i] > high + 1e-6 or (name == "tage" and prior.low[i] <= 0):
+            raise ConfigError(
+                f"prior.{name}: source {source!r} covers {low:.4g} to {high:.4g}, "
+                f"found {prior.low[i]:g} to {prior.high[i]:g}"
+            )
+
+
+def _parameters(model: ModelConfig, prior: Prior) -> list[dict[str, Any]]:
+    """Return the configuration of Prospector's model; its free parameters are the columns of theta."""
+    from prospect.sources.constants import cosmo
+
+    priors = prior.prospector_priors()
+    free = [
+        {
+            "name": p.name,
+            "N": 1,
+            "isfree": True,
+            "init": 0.5 * (p.low + p.high),
+            "units": p.unit,
+            "prior": priors[p.name],
+        }
+        for p in prior.parameters
+    ]
+    fixed: dict[str, Any] = {
+        "zred": model.zred,
+        # Without it Prospector integrates the same distance anew for each spectrum.
+        "lumdist": cosmo.luminosity_distance(model.zred).to_value("Mpc"),
+        "peraa": True,
+        "smoothtype": "vel",
+        "fftsmooth": True,
+        "sigma_smooth": model.smoothing_kms,
+    }
+    derived: dict[str, Any] = {"mass": _mass, "tau": _tau}
+    if model.source == "fsps":
+        gas = {"add_neb_emission": model.nebular, "add_neb_continuum": model.nebular}
+        fixed |= {**_FSPS_SETTINGS, **gas, "gas_logu": model.gas_logu}
+        derived["gas_logz"] = _gas_logz
+    return [
+        *free,
+        *({"name": name, "N": 1, "isfree": False, "init": value} for name, value in fixed.items()),
+        *(
+            {"name": name, "N": 1, "isfree": False, "init": 1.0, "depends_on": depends}
+            for name, depends in derived.items()
+        ),
+    ]

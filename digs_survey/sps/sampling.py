@@ -1,0 +1,119 @@
+"""Where Prospector's smoothing samples a spectrum, and interpolation that adds no smoothing of its own.
+
+Prospector smooths on a logarithmic grid whose number of points is a power of two, and interpolates
+linearly from there. Asking for its own points avoids that interpolation; between them a smoothed
+spectrum is band-limited, and Lagrange polynomials find it to about 1e-5.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from digs_survey.spectra import rebin_matrix
+
+__all__ = [
+    "element_matrix",
+    "lagrange_matrix",
+    "padded_range",
+    "projection_matrix",
+    "smoothing_grid",
+    "smoothing_points",
+]
+
+_PAD_SIGMA = 20.0
+_PAD_POINTS = 4
+_ORDER = 6
+_OVERSAMPLING = 16
+_MAX_STEP_KMS = 100.0
+"""However strong the smoothing, the grid stays near the resolution of the libraries."""
+_POINTS_PER_SIGMA = 3.5
+
+
+def padded_range(low: float, high: float, sigma_kms: float) -> tuple[float, float]:
+    """Return what to ask Prospector for: from a few points below ``low`` to a few points above ``high``."""
+    pad = _PAD_POINTS * min(sigma_kms / _POINTS_PER_SIGMA, _MAX_STEP_KMS) / 2.998e5
+    return low * (1 - pad), high * (1 + pad)
+
+
+def smoothing_grid(low: float, high: float, sigma_kms: float) -> NDArray[np.float64]:
+    """Log-spaced wavelengths (2**k,) on which Prospector smooths without resampling.
+
+    Parameters
+    ----------
+    low, high : float
+        Ends of the wavelengths that Prospector is asked for.
+    sigma_kms : float
+        Standard deviation of the smoothing.
+    """
+    from prospect.sources.constants import ckms
+
+    pad = _PAD_SIGMA * sigma_kms / ckms
+    first, last = low * (1 - pad) * (1 + 1e-9), high * (1 + pad) * (1 - 1e-9)
+    step = min(sigma_kms / _POINTS_PER_SIGMA, _MAX_STEP_KMS) / ckms
+    count = 2 ** int(np.ceil(np.log2(np.log(last / first) / step + 1)))
+    return np.geomspace(first, last, count)
+
+
+def smoothing_points(wavelength: NDArray[np.float64], low: float, high: float, sigma_kms: float) -> NDArray[np.float64]:
+    """Points at which Prospector holds a spectrum sampled at ``wavelength`` after smoothing it.
+
+    Returns
+    -------
+    ndarray, shape (points + 2,)
+        ``low``, then the points between, then ``high``: the ends decide which part of the spectrum is
+        smoothed, and so where the points lie.
+    """
+    from prospect.sources.constants import ckms
+    from prospect.utils.smoothing import mask_wave, resample_wave
+
+    part = wavelength[mask_wave(wavelength, width=ckms / sigma_kms, outwave=np.array([low, high]))]
+    points, _ = resample_wave(part, part)
+    return np.concatenate([[low], points[(points > low) & (points < high)], [high]])
+
+
+def lagrange_matrix(nodes: NDArray[np.float64], points: NDArray[np.float64]) -> csr_array:
+    """Matrix (point, node) of Lagrange interpolation through the six log-spaced nodes around each point."""
+    step = np.log(nodes[-1] / nodes[0]) / (nodes.size - 1)
+    position = np.log(points / nodes[0]) / step
+    first = np.clip(np.floor(position).astype(int) - _ORDER // 2 + 1, 0, nodes.size - _ORDER)
+    offset = position - first
+    weights = np.ones((points.size, _ORDER))
+    for i in range(_ORDER):
+        for j in range(_ORDER):
+            if j != i:
+                weights[:, i] *= (offset - j) / (i - j)
+    columns = first[:, None] + np.arange(_ORDER)
+    rows = np.repeat(np.arange(points.size), _ORDER)
+    return csr_array((weights.ravel(), (rows, columns.ravel())), shape=(points.size, nodes.size))
+
+
+def projection_matrix(nodes: NDArray[np.float64], wavelength: NDArray[np.float64]) -> csr_array:
+    """Matrix (node, wavelength) that brings a spectrum to coarser log-spaced nodes without aliasing.
+
+    Each piece of the spectrum (linear between its samples) is shared among the six nodes around it such
+    that its first six moments stay; once smoothed by a few node spacings it cannot be told from the
+    original. The samples must reach three nodes beyond the ends.
+    """
+    step = np.log(nodes[-1] / nodes[0]) / (nodes.size - 1)
+    beyond = np.exp(step * np.arange(-_ORDER, nodes.size + _ORDER)) * nodes[0]
+    fine = step / _OVERSAMPLING
+    dense = np.exp(np.arange(np.log(wavelength[0]), np.log(wavelength[-1]), fine))
+    dense = dense[(dense > beyond[_ORDER // 2]) & (dense < beyond[-1 - _ORDER // 2])]
+    upper = np.clip(np.searchsorted(wavelength, dense), 1, wavelength.size - 1)
+    share = (dense - wavelength[upper - 1]) / (wavelength[upper] - wavelength[upper - 1])
+    rows = np.arange(dense.size)
+    entries = np.concatenate([1 - share, share])
+    where = np.concatenate([rows, rows]), np.concatenate([upper - 1, upper])
+    samples = csr_array((entries, where), shape=(dense.size, wavelength.size))
+    spread = (lagrange_matrix(beyond, dense) / (step * beyond)).T
+    return csr_array(spread @ (samples * (fine * dense)[:, None]))[_ORDER:-_ORDER]
+
+
+def element_matrix(nodes: NDArray[np.float64], edges: NDArray[np.float64]) -> csr_array:
+    """Matrix (element, node) from a smoothed spectrum at log-spaced nodes to its mean over each element."""
+    count = int(np.ceil(np.log(edges[-1] / edges[0]) / np.log(nodes[1] / nodes[0]) * _OVERSAMPLING)) + 1
+    dense = np.geomspace(edges[0], edges[-1], count)
+    dense[[0, -1]] = edges[[0, -1]]
+    return rebin_matrix(dense, edges) @ lagrange_matrix(nodes, dense)

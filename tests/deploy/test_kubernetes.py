@@ -1,0 +1,160 @@
+"""The kustomizations render, are what the operators understand, and run what the command line offers."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+
+import pytest
+from command_line import parse, parse_digs_survey
+from jsonschema import ValidationError
+from kustomizations import (
+    FOLDERS,
+    KUSTOMIZATIONS,
+    VERSIONS,
+    pinned,
+    pod_specs,
+    render,
+    rendered,
+    renderers,
+    validate,
+)
+
+from digs_survey import __version__
+from digs_survey.config import load_config
+
+TYPOS = [
+    ("rayjob.yaml", "shutdownAfterJobFinishes", "shutdownAfterJobFinish"),
+    ("rayjob.yaml", "rayStartParams", "rayStartParam"),
+    ("rayjob.yaml", "mode: token", "mode: tokens"),
+    ("rayjob.yaml", "groupName: workers", "group: workers"),
+    ("rayjob.yaml", "image: digs-survey", "imgae: digs-survey"),
+    ("rayjob.yaml", "containerPort: 8265", 'containerPort: "8265"'),
+    ("rayjob.yaml", "allowPrivilegeEscalation", "allowPrivilegesEscalation"),
+    ("daskcluster.yaml", "replicas: 4", "replica: 4"),
+    ("daskcluster.yaml", "targetPort: tcp-comm", "targetport: tcp-comm"),
+    ("daskcluster.yaml", "mountPath: /data", "mountpath: /data"),
+    ("daskcluster.yaml", "fsGroupChangePolicy", "fsGroupPolicy"),
+    ("storage.yaml", "accessModes", "accessMode"),
+    ("serviceaccount.yaml", "automountServiceAccountToken", "automountToken"),
+]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_renderer_gives_the_same_documents(folder):
+    first, *others = (render(KUSTOMIZATIONS / folder, renderer) for renderer in renderers())
+    assert {document["kind"] for document in first} >= {"RayJob", "DaskCluster", "ConfigMap"}
+    for other in others:
+        assert other == first
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_documents_fit_strict_schemas(folder, version):
+    for document in rendered(folder).values():
+        validate(document, version)
+
+
+@pytest.mark.parametrize(("file", "right", "wrong"), TYPOS)
+def test_planted_typo_is_refused(tmp_path, file, right, wrong):
+    base = shutil.copytree(KUSTOMIZATIONS / "base", tmp_path / "base")
+    text = (base / file).read_text(encoding="utf-8")
+    assert right in text
+    (base / file).write_text(text.replace(right, wrong), encoding="utf-8")
+
+    def validate_all() -> None:
+        for document in render(base):
+            validate(document, VERSIONS[1])
+
+    with pytest.raises(ValidationError):
+        validate_all()
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_pods_are_confined(folder):
+    pods = list(pod_specs(list(rendered(folder).values())))
+    assert len(pods) == 5
+    for pod in pods:
+        security = pod["securityContext"]
+        assert security["runAsNonRoot"] is True
+        assert security["runAsUser"] > 0
+        assert security["fsGroup"] == security["runAsGroup"] > 0
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            for bound in ("requests", "limits"):
+                assert set(container["resources"][bound]) >= {"cpu", "memory"}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_one_image_of_this_version_everywhere(folder):
+    images = {c["image"] for pod in pod_specs(list(rendered(folder).values())) for c in pod["containers"]}
+    (image,) = images
+    assert image.rpartition(":")[2] == __version__
+
+
+def test_ray_version_is_the_pinned_one():
+    assert rendered("base")["RayJob"]["spec"]["rayClusterSpec"]["rayVersion"] == pinned("ray")
+
+
+def test_survey_is_a_laptops_toml(tmp_path):
+    (name, text), *others = rendered("base")["ConfigMap"]["data"].items()
+    assert not others
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert load_config(tmp_path / name) == load_config(KUSTOMIZATIONS / "base" / name)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_entrypoint_is_what_the_command_line_offers(folder):
+    documents = rendered(folder)
+    values = parse_digs_survey(shlex.split(documents["RayJob"]["spec"]["entrypoint"]))
+    given = {str(value) for value in values.values() if value}
+
+    (config_map,) = documents["ConfigMap"]["data"]
+    scheduler = documents["DaskCluster"]["metadata"]["name"] + "-scheduler"
+    ports = {p["name"]: p["port"] for p in documents["DaskCluster"]["spec"]["scheduler"]["service"]["ports"]}
+    assert f"/etc/digs-survey/{config_map}" in given
+    assert f"tcp://{scheduler}:{ports['tcp-comm']}" in given
+    assert {"/data/catalog.zarr", "auto"} <= given
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_whoever_computes_sees_the_same_storage(folder):
+    documents = rendered(folder)
+    claim = documents["PersistentVolumeClaim"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    cluster = documents["RayJob"]["spec"]["rayClusterSpec"]
+    for spec in (
+        cluster["headGroupSpec"]["template"]["spec"],
+        cluster["workerGroupSpecs"][0]["template"]["spec"],
+        documents["DaskCluster"]["spec"]["worker"]["spec"],
+    ):
+        volumes = {v["name"]: v.get("persistentVolumeClaim", {}).get("claimName") for v in spec["volumes"]}
+        mounted = {volumes[m["name"]]: m["mountPath"] for m in spec["containers"][0]["volumeMounts"]}
+        assert mounted[claim["metadata"]["name"]] == "/data"
+
+
+def test_dask_arguments_are_what_dask_offers():
+    from distributed.cli import dask_scheduler, dask_worker
+
+    spec = rendered("base")["DaskCluster"]["spec"]
+    for part, command in (("scheduler", dask_scheduler.main), ("worker", dask_worker.main)):
+        dask, verb, *arguments = spec[part]["spec"]["containers"][0]["args"]
+        assert (dask, verb) == ("dask", part)
+        parse(command, arguments)
+
+
+def test_overlay_changes_what_a_cluster_differs_in():
+    base, cluster = rendered("base"), rendered("overlays/cluster")
+    namespace = cluster["Namespace"]["metadata"]["name"]
+    used = {d["metadata"].get("namespace") for kind, d in cluster.items() if kind != "Namespace"}
+    assert used == {namespace}
+    assert "storageClassName" not in base["PersistentVolumeClaim"]["spec"]
+    assert cluster["PersistentVolumeClaim"]["spec"]["storageClassName"]
+    workers = [d["DaskCluster"]["spec"]["worker"]["replicas"] for d in (base, cluster)]
+    assert workers[0] < workers[1]
+    for documents in (base, cluster):
+        group = documents["RayJob"]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+        assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]

@@ -1,0 +1,205 @@
+"""The audit stage from a run directory to audit.zarr and audit.json, with a stand-in for Prospector."""
+
+import json
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+import ray
+import xarray as xr
+
+from digs_survey.audit import run
+from digs_survey.audit.fit import fit_with
+from digs_survey.catalog import write_catalog
+from digs_survey.config import NoiseConfig, SurveyConfig
+from digs_survey.errors import RunDirectoryError
+from digs_survey.estimator.posterior import FrozenPosterior
+from digs_survey.parameters import Prior
+from digs_survey.quality import QualityFlag
+from digs_survey.raysession import ray_session
+from digs_survey.simulate.noise import NoiseModel
+from digs_survey.spectra import WavelengthGrid
+from digs_survey.storage import ArraySpec, checksum, create_dataset
+
+pytestmark = pytest.mark.slow
+
+GRID, PRIOR, ROWS, SIMULATIONS = WavelengthGrid(np.arange(4000.0, 7001.0, 150.0)), Prior(), 12, 60
+CONFIG = SurveyConfig.model_validate(
+    {
+        "map": {"draws": 64},
+        "audit": {
+            "galaxies": 5,
+            "calibration_simulations": SIMULATIONS,
+            "calibration_draws": 100,
+            "predictive_draws": 8,
+            "mcmc": {
+                "walkers": 12,
+                "burn_in": [10],
+                "steps": 80,
+                "max_steps": 80,
+                "autocorrelation_times": 0.1,
+            },
+        },
+    }
+)
+STAGES = [
+    {"stage": "simulate", "wall_s": 1.0, "core_s": 1.0, "rows": 10},
+    {"stage": "train", "wall_s": 1.0, "core_s": 1.0, "rows": 10},
+    {"stage": "map", "wall_s": 1.0, "core_s": 1e-6, "rows": ROWS},
+]
+FAILING = 7
+
+
+class Smooth:
+    def spectrum(self, theta):
+        x = GRID.wavelength / 5000
+        shape = 1 + theta[3] * x**2 + theta[4] * x**3 / 9
+        return 10 ** (theta[0] - 18) * x ** theta[1] * np.exp(-theta[2] / x) * shape
+
+
+def fit(setup, job):
+    if job.row == FAILING:
+        raise ValueError("planted")
+    return fit_with(Smooth(), setup, job)
+
+
+class Posterior:
+    """What the audit asks of a frozen posterior; knows the mass, and of the rest only the prior."""
+
+    prior, grid = PRIOR, GRID
+    noise = NoiseModel.from_config(CONFIG.noise)
+
+    def check_grid(self, grid):
+        assert grid == GRID
+
+    def sample(self, flux, draws):
+        cube = np.random.default_rng(0).uniform(0.2, 0.8, (len(flux), draws, 5))
+        theta = PRIOR.from_unit_cube(cube)
+        theta[..., 0] = np.clip(np.log10(np.median(flux, axis=1))[:, None] + 18 + 0.1 * cube[..., 0], 8, 13)
+        return theta
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    with ray_session():
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        yield
+
+
+@pytest.fixture
+def inputs(tmp_path, monkeypatch):
+    monkeypatch.setattr(FrozenPosterior, "load", lambda folder: Posterior())
+    monkeypatch.setattr(run, "fit_galaxies", partial(run.fit_galaxies, fit=fit))
+    rng = np.random.default_rng(5)
+    theta = PRIOR.from_unit_cube(rng.uniform(0.3, 0.7, (ROWS, 5)))
+    flux = np.stack([Smooth().spectrum(row) for row in theta])
+    flux *= 1 + 0.05 * rng.normal(size=flux.shape)
+    mask = np.zeros_like(flux, dtype=int)
+    mask[0] = 1
+    write_catalog(
+        tmp_path / "catalog.zarr",
+        grid=GRID,
+        flux=flux * 1e17,
+        ivar=(0.05 * flux * 1e17) ** -2,
+        mask=mask,
+        redshift=np.full(ROWS, 1e-5),
+        galaxy_id=[f"g{row}" for row in range(ROWS)],
+        flux_unit="1e-17 erg / (s cm2 Angstrom)",
+        columns={"true_logmass": (theta[:, 0], {"units": "dex(solMass)"})},
+    )
+    run_dir = tmp_path / "run"
+    percentiles = np.repeat(theta[:, :, None], 5, axis=2).astype("f4")
+    quality = np.where(np.arange(ROWS) == 0, int(QualityFlag.FEW_GOOD_ELEMENTS), 0)
+    percentiles[0] = np.nan
+    xr.Dataset(
+        {"percentiles": (("galaxy", "parameter", "quantile"), percentiles), "quality": ("galaxy", quality)},
+        {"quantile": list(CONFIG.map.quantiles)},
+    ).to_zarr(run_dir / "posterior.zarr", zarr_format=3, consolidated=False)
+    truth = PRIOR.from_unit_cube(rng.uniform(0.3, 0.7, (SIMULATIONS + 9, 5)))
+    spectra = np.stack([Smooth().spectrum(row) for row in truth])
+    arrays = {
+        "theta": ArraySpec(("simulation", "parameter"), truth.shape, "float64"),
+        "flux": ArraySpec(("simulation", "wavelength"), spectra.shape, "float32"),
+    }
+    create_dataset(run_dir / "calibration.zarr", arrays, {"theta": truth, "flux": spectra})
+    return run_dir, tmp_path / "catalog.zarr", theta
+
+
+@pytest.mark.parametrize(("kind", "width"), [("fractional", 0.05), ("catalog", 0.05 * 2**0.5)])
+def test_audit_writes_what_the_report_reads_and_does_it_once(inputs, monkeypatch, kind, width):
+    run_dir, catalog, theta = inputs
+    table = np.full((2, len(GRID)), 0.05)
+    monkeypatch.setattr(Posterior, "noise", NoiseModel.from_config(NoiseConfig(kind=kind), relative=table))
+    config = CONFIG.model_copy(update={"audit": CONFIG.audit.model_copy(update={"galaxies": 50})})
+    counted = []
+    summary = run.run_audit(run_dir, config, catalog, stages=STAGES, advance=counted.append)
+    assert summary == json.loads((run_dir / "audit.json").read_text())
+    assert summary["galaxies"] == sum(counted) == ROWS - 1
+    assert (summary["agreement"]["failed"], summary["agreement"]["converged"]) == (1, ROWS - 2)
+    assert summary["calibration"]["simulations"] == SIMULATIONS
+    assert summary["calibration"]["ks_pvalue"]["logzsol"] < 1
+    cost = summary["cost"]
+    assert cost["galaxies_per_mcmc_fit_map_only"] > 1000
+    assert cost["cores"] >= 1
+
+    with xr.open_zarr(run_dir / "audit.zarr", group="galaxies", consolidated=False) as stored:
+        data = stored.load()
+    assert data.sizes == {
+        "galaxy": 11, "parameter": 5, "draw": 64, "mcmc_draw": 960, "wavelength": len(GRID), "band": 3
+    }
+    assert data["row"].values.tolist() == list(range(1, ROWS))
+    assert data["galaxy_id"].values.tolist() == [f"g{row}" for row in range(1, ROWS)]
+    assert data["parameter"].values.tolist() == list(PRIOR.names)
+    np.testing.assert_allclose(data["truth"][:, 0], theta[1:, 0])
+    assert np.isnan(data["truth"][:, 1:]).all()
+    np.testing.assert_allclose(data["snr"], 20, rtol=0.2)
+    np.testing.assert_allclose(data["weight"], 1)
+    failed = data["row"].values == FAILING
+    assert np.isnan(data["mcmc"].values).any(axis=(1, 2)).tolist() == failed.tolist()
+    assert (data["converged"].values == ~failed).all()
+    assert np.isfinite(data["sigma"].values).all()
+    best, observed = data["best_npe"].values[0], data["flux"].values[0]
+    np.testing.assert_allclose(data["sigma"].values[0], width * best, rtol=1e-5)
+    chi2 = (((observed - best) / (width * best)) ** 2).sum()
+    np.testing.assert_allclose(data["chi2"].values[0], chi2, rtol=1e-5)
+    shift = np.median(data["npe"], axis=1) - np.median(data["mcmc"], axis=1)
+    assert (np.sign(shift[~failed]) == np.sign(data["shift_sigma"].values[~failed])).all()
+    with xr.open_zarr(run_dir / "audit.zarr", group="calibration", consolidated=False) as calibration:
+        assert calibration["rank"].shape == (SIMULATIONS, 5)
+        assert calibration["percentiles"].shape == (SIMULATIONS, 5, 5)
+        assert calibration.attrs["draws"] == 100
+        level = calibration["level"].values.tolist().index(0.9)
+        reported = summary["calibration"]["coverage"]["0.9"]
+        assert calibration["coverage"].values[level].tolist() == list(reported.values())
+
+    first = checksum(*(data[name].values for name in ("mcmc", "core_seconds", "best_mcmc")))
+    counted.clear()
+    again = run.run_audit(run_dir, config, catalog, stages=STAGES, advance=counted.append)
+    assert counted == [ROWS - 2, 1]
+    assert {**again, "core_seconds": 0} == {**summary, "core_seconds": 0}
+    with xr.open_zarr(run_dir / "audit.zarr", group="galaxies", consolidated=False) as stored:
+        assert checksum(*(stored[name].values for name in ("mcmc", "core_seconds", "best_mcmc"))) == first
+
+
+def test_no_row_with_a_posterior_still_gives_a_calibration(inputs):
+    run_dir, catalog, _ = inputs
+    with xr.open_zarr(run_dir / "posterior.zarr", consolidated=False) as stored:
+        posterior = stored.load()
+    posterior["quality"][:] = int(QualityFlag.BAD_REDSHIFT)
+    posterior.to_zarr(run_dir / "posterior.zarr", mode="w", zarr_format=3, consolidated=False)
+    summary = run.run_audit(run_dir, CONFIG, catalog)
+    assert (summary["galaxies"], summary["calibration"]["simulations"]) == (0, SIMULATIONS)
+    assert summary["agreement"]["mean_abs_shift_sigma"]["all"] is None
+    assert summary["predictive"]["reduced_chi2_median"] is None
+    with xr.open_zarr(run_dir / "audit.zarr", group="galaxies", consolidated=False) as stored:
+        assert stored.sizes["galaxy"] == 0
+
+
+def test_posterior_of_another_catalog_is_refused(inputs):
+    run_dir, catalog, _ = inputs
+    with xr.open_zarr(run_dir / "posterior.zarr", consolidated=False) as stored:
+        posterior = stored.load().isel(galaxy=slice(0, 4))
+    posterior.to_zarr(run_dir / "posterior.zarr", mode="w", zarr_format=3, consolidated=False)
+    with pytest.raises(RunDirectoryError, match="expected the 12 rows of .* found 4"):
+        run.run_audit(run_dir, CONFIG, catalog)

@@ -1,0 +1,179 @@
+"""MCMC jobs on Ray: the same fits however they are run, faults stay with their galaxy, kills are resumed."""
+
+import os
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import ray
+
+from digs_survey.audit.fit import FitSetup, GalaxyFit, GalaxyJob, fit_with, mcmc_draw_count
+from digs_survey.audit.mcmc import fit_galaxies
+from digs_survey.config import MCMCConfig, ModelConfig, NoiseConfig
+from digs_survey.errors import StageError
+from digs_survey.parameters import Prior
+from digs_survey.raysession import ray_session
+from digs_survey.simulate.noise import NoiseModel
+from digs_survey.spectra import WavelengthGrid
+from digs_survey.storage import Ledger
+
+pytestmark = pytest.mark.slow
+
+GRID = WavelengthGrid(np.arange(4000.0, 7001.0, 150.0))
+PRIOR = Prior()
+SETUP = FitSetup(
+    model=ModelConfig(),
+    prior=PRIOR,
+    grid=GRID,
+    noise=NoiseModel.from_config(NoiseConfig()),
+    mcmc=MCMCConfig(walkers=12, burn_in=(5,), steps=20, max_steps=40),
+    seed=9,
+)
+
+
+class Smooth:
+    """A cheap stand-in for Prospector: a power law with a break, five parameters."""
+
+    def spectrum(self, theta):
+        x = GRID.wavelength / 5000
+        shape = 1 + theta[3] * (x - 1) ** 2 + 0.5 * theta[4] / (1 + np.exp((GRID.wavelength - 5500) / 100))
+        return 10 ** (theta[0] - 18) * x ** theta[1] * np.exp(-theta[2] / x) * shape
+
+
+SMOOTH = Smooth()
+
+
+def make_jobs(rows, simulator=SMOOTH):
+    jobs = []
+    for row in rows:
+        rng = np.random.default_rng(row)
+        flux = SETUP.noise.draw(simulator.spectrum(PRIOR.from_unit_cube(rng.uniform(0.3, 0.7, 5))), rng)
+        good = np.ones(len(GRID), dtype=bool)
+        good[row % 5] = False
+        draws = PRIOR.from_unit_cube(rng.uniform(0.3, 0.7, (64, 5)))
+        jobs.append(GalaxyJob(row, flux, good, None, start=draws, predictive=draws[:16]))
+    return jobs
+
+
+def smooth_fit():
+    return lambda setup, job: fit_with(SMOOTH, setup, job)
+
+
+def same(first, second):
+    return all(
+        np.array_equal(value, getattr(second, name), equal_nan=name != "error")
+        for name, value in vars(first).items()
+        if name != "core_seconds"
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    with ray_session():
+        # Workers need not be able to import this file.
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        yield
+
+
+def test_a_fit_depends_on_nothing_but_its_row(tmp_path):
+    jobs = make_jobs([3, 8, 21])
+    counted = []
+    spread = fit_galaxies(SETUP, jobs, tmp_path / "a", fit=smooth_fit(), advance=counted.append)
+    alone = fit_galaxies(SETUP, jobs[::-1], tmp_path / "b", fit=smooth_fit())[::-1]
+    here = [fit_with(SMOOTH, SETUP, job) for job in jobs]
+    assert all(same(a, b) and same(a, c) for a, b, c in zip(spread, alone, here, strict=True))
+    assert not np.array_equal(spread[0].draws, spread[1].draws)
+    assert spread[0].draws.shape == (mcmc_draw_count(SETUP.mcmc), 5)
+    assert sum(counted) == 3
+
+
+def test_what_a_fit_says_about_its_spectra():
+    job = make_jobs([4])[0]
+    fit = fit_with(SMOOTH, SETUP, job)
+    spectra = np.stack([SMOOTH.spectrum(theta) for theta in job.predictive])
+    likelihood = SETUP.noise.log_likelihood(job.flux, spectra, job.good)
+    np.testing.assert_array_equal(fit.best_npe, spectra[np.argmax(likelihood)])
+    np.testing.assert_allclose(fit.band, np.quantile(spectra, [0.16, 0.5, 0.84], axis=0))
+    best = SETUP.noise.log_likelihood(job.flux, fit.best_mcmc, job.good)
+    kept = [SETUP.noise.log_likelihood(job.flux, SMOOTH.spectrum(theta), job.good) for theta in fit.draws]
+    assert best >= max(kept)
+    assert np.isfinite(PRIOR.log_prob(fit.draws)).all()
+
+
+def test_finished_fits_are_kept_and_stale_ones_are_not(tmp_path):
+    jobs = make_jobs([1, 2])
+    first = fit_galaxies(SETUP, jobs[:1], tmp_path, fit=smooth_fit())
+
+    def refuse(setup, job):
+        if job.row == 1:
+            raise RuntimeError("computed again")
+        return fit_with(SMOOTH, setup, job)
+
+    counted = []
+    again = fit_galaxies(SETUP, jobs, tmp_path, fit=refuse, advance=counted.append)
+    assert same(first[0], again[0])
+    assert again[0].core_seconds == first[0].core_seconds
+    assert not again[1].error
+    assert counted == [1, 1]
+    changed = fit_galaxies(replace(SETUP, seed=10), jobs[:1], tmp_path, fit=smooth_fit())
+    assert not np.array_equal(changed[0].draws, first[0].draws)
+
+
+def test_a_dead_worker_is_replaced_once_and_a_failing_galaxy_holds_up_no_other(tmp_path):
+    marker = str(tmp_path / "died")
+
+    def fit(setup, job):
+        if job.row == 1 and not os.path.exists(marker):
+            open(marker, "w").close()
+            os._exit(1)
+        if job.row == 2:
+            raise ValueError("no spectrum for this one")
+        return fit_with(SMOOTH, setup, job)
+
+    jobs = make_jobs([0, 1, 2])
+    fits = fit_galaxies(SETUP, jobs, tmp_path / "jobs", fit=fit)
+    assert os.path.exists(marker)
+    assert same(fits[1], fit_with(SMOOTH, SETUP, jobs[1]))
+    assert not fits[0].error
+    assert "ValueError: no spectrum for this one" in fits[2].error
+    assert (fits[2].converged, fits[2].steps) == (False, 0)
+    assert np.isnan(fits[2].draws).all()
+    assert fits[2].draws.shape == fits[0].draws.shape
+    assert sorted(Ledger(tmp_path / "jobs" / "ledger").records()) == [0, 1]
+    with pytest.raises(StageError, match="no spectrum for this one"):
+        fit_galaxies(SETUP, jobs[2:], tmp_path / "jobs", fit=fit)
+
+
+def test_saved_fits_come_back_as_they_were(tmp_path):
+    for fit in (fit_with(SMOOTH, SETUP, make_jobs([0])[0]), GalaxyFit.failed(SETUP, "why")):
+        fit.save(tmp_path / "one.npz")
+        back = GalaxyFit.load(tmp_path / "one.npz")
+        assert same(fit, back)
+        assert isinstance(back.converged, bool)
+        assert isinstance(back.error, str)
+    assert os.listdir(tmp_path) == ["one.npz"]
+
+
+def test_prospector_in_workers_finds_the_galaxy_it_made(tmp_path):
+    from digs_survey.audit.likelihood import ProspectorPosterior
+    from digs_survey.sps.prospector import ProspectorSimulator
+
+    simulator = ProspectorSimulator(SETUP.model, PRIOR, GRID)
+    truth = np.array([10.5, -0.4, 0.65, 1.6, 0.0])
+    clean, rng = simulator.spectrum(truth), np.random.default_rng(1)
+    flux, good = SETUP.noise.draw(clean, rng), np.arange(len(GRID)) != 4
+    posterior = ProspectorPosterior(simulator, SETUP.noise, PRIOR, GRID.wavelength, flux, good)
+    expected = SETUP.noise.log_likelihood(flux, clean, good) + PRIOR.log_prob(truth)
+    assert posterior(truth) == pytest.approx(float(expected), rel=1e-10)
+
+    start = np.clip(truth + 0.05 * rng.normal(size=(64, 5)), PRIOR.low, PRIOR.high)
+    setup = replace(SETUP, mcmc=MCMCConfig(walkers=32, burn_in=(120,), steps=100, max_steps=100))
+    jobs = [GalaxyJob(row, flux, good, None, start, start[:4]) for row in (0, 1)]
+    first, second = fit_galaxies(setup, jobs, tmp_path)
+    assert not np.array_equal(first.draws, second.draws)
+    width = first.draws.std(axis=0)
+    assert (np.abs(first.draws.mean(axis=0) - truth) < 3.5 * width).all()
+    assert (np.abs(first.draws.mean(axis=0) - second.draws.mean(axis=0)) < width).all()
+    assert width[0] < 0.2
+    assert np.median(np.abs(first.best_mcmc / clean - 1)) < 0.05

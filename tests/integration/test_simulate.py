@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+import psutil
+import pytest
+import xarray as xr
+from distributed import LocalCluster
+
+from digs_survey.config import NoiseConfig, load_config
+from digs_survey.errors import MissingDependencyError, StageError
+from digs_survey.simulate import dask as dask_stage
+from digs_survey.simulate.augment import augment
+from digs_survey.simulate.dask import draw_theta, simulate
+from digs_survey.simulate.noise import NoiseModel
+from digs_survey.spectra import WavelengthGrid
+from digs_survey.sps.prospector import ProspectorSimulator
+from digs_survey.storage import Ledger, checksum
+
+COUNT = 478
+OVERRIDES = ["grid.start_angstrom=4000", "grid.stop_angstrom=5000", "simulate.rows_per_shard=8"]
+SHARDS = 60
+
+
+def run(folder: Path, overrides=(), count=COUNT, address=None, stream="simulate"):
+    """Simulate into ``folder``; return what ``advance`` was called with."""
+    config = load_config(None, [*OVERRIDES, *overrides])
+    calls: list[int] = []
+    simulate(
+        config,
+        WavelengthGrid.from_config(config.grid),
+        folder / "simulations.zarr",
+        count=count,
+        stream=stream,
+        ledger=Ledger(folder / "ledger"),
+        address=address,
+        advance=calls.append,
+    )
+    return calls
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def scheduler():
+    """One worker process with two threads, spoken to over TCP as a remote cluster is."""
+    with LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=":0", protocol="tcp") as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.fixture(scope="module")
+def reference(scheduler, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reference")
+    calls = run(folder, address=scheduler)
+    assert calls[0] == 0
+    assert sum(calls) == COUNT
+    return folder
+
+
+def test_spectra_belong_to_their_theta(reference):
+    config = load_config(None, OVERRIDES)
+    grid, prior = WavelengthGrid.from_config(config.grid), config.make_prior()
+    data = xr.open_zarr(reference / "simulations.zarr", consolidated=False).load()
+    assert dict(data.sizes) == {"simulation": COUNT, "parameter": 5, "wavelength": 21}
+    assert list(data.parameter.values) == list(prior.names)
+    np.testing.assert_array_equal(data.wavelength, grid.wavelength)
+    assert u.Unit(data.flux.units).is_equivalent(u.Unit("erg s-1 cm-2 AA-1"))
+    assert u.Unit(data.wavelength.units) == u.AA
+    assert data.flux.dtype == np.float32
+    np.testing.assert_array_equal(data.theta, draw_theta(prior, config.seed, "simulate", 0, COUNT))
+
+    rows = [0, 7, 8, COUNT - 1]
+    expected = ProspectorSimulator(config.model, prior, grid).spectra(data.theta.values[rows])
+    np.testing.assert_allclose(data.flux.values[rows], expected, rtol=1e-6)
+
+    records = Ledger(reference / "ledger").records()
+    assert sorted(records) == list(range(SHARDS))
+    assert records[59]["rows"] == 6
+    assert records[1]["checksum"] == checksum(data.theta.values[8:16], data.flux.values[8:16])
+    assert all(record["core_seconds"] > 0 for record in records.values())
+
+
+def test_a_second_run_does_nothing_and_other_settings_start_afresh(reference, scheduler, tmp_path):
+    before = contents(reference)
+    # Nothing is left to compute, so that nothing may ask for a scheduler that is not there.
+    assert run(reference, address="tcp://127.0.0.1:1") == [COUNT]
+    assert contents(reference) == before
+
+    assert sum(run(tmp_path, count=20, address=scheduler)) == 20
+    first = xr.open_zarr(tmp_path / "simulations.zarr", consolidated=False).load()
+    assert run(tmp_path, ["seed=5"], count=20, address=scheduler)[0] == 0
+    other = xr.open_zarr(tmp_path / "simulations.zarr", consolidated=False).load()
+    assert not np.isin(other.theta, first.theta).any()
+    assert not np.isin(other.flux, first.flux).any()
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_gives_the_same_bytes(reference, scheduler, tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "from test_simulate import run\n"
+        "if __name__ == '__main__': run(Path(sys.argv[2]))\n"
+    )
+    script = tmp_path / "driver.py"
+    script.write_text(code)
+    folder = tmp_path / "run"
+    driver = subprocess.Popen([sys.executable, str(script), str(Path(__file__).parent), str(folder)])
+    while len(list((folder / "ledger").glob("0*.json"))) < 10:
+        assert driver.poll() is None, "the driver ended before it could be killed"
+        time.sleep(0.002)
+    workers = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.wait()
+    done = len(Ledger(folder / "ledger").records())
+    assert 10 <= done < SHARDS
+
+    calls = run(folder, address=scheduler)
+    assert calls[0] >= 8 * 10
+    assert sum(calls) == COUNT
+    assert contents(folder / "simulations.zarr") == contents(reference / "simulations.zarr")
+    found, expected = (Ledger(f / "ledger").records() for f in (folder, reference))
+    assert {s: r["checksum"] for s, r in found.items()} == {s: r["checksum"] for s, r in expected.items()}
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+
+
+def test_a_failing_shard_is_named_and_carries_its_cause(scheduler, tmp_path):
+    beyond = ["grid.start_angstrom=4e9", "grid.stop_angstrom=5e9", "grid.step_angstrom=5e8"]
+    with pytest.raises(StageError, match=r"shard \d+ \(rows \d+ to \d+\)") as caught:
+        run(tmp_path, beyond, count=16, address=scheduler)
+    assert caught.value.__cause__ is not None
+    assert str(caught.value.__cause__) in str(caught.value)
+    assert Ledger(tmp_path / "ledger").records() == {}
+
+
+def test_a_bad_spectrum_is_an_error_that_names_theta(monkeypatch, scheduler, tmp_path):
+    class Broken:
+        def spectra(self, theta):
+            flux = np.ones((len(theta), 21))
+            flux[2, 3] = np.nan
+            return flux
+
+    monkeypatch.setattr(dask_stage, "_simulator", lambda *_: Broken())
+    monkeypatch.setattr(dask_stage, "_run", lambda client, task, pending: [dask_stage._write_shard(task, 1)])
+    with pytest.raises(StageError, match=r"simulation 10 .*logmass=.*found nan"):
+        run(tmp_path, count=16, address=scheduler)
+    assert Ledger(tmp_path / "ledger").records() == {}
+
+
+def test_an_address_without_a_scheduler_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(dask_stage, "CONNECT_TIMEOUT_S", 1.0)
+    with pytest.raises(MissingDependencyError, match="tcp://127.0.0.1:1:"):
+        run(tmp_path, count=8, address="tcp://127.0.0.1:1")
+
+
+def pairs(reference: Path, folder: Path, rows_per_shard: int, noise=None, advance=lambda rows: None):
+    augment(
+        reference / "simulations.zarr",
+        folder / "pairs.zarr",
+        noise or NoiseModel.from_config(NoiseConfig()),
+        draws_per_spectrum=3,
+        seed=11,
+        ledger=Ledger(folder / "ledger"),
+        rows_per_shard=rows_per_shard,
+        advance=advance,
+    )
+    return xr.open_zarr(folder / "pairs.zarr", consolidated=False).load()
+
+
+def test_pairs_keep_theta_with_its_own_spectrum(reference, tmp_path):
+    simulations = xr.open_zarr(reference / "simulations.zarr", consolidated=False).load()
+    made = pairs(reference, tmp_path, 500)
+    assert dict(made.sizes) == {"pair": 3 * COUNT, "parameter": 5, "wavelength": 21}
+    np.testing.assert_array_equal(made.simulation, np.repeat(np.arange(COUNT), 3))
+    np.testing.assert_array_equal(made.theta, simulations.theta.values[made.simulation])
+    normal = (made.flux.values / simulations.flux.values[made.simulation] - 1) / 0.05
+    assert np.abs(normal).max() < 6
+    assert normal.mean() == pytest.approx(0, abs=5 / np.sqrt(normal.size))
+    assert normal.std() == pytest.approx(1, abs=5 / np.sqrt(2 * normal.size))
+    assert np.unique(normal.round(6)).size > 0.9 * normal.size
+    assert made.flux.units == simulations.flux.units
+
+
+def test_pairs_depend_neither_on_shards_nor_on_interruption(reference, tmp_path):
+    table = np.random.default_rng(0).uniform(0.01, 0.1, (50, 21))
+    noise = NoiseModel.from_config(NoiseConfig(kind="catalog"), table)
+    whole = pairs(reference, tmp_path / "whole", 10_000, noise)
+
+    def stop_in_the_middle(rows, seen=[]):  # noqa: B006
+        seen.append(rows)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pairs(reference, tmp_path / "parts", 300, noise, stop_in_the_middle)
+    calls: list[int] = []
+    parts = pairs(reference, tmp_path / "parts", 300, noise, calls.append)
+    assert calls == [600, 300, 300, 234]
+    for name in ("theta", "flux", "simulation"):
+        np.testing.assert_array_equal(parts[name], whole[name])
+
+
+def test_unfinished_simulations_are_refused(reference, tmp_path):
+    shutil.copytree(reference / "simulations.zarr", tmp_path / "simulations.zarr")
+    (tmp_path / "simulations.zarr" / "flux" / "c" / "3" / "0").unlink()
+    with pytest.raises(StageError, match="not all there"):
+        pairs(tmp_path, tmp_path / "out", 200)
+    with pytest.raises(StageError, match="run the simulate stage first"):
+        pairs(tmp_path / "nowhere", tmp_path / "out", 200)

@@ -1,0 +1,111 @@
+"""Agreement, predictive checks and cost, against numbers worked out by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.special import ndtri
+
+from digs_survey.audit.agreement import compare
+from digs_survey.audit.predictive import chi_square, predictive_band, residual_percent, standard_residuals
+from digs_survey.audit.speedup import cost_summary
+from digs_survey.config import NoiseConfig
+from digs_survey.simulate.noise import NoiseModel
+
+NAMES = ("a", "b")
+STAGES = [
+    {"stage": "simulate", "wall_s": 60.0, "core_s": 100.0, "rows": 5000},
+    {"stage": "train", "wall_s": 300.0, "core_s": 500.0, "rows": 5000},
+    {"stage": "map", "wall_s": 5.0, "core_s": 10.0, "rows": 1000},
+]
+
+
+def normal_draws(mean, sigma, count=2001):
+    z = ndtri((np.arange(count) + 0.5) / count)
+    return np.stack([m + s * z for m, s in zip(mean, sigma, strict=True)], axis=-1)
+
+
+def test_shift_and_width_have_the_right_sign_and_unit():
+    mcmc = np.stack([normal_draws([1.0, 5.0], [0.1, 2.0])] * 2)
+    npe = np.stack([normal_draws([1.05, 4.0], [0.2, 2.0])] * 2)
+    result = compare(npe, mcmc, [True, True])
+    half = 0.5 * (ndtri(0.84) - ndtri(0.16))
+    np.testing.assert_allclose(result.shift_sigma[0], np.array([0.5, -0.5]) / half, rtol=2e-3)
+    np.testing.assert_allclose(result.width_ratio[0], [2.0, 1.0], rtol=1e-6)
+    summary = result.summary(NAMES)
+    assert summary["mean_abs_shift_sigma"]["all"] == pytest.approx(0.5 / half, rel=2e-3)
+    assert summary["median_width_ratio"]["b"] == pytest.approx(1.0)
+
+
+def test_only_converged_and_finite_chains_enter_the_summary():
+    good, far = normal_draws([0.0, 0.0], [1.0, 1.0]), normal_draws([9.0, 9.0], [1.0, 1.0])
+    mcmc = np.stack([good, far, np.full_like(good, np.nan)])
+    summary = compare(np.stack([good] * 3), mcmc, [True, False, True]).summary(NAMES)
+    assert (summary["converged"], summary["galaxies"]) == (1, 3)
+    assert summary["mean_abs_shift_sigma"]["all"] == pytest.approx(0.0, abs=1e-9)
+    none = compare(np.stack([good]), mcmc[1:2], [False]).summary(NAMES)
+    assert none["mean_abs_shift_sigma"] == {"a": None, "b": None, "all": None}
+    json.dumps(none, allow_nan=False)
+
+
+@pytest.mark.parametrize("space", ["flux", "log10"])
+def test_residuals_of_the_truth_are_standard_normal(space):
+    noise = NoiseModel.from_config(NoiseConfig(fraction=0.3, space=space))
+    model = np.geomspace(1e-9, 1e-7, 20000)
+    observed = noise.draw(model, np.random.default_rng(0))
+    good = np.arange(model.size) % 10 != 0
+    residual = standard_residuals(observed, model, noise, good)
+    assert np.isnan(residual[~good]).all()
+    assert np.nanmean(residual) == pytest.approx(0, abs=0.03)
+    assert np.nanstd(residual) == pytest.approx(1, abs=0.02)
+    assert chi_square(residual) / good.sum() == pytest.approx(1, abs=0.04)
+    assert chi_square(standard_residuals(observed, 1.8 * model, noise, good)) / good.sum() > 2
+
+
+def test_catalog_noise_adds_the_rows_own_error_in_quadrature():
+    noise = NoiseModel.from_config(NoiseConfig(kind="catalog", fraction=0.03), relative=np.full((1, 2), 0.04))
+    residual = standard_residuals([1.1, 1.0], [1.0, 1.0], noise, [True, False], relative=[0.04, 0.04])
+    assert residual[0] == pytest.approx(2.0)
+    assert np.isnan(residual[1])
+
+
+def test_percent_band_and_empty_rows():
+    assert residual_percent([1.1, 2.0], [1.0, 2.0], [True, False])[0] == pytest.approx(10)
+    assert np.isnan(chi_square([np.nan, np.nan]))
+    band = predictive_band(np.arange(101.0)[:, None] * [1.0, 2.0])
+    np.testing.assert_allclose(band, [[16, 32], [50, 100], [84, 168]])
+
+
+def test_costs_by_hand():
+    # m = 200, e = 0.01, T = 600, N = 1000: 200/0.01; 200*1000/(600 + 10); 600/199.99 = 3.0002 -> 4
+    cost = cost_summary(STAGES, [150.0, 250.0], catalog_rows=1000, cores=2)
+    assert cost["npe_core_s_per_galaxy"] == pytest.approx(0.01)
+    assert cost["mcmc_core_s_per_galaxy"] == pytest.approx(200)
+    assert cost["galaxies_per_mcmc_fit_map_only"] == pytest.approx(20_000)
+    assert cost["galaxies_per_mcmc_fit_with_training_at_catalog"] == pytest.approx(200_000 / 610)
+    assert cost["break_even_galaxies"] == 4
+    assert cost["stages"] == STAGES
+
+
+def test_at_break_even_the_neural_posterior_is_the_cheaper_and_one_galaxy_before_it_is_not():
+    m, e, once = 7.3, 0.4, 600.0
+    stages = [*STAGES[:2], {"stage": "map", "wall_s": 1.0, "core_s": 100 * e, "rows": 100}]
+    n = cost_summary(stages, [m], 100, 2)["break_even_galaxies"]
+    assert once + e * n <= m * n
+    assert once + e * (n - 1) > m * (n - 1)
+
+
+@pytest.mark.parametrize(
+    ("stages", "mcmc", "unknown"),
+    [
+        (STAGES, [], "mcmc_core_s_per_galaxy"),
+        (STAGES, [float("nan")], "galaxies_per_mcmc_fit_map_only"),
+        (STAGES[1:], [200.0], "break_even_galaxies"),
+        (STAGES[:2], [200.0], "npe_core_s_per_galaxy"),
+        (STAGES, [0.005], "break_even_galaxies"),
+    ],
+)
+def test_what_cannot_be_known_is_none(stages, mcmc, unknown):
+    cost = cost_summary(stages, mcmc, 1000, 2)
+    assert cost[unknown] is None
+    json.dumps(cost, allow_nan=False)

@@ -1,0 +1,219 @@
+"""The report: what it says is what the run directory holds, and it holds together without it."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from urllib.parse import unquote
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from synthetic_run import LEVELS, build_run
+
+from digs_survey.errors import RunDirectoryError
+from digs_survey.report import sections
+from digs_survey.report.figures import calibration, galaxy, style
+from digs_survey.report.html import write_report
+
+VOID = {"meta", "img", "source", "br", "hr", "link", "input"}
+HOSTILE = "<script>alert('mine')<\\script>.zarr"
+
+
+class Page(HTMLParser):
+    """The page as a list of elements, each with its ancestors and text; unbalanced tags are errors."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.html, self.open, self.elements = html, [], []
+        self.feed(html)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        element = {"tag": tag, "text": "", "inside": list(self.open), **dict(attrs)}
+        self.elements.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_endtag(self, tag):
+        assert self.open[-1]["tag"] == tag, f"</{tag}> closes <{self.open[-1]['tag']}>"
+        self.open.pop()
+
+    def handle_data(self, data):
+        for element in self.open:
+            element["text"] += data
+
+    def all(self, tag):
+        return [e for e in self.elements if e["tag"] == tag]
+
+    def by_id(self, name):
+        (element,) = [e for e in self.elements if e.get("id") == name]
+        return element
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A run in which all went well."""
+    folder, audit = build_run(tmp_path_factory.mktemp("run") / "sound", galaxies=1, converged=1)
+    return Page(write_report(folder).read_text()), audit
+
+
+@pytest.fixture(scope="module")
+def doubtful(tmp_path_factory):
+    """No chain converged, one failed, the truth is not known, and the catalog has a hostile name."""
+    folder, audit = build_run(
+        tmp_path_factory.mktemp("run") / "doubtful",
+        galaxies=3,
+        converged=0,
+        failed=1,
+        known_truth=False,
+        name=HOSTILE,
+        simulations=200,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sections, "GALAXIES_SHOWN", 2)
+        first = write_report(folder).read_text()
+    return Page(first), audit
+
+
+def test_the_page_fetches_nothing_and_runs_nothing(sound):
+    page, _ = sound
+    assert len(page.html) < 4e6
+    assert not {"script", "link", "iframe", "object"} & {e["tag"] for e in page.elements}
+    assert not re.search(r"@import|url\(", "".join(e["text"] for e in page.all("style")))
+    for element in page.elements:
+        for name in ("src", "srcset"):
+            assert element.get(name, "data:").startswith("data:")
+        assert " " not in element.get("srcset", ""), "a srcset is split at spaces"
+        assert not any(name.startswith("on") for name in element)
+    ids = [e["id"] for e in page.elements if "id" in e]
+    assert len(ids) == len(set(ids))
+    for link in page.all("a"):
+        assert link["href"].removeprefix("#") in ids or link["href"].startswith("https://arxiv.org/abs/")
+
+
+def test_every_figure_has_pictures_alt_text_and_caption(sound):
+    page, _ = sound
+    figures = page.all("figure")
+    wanted = {"spectrum-1", "corner-1", "recovery", "ranks", "rank-cdf", "coverage-curve", "shifts", "residuals"}
+    assert wanted | {"learning", "cost-figure", "medians"} == {f["id"] for f in figures}
+    for figure in figures:
+        images = [i for i in page.all("img") if figure in i["inside"]]
+        captions = [c for c in page.all("figcaption") if figure in c["inside"]]
+        assert images
+        assert all(len(i["alt"]) > 20 for i in images)
+        assert len(captions) == 1
+        assert len(captions[0]["text"].split()) > 20
+    for box in page.all("table"):
+        assert any(e.get("class") == "scroll" for e in box["inside"]), "a wide table must scroll by itself"
+
+
+def test_the_numbers_are_those_of_the_audit(sound):
+    page, audit = sound
+    for par in audit["parameters"]:
+        covered = audit["calibration"]["coverage"]["0.68"][par]
+        assert page.by_id(f"coverage-{par}")["text"] == f"{covered:.3f}"
+        shift = audit["agreement"]["mean_abs_shift_sigma"][par]
+        assert page.by_id(f"shift-{par}")["text"] == f"{shift:.2f} σ"
+    assert page.by_id("shift")["text"] == f"{audit['agreement']['mean_abs_shift_sigma']['all']:.2f} σ"
+    assert page.by_id("break-even")["text"] == f"{audit['cost']['break_even_galaxies']} galaxies"
+    assert page.by_id("speed-map")["text"] == "100,000"
+    at_catalog = audit["cost"]["galaxies_per_mcmc_fit_with_training_at_catalog"]
+    assert float(page.by_id("speed-all")["text"]) == pytest.approx(at_catalog, rel=5e-3)
+    assert page.by_id("flagged")["text"] == "5"
+    text = page.by_id("calibration")["text"]
+    for par in audit["parameters"]:
+        row = [f"{audit['calibration']['coverage'][q][par]:.3f}" for q in ("0.5", "0.68", "0.9", "0.95")]
+        assert "".join(row) in text
+    assert "did NOT converge" not in page.html
+
+
+def test_chains_that_did_not_converge_are_named_loudly(doubtful):
+    page, audit = doubtful
+    assert audit["agreement"]["converged"] == 0
+    loud = [e["text"] for e in page.elements if e.get("class") == "loud"]
+    assert any("None of the 3 emcee chains converged" in text for text in loud)
+    assert page.by_id("shift")["text"] == "–"
+    for name in ("galaxy-1", "galaxy-2"):
+        article = page.by_id(name)
+        assert any(article in e["inside"] and "did NOT converge" in e["text"] for e in page.elements if e.get("class") == "loud")
+    assert len(page.all("article")) == 2
+    assert [e["text"] for e in page.elements if e.get("class") == "no"] == ["NO"] * 3
+
+
+def test_an_unknown_truth_is_said_and_not_drawn(doubtful, sound):
+    assert "The truth is not known." in doubtful[0].by_id("corner-1-caption")["text"]
+    assert "Truth" not in [e["text"] for e in doubtful[0].all("th")]
+    assert "Truth" in [e["text"] for e in sound[0].all("th")]
+
+
+def test_strings_of_users_are_escaped(doubtful):
+    page, _ = doubtful
+    assert not page.all("script")
+    assert HOSTILE in page.by_id("run")["text"]
+    assert HOSTILE in page.by_id("catalog")["text"]
+
+
+def test_a_failed_fit_and_missing_stages_do_not_stop_the_report(tmp_path):
+    folder, _ = build_run(tmp_path / "run", galaxies=1, converged=0, failed=1, simulations=60, rows=40)
+    for name in ("posterior.zarr", "audit.zarr/calibration", "model"):
+        (folder / name).rename(tmp_path / name.replace("/", "-"))
+    (folder / "percentiles.parquet").unlink()
+    page = Page(write_report(folder).read_text())
+    assert "emcee FAILED for this galaxy" in page.by_id("galaxies")["text"]
+    for section in ("calibration", "training", "catalog"):
+        assert "Not available" in page.by_id(section)["text"]
+
+
+def test_the_same_run_gives_the_same_bytes_and_a_folder_that_is_none_is_refused(tmp_path):
+    folder, _ = build_run(tmp_path / "run", galaxies=1, simulations=60, rows=40)
+    (folder / "audit.zarr").rename(tmp_path / "audit.zarr")
+    first = write_report(folder).read_bytes()
+    assert write_report(folder).read_bytes() == first
+    (folder / "manifest.json").unlink()
+    with pytest.raises(RunDirectoryError, match=r"manifest\.json"):
+        write_report(folder)
+
+
+def test_contours_hold_the_mass_that_they_claim():
+    x, y = np.meshgrid(np.linspace(-5, 5, 201), np.linspace(-5, 5, 201))
+    density = np.exp(-0.5 * (x**2 + y**2))
+    outer, inner = galaxy.mass_levels(density, [0.95, 0.68])
+    # A 2-D Gaussian holds a mass m inside the radius at which it has fallen to 1 - m of its peak.
+    assert outer == pytest.approx(0.05, rel=0.05)
+    assert inner == pytest.approx(0.32, rel=0.02)
+
+
+@pytest.mark.parametrize(("width", "shift", "passes"), [(1, 0, True), (0.8, 0, False), (1.25, 0, False), (1, 0.3, False)])
+def test_calibration_figures_tell_a_right_posterior_from_a_wrong_one(width, shift, passes):
+    rng = np.random.default_rng(3)
+    count, draws = 2000, 999
+    z = (rng.normal(size=count) - shift) / width
+    rank = np.floor(norm.cdf(z) * (draws + 1)).astype(int)
+    covered = (np.abs(z)[:, None] < norm.ppf(0.5 + LEVELS / 2)).mean(axis=0)
+    with style.style():
+        bins = calibration.rank_histogram("tage", rank, draws).alt
+        cdf = calibration.rank_cdf("tage", rank, draws).alt
+        curve = calibration.coverage("tage", LEVELS, covered, count).alt
+    outside = int(re.search(r"(\d+) of 20 bins outside", bins)[1])
+    largest, limit = map(float, re.search(r"at most ([\d.]+) .* within ([\d.]+)", cdf).groups())
+    worst = float(re.search(r"at most ([\d.]+) percentage", curve)[1])
+    assert (outside <= 3) is passes
+    assert (largest < limit) is passes
+    if shift == 0:
+        assert (worst < 3) is passes
+
+
+def test_the_slimmed_svg_keeps_positions():
+    with style.style():
+        figure = style.canvas(2, 1)
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 200), ylim=(0, 100))
+        axes.plot([10, 100, 150.123], [20, 50.057, 90])[0].set_gid("mine")
+        figure.set_layout_engine("none")
+        svg = unquote(style.encode(figure, "a line").src.split(",", 1)[1])
+    path = ElementTree.fromstring(svg).find(".//*[@id='mine']/{*}path").get("d")
+    found = np.array([float(v) for v in re.findall(r"-?[\d.]+", path)]).reshape(-1, 2)
+    expected = [[0.72 * x, 72 - 0.72 * y] for x, y in [(10, 20), (100, 50.057), (150.123, 90)]]
+    np.testing.assert_allclose(found, expected, atol=0.011)
