@@ -13,9 +13,9 @@ draws are the same bytes whatever else is in the batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -71,26 +71,56 @@ class MaskedTransform:
         scale = functional.softplus(raw[:, 0]) + _EPSILON
         return (scale * v + raw[:, 1])[self.permutation], scale.log().sum(dim=0)
 
+    @cached_property
+    def _passes(self) -> list[_Pass]:
+        """The slices of the weights that each pass of the inverse needs, one pass for each coordinate."""
+        passes, start = [], 0
+        for d, stop in enumerate(self.stops.tolist()):
+            new = slice(start, stop)
+            passes.append(
+                _Pass(
+                    new,
+                    self.w_in[new, :d].contiguous(),
+                    [w[new, :stop].contiguous() for w in self.w_hidden],
+                    [b[new, None] for b in self.b_hidden],
+                    self.w_out[d, :, :stop].contiguous(),
+                    self.b_out[d, :, None],
+                )
+            )
+            start = stop
+        return passes
+
     def inverse(self, z: Tensor, projected: Tensor) -> Tensor:
         """Map z (ndim, draws) back to v (ndim, draws)."""
         z = z[torch.argsort(self.permutation)]
-        ndim, draws = z.shape
-        width, blocks = self.b_in.shape[0], self.b_hidden.shape[0]
-        layers = z.new_empty((blocks + 1, width, draws))
+        layers = z.new_empty((len(self.b_hidden) + 1, len(self.b_in), z.shape[1]))
         v = torch.empty_like(z)
-        start = 0
-        for d, stop in enumerate(self.stops.tolist()):
-            if stop > start:
-                new = slice(start, stop)
-                layers[0, new] = torch.addmm(projected[new], self.w_in[new, :d], v[:d]).tanh_()
-                for k in range(blocks):
-                    layers[k + 1, new] = torch.addmm(
-                        self.b_hidden[k, new, None], self.w_hidden[k, new, :stop], layers[k, :stop]
-                    ).tanh_()
-                start = stop
-            raw = torch.addmm(self.b_out[d, :, None], self.w_out[d, :, :start], layers[-1, :start])
-            v[d] = (z[d] - raw[1]) / (functional.softplus(raw[0]) + _EPSILON)
+        for d, step in enumerate(self._passes):
+            stop = step.new.stop
+            if stop > step.new.start:
+                unit = layers[0, step.new]
+                torch.addmm(projected[step.new], step.w_in, v[:d], out=unit).tanh_()
+                for k, (weight, bias) in enumerate(zip(step.w_hidden, step.b_hidden, strict=True)):
+                    unit = layers[k + 1, step.new]
+                    torch.addmm(bias, weight, layers[k, :stop], out=unit).tanh_()
+            raw = torch.addmm(step.b_out, step.w_out, layers[-1, :stop])
+            torch.div(z[d] - raw[1], functional.softplus(raw[0]) + _EPSILON, out=v[d])
         return v
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass of the inverse: the hidden units that it newly needs, and the weights into and out of them."""
+
+    new: slice
+    w_in: Tensor
+    w_hidden: list[Tensor]
+    b_hidden: list[Tensor]
+    w_out: Tensor
+    b_out: Tensor
+
+
+_FIELDS = tuple(field.name for field in fields(MaskedTransform))
 
 
 class MaskedFlow:
@@ -118,15 +148,15 @@ class MaskedFlow:
         return {
             f"flow.{k}.{name}": value.contiguous()
             for k, transform in enumerate(self.transforms)
-            for name, value in vars(transform).items()
+            for name in _FIELDS
+            for value in [getattr(transform, name)]
         }
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> MaskedFlow:
         """Rebuild a flow from :meth:`tensors`."""
         count = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("flow."))
-        fields = MaskedTransform.__dataclass_fields__
-        return cls([MaskedTransform(**{f: tensors[f"flow.{k}.{f}"] for f in fields}) for k in range(count)])
+        return cls([MaskedTransform(**{f: tensors[f"flow.{k}.{f}"] for f in _FIELDS}) for k in range(count)])
 
     @classmethod
     def from_sbi(cls, flow: NFlowsFlow) -> MaskedFlow:

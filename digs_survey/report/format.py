@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 __all__ = ["FILTERS", "cell", "count", "duration", "fixed", "moment", "number", "percent"]
 
@@ -12,13 +12,13 @@ MISSING = "–"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def _missing(value: Any) -> bool:
-    return value is None or not math.isfinite(value)
+def _known(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
 
 
 def number(value: float | None, digits: int = 3) -> str:
     """Write a value with ``digits`` significant digits; powers of ten where it is very large or small."""
-    if _missing(value):
+    if not _known(value):
         return MISSING
     if value == 0:
         return "0"
@@ -31,19 +31,19 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def fixed(value: float | None, decimals: int = 3, *, signed: bool = False) -> str:
     """Write a value with a fixed number of decimals, with its sign if asked for."""
-    if _missing(value):
+    if not _known(value):
         return MISSING
     return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", "−")
 
 
 def count(value: float | None) -> str:
     """Write a number of things: whole, thousands separated; estimates are for :func:`number`."""
-    return MISSING if _missing(value) else f"{round(value):,}"
+    return f"{round(value):,}" if _known(value) else MISSING
 
 
 def percent(value: float | None, decimals: int = 1) -> str:
     """Write a share of 1 in percent."""
-    return MISSING if _missing(value) else f"{100 * value:.{decimals}f} %"
+    return f"{100 * value:.{decimals}f} %" if _known(value) else MISSING
 
 
 def moment(text: str) -> str:
@@ -57,7 +57,7 @@ def moment(text: str) -> str:
 
 def duration(seconds: float | None) -> str:
     """Write a time in the unit that suits it."""
-    if _missing(seconds):
+    if not _known(seconds):
         return MISSING
     for limit, scale, unit in ((1e-3, 1e-6, "µs"), (1, 1e-3, "ms"), (120, 1, "s"), (7200, 60, "min")):
         if seconds < limit:

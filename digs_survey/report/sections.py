@@ -108,7 +108,11 @@ def _grid(run: RunData) -> WavelengthGrid:
 
 def _axis(run: RunData) -> str:
     grid = _grid(run) if run.card else None
-    return rf"{grid.frame}-frame wavelength in {grid.medium} [$\mathrm{{\AA}}$]" if grid else r"wavelength [$\mathrm{\AA}$]"
+    return (
+        rf"{grid.frame}-frame wavelength in {grid.medium} [$\mathrm{{\AA}}$]"
+        if grid
+        else r"wavelength [$\mathrm{\AA}$]"
+    )
 
 
 def learning_section(run: RunData) -> Picture | None:
@@ -192,12 +196,17 @@ def _card(run: RunData, data: xr.Dataset, g: int) -> GalaxyCard:
         for k, name in enumerate(names)
     ]
     shown = galaxy.Spectrum(
-        *(data[name].values for name in ("wavelength",)),
-        *(data[name].values[g] for name in ("flux", "sigma")),
-        data["good"].values[g].astype(bool),
-        *(data[name].values[g] for name in ("best_npe", "best_mcmc")),
+        wavelength=data["wavelength"].values,
+        flux=data["flux"].values[g],
+        sigma=data["sigma"].values[g],
+        good=data["good"].values[g].astype(bool),
+        best_npe=data["best_npe"].values[g],
+        best_mcmc=data["best_mcmc"].values[g],
         axis=_axis(run),
     )
+    fits = f"spectrum of galaxy {galaxy_id} with the best fits of NPE and emcee{state}, and residuals"
+    pairs = f"corner plot of galaxy {galaxy_id}: NPE over emcee{state}"
+    marks = truth if known else None
     return GalaxyCard(
         galaxy_id=galaxy_id,
         converged=converged,
@@ -207,12 +216,19 @@ def _card(run: RunData, data: xr.Dataset, g: int) -> GalaxyCard:
         truth_known=known,
         parameters=rows,
         spectrum=galaxy.spectrum(
-            shown, converged, f"spectrum of galaxy {galaxy_id} with the best fits of NPE and emcee{state}, and residuals"
+            shown,
+            converged,
+            f"spectrum of galaxy {galaxy_id} with the best fits of NPE and emcee{state}, and residuals",
         ),
         corner=None
         if npe is None
         else galaxy.corner(
-            names, npe, mcmc, bounds, truth if known else None, f"corner plot of galaxy {galaxy_id}: NPE over emcee{state}"
+            names,
+            npe,
+            mcmc,
+            bounds,
+            truth if known else None,
+            f"corner plot of galaxy {galaxy_id}: NPE over emcee{state}",
         ),
     )
 
@@ -248,8 +264,8 @@ def cost_section(run: RunData) -> dict[str, Any] | None:
     rows = nested(run.manifest, "inputs", "catalog", "rows")
     stages = list(cost.get("stages") or [])
     known = {stage["stage"]: stage["core_s"] for stage in stages}
-    parts = [known.get(name) for name in ("simulate", "train")]
-    fixed = None if None in parts else sum(parts)
+    parts = [known[name] for name in ("simulate", "train") if known.get(name) is not None]
+    fixed = sum(parts) if len(parts) == 2 else None
     # The audit cannot count itself; its own record is in the manifest once it is done.
     for name, record in (run.manifest.get("stages") or {}).items():
         if name not in known and name != "report" and record.get("status") == "done":
@@ -267,7 +283,13 @@ def catalog_section(run: RunData) -> dict[str, Any] | None:
     return {
         "summary": run.catalog,
         "bits": [
-            {"bit": int(flag), "name": flag.name, "meaning": DESCRIPTIONS[flag], "rows": rows, "lost": bool(flag & NO_POSTERIOR)}
+            {
+                "bit": int(flag),
+                "name": flag.name,
+                "meaning": DESCRIPTIONS[flag],
+                "rows": rows,
+                "lost": bool(flag & NO_POSTERIOR),
+            }
             for flag, rows in run.catalog.bits.items()
         ],
         "medians": [survey.medians(name, run.catalog.edges[name], run.catalog.counts[name]) for name in names],

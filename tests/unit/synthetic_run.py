@@ -36,7 +36,13 @@ class LinearGaussian:
         lines = sum(a * np.exp(-0.5 * ((self.wave - w) / 45) ** 2) for w, a in ((4863, 0.4), (5008, 0.5), (6565, 1.0)))
         self.base = np.log(6e-9) - 0.5 * u - 0.5 / (1 + np.exp((self.wave - 4000) / 60)) + 0.5 * lines
         step = 1 / (1 + np.exp(-(self.wave - 4000) / 120))
-        shape = [np.full_like(u, np.log(10)), 0.10 * np.sin(4 * u) + 0.1 * u, -0.9 + 0.7 * u, 0.12 * step - 0.1 * u, 0.3 * lines - 0.05 * u]
+        shape = [
+            np.full_like(u, np.log(10)),
+            0.10 * np.sin(4 * u) + 0.1 * u,
+            -0.9 + 0.7 * u,
+            0.12 * step - 0.1 * u,
+            0.3 * lines - 0.05 * u,
+        ]
         self.jacobian = np.stack(shape, axis=1)
         self.centre = 0.5 * (self.prior.low + self.prior.high)
         self.spread = (self.prior.high - self.prior.low) / 8
@@ -60,7 +66,9 @@ class LinearGaussian:
         return mean[..., None] + self.width[:, None] * norm.ppf(QUANTILES)
 
 
-def build_run(folder, *, rows=400, simulations=500, galaxies=5, converged=4, failed=0, known_truth=True, name="sample.zarr"):
+def build_run(
+    folder, *, rows=400, simulations=500, galaxies=5, converged=4, failed=0, known_truth=True, name="sample.zarr"
+):
     """Write a run directory and return it with its audit.json; the last ``failed`` galaxies have no chain."""
     folder = Path(folder)
     (folder / "model").mkdir(parents=True)
@@ -80,6 +88,10 @@ def build_run(folder, *, rows=400, simulations=500, galaxies=5, converged=4, fai
     return folder, audit
 
 
+def _text(values, dim="galaxy"):
+    return dim, np.array(values, dtype=object)
+
+
 def _card(model):
     return {
         "parameters": model.prior.to_dict(),
@@ -92,7 +104,14 @@ def _history(path, rng):
     epoch = np.arange(1, 41)
     train = -6.2 + 9 * np.exp(-epoch / 4) + 0.01 * rng.normal(size=40)
     columns = [epoch, train, train + 0.05, 2e-3 * np.cos(epoch / 26) ** 2, 11.0 * epoch]
-    np.savetxt(path, np.stack(columns, 1), "%.6g", ",", header="epoch,train_loss,validation_loss,learning_rate,wall_s", comments="")
+    np.savetxt(
+        path,
+        np.stack(columns, 1),
+        "%.6g",
+        ",",
+        header="epoch,train_loss,validation_loss,learning_rate,wall_s",
+        comments="",
+    )
 
 
 def _posterior(folder, model, observed, ids, name):
@@ -107,12 +126,14 @@ def _posterior(folder, model, observed, ids, name):
             "quality": ("galaxy", quality),
             "n_good": ("galaxy", np.full(len(ids), model.wave.size, "i4")),
         },
-        {"galaxy_id": ("galaxy", ids), "parameter": list(model.prior.names), "quantile": QUANTILES},
+        {"galaxy_id": _text(ids), "parameter": _text(model.prior.names, "parameter"), "quantile": QUANTILES},
     ).to_zarr(folder / "posterior.zarr", zarr_format=3, consolidated=False)
     columns = {"galaxy_id": ids, "survey_name": [name] * len(ids)}
     for k, par in enumerate(model.prior.names):
         columns |= {f"{par}_p{100 * q:g}": percentiles[:, k, j] for j, q in enumerate(QUANTILES)}
-    parquet.write_table(pa.table(columns | {"n_good": [model.wave.size] * len(ids), "quality": quality}), folder / "percentiles.parquet")
+    parquet.write_table(
+        pa.table(columns | {"n_good": [model.wave.size] * len(ids), "quality": quality}), folder / "percentiles.parquet"
+    )
 
 
 def _calibration(folder, model, rng, simulations, draws=400):
@@ -129,7 +150,7 @@ def _calibration(folder, model, rng, simulations, draws=400):
             "rank": (("simulation", "parameter"), rank.astype("i4")),
             "coverage": (("level", "parameter"), coverage),
         },
-        {"parameter": names, "quantile": QUANTILES, "level": LEVELS},
+        {"parameter": _text(names, "parameter"), "quantile": QUANTILES, "level": LEVELS},
         {"draws": draws},
     ).to_zarr(folder / "audit.zarr", group="calibration", zarr_format=3, consolidated=False)
     by_name = lambda values: {par: float(v) for par, v in zip(names, values, strict=True)}  # noqa: E731
@@ -163,20 +184,37 @@ def _galaxies(folder, model, rng, flux, ids, converged, failed, known_truth, dra
     theta, spectrum = ("galaxy", "parameter"), ("galaxy", "wavelength")
     xr.Dataset(
         {
-            "row": ("galaxy", np.arange(count) * 3), "galaxy_id": ("galaxy", np.array(ids, dtype=str)),
-            "redshift": ("galaxy", np.full(count, 1e-5)), "snr": ("galaxy", np.full(count, 20.0)),
-            "weight": ("galaxy", np.ones(count)), "truth": (theta, truth),
-            "npe": (("galaxy", "draw", "parameter"), npe), "mcmc": (("galaxy", "mcmc_draw", "parameter"), mcmc),
-            "converged": ("galaxy", is_converged), "steps": ("galaxy", np.where(lost, 0, np.where(is_converged, 2000, 4000))),
-            "autocorrelation_time": (theta, np.where(lost, np.nan, np.where(is_converged, 30.0, 130.0))[:, None] * np.linspace(0.8, 1, len(names))),
-            "acceptance": ("galaxy", np.full(count, 0.31)), "core_seconds": ("galaxy", np.full(count, 210.0)),
-            "shift_sigma": (theta, shift), "width_ratio": (theta, ratio),
-            "flux": (spectrum, flux), "sigma": (spectrum, NOISE * flux), "good": (spectrum, good),
-            "best_npe": (spectrum, best_npe), "best_mcmc": (spectrum, best_mcmc),
-            "predictive": (("galaxy", "band", "wavelength"), np.quantile(spectra, [0.16, 0.5, 0.84], axis=1).swapaxes(0, 1)),
-            "chi2": ("galaxy", chi2), "n_good": ("galaxy", good.sum(axis=1)),
+            "row": ("galaxy", np.arange(count) * 3),
+            "galaxy_id": _text(ids),
+            "redshift": ("galaxy", np.full(count, 1e-5)),
+            "snr": ("galaxy", np.full(count, 20.0)),
+            "weight": ("galaxy", np.ones(count)),
+            "truth": (theta, truth),
+            "npe": (("galaxy", "draw", "parameter"), npe),
+            "mcmc": (("galaxy", "mcmc_draw", "parameter"), mcmc),
+            "converged": ("galaxy", is_converged),
+            "steps": ("galaxy", np.where(lost, 0, np.where(is_converged, 2000, 4000))),
+            "autocorrelation_time": (
+                theta,
+                np.where(lost, np.nan, np.where(is_converged, 30.0, 130.0))[:, None] * np.linspace(0.8, 1, len(names)),
+            ),
+            "acceptance": ("galaxy", np.full(count, 0.31)),
+            "core_seconds": ("galaxy", np.full(count, 210.0)),
+            "shift_sigma": (theta, shift),
+            "width_ratio": (theta, ratio),
+            "flux": (spectrum, flux),
+            "sigma": (spectrum, NOISE * flux),
+            "good": (spectrum, good),
+            "best_npe": (spectrum, best_npe),
+            "best_mcmc": (spectrum, best_mcmc),
+            "predictive": (
+                ("galaxy", "band", "wavelength"),
+                np.quantile(spectra, [0.16, 0.5, 0.84], axis=1).swapaxes(0, 1),
+            ),
+            "chi2": ("galaxy", chi2),
+            "n_good": ("galaxy", good.sum(axis=1)),
         },
-        {"parameter": names, "wavelength": model.wave, "band": [0.16, 0.5, 0.84]},
+        {"parameter": _text(names, "parameter"), "wavelength": model.wave, "band": [0.16, 0.5, 0.84]},
     ).to_zarr(folder / "audit.zarr", group="galaxies", zarr_format=3, consolidated=False)
     mean_of = lambda values, how: {  # noqa: E731
         par: float(how(v)) if converged else None
@@ -197,10 +235,17 @@ def _galaxies(folder, model, rng, flux, ids, converged, failed, known_truth, dra
 
 def _cost(rows):
     npe, mcmc, fixed = 2.1e-3, 210.0, 900.0
-    stages = [("simulate", 210.0, 400.0, 60_000), ("train", 260.0, 500.0, 60_000), ("map", 4.0, npe * rows, rows), ("audit", 500.0, 980.0, 5)]
+    stages = [
+        ("simulate", 210.0, 400.0, 60_000),
+        ("train", 260.0, 500.0, 60_000),
+        ("map", 4.0, npe * rows, rows),
+        ("audit", 500.0, 980.0, 5),
+    ]
     return {
         "stages": [dict(zip(("stage", "wall_s", "core_s", "rows"), s, strict=True)) for s in stages],
-        "npe_core_s_per_galaxy": npe, "mcmc_core_s_per_galaxy": mcmc, "cores": 2,
+        "npe_core_s_per_galaxy": npe,
+        "mcmc_core_s_per_galaxy": mcmc,
+        "cores": 2,
         "galaxies_per_mcmc_fit_map_only": mcmc / npe,
         "galaxies_per_mcmc_fit_with_training_at_catalog": mcmc / (npe + fixed / rows),
         "break_even_galaxies": math.ceil(fixed / (mcmc - npe)),
@@ -208,11 +253,28 @@ def _cost(rows):
 
 
 def _manifest(rows, name):
-    done = {"status": "done", "started": "2026-01-05T10:00:00+00:00", "finished": "2026-01-05T10:04:00+00:00", "key": {}}
-    return json.loads(json.dumps({
-        "schema": 1, "digs_survey": "0.1.0", "created": "2026-01-05T10:00:00+00:00", "git_commit": "0123abcd" * 5,
-        "command": f"digs-survey run {name} --config quick", "seed": 2022, "config_hash": "ab" * 32,
-        "versions": {"python": "3.11.9", "torch": "2.13.0", "sbi": "0.27.0"},
-        "inputs": {"catalog": {"path": name, "rows": rows, "fingerprint": "cd" * 32}},
-        "stages": {s: done | {"wall_s": 10.0, "core_s": 20.0, "rows": rows} for s in ("simulate", "train", "map", "audit")},
-    }))
+    done = {
+        "status": "done",
+        "started": "2026-01-05T10:00:00+00:00",
+        "finished": "2026-01-05T10:04:00+00:00",
+        "key": {},
+    }
+    return json.loads(
+        json.dumps(
+            {
+                "schema": 1,
+                "digs_survey": "0.1.0",
+                "created": "2026-01-05T10:00:00+00:00",
+                "git_commit": "0123abcd" * 5,
+                "command": f"digs-survey run {name} --config quick",
+                "seed": 2022,
+                "config_hash": "ab" * 32,
+                "versions": {"python": "3.11.9", "torch": "2.13.0", "sbi": "0.27.0"},
+                "inputs": {"catalog": {"path": name, "rows": rows, "fingerprint": "cd" * 32}},
+                "stages": {
+                    s: done | {"wall_s": 10.0, "core_s": 20.0, "rows": rows}
+                    for s in ("simulate", "train", "map", "audit")
+                },
+            }
+        )
+    )

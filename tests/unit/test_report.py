@@ -138,7 +138,11 @@ def test_chains_that_did_not_converge_are_named_loudly(doubtful):
     assert page.by_id("shift")["text"] == "–"
     for name in ("galaxy-1", "galaxy-2"):
         article = page.by_id(name)
-        assert any(article in e["inside"] and "did NOT converge" in e["text"] for e in page.elements if e.get("class") == "loud")
+        assert any(
+            article in e["inside"] and "did NOT converge" in e["text"]
+            for e in page.elements
+            if e.get("class") == "loud"
+        )
     assert len(page.all("article")) == 2
     assert [e["text"] for e in page.elements if e.get("class") == "no"] == ["NO"] * 3
 
@@ -186,7 +190,9 @@ def test_contours_hold_the_mass_that_they_claim():
     assert inner == pytest.approx(0.32, rel=0.02)
 
 
-@pytest.mark.parametrize(("width", "shift", "passes"), [(1, 0, True), (0.8, 0, False), (1.25, 0, False), (1, 0.3, False)])
+@pytest.mark.parametrize(
+    ("width", "shift", "passes"), [(1, 0, True), (0.8, 0, False), (1.25, 0, False), (1, 0.3, False)]
+)
 def test_calibration_figures_tell_a_right_posterior_from_a_wrong_one(width, shift, passes):
     rng = np.random.default_rng(3)
     count, draws = 2000, 999

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
@@ -55,14 +57,15 @@ def widths(names: Sequence[str], ratio: NDArray, converged: NDArray) -> Picture:
     return encode(figure, _summary("ratio of the widths of NPE and emcee", names, ratio, converged))
 
 
-def _rows(names: Sequence[str], values: NDArray, converged: NDArray):
+def _rows(names: Sequence[str], values: NDArray, converged: NDArray) -> tuple[Figure, Axes]:
     figure = canvas(_WIDTH, 0.75 + 0.5 * len(names))
     axes = figure.subplots()
     galaxies = len(values)
     offset = np.linspace(-0.3, 0.3, galaxies) if galaxies > 1 else np.zeros(1)
     for k in range(len(names)):
-        for chosen, kind in ((converged, {"marker": "o", "color": NPE}), (~converged, {"marker": "x", "color": MCMC})):
-            axes.scatter(values[chosen, k], k + offset[chosen], s=26, linewidths=1.4, zorder=3, **kind)
+        for chosen, marker, colour in ((converged, "o", NPE), (~converged, "x", MCMC)):
+            place = k + offset[chosen]
+            axes.scatter(values[chosen, k], place, s=26, linewidths=1.4, zorder=3, marker=marker, color=colour)
     axes.set_yticks(range(len(names)), [label(name, unit=False) for name in names])
     axes.tick_params(axis="y", length=0, labelsize=10.5)
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -86,24 +89,36 @@ def residuals(wavelength: NDArray, percent: NDArray, noise: NDArray, axis: str) 
         middle = _nanmedian(percent)
         worst = float(np.nanmax(np.abs(middle))) if np.isfinite(middle).any() else np.nan
     alt = f"posterior predictive residuals of {galaxies} galaxies; their median is at most {worst:.1f} % from zero"
-    pictures = [_residuals(wavelength, percent, middle, noise, axis, alt, width) for width in (WIDE, NARROW)]
-    return pictures[0].with_narrow(pictures[1])
+    wide, narrow = canvas(WIDE, 2.9), canvas(NARROW, 2.9)
+    for figure in (wide, narrow):
+        _draw_residuals(figure, wavelength, percent, middle, _nanmedian(noise))
+        figure.axes[0].set_xlabel(axis)
+    return encode(wide, alt).with_narrow(encode(narrow, alt))
 
 
-def _residuals(wavelength, percent, middle, noise, axis, alt, width) -> Picture:
-    figure = canvas(width, 2.9)
+def _draw_residuals(
+    figure: Figure, wavelength: NDArray, percent: NDArray, middle: NDArray, band: NDArray
+) -> None:
     axes = figure.subplots()
-    band = _nanmedian(noise)
+    many, alpha = len(percent) > 30, max(0.08, min(0.6, 4 / len(percent)))
     axes.fill_between(wavelength, -band, band, step="mid", color=BAND, lw=0, label=r"noise, $\pm 1\sigma$")
     for line in percent:
-        axes.plot(wavelength, line, color=NPE, lw=0.6, alpha=max(0.08, min(0.6, 4 / len(percent))), rasterized=len(percent) > 30)
+        axes.plot(
+            wavelength,
+            line,
+            color=NPE,
+            lw=0.6,
+            alpha=max(0.08, min(0.6, 4 / len(percent))),
+            rasterized=len(percent) > 30,
+        )
     zero_line(axes)
     axes.plot(wavelength, middle, color=MCMC, lw=1.6, label="median over galaxies")
     reach = 1.15 * finite_span(np.abs(percent), 2 * band, quantile=0.002, margin=0)[1]
-    axes.set(xlim=(wavelength[0], wavelength[-1]), ylim=(-reach, reach), xlabel=axis, ylabel="observed $-$ predicted [%]")
-    axes.xaxis.set_major_locator(MaxNLocator(10 if width > 5 else 5))
+    axes.set(
+        xlim=(wavelength[0], wavelength[-1]), ylim=(-reach, reach), ylabel="observed $-$ predicted [%]"
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(10 if figure.get_figwidth() > 5 else 5))
     legend_above(axes, 2)
-    return encode(figure, alt)
 
 
 def _nanmedian(values: NDArray) -> NDArray:

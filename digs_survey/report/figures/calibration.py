@@ -114,9 +114,16 @@ def rank_histogram(name: str, rank: NDArray, draws: int) -> Picture:
     outside = int(((height < low) | (height > high)).sum())
     top = max(1.6, 1.1 * float(max(height.max(), high.max())))
     axes.set(
-        xlim=(0, 1), ylim=(0, top), xlabel=f"rank of the true {label(name, unit=False)} / {draws}", ylabel="simulations / expected"
+        xlim=(0, 1),
+        ylim=(0, top),
+        xlabel=f"rank of the true {label(name, unit=False)} / {draws}",
+        ylabel="simulations / expected",
     )
     return encode(figure, f"{name}: rank histogram, {outside} of {bins} bins outside the 95 % band of the uniform")
+
+
+def _rank_label(name: str, draws: int) -> str:
+    return f"rank of the true {label(name, unit=False)} / {draws}"
 
 
 def rank_cdf(name: str, rank: NDArray, draws: int, ks_pvalue: float | None = None) -> Picture:
@@ -134,14 +141,12 @@ def rank_cdf(name: str, rank: NDArray, draws: int, ks_pvalue: float | None = Non
         axes.axhline(side, color=INK, lw=0.8, ls="--")
     axes.plot(unit, difference, color=NPE, lw=1.6)
     top = 1.6 * max(limit, float(np.abs(difference).max()))
-    axes.set(
-        xlim=(0, 1),
-        ylim=(-top, top),
-        xlabel=f"rank of the true {label(name, unit=False)} / {draws}",
-        ylabel="CDF $-$ uniform",
-    )
+    axes.set(xlim=(0, 1), ylim=(-top, top), xlabel=_rank_label(name, draws), ylabel="CDF $-$ uniform")
     largest = float(np.abs(difference).max())
-    alt = f"{name}: rank CDF less the uniform, at most {largest:.3f} from it; 95 % of right posteriors stay within {limit:.3f}"
+    alt = (
+        f"{name}: rank CDF less the uniform, at most {largest:.3f} from it; "
+        f"95 % of right posteriors stay within {limit:.3f}"
+    )
     if ks_pvalue is not None:
         axes.text(0.97, 0.95, f"KS $p$ = {ks_pvalue:.2g}", transform=axes.transAxes, ha="right", va="top", fontsize=9)
     return encode(figure, alt)

@@ -66,7 +66,13 @@ def _spectrum(galaxy: Spectrum, converged: bool, alt: str, width: float, height:
     figure = canvas(width, height)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
     top.fill_between(
-        wave, (observed - sigma) / scale, (observed + sigma) / scale, step="mid", color=BAND, lw=0, label=r"observed, $\pm 1\sigma$"
+        wave,
+        (observed - sigma) / scale,
+        (observed + sigma) / scale,
+        step="mid",
+        color=BAND,
+        lw=0,
+        label=r"observed, $\pm 1\sigma$",
     )
     top.step(wave, observed / scale, where="mid", color=INK, lw=0.8)
     emcee = "best fit, emcee" if converged else "best fit, emcee (NOT converged)"
@@ -74,10 +80,11 @@ def _spectrum(galaxy: Spectrum, converged: bool, alt: str, width: float, height:
         (galaxy.best_npe, NPE, "-", "best fit, NPE"),
         (galaxy.best_mcmc, MCMC, "--", emcee),
     ):
+        if not np.isfinite(best).any():
+            continue
         top.plot(wave, best / scale, color=colour, ls=dashes, lw=1.3, label=text)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            bottom.plot(wave, 100 * (observed - best) / best, color=colour, ls=dashes, lw=1.1)
-            noise = 100 * sigma / galaxy.best_npe
+        bottom.plot(wave, 100 * (observed - best) / best, color=colour, ls=dashes, lw=1.1)
+    noise = 100 * sigma / galaxy.best_npe
     bottom.fill_between(wave, -noise, noise, step="mid", color=BAND, lw=0, zorder=0)
     zero_line(bottom)
     power_text = rf"$10^{{{power}}}\,$" if power else ""
@@ -123,11 +130,22 @@ def corner(
     return wide.with_narrow(_corner(names, npe, mcmc, bounds, truth, alt, compact=True))
 
 
-def _corner(names, npe, mcmc, bounds, truth, alt, *, compact: bool) -> Picture:
+def _corner(
+    names: Sequence[str],
+    npe: NDArray,
+    mcmc: NDArray | None,
+    bounds: NDArray,
+    truth: NDArray | None,
+    alt: str,
+    *,
+    compact: bool,
+) -> Picture:
     size = NARROW if compact else _CORNER
     count = len(names)
     chains = [(npe, NPE, True)] + ([(mcmc, MCMC, False)] if mcmc is not None else [])
-    spans = [_span([c[:, k] for c, _, _ in chains], bounds[k], None if truth is None else truth[k]) for k in range(count)]
+    spans = [
+        _span([c[:, k] for c, _, _ in chains], bounds[k], None if truth is None else truth[k]) for k in range(count)
+    ]
     # Fixed margins: measuring the labels of all panels for a layout takes ten times as long as drawing them.
     figure = Figure(figsize=(size, size))
     left, bottom = (0.17, 0.16) if compact else (0.115, 0.115)
@@ -144,14 +162,14 @@ def _corner(names, npe, mcmc, bounds, truth, alt, *, compact: bool) -> Picture:
                     _marginal(axes, draws[:, row], spans[row], colour, filled)
                 else:
                     _pair(axes, draws[:, [column, row]], [spans[column], spans[row]], colour, filled)
-            _finish(axes, row, column, names, spans, truth, compact)
+            _finish(axes, row, column, names, spans, known, compact)
     return encode(figure, alt)
 
 
-def _span(columns: list[NDArray], bound: NDArray, truth: float | None) -> tuple[float, float]:
+def _span(columns: list[NDArray], bound: NDArray, truth: float) -> tuple[float, float]:
     low = min(np.quantile(c, 0.002) for c in columns)
     high = max(np.quantile(c, 0.998) for c in columns)
-    if truth is not None and np.isfinite(truth):
+    if np.isfinite(truth):
         low, high = min(low, truth), max(high, truth)
     low, high = finite_span([low, high], margin=0.06)
     return max(low, float(bound[0])), min(high, float(bound[1]))
@@ -164,7 +182,6 @@ def _marginal(axes: Axes, draws: NDArray, span: tuple[float, float], colour: str
     if filled:
         axes.fill_between(centre, height, color=colour, alpha=0.30, lw=0)
     axes.plot(centre, height, color=colour, lw=1.2, ls="-" if filled else "--")
-    axes.set_ylim(bottom=0)
 
 
 def _pair(axes: Axes, draws: NDArray, spans: list[tuple[float, float]], colour: str, filled: bool) -> None:
@@ -179,20 +196,36 @@ def _pair(axes: Axes, draws: NDArray, spans: list[tuple[float, float]], colour: 
     axes.contour(x, y, density, [outer, inner], colors=[colour], linewidths=1.0, linestyles="-" if filled else "--")
 
 
-def _finish(axes: Axes, row: int, column: int, names, spans, truth, compact: bool) -> None:
+def _finish(
+    axes: Axes,
+    row: int,
+    column: int,
+    names: Sequence[str],
+    spans: list[tuple[float, float]],
+    truth: NDArray,
+    compact: bool,
+) -> None:
     axes.set_xlim(spans[column])
-    if row != column:
+    if np.isfinite(truth[column]):
+        axes.axvline(truth[column], color=TRUTH, lw=0.8, ls=":")
+    if row == column:
+        axes.set_ylim(bottom=0)
+    else:
         axes.set_ylim(spans[row])
-    if truth is not None:
-        if np.isfinite(truth[column]):
-            axes.axvline(truth[column], color=TRUTH, lw=0.8, ls=":")
-        if row != column and np.isfinite(truth[row]):
+        if np.isfinite(truth[row]):
             axes.axhline(truth[row], color=TRUTH, lw=0.8, ls=":")
     ticks = 2 if compact else 3
     size = 7 if compact else 8.5
     axes.set_xticks(_inner_ticks(spans[column], ticks))
     axes.set_yticks(_inner_ticks(spans[row], ticks) if row != column else [])
-    axes.tick_params(labelsize=size, length=2.5, top=False, right=False, labelbottom=row == len(names) - 1, labelleft=column == 0 and row > 0)
+    axes.tick_params(
+        labelsize=size,
+        length=2.5,
+        top=False,
+        right=False,
+        labelbottom=row == len(names) - 1,
+        labelleft=column == 0 and row > 0,
+    )
     axes.tick_params(axis="x", labelrotation=45)
     text = 8.5 if compact else 10.5
     if row == len(names) - 1:
@@ -213,5 +246,5 @@ def _inner_ticks(span: tuple[float, float], most: int) -> NDArray:
     """Round values away from the ends of a panel, where labels would meet those of its neighbours."""
     low, high = span
     margin = 0.12 * (high - low)
-    ticks = MaxNLocator(most + 1).tick_values(low + margin, high - margin)
+    ticks = np.asarray(MaxNLocator(most + 1).tick_values(low + margin, high - margin))
     return ticks[(ticks >= low + margin) & (ticks <= high - margin)]

@@ -12,6 +12,7 @@ import io
 import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -49,7 +50,7 @@ NPE, MCMC, TRUTH, INK, BAND = "#0072B2", "#D55E00", "#000000", "#222222", "#C9CD
 PANEL, WIDE, NARROW = 3.45, 10.4, 3.65
 """Widths in inches of 96 CSS pixels: a panel, the whole text block, a phone's screen."""
 
-_RC = {
+_RC: Any = {
     "font.family": ["STIXGeneral", "DejaVu Sans"],
     "mathtext.fontset": "stix",
     "font.size": 10,
@@ -144,8 +145,12 @@ def _slim(svg: str) -> str:
     svg = re.sub(r"^.*?(?=<svg)", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r">\s+<", "><", svg)
-    svg = re.sub(r"(?<=[ =\"])-?\d+\.\d+(?=[\s\"])", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), svg)
-    return re.sub(r'(?<= d=")[^"]*', lambda found: re.sub(r"\s+", ",", re.sub(r"\s*([A-Za-z])\s*", r"\1", found[0])), svg)
+    svg = re.sub(
+        r"(?<=[ =\"])-?\d+\.\d+(?=[\s\"])", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), svg
+    )
+    return re.sub(
+        r'(?<= d=")[^"]*', lambda found: re.sub(r"\s+", ",", re.sub(r"\s*([A-Za-z])\s*", r"\1", found[0])), svg
+    )
 
 
 def label(name: str, *, unit: bool = True) -> str:

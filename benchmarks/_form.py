@@ -1,0 +1,49 @@
+"""The form of every benchmark: repeats, a table for people, and one line of JSON last."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["finish", "parser", "repeat"]
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """Return the argument parser that all benchmarks share."""
+    found = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    found.add_argument("--quick", action="store_true", help="smaller, under a minute")
+    found.add_argument("--json", type=Path, metavar="FILE", help="write the line of JSON there as well")
+    return found
+
+
+def repeat(functions: Sequence[Callable[[], Any]], times: int) -> list[list[float]]:
+    """Time functions in turn, ``times`` rounds after one to warm up; seconds (function, round)."""
+    seconds: list[list[float]] = [[] for _ in functions]
+    for turn in range(times + 1):
+        for measured, function in zip(seconds, functions, strict=True):
+            start = time.perf_counter()
+            function()
+            if turn:
+                measured.append(time.perf_counter() - start)
+    return seconds
+
+
+def finish(
+    title: str, rows: Sequence[tuple[str, Sequence[float], str]], result: dict[str, Any], json_path: Path | None
+) -> None:
+    """Print the table (name, values of the repeats, unit), then the result as one line of JSON."""
+    print(f"{title}\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
+    print(f"{'':44}{'median':>12}{'min':>12}{'max':>12}  unit")
+    for name, values, unit in rows:
+        print(f"{name:44}{statistics.median(values):12.4g}{min(values):12.4g}{max(values):12.4g}  {unit}")
+    line = json.dumps(result)
+    if json_path is not None:
+        json_path.write_text(line + "\n", encoding="utf-8")
+    print(f"\n{line}")
