@@ -142,7 +142,7 @@ class Prior:
 
     def from_unconstrained(self, u: ArrayLike) -> NDArray[np.float64]:
         """Inverse of :meth:`to_unconstrained`; always inside the prior's bounds."""
-        return self.from_unit_cube(expit(np.asarray(u, dtype=float)))
+        return np.clip(self.from_unit_cube(expit(np.asarray(u, dtype=float))), self.low, self.high)
 
     def log_abs_det_jacobian(self, u: ArrayLike) -> NDArray[np.float64]:
         """Log |d theta / d u| at u (..., ndim), summed over the parameters."""

@@ -112,9 +112,8 @@ def _agreement(run: RunData) -> Headline:
         return Headline("shift", title, "No galaxy was given to emcee.")
     if not converged or shift is None:
         words = f"None of the {galaxies} emcee chains converged, so NPE could NOT be compared with emcee."
-        return Headline(
-            "shift", title, words, status="attention", note="See which chains, and how long they were, below."
-        )
+        note = "See which chains, and how long they were, below."
+        return Headline("shift", title, words, status="attention", note=note)
     missing = galaxies - converged
     words = f"NPE and emcee differ by {fixed(shift, 2)} σ on average"
     words += f"; {missing} of {galaxies} chains did NOT converge." if missing else f", over {galaxies} galaxies."

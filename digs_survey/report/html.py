@@ -32,7 +32,7 @@ def write_report(run_dir: Path) -> Path:
     # Figures, tables and templates take a second to import; the command line should not wait for them.
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    from digs_survey.report import sections
+    from digs_survey.report import galaxies, sections
     from digs_survey.report.figures.style import style
     from digs_survey.report.format import FILTERS
     from digs_survey.report.headline import coverage_limits, headlines
@@ -53,8 +53,8 @@ def write_report(run_dir: Path) -> Path:
             facts=sections.facts(run),
             headlines=headlines(run),
             limits=coverage_limits((run.audit.get("calibration") or {}).get("simulations") or 0),
-            galaxies=sections.galaxy_rows(run),
-            cards=sections.galaxy_cards(run),
+            galaxies=galaxies.galaxy_rows(run),
+            cards=galaxies.galaxy_cards(run),
             calibration=sections.calibration_section(run),
             agreement=sections.agreement_section(run),
             learning=sections.learning_section(run),

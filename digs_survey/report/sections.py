@@ -5,65 +5,29 @@ A section is None, or empty, where the run has nothing for it; the page then say
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from digs_survey.parameters import PARAMETERS
 from digs_survey.quality import DESCRIPTIONS, NO_POSTERIOR
-from digs_survey.report.figures import agreement, calibration, galaxy, survey
+from digs_survey.report.figures import agreement, calibration, survey
 from digs_survey.report.figures.style import Picture
 from digs_survey.report.headline import SHIFT_TOLERANCE, nested
 from digs_survey.report.load import RunData, names_of
 from digs_survey.spectra import WavelengthGrid
 
 __all__ = [
-    "GALAXIES_SHOWN",
-    "GalaxyCard",
-    "ParameterRow",
     "agreement_section",
     "calibration_section",
     "catalog_section",
     "cost_section",
     "facts",
-    "galaxy_cards",
-    "galaxy_rows",
     "learning_section",
+    "wavelength_axis",
 ]
-
-GALAXIES_SHOWN = 4
-_FEWEST_DRAWS = 50
-
-
-@dataclass(frozen=True)
-class ParameterRow:
-    """One parameter of one audited galaxy: (low, median, high) of NPE and emcee, None where there are no draws."""
-
-    name: str
-    truth: float
-    npe: tuple[float, float, float] | None
-    mcmc: tuple[float, float, float] | None
-    shift: float
-    ratio: float
-
-
-@dataclass(frozen=True)
-class GalaxyCard:
-    """One audited galaxy in full."""
-
-    galaxy_id: str
-    converged: bool
-    steps: int
-    tau: float
-    reduced_chi2: float
-    truth_known: bool
-    parameters: list[ParameterRow]
-    spectrum: Picture
-    corner: Picture | None
 
 
 def facts(run: RunData) -> dict[str, Any]:
@@ -106,13 +70,11 @@ def _grid(run: RunData) -> WavelengthGrid:
     return WavelengthGrid.from_dict((run.card or {})["grid"])
 
 
-def _axis(run: RunData) -> str:
+def wavelength_axis(run: RunData) -> str:
+    """Label of the wavelength axis of spectra, with frame, medium and unit."""
     grid = _grid(run) if run.card else None
-    return (
-        rf"{grid.frame}-frame wavelength in {grid.medium} [$\mathrm{{\AA}}$]"
-        if grid
-        else r"wavelength [$\mathrm{\AA}$]"
-    )
+    what = f"{grid.frame}-frame wavelength in {grid.medium}" if grid else "wavelength"
+    return rf"{what} [$\mathrm{{\AA}}$]"
 
 
 def learning_section(run: RunData) -> Picture | None:
@@ -147,92 +109,6 @@ def calibration_section(run: RunData) -> dict[str, list[Picture]] | None:
     return pictures
 
 
-def galaxy_rows(run: RunData) -> list[dict[str, Any]]:
-    """Return one row for each audited galaxy."""
-    data = run.galaxies
-    if data is None:
-        return []
-    tau = data["autocorrelation_time"].values
-    return [
-        {
-            "row": int(data["row"].values[g]),
-            "galaxy_id": _text(data["galaxy_id"].values[g]),
-            "redshift": float(data["redshift"].values[g]),
-            "snr": float(data["snr"].values[g]),
-            "converged": bool(data["converged"].values[g]),
-            "steps": int(data["steps"].values[g]),
-            "tau": _largest(tau[g]),
-            "acceptance": float(data["acceptance"].values[g]),
-            "core_seconds": float(data["core_seconds"].values[g]),
-            "reduced_chi2": _reduced_chi2(data, g),
-        }
-        for g in range(data.sizes["galaxy"])
-    ]
-
-
-def galaxy_cards(run: RunData) -> list[GalaxyCard]:
-    """Return the first audited galaxies in full, at most :data:`GALAXIES_SHOWN`."""
-    data = run.galaxies
-    return [] if data is None else [_card(run, data, g) for g in range(min(GALAXIES_SHOWN, data.sizes["galaxy"]))]
-
-
-def _card(run: RunData, data: xr.Dataset, g: int) -> GalaxyCard:
-    names, prior = names_of(data), run.config.make_prior()
-    bounds = np.stack([prior.low, prior.high], axis=1)
-    truth, converged = data["truth"].values[g], bool(data["converged"].values[g])
-    known = bool(np.isfinite(truth).any())
-    npe, mcmc = _draws(data["npe"].values[g]), _draws(data["mcmc"].values[g])
-    galaxy_id = _text(data["galaxy_id"].values[g])
-    state = "" if converged else ", whose chain did not converge"
-    rows = [
-        ParameterRow(
-            name,
-            float(truth[k]),
-            _interval(npe, k),
-            _interval(mcmc, k),
-            float(data["shift_sigma"].values[g, k]),
-            float(data["width_ratio"].values[g, k]),
-        )
-        for k, name in enumerate(names)
-    ]
-    shown = galaxy.Spectrum(
-        wavelength=data["wavelength"].values,
-        flux=data["flux"].values[g],
-        sigma=data["sigma"].values[g],
-        good=data["good"].values[g].astype(bool),
-        best_npe=data["best_npe"].values[g],
-        best_mcmc=data["best_mcmc"].values[g],
-        axis=_axis(run),
-    )
-    fits = f"spectrum of galaxy {galaxy_id} with the best fits of NPE and emcee{state}, and residuals"
-    pairs = f"corner plot of galaxy {galaxy_id}: NPE over emcee{state}"
-    marks = truth if known else None
-    return GalaxyCard(
-        galaxy_id=galaxy_id,
-        converged=converged,
-        steps=int(data["steps"].values[g]),
-        tau=_largest(data["autocorrelation_time"].values[g]),
-        reduced_chi2=_reduced_chi2(data, g),
-        truth_known=known,
-        parameters=rows,
-        spectrum=galaxy.spectrum(
-            shown,
-            converged,
-            f"spectrum of galaxy {galaxy_id} with the best fits of NPE and emcee{state}, and residuals",
-        ),
-        corner=None
-        if npe is None
-        else galaxy.corner(
-            names,
-            npe,
-            mcmc,
-            bounds,
-            truth if known else None,
-            f"corner plot of galaxy {galaxy_id}: NPE over emcee{state}",
-        ),
-    )
-
-
 def agreement_section(run: RunData) -> dict[str, Any] | None:
     """Return the shift, width and residual figures over all audited galaxies."""
     data = run.galaxies
@@ -248,7 +124,7 @@ def agreement_section(run: RunData) -> dict[str, Any] | None:
     return {
         "shifts": agreement.shifts(names, data["shift_sigma"].values, converged, SHIFT_TOLERANCE),
         "widths": agreement.widths(names, data["width_ratio"].values, converged),
-        "residuals": agreement.residuals(data["wavelength"].values, percent, noise, _axis(run)),
+        "residuals": agreement.residuals(data["wavelength"].values, percent, noise, wavelength_axis(run)),
     }
 
 
@@ -295,28 +171,3 @@ def catalog_section(run: RunData) -> dict[str, Any] | None:
         "medians": [survey.medians(name, run.catalog.edges[name], run.catalog.counts[name]) for name in names],
         "units": {name: PARAMETERS[name].unit for name in names},
     }
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def _draws(values: NDArray) -> NDArray | None:
-    values = values[np.isfinite(values).all(axis=1)]
-    return values if len(values) >= _FEWEST_DRAWS else None
-
-
-def _interval(draws: NDArray | None, column: int) -> tuple[float, float, float] | None:
-    if draws is None:
-        return None
-    low, median, high = np.quantile(draws[:, column], [0.16, 0.5, 0.84])
-    return float(low), float(median), float(high)
-
-
-def _largest(values: NDArray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.max()) if finite.size else float("nan")
-
-
-def _reduced_chi2(data: xr.Dataset, g: int) -> float:
-    return float(data["chi2"].values[g]) / max(1, int(data["n_good"].values[g]))

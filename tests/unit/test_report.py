@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
@@ -13,8 +14,9 @@ from scipy.stats import norm
 from synthetic_run import LEVELS, build_run
 
 from digs_survey.errors import RunDirectoryError
-from digs_survey.report import sections
+from digs_survey.report import galaxies
 from digs_survey.report.figures import calibration, galaxy, style
+from digs_survey.report.headline import headlines
 from digs_survey.report.html import write_report
 
 VOID = {"meta", "img", "source", "br", "hr", "link", "input"}
@@ -73,7 +75,7 @@ def doubtful(tmp_path_factory):
         simulations=200,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sections, "GALAXIES_SHOWN", 2)
+        patch.setattr(galaxies, "GALAXIES_SHOWN", 2)
         first = write_report(folder).read_text()
     return Page(first), audit
 
@@ -179,6 +181,34 @@ def test_the_same_run_gives_the_same_bytes_and_a_folder_that_is_none_is_refused(
     (folder / "manifest.json").unlink()
     with pytest.raises(RunDirectoryError, match=r"manifest\.json"):
         write_report(folder)
+
+
+def _verdict(covered=0.68, pvalue=0.5, converged=5, break_even=9):
+    audit = {
+        "galaxies": 5,
+        "calibration": {"simulations": 2000, "coverage": {"0.68": {"tage": covered}}, "ks_pvalue": {"tage": pvalue}},
+        "agreement": {"converged": converged, "mean_abs_shift_sigma": {"tage": 0.1, "all": 0.1}},
+        "cost": {"break_even_galaxies": break_even},
+    }
+    run = SimpleNamespace(audit=audit, manifest={"inputs": {"catalog": {"rows": 10}}}, catalog=None)
+    return {h.key: h for h in headlines(run)}
+
+
+@pytest.mark.parametrize(
+    ("fault", "key", "words"),
+    [
+        ({"covered": 0.63}, "coverage", "NOT calibrated in tage"),
+        ({"covered": 0.73}, "coverage", "NOT calibrated in tage"),
+        # A shift hardly moves the coverage; the ranks see it.
+        ({"pvalue": 1e-4}, "coverage", "ranks are NOT uniform"),
+        ({"converged": 4}, "shift", "1 of 5 chains did NOT converge"),
+        ({"break_even": 11}, "break-even", "11 galaxies"),
+    ],
+)
+def test_the_verdict_points_at_what_is_wrong(fault, key, words):
+    assert {h.status for h in _verdict().values()} == {"good", "unknown"}
+    assert _verdict(**fault)[key].status == "attention"
+    assert words in _verdict(**fault)[key].words
 
 
 def test_contours_hold_the_mass_that_they_claim():

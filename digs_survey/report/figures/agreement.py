@@ -96,27 +96,16 @@ def residuals(wavelength: NDArray, percent: NDArray, noise: NDArray, axis: str) 
     return encode(wide, alt).with_narrow(encode(narrow, alt))
 
 
-def _draw_residuals(
-    figure: Figure, wavelength: NDArray, percent: NDArray, middle: NDArray, band: NDArray
-) -> None:
+def _draw_residuals(figure: Figure, wavelength: NDArray, percent: NDArray, middle: NDArray, band: NDArray) -> None:
     axes = figure.subplots()
     many, alpha = len(percent) > 30, max(0.08, min(0.6, 4 / len(percent)))
     axes.fill_between(wavelength, -band, band, step="mid", color=BAND, lw=0, label=r"noise, $\pm 1\sigma$")
     for line in percent:
-        axes.plot(
-            wavelength,
-            line,
-            color=NPE,
-            lw=0.6,
-            alpha=max(0.08, min(0.6, 4 / len(percent))),
-            rasterized=len(percent) > 30,
-        )
+        axes.plot(wavelength, line, color=NPE, lw=0.6, alpha=alpha, rasterized=many)
     zero_line(axes)
     axes.plot(wavelength, middle, color=MCMC, lw=1.6, label="median over galaxies")
     reach = 1.15 * finite_span(np.abs(percent), 2 * band, quantile=0.002, margin=0)[1]
-    axes.set(
-        xlim=(wavelength[0], wavelength[-1]), ylim=(-reach, reach), ylabel="observed $-$ predicted [%]"
-    )
+    axes.set(xlim=(wavelength[0], wavelength[-1]), ylim=(-reach, reach), ylabel="observed $-$ predicted [%]")
     axes.xaxis.set_major_locator(MaxNLocator(10 if figure.get_figwidth() > 5 else 5))
     legend_above(axes, 2)
 

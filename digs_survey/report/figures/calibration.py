@@ -113,12 +113,7 @@ def rank_histogram(name: str, rank: NDArray, draws: int) -> Picture:
     axes.stairs(height, unit, color=NPE, lw=1.6, baseline=None)
     outside = int(((height < low) | (height > high)).sum())
     top = max(1.6, 1.1 * float(max(height.max(), high.max())))
-    axes.set(
-        xlim=(0, 1),
-        ylim=(0, top),
-        xlabel=f"rank of the true {label(name, unit=False)} / {draws}",
-        ylabel="simulations / expected",
-    )
+    axes.set(xlim=(0, 1), ylim=(0, top), xlabel=_rank_label(name, draws), ylabel="simulations / expected")
     return encode(figure, f"{name}: rank histogram, {outside} of {bins} bins outside the 95 % band of the uniform")
 
 

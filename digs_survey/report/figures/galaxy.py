@@ -65,15 +65,8 @@ def _spectrum(galaxy: Spectrum, converged: bool, alt: str, width: float, height:
     scale = 10.0**power
     figure = canvas(width, height)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
-    top.fill_between(
-        wave,
-        (observed - sigma) / scale,
-        (observed + sigma) / scale,
-        step="mid",
-        color=BAND,
-        lw=0,
-        label=r"observed, $\pm 1\sigma$",
-    )
+    low, high = (observed - sigma) / scale, (observed + sigma) / scale
+    top.fill_between(wave, low, high, step="mid", color=BAND, lw=0, label=r"observed, $\pm 1\sigma$")
     top.step(wave, observed / scale, where="mid", color=INK, lw=0.8)
     emcee = "best fit, emcee" if converged else "best fit, emcee (NOT converged)"
     for best, colour, dashes, text in (
@@ -110,7 +103,7 @@ def corner(
     npe: NDArray,
     mcmc: NDArray | None,
     bounds: NDArray,
-    truth: NDArray | None,
+    truth: NDArray,
     alt: str,
 ) -> Picture:
     """Marginals and pairs of NPE draws (draw, parameter) and, if there are any, emcee draws over them.
@@ -122,7 +115,7 @@ def corner(
     npe, mcmc : ndarray, shape (draw, parameter)
     bounds : ndarray, shape (parameter, 2)
         Bounds of the prior, which no axis exceeds.
-    truth : ndarray, shape (parameter,), or None
+    truth : ndarray, shape (parameter,)
         NaN where unknown.
     alt : str
     """
@@ -135,7 +128,7 @@ def _corner(
     npe: NDArray,
     mcmc: NDArray | None,
     bounds: NDArray,
-    truth: NDArray | None,
+    truth: NDArray,
     alt: str,
     *,
     compact: bool,
@@ -143,9 +136,7 @@ def _corner(
     size = NARROW if compact else _CORNER
     count = len(names)
     chains = [(npe, NPE, True)] + ([(mcmc, MCMC, False)] if mcmc is not None else [])
-    spans = [
-        _span([c[:, k] for c, _, _ in chains], bounds[k], None if truth is None else truth[k]) for k in range(count)
-    ]
+    spans = [_span([draws[:, k] for draws, _, _ in chains], bounds[k], truth[k]) for k in range(count)]
     # Fixed margins: measuring the labels of all panels for a layout takes ten times as long as drawing them.
     figure = Figure(figsize=(size, size))
     left, bottom = (0.17, 0.16) if compact else (0.115, 0.115)
@@ -162,7 +153,7 @@ def _corner(
                     _marginal(axes, draws[:, row], spans[row], colour, filled)
                 else:
                     _pair(axes, draws[:, [column, row]], [spans[column], spans[row]], colour, filled)
-            _finish(axes, row, column, names, spans, known, compact)
+            _finish(axes, row, column, names, spans, truth, compact)
     return encode(figure, alt)
 
 

@@ -145,12 +145,16 @@ def _slim(svg: str) -> str:
     svg = re.sub(r"^.*?(?=<svg)", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r">\s+<", "><", svg)
-    svg = re.sub(
-        r"(?<=[ =\"])-?\d+\.\d+(?=[\s\"])", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), svg
-    )
-    return re.sub(
-        r'(?<= d=")[^"]*', lambda found: re.sub(r"\s+", ",", re.sub(r"\s*([A-Za-z])\s*", r"\1", found[0])), svg
-    )
+    svg = re.sub(r"(?<=[ =\"])-?\d+\.\d+(?=[\s\"])", _hundredths, svg)
+    return re.sub(r'(?<= d=")[^"]*', _commas, svg)
+
+
+def _hundredths(found: re.Match[str]) -> str:
+    return f"{float(found[0]):.2f}".rstrip("0").rstrip(".")
+
+
+def _commas(found: re.Match[str]) -> str:
+    return re.sub(r"\s+", ",", re.sub(r"\s*([A-Za-z])\s*", r"\1", found[0]))
 
 
 def label(name: str, *, unit: bool = True) -> str:

@@ -60,16 +60,13 @@ def cost(
     if mcmc_s:
         axes.loglog(galaxies, mcmc_s * galaxies / 3600, color=MCMC, lw=1.8, ls="--", label="emcee, one fit each")
     if break_even and mcmc_s:
-        height = break_even * mcmc_s / 3600
-        axes.plot(
-            break_even, height, "o", color=INK, ms=6, zorder=4, label=f"break-even: {np.ceil(break_even):,.0f} galaxies"
-        )
-        alt += f"; NPE is cheaper than emcee from {np.ceil(break_even):,.0f} galaxies on"
+        height, enough = break_even * mcmc_s / 3600, f"{np.ceil(break_even):,.0f} galaxies"
+        axes.plot(break_even, height, "o", color=INK, ms=6, zorder=4, label=f"break-even: {enough}")
+        alt += f"; NPE is cheaper than emcee from {enough} on"
     if rows:
         axes.axvline(rows, color=BAND, lw=1.4, zorder=0)
-        axes.text(
-            rows, 0.03, " this catalog", transform=axes.get_xaxis_transform(), rotation=90, ha="right", fontsize=8.5
-        )
+        across = axes.get_xaxis_transform()
+        axes.text(rows, 0.03, "this catalog", transform=across, rotation=90, ha="right", fontsize=8.5)
     axes.set(xlim=(1, top), xlabel="galaxies", ylabel="core-hours")
     axes.legend(loc="upper left", fontsize=9)
     low, high = axes.get_ylim()
@@ -87,7 +84,5 @@ def medians(name: str, edges: NDArray, counts: NDArray) -> Picture:
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     centre = 0.5 * (edges[1:] + edges[:-1])
     typical = float(np.interp(0.5, np.cumsum(counts) / max(1, counts.sum()), centre))
-    return encode(
-        figure,
-        f"{name}: distribution of the posterior medians of {counts.sum()} rows, half of them below about {typical:.3g}",
-    )
+    what = f"distribution of the posterior medians of {counts.sum()} rows"
+    return encode(figure, f"{name}: {what}, half of them below about {typical:.3g}")

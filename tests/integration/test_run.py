@@ -1,0 +1,195 @@
+"""``digs-survey run`` as a user runs it: to the end, again, killed, on clusters, and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import zarr
+from survey import ROWS, contents, environment, kill_when, make_survey, run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory):
+    return make_survey(tmp_path_factory.mktemp("survey"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(survey, tmp_path_factory):
+    catalog, toml, _ = survey
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    finished = run("run", catalog, "-c", toml, "-o", run_dir)
+    assert finished.returncode == 0, finished.stderr
+    return run_dir, finished
+
+
+def test_everything_is_there_and_counts_agree(undisturbed, survey):
+    run_dir, finished = undisturbed
+    assert finished.stdout.split() == [str(run_dir / "percentiles.parquet"), str(run_dir / "report.html")]
+    table = pq.read_table(run_dir / "percentiles.parquet").to_pandas()
+    assert table.galaxy_id.tolist() == list(range(1000, 1000 + ROWS))
+    columns = [f"tage_{q}" for q in ("p2_5", "p16", "p50", "p84", "p97_5")]
+    assert (np.diff(table[columns], axis=1) >= 0).all()
+    assert table.tage_p50.between(0.01, 4.0).all()
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    assert {name: s["status"] for name, s in manifest["stages"].items()} == dict.fromkeys(
+        ("simulate", "train", "map", "audit", "report"), "done"
+    )
+    assert manifest["stages"]["map"]["rows"] == ROWS
+    assert all(s["core_s"] > 0 for s in manifest["stages"].values())
+    assert (run_dir / "report.html").read_text().startswith("<!")
+    assert not (run_dir / "checkpoint").exists()
+    assert json.loads((run_dir / "model" / "card.json").read_text())["calibration"]["simulations"] == 120
+
+
+def test_simulations_are_prospectors(undisturbed, survey):
+    from digs_survey.spectra import WavelengthGrid
+    from digs_survey.sps.prospector import ProspectorSimulator
+
+    config = survey[2]
+    group = zarr.open_group(str(undisturbed[0] / "simulations.zarr"), mode="r")
+    simulator = ProspectorSimulator(config.model, config.make_prior(), WavelengthGrid.from_config(config.grid))
+    rows = [0, 100, 239]
+    assert np.allclose(group["flux"][:][rows], simulator.spectra(group["theta"][:][rows]), rtol=1e-5)
+
+
+def test_a_second_run_does_nothing_and_says_so(undisturbed, survey):
+    run_dir, first = undisturbed
+    before = {p: p.stat().st_mtime_ns for p in run_dir.rglob("*") if p.is_file()}
+    again = run("run", survey[0], "-c", survey[1], "-o", run_dir)
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" in again.stderr
+    assert again.stdout == first.stdout
+    after = {p: p.stat().st_mtime_ns for p in run_dir.rglob("*") if p.is_file()}
+    changed = {p.name for p in after if before.get(p) != after[p]}
+    assert changed <= {"manifest.json"}
+
+
+def test_other_settings_are_refused_naming_the_field(undisturbed, survey):
+    refused = run("run", survey[0], "-c", survey[1], "-o", undisturbed[0], "--set", "train.epochs=41")
+    assert refused.returncode == 6
+    assert "train.epochs: was 40, now 41" in refused.stderr
+    assert "--redo train" in refused.stderr
+
+
+def test_killed_in_every_stage_the_same_command_ends_with_the_same_bytes(undisturbed, survey, tmp_path):
+    catalog, toml, _ = survey
+    run_dir = tmp_path / "run"
+    arguments = ("run", catalog, "-c", toml, "-o", run_dir)
+
+    def done(stage: str) -> int:
+        return len(list((run_dir / "ledger" / stage).glob("*.json")))
+
+    kill_when(lambda: done("simulate") >= 4, *arguments)
+    assert 4 <= done("simulate") < 20
+    kill_when(lambda: (run_dir / "checkpoint" / "train.pt").exists(), *arguments)
+    assert not (run_dir / "model" / "card.json").exists()
+    kill_when(lambda: done("map") >= 1, *arguments)
+    assert done("map") < ROWS // 8
+    finished = run(*arguments)
+    assert finished.returncode == 0, finished.stderr
+    assert "simulate: done already" in finished.stderr
+    for name in ("simulations.zarr", "posterior.zarr"):
+        assert contents(run_dir / name) == contents(undisturbed[0] / name)
+    model = "model/model.safetensors"
+    assert (run_dir / model).read_bytes() == (undisturbed[0] / model).read_bytes()
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def started(*arguments: str, env: dict[str, str], log: Path):
+    """A server of this test's own, ended with its children."""
+    with log.open("w") as file:
+        process = subprocess.Popen(arguments, env=env, stdout=file, stderr=file, start_new_session=True)
+    try:
+        yield process
+    finally:
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        for child in children:
+            try:
+                child.kill()
+            except psutil.NoSuchProcess:
+                pass
+
+
+def wait_for(condition, what: str, timeout_s: float = 90.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come up"
+        time.sleep(0.3)
+
+
+def test_clusters_by_address_give_the_same_bytes(undisturbed, survey, tmp_path):
+    catalog, toml, _ = survey
+    tools = Path(sys.executable).parent
+    # A head that listens on the network asks for a token; both sides get the same one.
+    env = environment(
+        RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=os.urandom(32).hex(), RAY_USAGE_STATS_ENABLED="0", PYTHONPATH=""
+    )
+    dask_port, ray_port = free_port(), free_port()
+    dask_address, ray_address = f"tcp://127.0.0.1:{dask_port}", f"127.0.0.1:{ray_port}"
+    ray = ["start", "--block", "--num-cpus", "1", "--object-store-memory", "80000000", "--disable-usage-stats"]
+    head = [*ray, "--head", "--port", str(ray_port), "--node-ip-address", "127.0.0.1", "--include-dashboard", "false"]
+    # Ray wants short paths for its sockets.
+    short = Path(os.environ.get("TMPDIR", "/tmp")) / f"digs-{os.getpid()}"
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, short, ignore_errors=True)
+
+        def start(name: str, program: str, *arguments: str) -> None:
+            stack.enter_context(
+                started(str(tools / program), *arguments, env=env, log=tmp_path / f"{name}.log")
+            )
+
+        start("scheduler", "dask", "scheduler", "--host", "127.0.0.1", "--port", str(dask_port), "--no-dashboard")
+        for k in range(2):
+            start(f"worker-{k}", "dask", "worker", dask_address, "--nthreads", "1", "--no-dashboard")
+        start("head", "ray", *head, "--temp-dir", str(short))
+        wait_for(lambda: accepts(ray_port), "Ray head")
+        start("node", "ray", *ray, "--address", ray_address, "--node-ip-address", "127.0.0.2")
+
+        run_dir = tmp_path / "run"
+        finished = run(
+            *("run", catalog, "-c", toml, "-o", run_dir),
+            *("--dask-scheduler-address", dask_address, "--ray-address", ray_address),
+            **env,
+        )
+        assert finished.returncode == 0, finished.stderr
+    for name in ("simulations.zarr", "posterior.zarr"):
+        assert contents(run_dir / name) == contents(undisturbed[0] / name)
+    logs = [(tmp_path / f"worker-{k}.log").read_text() for k in range(2)]
+    assert all("Starting Worker" in log or "Start worker" in log for log in logs), logs
+
+
+def accepts(port: int) -> bool:
+    with closing(socket.socket()) as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_an_address_where_nobody_is_is_named(survey, tmp_path):
+    found = run("simulate", "-c", survey[1], "-o", tmp_path / "run", "--dask-scheduler-address", "tcp://127.0.0.1:9")
+    assert found.returncode == 5
+    assert "tcp://127.0.0.1:9" in found.stderr

@@ -1,0 +1,73 @@
+"""Configuration: presets load, overrides apply, and every mistake is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from digs_survey.config import load_config, presets
+from digs_survey.errors import ConfigError
+
+
+def test_presets_load_and_digs2022_is_the_papers():
+    assert {"digs2022", "quick", "sdss"} <= set(presets())
+    for name in presets():
+        load_config(name)
+    config = load_config("digs2022")
+    prior = config.make_prior()
+    assert prior.names == ("logmass", "logzsol", "dust2", "tage", "logtau")
+    assert prior.low.tolist() == [8.0, -2.0, 0.1, 0.01, -1.0]
+    assert prior.high.tolist() == [13.0, 0.2, 1.0, 4.0, 1.0]
+    assert (config.train.hidden_features, config.train.transforms) == (25, 10)
+
+
+def test_overrides_win_over_the_file(tmp_path):
+    path = tmp_path / "survey.toml"
+    path.write_text("seed = 5\n[train]\nepochs = 7\n")
+    config = load_config(path, ["train.epochs=9", "noise.space=log10", "prior.tage={low=1, high=2}"])
+    assert (config.seed, config.train.epochs, config.noise.space) == (5, 9, "log10")
+    assert config.make_prior().low[3] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=5", r"train.epoch: unknown key; did you mean train.epochs\?"),
+        ("trian.epochs=5", r"trian: unknown key; did you mean train\?"),
+        ("audit.mcmc.walker=40", r"did you mean audit.mcmc.walkers\?"),
+        ("train.epochs=many", r"train.epochs: .*integer.* found 'many'"),
+        ("prior.age={low=0, high=1}", "unknown parameter 'age'"),
+        ("prior.tage={low=3, high=1}", "prior.tage: expected finite low < high"),
+        ("map.quantiles=[0.5, 0.16]", "increasing quantiles"),
+        ("noise.fraction=-1", "noise.fraction"),
+        ("grid.stop_angstrom=10", "stop_angstrom"),
+        ("epochs", "expected section.key=value"),
+    ],
+)
+def test_mistakes_are_named(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [override])
+
+
+def test_all_mistakes_come_at_once():
+    with pytest.raises(ConfigError) as error:
+        load_config(None, ["train.epoch=5", "mcmc=3", "simulate.simulations=0"])
+    assert all(name in str(error.value) for name in ("train.epoch", "mcmc", "simulate.simulations"))
+
+
+def test_wrong_files_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"did you mean 'digs2022'\? Presets: digs2022, quick, sdss"):
+        load_config("digs2202")
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "missing.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("seed = = 3")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(broken)
+
+
+def test_hash_follows_the_sections():
+    one, other = load_config(None), load_config(None, ["train.epochs=3"])
+    assert one.hash("model", "prior") == other.hash("model", "prior")
+    assert one.hash("train") != other.hash("train")
+    explicit = load_config(None, ["prior.tage={low=0.01, high=4.0}"])
+    assert explicit.hash("prior") == one.hash("prior")
