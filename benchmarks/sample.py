@@ -31,7 +31,11 @@ def main() -> None:
     torch.set_num_threads(1)
 
     config = load_config(args.preset)
-    prior, grid, noise = config.make_prior(), WavelengthGrid.from_config(config.grid), NoiseModel.from_config(config.noise)
+    prior, grid, noise = (
+        config.make_prior(),
+        WavelengthGrid.from_config(config.grid),
+        NoiseModel.from_config(config.noise),
+    )
     rng = np.random.default_rng(1)
     theta = prior.from_unit_cube(rng.random((2_000, prior.ndim)))
     flux = _spectra(theta, grid, rng)

@@ -23,9 +23,7 @@ def sps_home(tmp_path_factory) -> Path:
         return Path(home)
     builder = STANDIN_INPUTS / "build_sps_home.py"
     if not builder.is_file():
-        pytest.skip(
-            "no FSPS data: SPS_HOME is not set and there are no stand-in inputs beside the repository"
-        )
+        pytest.skip("no FSPS data: SPS_HOME is not set and there are no stand-in inputs beside the repository")
     folder = tmp_path_factory.mktemp("fsps") / "sps_home"
     subprocess.run([sys.executable, builder, folder], check=True, capture_output=True, timeout=300)
     return folder

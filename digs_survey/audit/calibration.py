@@ -167,9 +167,7 @@ def calibrate_posterior(
     """
     arrays = dict(zarr.open_group(str(path), mode="r").arrays())
     if not {"theta", "flux"} <= set(arrays):
-        raise RunDirectoryError(
-            f"{path}: expected arrays theta and flux, found {sorted(arrays)}; simulate it again"
-        )
+        raise RunDirectoryError(f"{path}: expected arrays theta and flux, found {sorted(arrays)}; simulate it again")
     theta, flux = arrays["theta"], arrays["flux"]
     count = theta.shape[0] if limit is None else min(limit, theta.shape[0])
     if count == 0:

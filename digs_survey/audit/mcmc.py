@@ -134,9 +134,7 @@ def _run(
     import ray
 
     with ray_session(address) as cores:
-        task = ray.remote(
-            num_cpus=1, max_retries=1, retry_exceptions=True, runtime_env={"env_vars": _ONE_THREAD}
-        )(fit)
+        task = ray.remote(num_cpus=1, max_retries=1, retry_exceptions=True, runtime_env={"env_vars": _ONE_THREAD})(fit)
         shared = ray.put(setup)
         limit = max(_MIN_IN_FLIGHT, 2 * cores)
         queue = iter(jobs)

@@ -16,7 +16,7 @@ from digs_survey.errors import StageError
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.simulate.template import open_or_create
-from digs_survey.storage import ArraySpec, Ledger, checksum, shard_count, shard_rows
+from digs_survey.storage import ArraySpec, Ledger, checksum, shard_count, shard_rows, write_shard
 
 __all__ = ["augment"]
 
@@ -76,13 +76,11 @@ def augment(
     }
     _lay_out(out_path, recipe, ledger, simulations, pairs)
     advance(ledger.totals()[0])
-    out = zarr.open_group(str(out_path), mode="r+", use_consolidated=False)
     for shard in ledger.pending(shard_count(pairs, rows_per_shard)):
         started = time.process_time()
         rows = shard_rows(shard, pairs, rows_per_shard)
         made = _pairs(simulations, noise, draws_per_spectrum, seed, rows)
-        for name, values in made.items():
-            _array(out, name)[rows] = values
+        write_shard(out_path, shard, rows, made)
         count = rows.stop - rows.start
         ledger.mark(shard, rows=count, checksum=checksum(*made.values()), core_seconds=time.process_time() - started)
         advance(count)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from digs_survey.config import SurveyConfig
@@ -23,7 +22,7 @@ from digs_survey.parameters import Prior
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.simulate.template import open_or_create, recorded_recipe
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.storage import ArraySpec, Ledger, checksum, shard_count, shard_rows
+from digs_survey.storage import ArraySpec, Ledger, checksum, shard_count, shard_rows, write_shard
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -272,9 +271,7 @@ def _write_shard(task: _Task, shard: int) -> int:
         _check(theta, flux, prior, rows.start)
         if recorded_recipe(task.path) != task.recipe:
             raise StageError(f"{task.path} was replaced by another run while shard {shard} was computed")
-        group = zarr.open_group(str(task.path), mode="r+", use_consolidated=False)
-        group["theta"][rows] = theta  # type: ignore[index]
-        group["flux"][rows] = flux  # type: ignore[index]
+        write_shard(task.path, shard, rows, {"theta": theta, "flux": flux})
         core_seconds = time.process_time() - started
         Ledger(task.ledger).mark(shard, rows=len(theta), checksum=checksum(theta, flux), core_seconds=core_seconds)
         return len(theta)

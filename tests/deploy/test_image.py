@@ -64,8 +64,7 @@ def problems(text: str) -> list[str]:
             found += [
                 f"{command.strip()}: expected --constraint constraints.txt"
                 for command in rest.split("&&")
-                if shlex.split(command)[:2] == ["pip", "install"]
-                and "--constraint constraints.txt" not in command
+                if shlex.split(command)[:2] == ["pip", "install"] and "--constraint constraints.txt" not in command
             ]
     return found
 

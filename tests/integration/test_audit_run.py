@@ -146,7 +146,12 @@ def test_audit_writes_what_the_report_reads_and_does_it_once(inputs, monkeypatch
     with xr.open_zarr(run_dir / "audit.zarr", group="galaxies", consolidated=False) as stored:
         data = stored.load()
     assert data.sizes == {
-        "galaxy": 11, "parameter": 5, "draw": 64, "mcmc_draw": 960, "wavelength": len(GRID), "band": 3
+        "galaxy": 11,
+        "parameter": 5,
+        "draw": 64,
+        "mcmc_draw": 960,
+        "wavelength": len(GRID),
+        "band": 3,
     }
     assert data["row"].values.tolist() == list(range(1, ROWS))
     assert data["galaxy_id"].values.tolist() == [f"g{row}" for row in range(1, ROWS)]

@@ -60,9 +60,7 @@ def flux_of(rows, seed):
 def model(tmp_path_factory):
     """Folder of a frozen posterior with random weights: plumbing needs no training."""
     flux, theta = flux_of(2000, seed=1)
-    config = TrainConfig(
-        hidden_features=12, transforms=2, embedding_features=8, embedding_layers=1, components=6
-    )
+    config = TrainConfig(hidden_features=12, transforms=2, embedding_features=8, embedding_layers=1, components=6)
     features = Features(len(GRID), config.components, PRIOR)
     features.fit(flux, theta)
     noise_config = NoiseConfig()
@@ -120,9 +118,7 @@ def embedded():
 
 def run(folder, catalog, model, *, shard=7, workers=1, draws=200, address=None):
     """Map into ``folder``; return the dataset, the ledger and what ``advance`` was called with."""
-    config = load_config(
-        None, [f"map.rows_per_shard={shard}", f"map.workers={workers}", f"map.draws={draws}"]
-    )
+    config = load_config(None, [f"map.rows_per_shard={shard}", f"map.workers={workers}", f"map.draws={draws}"])
     out, ledger, calls = folder / "posterior.zarr", Ledger(folder / "ledger" / "map"), []
     map_catalog(catalog, model, out, config, ledger=ledger, address=address, advance=calls.append)
     return SimpleNamespace(out=out, ledger=ledger, calls=calls, config=config)
@@ -157,9 +153,7 @@ def mapped(embedded, catalog, model, tmp_path_factory):
 
 def test_percentiles_are_those_of_the_posterior_and_xarray_reads_them(mapped, catalog, model):
     rows = Catalog.open(catalog).rows(0, ROWS)
-    expected = infer_rows(
-        FrozenPosterior.load(model), prepare(rows, "rest", ZRED, 0.8), mapped.config.map
-    )
+    expected = infer_rows(FrozenPosterior.load(model), prepare(rows, "rest", ZRED, 0.8), mapped.config.map)
     data = values(mapped.out)
     assert data.percentiles.dims == ("galaxy", "parameter", "quantile")
     assert data.percentiles.values.tobytes() == expected.percentiles.tobytes()
@@ -230,9 +224,7 @@ def test_a_failing_shard_is_named_with_its_cause(embedded, mapped, catalog, mode
 
 
 @pytest.mark.slow
-def test_two_workers_of_which_one_dies_write_the_same_bytes(
-    embedded, mapped, catalog, model, tmp_path, monkeypatch
-):
+def test_two_workers_of_which_one_dies_write_the_same_bytes(embedded, mapped, catalog, model, tmp_path, monkeypatch):
     died = tmp_path / "died"
 
     class DiesOnce(map_stage._Worker):

@@ -160,9 +160,7 @@ def test_clusters_by_address_give_the_same_bytes(undisturbed, survey, tmp_path):
         stack.callback(shutil.rmtree, short, ignore_errors=True)
 
         def start(name: str, program: str, *arguments: str) -> None:
-            stack.enter_context(
-                started(str(tools / program), *arguments, env=env, log=tmp_path / f"{name}.log")
-            )
+            stack.enter_context(started(str(tools / program), *arguments, env=env, log=tmp_path / f"{name}.log"))
 
         start("scheduler", "dask", "scheduler", "--host", "127.0.0.1", "--port", str(dask_port), "--no-dashboard")
         for k in range(2):

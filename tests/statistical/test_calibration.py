@@ -57,9 +57,7 @@ def test_exact_posterior_passes():
     assert result.coverage([0.68])[0] == pytest.approx([0.68, 0.68], abs=0.03)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "sign"), [({"scale": 0.8}, -1), ({"scale": 1.2}, 1), ({"shift": 0.3}, -1)]
-)
+@pytest.mark.parametrize(("wrong", "sign"), [({"scale": 0.8}, -1), ({"scale": 1.2}, 1), ({"shift": 0.3}, -1)])
 def test_wrong_posteriors_are_caught_in_every_parameter(wrong, sign):
     result = run(**wrong)
     assert caught(result).all()

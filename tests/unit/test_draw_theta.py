@@ -40,10 +40,7 @@ def test_draws_follow_the_prior_and_streams_are_independent():
 
 def test_the_numbers_are_fixed_for_ever():
     """Draws are part of a run's identity: another process, and the next release, must give these."""
-    code = (
-        "from digs_survey.simulate.seeding import row_uniforms\n"
-        "print(row_uniforms(2022, 'theta', 5, 6, 3).tolist())"
-    )
+    code = "from digs_survey.simulate.seeding import row_uniforms\nprint(row_uniforms(2022, 'theta', 5, 6, 3).tolist())"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     expected = [0.4846253140597768, 0.5915125605823169, 0.8221740551031337]
     assert out.strip() == str([expected])

@@ -46,7 +46,9 @@ def flux(config):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("overrides", [(), ("train.blocks=1", "train.embedding_features=0"), ("train.hidden_features=5",)])
+@pytest.mark.parametrize(
+    "overrides", [(), ("train.blocks=1", "train.embedding_features=0"), ("train.hidden_features=5",)]
+)
 def test_inverse_and_density_are_those_of_sbi(overrides):
     config = small_config(*overrides)
     built = prepare_estimator(config, *simulations(config), NoiseModel.from_config(config.noise))
@@ -154,5 +156,7 @@ def test_no_pickle_in_the_artefact(tmp_path, config, estimator):
 
 
 def test_another_grid_is_refused_naming_both(posterior):
-    with pytest.raises(CatalogError, match=r"20 elements, 4000 to 4950(.|\n)*21 elements|21 elements(.|\n)*20 elements"):
+    with pytest.raises(
+        CatalogError, match=r"20 elements, 4000 to 4950(.|\n)*21 elements|21 elements(.|\n)*20 elements"
+    ):
         posterior.check_grid(WavelengthGrid(np.arange(4000.0, 5050.0, 50.0)))

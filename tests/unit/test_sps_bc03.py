@@ -99,9 +99,7 @@ def test_basis_at_a_node_sums_the_populations(grid):
 def test_metallicity_is_linear_in_flux(grid):
     basis = BC03Basis(grid)
     low, high = grid.log_z[3], grid.log_z[4]
-    spectra = [
-        basis.get_galaxy_spectrum(**params(logzsol=z))[1] for z in (low, 0.25 * low + 0.75 * high, high)
-    ]
+    spectra = [basis.get_galaxy_spectrum(**params(logzsol=z))[1] for z in (low, 0.25 * low + 0.75 * high, high)]
     np.testing.assert_allclose(spectra[1], 0.25 * spectra[0] + 0.75 * spectra[2], rtol=1e-5)
     with pytest.raises(ValueError, match="logzsol: expected -2.3"):
         basis.get_galaxy_spectrum(**params(logzsol=-3.0))

@@ -57,9 +57,7 @@ def test_smoothing_is_the_gaussian_asked_for(simulator):
     """Against Prospector's own slow, direct convolution of the unsmoothed spectrum, in velocity."""
     from prospect.utils.smoothing import smooth_vel
 
-    wave, lnu, _ = simulator.sps.get_galaxy_spectrum(
-        logzsol=-0.41, dust2=0.65, tage=1.63, tau=0.11, sigma_smooth=350.0
-    )
+    wave, lnu, _ = simulator.sps.get_galaxy_spectrum(logzsol=-0.41, dust2=0.65, tage=1.63, tau=0.11, sigma_smooth=350.0)
     points = simulator.obs["wavelength"][200:-200:400]
     flux, _, _ = simulator.model.predict(PAPER, obs=simulator.obs, sps=simulator.sps)
     direct = smooth_vel(wave * (1 + 1e-5), lnu, points, 350.0) / points**2
@@ -118,9 +116,7 @@ def test_young_galaxies_have_balmer_lines():
     narrow = WavelengthGrid(np.arange(4700.0, 6800.0, 4.0))
     model = ModelConfig(smoothing_kms=150.0)
     young = theta(tage=0.02, logtau=0.0, dust2=0.0)
-    gas, stars = (
-        ProspectorSimulator(model.model_copy(update={"nebular": on}), PRIOR, narrow) for on in (True, False)
-    )
+    gas, stars = (ProspectorSimulator(model.model_copy(update={"nebular": on}), PRIOR, narrow) for on in (True, False))
     lines = gas.spectrum(young) - stars.spectrum(young)
 
     def flux(centre):
@@ -128,9 +124,7 @@ def test_young_galaxies_have_balmer_lines():
         return (lines[near] - 0.5 * (lines[near][0] + lines[near][-1])).sum()
 
     wavelength, luminosity = gas.sps.get_galaxy_elines()
-    alpha, beta, *nitrogen = (
-        luminosity[np.abs(wavelength - w).argmin()] for w in (6564.6, 4862.7, 6585.3, 6549.9)
-    )
+    alpha, beta, *nitrogen = (luminosity[np.abs(wavelength - w).argmin()] for w in (6564.6, 4862.7, 6585.3, 6549.9))
     assert alpha / beta == pytest.approx(2.86, abs=0.15)
     assert flux(6567) / flux(4862.7) == pytest.approx((alpha + sum(nitrogen)) / beta, rel=0.02)
 
