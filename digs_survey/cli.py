@@ -11,13 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from digs_survey import __version__
 from digs_survey.errors import DigsError, MissingDependencyError
 from digs_survey.progress import ProgressReporter
+
+if TYPE_CHECKING:
+    from digs_survey.pipeline import Survey
 
 __all__ = ["app", "main"]
 
@@ -115,7 +118,8 @@ def _survey(
     dask: str | None = None,
     ray: str | None = None,
     redo: Stage | None = None,
-) -> Iterator:  # type: ignore[type-arg]
+    catalog: Path | None = None,
+) -> Iterator[Survey]:
     from digs_survey.pipeline import open_survey
 
     with open_survey(
@@ -126,6 +130,7 @@ def _survey(
         dask_address=dask,
         ray_address=ray,
         redo=None if redo is None else redo.value,
+        catalog=catalog,
     ) as survey:
         yield survey
 
@@ -147,7 +152,7 @@ def run(
     quiet: QuietOption = False,
 ) -> None:
     """Do everything: simulate, train, map, audit, report. Run again to resume; a finished run does nothing."""
-    with _survey(run_dir, config, overrides, quiet, dask, ray, redo) as survey:
+    with _survey(run_dir, config, overrides, quiet, dask, ray, redo, catalog) as survey:
         if not survey.run(catalog):
             survey.progress.say(f"nothing to do: {run_dir} is complete for this catalog and configuration")
     _results(run_dir, "percentiles.parquet", "report.html")
@@ -164,9 +169,8 @@ def simulate(
     quiet: QuietOption = False,
 ) -> None:
     """Compute noiseless spectra of prior draws on Dask."""
-    with _survey(run_dir, config, overrides, quiet, dask, redo=Stage.simulate if redo else None) as survey:
-        if catalog is not None:
-            survey.check_catalog(catalog)
+    stage = Stage.simulate if redo else None
+    with _survey(run_dir, config, overrides, quiet, dask, redo=stage, catalog=catalog) as survey:
         survey.simulate(catalog)
     _results(run_dir, "simulations.zarr")
 
@@ -214,8 +218,8 @@ def map_(
     quiet: QuietOption = False,
 ) -> None:
     """Apply the frozen posterior to every row of a catalog on Ray."""
-    with _survey(run_dir, config, overrides, quiet, ray=ray, redo=Stage.map if redo else None) as survey:
-        survey.check_catalog(catalog)
+    stage = Stage.map if redo else None
+    with _survey(run_dir, config, overrides, quiet, ray=ray, redo=stage, catalog=catalog) as survey:
         survey.map(catalog, model)
     _results(run_dir, "posterior.zarr", "percentiles.parquet")
 

@@ -69,7 +69,6 @@ class Survey:
 
     def run(self, catalog: Path) -> bool:
         """Walk all stages for a catalog; return whether there was anything to do."""
-        self.check_catalog(catalog)
         did = [
             self.simulate(catalog),
             self.train(),
@@ -78,13 +77,6 @@ class Survey:
             self.report(),
         ]
         return any(did)
-
-    def check_catalog(self, catalog: Path) -> None:
-        """Refuse a catalog that breaks the schema; say how many rows will carry a quality bit."""
-        report = validate_catalog(catalog)
-        report.raise_for_errors()
-        for line in report.row_lines():
-            self.progress.say(f"catalog: {line}")
 
     # -- stages ----------------------------------------------------------------------------------------
 
@@ -359,19 +351,30 @@ def open_survey(
     dask_address: str | None = None,
     ray_address: str | None = None,
     redo: str | None = None,
+    catalog: Path | None = None,
 ) -> Iterator[Survey]:
     """Open a run directory for work: its lock, configuration and manifest.
 
     Without a configuration the one of an earlier call in the same directory is used, else the defaults.
+    Configuration and catalog are checked before anything is written.
 
     Raises
     ------
+    ConfigError
+        If the configuration cannot be used.
+    CatalogError
+        If the catalog breaks the schema; rows that will carry a quality bit are only told.
     RunDirectoryError
         If another process works in the directory.
     """
     run_dir = Path(run_dir)
     stored = run_dir / "config.toml"
     config = load_config(config_source or (stored if stored.is_file() else None), overrides)
+    if catalog is not None:
+        report = validate_catalog(catalog)
+        report.raise_for_errors()
+        for line in report.row_lines():
+            progress.say(f"catalog: {line}")
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_dir / ".lock")
     try:
@@ -398,7 +401,7 @@ def stage_progress(run_dir: Path) -> list[dict[str, Any]]:
     rows = []
     for name in STAGES:
         record = recorded.get(name, {"status": "not started"})
-        done, core_s = Ledger(run_dir / "ledger" / name).totals()
+        done, core_s = Ledger(run_dir / ("audit-jobs/ledger" if name == "audit" else f"ledger/{name}")).totals()
         rows.append(
             {
                 "stage": name,

@@ -45,6 +45,7 @@ class ProgressReporter:
         self.quiet = quiet
         self.console = Console(stderr=True)
         self.live = self.console.is_terminal
+        self._bars: Progress | None = None
 
     def say(self, message: str) -> None:
         """Print one line."""
@@ -64,24 +65,26 @@ class ProgressReporter:
         if self.quiet:
             yield lambda count: None
         elif self.live:
-            with self._bar() as bar:
-                task = bar.add_task(f"{name} [{unit}]", total=total)
-                yield lambda count: bar.advance(task, count)
+            with self._display() as bars:
+                task = bars.add_task(f"{name} [{unit}]".replace("[", r"\["), total=total)
+                yield lambda count: bars.advance(task, count)
         else:
             lines = _Lines(name, total, unit)
             yield lines.advance
             lines.close()
 
-    def _bar(self) -> Progress:
-        return Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
+    @contextmanager
+    def _display(self) -> Iterator[Progress]:
+        """Share one live display among nested tasks: a terminal has room for one only."""
+        if self._bars is not None:
+            yield self._bars
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate())
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as self._bars:
+            try:
+                yield self._bars
+            finally:
+                self._bars = None
 
 
 class _Lines:

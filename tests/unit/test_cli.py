@@ -73,7 +73,7 @@ def test_a_broken_catalog_is_refused_with_every_violation_before_any_work(cli, c
         assert "redshift: missing" in err
         assert "frame = 'rest' or 'observed', found 'lab'" in err
         assert "furlong" in err
-    assert not (tmp_path / "run" / "simulations.zarr").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_rows_are_reported_but_not_refused(cli, catalog):

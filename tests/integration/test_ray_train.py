@@ -1,0 +1,58 @@
+"""Training on Ray Train workers: the loss of one worker, and resumption from the same checkpoint."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+from estimators import GRID, simulations, small_config
+
+from digs_survey.estimator.train import train
+from digs_survey.simulate.noise import NoiseModel
+from digs_survey.storage import ArraySpec, create_dataset
+
+pytestmark = pytest.mark.slow
+
+
+def write_simulations(path, config):
+    theta, flux = simulations(config, 400)
+    arrays = {
+        "theta": ArraySpec(("simulation", "parameter"), theta.shape, "float64"),
+        "flux": ArraySpec(("simulation", "wavelength"), flux.shape, "float32"),
+        "wavelength": ArraySpec(
+            ("wavelength",), (len(GRID),), "float64", attrs={"frame": GRID.frame, "medium": GRID.medium}
+        ),
+    }
+    create_dataset(path, arrays, {"theta": theta, "flux": flux, "wavelength": GRID.wavelength})
+    return path
+
+
+def losses(folder):
+    with (folder / "history.csv").open() as file:
+        return np.array([[float(row["train_loss"]), float(row["validation_loss"])] for row in csv.DictReader(file)])
+
+
+def test_two_workers_have_the_loss_of_one(tmp_path):
+    epochs = 4
+    settings = (f"train.epochs={epochs}", "train.batch_size=64", "train.threads_per_worker=1")
+    found = {}
+    for workers in (1, 2):
+        config = small_config(*settings, f"train.workers={workers}")
+        folder = tmp_path / str(workers)
+        steps: list[int] = []
+        posterior, core_s = train(
+            config,
+            write_simulations(folder / "simulations.zarr", config),
+            folder / "model",
+            noise=NoiseModel.from_config(config.noise),
+            data_hash="test",
+            advance=steps.append,
+        )
+        assert core_s > 0
+        assert posterior.card["training"]["epochs"] == epochs
+        assert not (folder / "checkpoint").exists()
+        found[workers] = losses(folder / "model")
+    assert len(found[2]) == epochs
+    assert np.allclose(found[1], found[2], atol=2e-3)
+    assert found[2][-1, 0] < found[2][0, 0]
