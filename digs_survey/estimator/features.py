@@ -5,8 +5,8 @@ principal components of log10 flux less :math:`a`, scaled to unit variance on th
 
 Stellar mass is a pure scale of the flux, so that in :math:`u = \mathrm{logit}\,F(\theta)` almost all of the
 scatter of ``logmass`` is that of :math:`a`. The network therefore works in
-:math:`v = (u - c(x)) / s(x)`, where :math:`c` is the position of the mass that the amplitude alone
-suggests and :math:`s` the local scale of the logit there; for the other parameters :math:`c = 0` and
+:math:`v = (u - c(x)) / s(x)`, where :math:`c` is the position of the mass that the amplitude and a mass-to-light
+ratio linear in the components suggest, and :math:`s` the scatter about it in the logit there; for the other parameters :math:`c = 0` and
 :math:`s` is the standard deviation of u under the prior. For each x this is an affine bijection of all
 of :math:`R^D`: nothing leaks out of the prior, and the Jacobian is :math:`-\sum\log s`.
 """
@@ -46,6 +46,7 @@ class Features(nn.Module):
     projection: Tensor
     mass_offset: Tensor
     mass_scatter: Tensor
+    mass_slope: Tensor
     limit: Tensor
 
     def __init__(self, elements: int, components: int, prior: Prior) -> None:
@@ -61,6 +62,7 @@ class Features(nn.Module):
             "projection": (elements, self.components),
             "mass_offset": (),
             "mass_scatter": (),
+            "mass_slope": (self.components,),
             "limit": (self.components,),
         }.items():
             self.register_buffer(name, torch.zeros(shape))
@@ -83,13 +85,15 @@ class Features(nn.Module):
         projection = vectors / np.sqrt(np.maximum(variance[order], 1e-12))
         components = (shape - mean) @ projection
         ratio = theta[:, self.mass] - amplitude
+        slope = components.T @ (ratio - ratio.mean()) / (components**2).sum(axis=0)
         for name, value in {
             "amplitude_mean": amplitude.mean(),
             "amplitude_std": amplitude.std(),
             "shape_mean": mean,
             "projection": projection,
             "mass_offset": ratio.mean(),
-            "mass_scatter": ratio.std(),
+            "mass_scatter": (ratio - components @ slope).std(),
+            "mass_slope": slope,
             "limit": np.abs(components).max(axis=0),
         }.items():
             getattr(self, name).copy_(torch.as_tensor(value, dtype=torch.float32))
@@ -119,4 +123,5 @@ class Features(nn.Module):
         return beyond | (mass < self.mass_low - margin) | (mass > self.mass_high + margin)
 
     def _mass(self, features: Tensor) -> Tensor:
-        return features[..., 0] * self.amplitude_std + self.amplitude_mean + self.mass_offset
+        ratio = features[..., 1:] @ self.mass_slope + self.mass_offset
+        return features[..., 0] * self.amplitude_std + self.amplitude_mean + ratio
