@@ -5,10 +5,11 @@ principal components of log10 flux less :math:`a`, scaled to unit variance on th
 
 Stellar mass is a pure scale of the flux, so that in :math:`u = \mathrm{logit}\,F(\theta)` almost all of the
 scatter of ``logmass`` is that of :math:`a`. The network therefore works in
-:math:`v = (u - c(x)) / s(x)`, where :math:`c` is the position of the mass that the amplitude and a mass-to-light
-ratio linear in the components suggest, and :math:`s` the scatter about it in the logit there; for the other parameters :math:`c = 0` and
-:math:`s` is the standard deviation of u under the prior. For each x this is an affine bijection of all
-of :math:`R^D`: nothing leaks out of the prior, and the Jacobian is :math:`-\sum\log s`.
+:math:`v = (u - c(x)) / s(x)`, where :math:`c` is the position of the mass that the amplitude and a
+mass-to-light ratio linear in the components suggest, and :math:`s` the scatter about it in the logit
+there; for the other parameters :math:`c = 0` and :math:`s` is the standard deviation of u under the prior.
+For each x this is an affine bijection of all of :math:`R^D`: nothing leaks out of the prior, and the
+Jacobian is :math:`-\sum\log s`.
 """
 
 from __future__ import annotations
