@@ -27,8 +27,7 @@ class ChainResult:
         All walkers, step after step.
     log_prob : ndarray of float64, shape (steps * walkers,)
     autocorrelation_time : ndarray of float64, shape (parameter,)
-        In steps, of the coordinates walked in, from the autocorrelation function averaged over walkers; NaN if
-        a walker never moved.
+        In steps, from the autocorrelation function averaged over walkers; NaN if a walker never moved.
     converged : bool
         Whether ``steps`` exceeds ``autocorrelation_times`` of them for every parameter.
     steps : int
@@ -77,7 +76,6 @@ def run_chain(
     start: NDArray[np.float64],
     config: MCMCConfig,
     seed: int,
-    prior: Prior | None = None,
 ) -> ChainResult:
     """Sample a density with emcee (Foreman-Mackey et al. 2013, arXiv:1202.3665).
 
@@ -94,22 +92,12 @@ def run_chain(
     config : MCMCConfig
     seed : int
         The same seed gives the same chain.
-    prior : Prior, optional
-        Walk in its unconstrained coordinates, with the Jacobian: the same posterior in theta, without walls
-        for walkers to run into. ``start`` and the draws are theta all the same.
     """
     import emcee
 
-    def in_u(u: NDArray[np.float64]) -> float:
-        assert prior is not None
-        return log_prob(prior.from_unconstrained(u)) + float(prior.log_abs_det_jacobian(u))
-
-    if prior is not None:
-        start = prior.to_unconstrained(start)
-
     started = time.process_time()
     walkers, ndim = start.shape
-    sampler = emcee.EnsembleSampler(walkers, ndim, log_prob if prior is None else in_u, moves=_moves(config.moves))
+    sampler = emcee.EnsembleSampler(walkers, ndim, log_prob, moves=_moves(config.moves))
     random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
     state = emcee.State(start, random_state=random.get_state())
     for steps in config.burn_in:
@@ -123,12 +111,9 @@ def run_chain(
         with np.errstate(invalid="ignore", divide="ignore"):
             tau = emcee.autocorr.integrated_time(sampler.get_chain(), tol=0)
         converged = bool(np.all(done > config.autocorrelation_times * tau))
-    draws, values = sampler.get_chain(flat=True), sampler.get_log_prob(flat=True)
-    if prior is not None:
-        draws, values = prior.from_unconstrained(draws), values - prior.log_abs_det_jacobian(draws)
     return ChainResult(
-        draws=draws,
-        log_prob=values,
+        draws=sampler.get_chain(flat=True),
+        log_prob=sampler.get_log_prob(flat=True),
         autocorrelation_time=tau,
         converged=converged,
         steps=done,

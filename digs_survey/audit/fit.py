@@ -146,7 +146,7 @@ def fit_with(simulator: Simulator, setup: FitSetup, job: GalaxyJob) -> GalaxyFit
         simulator, setup.noise, setup.prior, setup.grid.wavelength, job.flux, job.good, job.relative
     )
     start = start_points(job.start, setup.prior, setup.mcmc.walkers, _seed(setup.seed, "start", job.row))
-    chain = run_chain(posterior, start, setup.mcmc, _seed(setup.seed, "mcmc", job.row), setup.prior)
+    chain = run_chain(posterior, start, setup.mcmc, _seed(setup.seed, "mcmc", job.row))
     rng = np.random.default_rng(_seed(setup.seed, "thin", job.row))
     kept = np.sort(rng.choice(len(chain.draws), size=mcmc_draw_count(setup.mcmc), replace=False))
     spectra = np.stack([simulator.spectrum(theta) for theta in job.predictive])

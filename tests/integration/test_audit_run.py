@@ -35,9 +35,9 @@ CONFIG = SurveyConfig.model_validate(
             "predictive_draws": 8,
             "mcmc": {
                 "walkers": 12,
-                "burn_in": [50],
-                "steps": 300,
-                "max_steps": 300,
+                "burn_in": [10],
+                "steps": 80,
+                "max_steps": 80,
                 "autocorrelation_times": 0.1,
             },
         },
@@ -149,7 +149,7 @@ def test_audit_writes_what_the_report_reads_and_does_it_once(inputs, monkeypatch
         "galaxy": 11,
         "parameter": 5,
         "draw": 64,
-        "mcmc_draw": 3600,
+        "mcmc_draw": 960,
         "wavelength": len(GRID),
         "band": 3,
     }
