@@ -169,8 +169,9 @@ class MCMCConfig(_Section):
     max_steps: Count = 4_000
     autocorrelation_times: Positive = 50.0
     """A chain has converged when it is longer than this many autocorrelation times."""
-    moves: Literal["stretch", "de"] = "de"
-    """emcee's stretch move (its default, the paper's) or differential evolution with a fifth of stretch."""
+    moves: Literal["stretch", "kde"] = "kde"
+    """emcee's stretch move (its default, the paper's), or proposals from a density estimate of the other walkers
+    with two fifths of differential evolution."""
 
 
 class AuditConfig(_Section):
