@@ -41,17 +41,7 @@ def main() -> None:
     flux = _spectra(theta, grid, rng)
     estimator = prepare_estimator(config, theta, flux, noise).eval()
     with tempfile.TemporaryDirectory() as folder:
-        posterior = FrozenPosterior.freeze(
-            Path(folder),
-            estimator,
-            prior=prior,
-            grid=grid,
-            noise=noise,
-            noise_config=config.noise,
-            architecture=config.train.model_dump() | {"components": estimator.features.components},
-            model=config.model.model_dump(mode="json"),
-            training={},
-        )
+        posterior = FrozenPosterior.freeze(Path(folder), estimator, config, grid, noise, training={})
     features = estimator.features(torch.as_tensor(flux))
 
     @torch.no_grad()

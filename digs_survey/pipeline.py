@@ -20,7 +20,7 @@ from digs_survey import __version__
 from digs_survey.catalog import Catalog, validate_catalog
 from digs_survey.config import SurveyConfig, load_config
 from digs_survey.errors import CatalogError, RunDirectoryError
-from digs_survey.infer.prepare import prepare
+from digs_survey.infer.prepare import prepare, require_rest_frame
 from digs_survey.manifest import RunManifest, versions
 from digs_survey.progress import ProgressReporter
 from digs_survey.simulate.noise import NoiseModel, catalog_noise_table
@@ -373,6 +373,7 @@ def open_survey(
     if catalog is not None:
         report = validate_catalog(catalog)
         report.raise_for_errors()
+        require_rest_frame(Catalog.open(catalog).grid.frame)
         for line in report.row_lines():
             progress.say(f"catalog: {line}")
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -38,14 +38,4 @@ def freeze(folder: Path, config: SurveyConfig, estimator: Estimator | None = Non
     noise = NoiseModel.from_config(config.noise)
     if estimator is None:
         estimator = prepare_estimator(config, *simulations(config), noise)
-    return FrozenPosterior.freeze(
-        folder,
-        estimator,
-        prior=config.make_prior(),
-        grid=GRID,
-        noise=noise,
-        noise_config=config.noise,
-        architecture=config.train.model_dump() | {"components": estimator.features.components},
-        model=config.model.model_dump(mode="json"),
-        training={},
-    )
+    return FrozenPosterior.freeze(folder, estimator, config, GRID, noise, training={})

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from scipy.stats import qmc
 
-from digs_survey.config import NoiseConfig
+from digs_survey.config import NoiseConfig, SurveyConfig
 from digs_survey.errors import CatalogError
 from digs_survey.estimator.artefact import FORMAT, load_artefact, save_artefact
 from digs_survey.estimator.features import Features
@@ -22,6 +22,8 @@ from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 
 __all__ = ["FrozenPosterior", "base_points"]
+
+_NETWORK = ("hidden_features", "transforms", "blocks", "embedding_features", "embedding_layers")
 
 
 def base_points(draws: int, ndim: int, seed: int) -> NDArray[np.float32]:
@@ -79,16 +81,26 @@ class FrozenPosterior:
         cls,
         folder: Path,
         estimator: Estimator,
-        *,
-        prior: Prior,
+        config: SurveyConfig,
         grid: WavelengthGrid,
         noise: NoiseModel,
-        noise_config: NoiseConfig,
-        architecture: dict[str, Any],
-        model: dict[str, Any],
         training: dict[str, Any],
     ) -> FrozenPosterior:
-        """Write a trained estimator to ``folder`` and return it frozen."""
+        """Write an estimator to ``folder`` and return it frozen.
+
+        Parameters
+        ----------
+        folder : Path
+            Gets model.safetensors and card.json.
+        estimator : Estimator
+        config : SurveyConfig
+            Whose model, prior, noise and network the estimator was built for.
+        grid : WavelengthGrid
+        noise : NoiseModel
+        training : dict
+            What the card tells about how the weights came about.
+        """
+        network = config.train.model_dump(mode="json", include=set(_NETWORK))
         arrays = {
             **{f"features.{k}": v.numpy() for k, v in estimator.features.state_dict().items()},
             **{f"embedding.{k}": v.numpy() for k, v in estimator.flow.net._embedding_net.state_dict().items()},
@@ -98,11 +110,17 @@ class FrozenPosterior:
             arrays["noise.relative"] = np.asarray(noise.relative, dtype=np.float32)
         card = {
             "format": FORMAT,
-            "architecture": architecture,
-            "parameters": prior.to_dict(),
+            "architecture": {
+                "flow": "maf",
+                **network,
+                "components": estimator.features.components,
+                "coordinates": "logit of the prior's CDF, centred on the amplitude",
+                "features": "mean log10 flux and principal components of log10 flux less its mean",
+            },
+            "parameters": config.make_prior().to_dict(),
             "grid": grid.to_dict(),
-            "noise": noise_config.model_dump(mode="json"),
-            "model": model,
+            "noise": config.noise.model_dump(mode="json"),
+            "model": config.model.model_dump(mode="json"),
             "training": training,
         }
         save_artefact(folder, arrays, card)

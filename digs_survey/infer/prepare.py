@@ -17,7 +17,7 @@ from digs_survey.errors import CatalogError
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
 from digs_survey.validation import redshift_quality, usable_elements
 
-__all__ = ["PreparedRows", "prepare", "reference_factor"]
+__all__ = ["PreparedRows", "prepare", "reference_factor", "require_rest_frame"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,21 @@ def reference_factor(redshift: ArrayLike, zred: float) -> NDArray[np.float64]:
     return (distance[:-1] / distance[-1]) ** 2
 
 
+def require_rest_frame(frame: str) -> None:
+    """Refuse a catalog in the observed frame: its elements mean another rest wavelength in each row.
+
+    Raises
+    ------
+    CatalogError
+        If ``frame`` is not "rest".
+    """
+    if frame != "rest":
+        raise CatalogError(
+            f"wavelength: expected frame 'rest' for inference, found {frame!r}; bring the spectra to the "
+            "rest frame first (wavelength / (1 + z), flux * (1 + z), ivar / (1 + z)^2)"
+        )
+
+
 def prepare(rows: CatalogRows, frame: str, zred: float, min_good_fraction: float) -> PreparedRows:
     """Bring rows to the amplitude of the simulations, fill what is masked and set their quality bits.
 
@@ -90,13 +105,9 @@ def prepare(rows: CatalogRows, frame: str, zred: float, min_good_fraction: float
     Raises
     ------
     CatalogError
-        The catalog is in the observed frame: its elements mean another rest wavelength in each row.
+        The catalog is in the observed frame.
     """
-    if frame != "rest":
-        raise CatalogError(
-            f"wavelength: expected frame 'rest' for inference, found {frame!r}; bring the spectra to the "
-            "rest frame first (wavelength / (1 + z), flux * (1 + z), ivar / (1 + z)^2)"
-        )
+    require_rest_frame(frame)
     quality = rows.quality | redshift_quality(rows.redshift)
     factor = np.ones(rows.redshift.size)
     at_redshift = (quality & QualityFlag.BAD_REDSHIFT) == 0

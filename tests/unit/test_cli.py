@@ -76,6 +76,14 @@ def test_a_broken_catalog_is_refused_with_every_violation_before_any_work(cli, c
     assert not (tmp_path / "run").exists()
 
 
+def test_an_observed_frame_catalog_is_refused_before_any_work(cli, catalog, tmp_path):
+    zarr.open_group(str(catalog), mode="r+")["wavelength"].attrs["frame"] = "observed"
+    code, _, err = cli("run", catalog, "-o", tmp_path / "run", "-q")
+    assert code == 4
+    assert "expected frame 'rest'" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_bad_rows_are_reported_but_not_refused(cli, catalog):
     group = zarr.open_group(str(catalog), mode="r+")
     group["flux"][2, 3] = np.nan
