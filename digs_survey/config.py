@@ -124,8 +124,8 @@ class TrainConfig(_Section):
     batch_size: Count = 4096
     epochs: Count = 40
     """Passes over the training split, each with fresh noise."""
-    learning_rate: Positive = 2e-3
-    gradient_clip: Positive = 5.0
+    learning_rate: Positive = 1e-2
+    gradient_clip: Positive = 2.0
     validation_fraction: Fraction = 0.05
     patience: Count = 20
     """Epochs without a better validation loss after which training stops."""

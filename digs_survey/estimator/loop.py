@@ -134,7 +134,7 @@ def fit(
     spectra = torch.as_tensor(flux)
     validation = _validation_set(config, spectra[held], noise)
     estimator = prepare_estimator(config, theta, flux, noise).to(device)
-    optimiser = torch.optim.Adam(estimator.parameters(), lr=settings.learning_rate, fused=True)
+    optimiser = _optimiser(estimator, settings.learning_rate)
     state = load_checkpoint(checkpoint, key)
     if state is None:
         state = {"key": key, "epoch": 0, "history": [], "best_loss": math.inf, "best": None, "best_epoch": 0}
@@ -163,17 +163,12 @@ def fit(
                 group["lr"] = rate
             optimiser.zero_grad(set_to_none=True)
             loss = loss_of(u[chosen[mine]].to(device), noisy.to(device))
+            total += _finite(loss, epoch)
             loss.backward()
             nn.utils.clip_grad_norm_(estimator.parameters(), settings.gradient_clip)
             optimiser.step()
-            total += float(loss.detach())
         mean = worker.total(total / steps) / worker.size
-        validated = _evaluate(estimator, u[held], validation, device)
-        if not (math.isfinite(mean) and math.isfinite(validated)):
-            raise StageError(
-                f"train: the loss is {mean} (validation {validated}) in epoch {epoch + 1}; "
-                "lower train.learning_rate or train.gradient_clip"
-            )
+        validated = _finite(_evaluate(estimator, u[held], validation, device), epoch)
         core_s = core_before + worker.total(time.process_time() - core)
         row = [epoch + 1, mean, validated, rate, wall_before + time.perf_counter() - wall, core_s]
         state["epoch"] = epoch + 1
@@ -186,6 +181,26 @@ def fit(
             _save(checkpoint, state)
         on_epoch(dict(zip(HISTORY, row, strict=True)))
     return state
+
+
+def _optimiser(estimator: Estimator, learning_rate: float) -> torch.optim.Optimizer:
+    """SOAP (Vyas et al. 2024, arXiv:2409.11321): Adam in the eigenbasis of each weight matrix's gradients.
+
+    Posteriors are up to a thousand times narrower than the prior, and Adam's steps, each scaled element by
+    element, are slow to find them.
+    """
+    from pytorch_optimizer import SOAP
+
+    return SOAP(estimator.parameters(), lr=learning_rate, betas=(0.95, 0.95), weight_decay=0.0)
+
+
+def _finite(loss: Tensor | float, epoch: int) -> float:
+    value = float(loss.detach()) if isinstance(loss, Tensor) else loss
+    if not math.isfinite(value):
+        raise StageError(
+            f"train: the loss is {value} in epoch {epoch + 1}; lower train.learning_rate or train.gradient_clip"
+        )
+    return value
 
 
 def _noisy(spectra: Tensor, noise: NoiseModel, generator: torch.Generator) -> Tensor:

@@ -15,7 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammainc
 
-__all__ = ["AgeQuadrature", "SSPGrid", "calzetti_curve", "delayed_tau_weights"]
+from digs_survey.errors import ConfigError
+from digs_survey.parameters import Prior
+
+__all__ = ["AgeQuadrature", "SSPGrid", "calzetti_curve", "check_coverage", "delayed_tau_weights"]
 
 _ORDER = 12
 _POINTS, _POINT_WEIGHTS = np.polynomial.legendre.leggauss(_ORDER)
@@ -81,6 +84,23 @@ class SSPGrid:
             raise ValueError(f"logzsol: expected {self.log_z[0]:g} to {self.log_z[-1]:g}, found {logzsol:g}")
         lower = min(int(np.searchsorted(self.log_z, logzsol, side="right")) - 1, self.log_z.size - 2)
         return lower, float((logzsol - self.log_z[lower]) / (self.log_z[lower + 1] - self.log_z[lower]))
+
+
+def check_coverage(prior: Prior, log_z: NDArray[np.float64], log_age: NDArray[np.float64], source: str) -> None:
+    """Refuse a prior that reaches beyond the populations, whose nodes are given as in :class:`SSPGrid`.
+
+    Raises
+    ------
+    ConfigError
+        Naming the parameter, what the source covers and what was found.
+    """
+    for name, low, high in (("logzsol", log_z[0], log_z[-1]), ("tage", 0.0, 10 ** (log_age[-1] - 9))):
+        i = prior.index(name)
+        if prior.low[i] < low - 1e-6 or prior.high[i] > high + 1e-6 or (name == "tage" and prior.low[i] <= 0):
+            raise ConfigError(
+                f"prior.{name}: source {source!r} covers {low:.4g} to {high:.4g}, "
+                f"found {prior.low[i]:g} to {prior.high[i]:g}"
+            )
 
 
 class AgeQuadrature:

@@ -11,15 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from digs_survey.config import ModelConfig
 from digs_survey.errors import ConfigError, MissingDependencyError
 from digs_survey.parameters import Prior
-from digs_survey.spectra import WavelengthGrid, air_to_vacuum
+from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.fsps import require_fsps
-from digs_survey.sps.sampling import (
-    element_matrix,
-    lagrange_matrix,
-    padded_range,
-    smoothing_grid,
-    smoothing_points,
-)
+from digs_survey.sps.grid import check_coverage
+from digs_survey.sps.sampling import GridSampling
 
 __all__ = ["ProspectorSimulator"]
 
@@ -78,26 +73,16 @@ class ProspectorSimulator:
     """
 
     def __init__(self, model: ModelConfig, prior: Prior, grid: WavelengthGrid) -> None:
-        if grid.frame != "rest":
-            raise ConfigError(
-                f"grid: the simulator needs a rest-frame grid, found {grid}; "
-                "resample the catalog to the rest frame of each galaxy (digs-survey ingest does)"
-            )
         if model.source == "fsps":
             require_fsps()
         _import_prospector()
         from prospect.models import SedModel
 
         self.config, self.prior, self.grid = model, prior, grid
-        to_vacuum = air_to_vacuum if grid.medium == "air" else np.asarray
-        edges, centres = to_vacuum(grid.edges), to_vacuum(grid.wavelength)
-        low, high = padded_range(edges[0], edges[-1], model.smoothing_kms)
-        self.sps = _source(model, prior, smoothing_grid(low, high, model.smoothing_kms))
+        sampling = GridSampling(model, grid)
+        self.sps = _source(model, prior, sampling.wavelength)
         _check_prior(prior, self.sps, model.source)
-        points = smoothing_points(self.sps.wavelengths, low, high, model.smoothing_kms)
-        inner = points[1:-1]
-        mean = model.resampling == "mean"
-        self._to_grid = element_matrix(inner, edges) if mean else lagrange_matrix(inner, centres)
+        points, self._to_grid = sampling.points(self.sps.wavelengths)
         self._to_grid *= 1 + model.zred
         self.obs: dict[str, Any] = {"wavelength": points * (1 + model.zred), "filters": None}
         self.model = SedModel(_parameters(model, prior))
@@ -150,13 +135,7 @@ def _check_prior(prior: Prior, sps: Any, source: str) -> None:
         log_z, log_age = np.log10(sps.ssp.zlegend / sps.ssp.solar_metallicity), sps.ssp.ssp_ages
     else:
         log_z, log_age = sps.grid.log_z, sps.grid.log_age
-    for name, low, high in (("logzsol", log_z[0], log_z[-1]), ("tage", 0.0, 10 ** (log_age[-1] - 9))):
-        i = prior.index(name)
-        if prior.low[i] < low - 1e-6 or prior.high[i] > high + 1e-6 or (name == "tage" and prior.low[i] <= 0):
-            raise ConfigError(
-                f"prior.{name}: source {source!r} covers {low:.4g} to {high:.4g}, "
-                f"found {prior.low[i]:g} to {prior.high[i]:g}"
-            )
+    check_coverage(prior, log_z, log_age, source)
 
 
 def _parameters(model: ModelConfig, prior: Prior) -> list[dict[str, Any]]:

@@ -11,9 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from digs_survey.spectra import rebin_matrix
+from digs_survey.config import ModelConfig
+from digs_survey.errors import ConfigError
+from digs_survey.spectra import WavelengthGrid, air_to_vacuum, rebin_matrix
 
 __all__ = [
+    "GridSampling",
     "element_matrix",
     "lagrange_matrix",
     "padded_range",
@@ -29,6 +32,94 @@ _OVERSAMPLING = 16
 _MAX_STEP_KMS = 100.0
 """However strong the smoothing, the grid stays near the resolution of the libraries."""
 _POINTS_PER_SIGMA = 3.5
+
+
+class GridSampling:
+    """How Prospector's smoothed spectra are brought onto a catalog's grid.
+
+    Parameters
+    ----------
+    model : ModelConfig
+        Its smoothing and resampling.
+    grid : WavelengthGrid
+        Rest frame.
+
+    Attributes
+    ----------
+    wavelength : ndarray, shape (2**k,)
+        Where populations are best sampled: Prospector then smooths without resampling.
+
+    Raises
+    ------
+    ConfigError
+        If the grid is in the observed frame.
+    """
+
+    def __init__(self, model: ModelConfig, grid: WavelengthGrid) -> None:
+        if grid.frame != "rest":
+            raise ConfigError(
+                f"grid: the simulator needs a rest-frame grid, found {grid}; "
+                "resample the catalog to the rest frame of each galaxy (digs-survey ingest does)"
+            )
+        to_vacuum = air_to_vacuum if grid.medium == "air" else np.asarray
+        self.grid, self._sigma, self._mean = grid, model.smoothing_kms, model.resampling == "mean"
+        self._edges, self._centres = to_vacuum(grid.edges), to_vacuum(grid.wavelength)
+        self._range = padded_range(self._edges[0], self._edges[-1], self._sigma)
+        self.wavelength = smoothing_grid(*self._range, self._sigma)
+
+    def points(self, wavelength: NDArray[np.float64]) -> tuple[NDArray[np.float64], csr_array]:
+        """Return where Prospector is asked for a spectrum sampled at ``wavelength``, and the way to the grid.
+
+        Returns
+        -------
+        ndarray, shape (point + 2,)
+            See :func:`smoothing_points`; all but the first and the last are used.
+        csr_array, shape (element, point)
+            From the smoothed spectrum at the points to the grid.
+        """
+        points = smoothing_points(wavelength, *self._range, self._sigma)
+        inner = points[1:-1]
+        return points, element_matrix(inner, self._edges) if self._mean else lagrange_matrix(inner, self._centres)
+
+    def matrix(self, wavelength: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the whole way of a spectrum as one matrix: smoothing, f_nu to f_lambda, onto the grid.
+
+        Parameters
+        ----------
+        wavelength : ndarray, shape (wavelength,)
+            Rest-frame vacuum wavelengths in Angstrom at which spectra are given.
+
+        Returns
+        -------
+        ndarray, shape (wavelength, element)
+            From Lsun/Hz to Lsun/Angstrom.
+        """
+        from prospect.sources.constants import ckms, lightspeed
+        from prospect.utils.smoothing import mask_wave, resample_wave, smooth_fft
+
+        low, high = self._range
+        inside = mask_wave(wavelength, width=ckms / self._sigma, outwave=np.array([low, high]))
+        part = wavelength[inside]
+        nodes, _ = resample_wave(part, part)
+        points, to_grid = self.points(wavelength)
+        chosen = (nodes > low) & (nodes < high)
+        at_nodes = np.zeros((len(self.grid), nodes.size))
+        at_nodes[:, chosen] = to_grid.toarray() * (lightspeed / points[1:-1] ** 2)
+        # The filter is symmetric: smoothing a spectrum before the sum or the summands' weights is the same.
+        step = ckms * np.median(np.diff(np.log(nodes)))
+        at_nodes = np.stack([smooth_fft(step, row, self._sigma) for row in at_nodes])
+        matrix = np.zeros((wavelength.size, len(self.grid)))
+        matrix[inside] = _linear_matrix(part, nodes).T @ at_nodes.T
+        return matrix
+
+
+def _linear_matrix(nodes: NDArray[np.float64], points: NDArray[np.float64]) -> csr_array:
+    """Matrix (point, node) of linear interpolation; the points lie within the nodes."""
+    upper = np.clip(np.searchsorted(nodes, points), 1, nodes.size - 1)
+    share = np.clip((points - nodes[upper - 1]) / (nodes[upper] - nodes[upper - 1]), 0, 1)
+    rows = np.arange(points.size)
+    entries, columns = np.concatenate([1 - share, share]), np.concatenate([upper - 1, upper])
+    return csr_array((entries, (np.concatenate([rows, rows]), columns)), shape=(points.size, nodes.size))
 
 
 def padded_range(low: float, high: float, sigma_kms: float) -> tuple[float, float]:
