@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from digs_survey.config import ModelConfig
-from digs_survey.errors import ConfigError, MissingDependencyError
+from digs_survey.errors import MissingDependencyError
 from digs_survey.parameters import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.fsps import require_fsps
