@@ -101,6 +101,10 @@ class SimulateConfig(_Section):
 
     simulations: Count = 60_000
     rows_per_shard: Count = 2_000
+    engine: Literal["auto", "prospector", "batched"] = "auto"
+    """Prospector itself, one spectrum after the other; or the same spectra in batches, as matrix products.
+    "auto" takes batches and lets Prospector compute one in a hundred (at least 200) beside them as a check;
+    it takes Prospector alone for a source that has no batches (fsps)."""
 
 
 class AugmentConfig(_Section):

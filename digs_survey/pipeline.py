@@ -82,7 +82,7 @@ class Survey:
 
     def simulate(self, catalog: Path | None = None) -> bool:
         """Compute the noiseless simulations on the catalog's grid, or on the configured one."""
-        from digs_survey.simulate.dask import simulate
+        from digs_survey.simulate.dask import engine_check, simulate
 
         grid = WavelengthGrid.from_config(self.config.grid)
         if catalog is not None:
@@ -107,6 +107,7 @@ class Survey:
                     advance=todo.advance,
                 )
                 todo.record.rows, todo.record.core_s = ledger.totals()
+                todo.record.extra |= engine_check(ledger)
         return bool(todo)
 
     def augment(self) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import MissingDependencyError, StageError
@@ -27,14 +28,17 @@ from digs_survey.storage import ArraySpec, Ledger, checksum, shard_count, shard_
 if TYPE_CHECKING:
     from distributed import Client
 
+    from digs_survey.sps.batched import BatchedModel
     from digs_survey.sps.prospector import ProspectorSimulator
 
-__all__ = ["FLUX_UNIT", "draw_theta", "probe_dask", "simulate"]
+__all__ = ["FLUX_UNIT", "draw_theta", "engine_check", "probe_dask", "simulate"]
 
 FLUX_UNIT = "erg / (s cm2 Angstrom)"
 """Unit of simulated flux, as :mod:`astropy.units` reads it."""
 
 CONNECT_TIMEOUT_S = 15.0
+_CHECK_EVERY, _CHECK_AT_LEAST, _CHECK_LIMIT = 100, 200, 0.005
+"""With engine "auto", Prospector computes one row in so many, at least so many; and what ends the run."""
 _IN_FLIGHT_PER_THREAD = 2
 _MIN_IN_FLIGHT = 16
 """Enough waiting shards that a cluster which grows with its queue does grow."""
@@ -118,6 +122,7 @@ def simulate(
         "stream": stream,
         "count": count,
         "rows_per_shard": rows_per_shard,
+        "engine": "batched" if _in_batches(config) else "prospector",
         "model": config.model.model_dump(mode="json"),
         "prior": prior.to_dict(),
         "grid": grid.to_dict(),
@@ -131,6 +136,17 @@ def simulate(
     with _connect(address, len(pending)) as client:
         for rows in _run(client, task, pending):
             advance(rows)
+
+
+def engine_check(ledger: Ledger) -> dict[str, float]:
+    """Return how many spectra Prospector computed as a check, and the largest relative difference it found."""
+    records = [record for record in ledger.records().values() if "checked" in record]
+    if not records:
+        return {}
+    return {
+        "prospector_checked": sum(record["checked"] for record in records),
+        "prospector_max_difference": max(record["max_difference"] for record in records),
+    }
 
 
 def probe_dask(address: str | None = None) -> str:
@@ -260,21 +276,47 @@ def _write_shard(task: _Task, shard: int) -> int:
         rows = task.rows(shard)
         prior = task.config.make_prior()
         theta = draw_theta(prior, task.config.seed, task.stream, rows.start, rows.stop)
-        simulator = _simulator(
-            task.config.model.model_dump_json(),
-            prior,
-            tuple(task.grid.wavelength),
-            task.grid.frame,
-            task.grid.medium,
-        )
-        flux = simulator.spectra(theta).astype(np.float32)
+        flux, check = _spectra(task, prior, theta, rows.start)
         _check(theta, flux, prior, rows.start)
         if recorded_recipe(task.path) != task.recipe:
             raise StageError(f"{task.path} was replaced by another run while shard {shard} was computed")
         write_shard(task.path, shard, rows, {"theta": theta, "flux": flux})
         core_seconds = time.process_time() - started
-        Ledger(task.ledger).mark(shard, rows=len(theta), checksum=checksum(theta, flux), core_seconds=core_seconds)
+        Ledger(task.ledger).mark(
+            shard, rows=len(theta), checksum=checksum(theta, flux), core_seconds=core_seconds, **check
+        )
         return len(theta)
+
+
+def _in_batches(config: SurveyConfig) -> bool:
+    engine = config.simulate.engine
+    return engine == "batched" or (engine == "auto" and config.model.source == "bc03")
+
+
+def _spectra(
+    task: _Task, prior: Prior, theta: NDArray[np.float64], first: int
+) -> tuple[NDArray[np.float32], dict[str, float]]:
+    """Compute the spectra of a shard, and what the ledger keeps of their check."""
+    grid = tuple(task.grid.wavelength), task.grid.frame, task.grid.medium
+    what = task.config.model.model_dump_json(), prior, *grid
+    if not _in_batches(task.config):
+        return _simulator(*what).spectra(theta).astype(np.float32), {}
+    # How a matrix product is shared among threads changes its last digits.
+    with threadpool_limits(1):
+        flux = _batched(*what).spectra(theta)
+    if task.config.simulate.engine == "batched":
+        return flux.astype(np.float32), {}
+    every = max(1, min(_CHECK_EVERY, task.count // _CHECK_AT_LEAST))
+    rows = np.flatnonzero((first + np.arange(len(theta))) % every == 0)
+    difference = np.abs(flux[rows] / _simulator(*what).spectra(theta[rows]) - 1).max(axis=1, initial=0.0)
+    if (difference > _CHECK_LIMIT).any():
+        worst = int(rows[difference.argmax()])
+        raise StageError(
+            f"simulation {first + worst} ({_values(prior, theta[worst])}): the batched spectrum and Prospector's "
+            f"differ by {difference.max():.2%}, more than {_CHECK_LIMIT:.1%}; use simulate.engine = 'prospector', "
+            "and report it"
+        )
+    return flux.astype(np.float32), {"checked": len(rows), "max_difference": float(difference.max(initial=0.0))}
 
 
 @lru_cache(maxsize=1)
@@ -288,14 +330,28 @@ def _simulator(model: str, prior: Prior, wavelength: tuple[float, ...], frame: s
     )
 
 
+@lru_cache(maxsize=1)
+def _batched(model: str, prior: Prior, wavelength: tuple[float, ...], frame: str, medium: str) -> BatchedModel:
+    """Build the batched model once for each process."""
+    from digs_survey.config import ModelConfig
+    from digs_survey.sps.batched import BatchedModel
+
+    return BatchedModel.from_config(
+        ModelConfig.model_validate_json(model), prior, WavelengthGrid(np.array(wavelength), frame, medium)
+    )
+
+
+def _values(prior: Prior, theta: NDArray[np.float64]) -> str:
+    return ", ".join(f"{name}={value:.6g}" for name, value in zip(prior.names, theta, strict=True))
+
+
 def _check(theta: NDArray[np.float64], flux: NDArray[np.float32], prior: Prior, first: int) -> None:
     bad = np.flatnonzero(~(np.isfinite(flux) & (flux > 0)).all(axis=1))
     if bad.size:
         row = int(bad[0])
         wrong = flux[row][~(np.isfinite(flux[row]) & (flux[row] > 0))]
-        values = ", ".join(f"{name}={value:.6g}" for name, value in zip(prior.names, theta[row], strict=True))
         raise StageError(
-            f"simulation {first + row} ({values}): expected finite, positive flux in every element, "
-            f"found {wrong[0]} ({bad.size} such spectra in the shard); "
+            f"simulation {first + row} ({_values(prior, theta[row])}): expected finite, positive flux in every "
+            f"element, found {wrong[0]} ({bad.size} such spectra in the shard); "
             "narrow the prior or the grid to what the stellar populations cover"
         )

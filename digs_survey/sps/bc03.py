@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 from numpy.typing import ArrayLike, NDArray
-from prospect.sources.constants import lightspeed, lsun
+from prospect.sources.constants import lsun
 from prospect.sources.ssp_basis import SSPBasis
 from scipy.sparse import csr_array
 
@@ -192,9 +192,7 @@ class BC03Basis(SSPBasis):
         self.params: dict[str, Any] = {}
         self.grid = grid
         self._ages = AgeQuadrature(grid.log_age)
-        self._total = grid.spectra.copy()
-        self._total[:, : grid.nebular.shape[1]] += grid.nebular
-        self._total *= (grid.wavelength**2 / lightspeed).astype(self._total.dtype)
+        self._total = grid.lnu()
         self._curve = calzetti_curve(grid.wavelength)
         self._line_curve = calzetti_curve(grid.line_wavelength)
 

@@ -9,20 +9,40 @@ population. Between metallicity nodes the flux is linear in :math:`\log_{10} Z`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from prospect.sources.constants import lightspeed
 from scipy.special import gammainc
 
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import Prior
 
-__all__ = ["AgeQuadrature", "SSPGrid", "calzetti_curve", "check_coverage", "delayed_tau_weights"]
+__all__ = [
+    "AgeQuadrature",
+    "HistoryWeights",
+    "SSPGrid",
+    "as_like",
+    "calzetti_curve",
+    "check_coverage",
+    "delayed_tau",
+    "delayed_tau_weights",
+    "namespace",
+]
 
 _ORDER = 12
-_POINTS, _POINT_WEIGHTS = np.polynomial.legendre.leggauss(_ORDER)
-_POINTS, _POINT_WEIGHTS = 0.5 * (_POINTS + 1), 0.5 * _POINT_WEIGHTS
+
+
+def _gauss(order: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Points and weights of Gauss-Legendre quadrature on 0 to 1."""
+    points, weights = np.polynomial.legendre.leggauss(order)
+    return 0.5 * (points + 1), 0.5 * weights
+
+
+_POINTS, _POINT_WEIGHTS = _gauss(_ORDER)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +91,13 @@ class SSPGrid:
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
                 raise ValueError(f"{name}: expected shape {shape}, found {getattr(self, name).shape}")
+
+    def lnu(self) -> NDArray[np.floating]:
+        """Stars and gas (metallicity, age, wavelength) together, in Lsun/Hz/Msun as Prospector has it."""
+        total = self.spectra.copy()
+        total[:, : self.nebular.shape[1]] += self.nebular
+        total *= (self.wavelength**2 / lightspeed).astype(total.dtype)
+        return total
 
     def metallicity_weights(self, logzsol: float) -> tuple[int, float]:
         """Return the lower node and the weight of the upper one for log10 Z/Zsun = ``logzsol``.
@@ -156,6 +183,111 @@ class AgeQuadrature:
         weights[last] += formed @ older
         weights[previous] += formed @ younger
         return weights[:-1] / (tau * gammainc(2, tage / tau))
+
+
+class HistoryWeights:
+    """Weights of the populations for many star formation histories at once; numpy and torch alike.
+
+    Parameters
+    ----------
+    log_age : array_like, shape (age,)
+        Nodes of log10 age/yr, increasing.
+    shortest_gyr : float
+        Time over which a history may change much: the smallest e-folding time that is asked for.
+
+    Notes
+    -----
+    The same integrals as :class:`AgeQuadrature`, by Gauss-Legendre quadrature of the order that the shortest time
+    needs in each interval of ages; divided by their own sum, so that a solar mass is formed exactly.
+    """
+
+    def __init__(self, log_age: ArrayLike, shortest_gyr: float) -> None:
+        self._log_age = np.asarray(log_age, dtype=float)
+        self._age = 10 ** (self._log_age - 9)
+        self._edges = np.concatenate([[0.0], self._age])
+        step = np.diff(self._edges) / shortest_gyr
+        orders = np.select([step < 0.03, step < 0.3, step < 1.0], [2, 3, 5], _ORDER)
+        cuts = np.flatnonzero(np.diff(orders)) + 1
+        self._groups = [
+            (slice(int(part[0]), int(part[-1]) + 1), self._nodes(part, int(orders[part[0]])))
+            for part in np.split(np.arange(step.size), cuts)
+        ]
+
+    def _nodes(self, pieces: NDArray[np.int64], order: int) -> list[tuple[NDArray[np.float64], ...]]:
+        """Ages (piece,) in Gyr of each point of the rule, and its weights for the old and the young end."""
+        points, weights = _gauss(order)
+        low, width = self._edges[pieces], np.diff(self._edges)[pieces]
+        found: list[tuple[NDArray[np.float64], ...]] = []
+        for x, w in zip(points, weights, strict=True):
+            age = low + width * x
+            share = self._share(np, pieces, age)
+            found.append((age, width * w * share, width * w * (1 - share)))
+        return found
+
+    def _share(self, xp: Any, piece: Any, age: Any) -> Any:
+        """Share of the older node of each interval; in the first interval there is no younger one."""
+        nodes = as_like(self._log_age, age)
+        below = nodes[xp.where(piece > 0, piece - 1, 0)]
+        step = xp.where(piece > 0, nodes[piece] - below, 1.0)
+        return xp.where(piece > 0, (xp.log10(age) + 9 - below) / step, 1.0)
+
+    def __call__(self, rate: Callable[[Any], Any], tage: Any) -> Any:
+        """Solar masses (n, age) in each population for one solar mass formed.
+
+        Parameters
+        ----------
+        rate : callable
+            Star formation rate, in any unit, at times (n, k) in Gyr since the onset of each history.
+        tage : array, shape (n,)
+            Age of each galaxy in Gyr, positive and at most the last node.
+        """
+        xp = namespace(tage)
+        edges = as_like(self._edges, tage)
+        last = xp.searchsorted(edges, tage, side="left") - 1
+        older = xp.zeros_like(tage[:, None] * edges[None, 1:])
+        younger = xp.zeros_like(older)
+        for part, nodes in self._groups:
+            for age, old, young in nodes:
+                formed = rate(xp.where(tage[:, None] > as_like(age, tage), tage[:, None] - as_like(age, tage), 0.0))
+                older[:, part] += formed * as_like(old, tage)
+                younger[:, part] += formed * as_like(young, tage)
+        whole = edges[None, 1:] <= edges[last][:, None]
+        older, younger = xp.where(whole, older, 0.0), xp.where(whole, younger, 0.0)
+        older[:, :-1] += younger[:, 1:]
+        low = edges[last]
+        row = xp.arange(tage.shape[0])
+        for x, w in zip(*_gauss(_ORDER), strict=True):
+            age = low + (tage - low) * float(x)
+            formed = rate((tage - age)[:, None])[:, 0] * (tage - low) * float(w)
+            share = self._share(xp, last, age)
+            older[row, last] += formed * share
+            older[row, xp.where(last > 0, last - 1, 0)] += formed * (1 - share)
+        return older / older.sum(-1)[:, None]
+
+
+def delayed_tau(tau: Any) -> Callable[[Any], Any]:
+    """Star formation rate t exp(-t/tau) for e-folding times (n,) in Gyr, at times (n, k) in Gyr."""
+    xp, inverse = namespace(tau), 1 / tau[:, None]
+
+    def rate(time: Any) -> Any:
+        x = time * inverse
+        return x * xp.exp(-x)
+
+    return rate
+
+
+def namespace(array: Any) -> Any:
+    """Return the module, numpy or torch, whose functions take this array."""
+    if isinstance(array, np.ndarray):
+        return np
+    import torch
+
+    return torch
+
+
+def as_like(values: NDArray[Any], like: Any) -> Any:
+    """Return values as an array of the kind, and on the device, of another."""
+    return values if isinstance(like, np.ndarray) else namespace(like).as_tensor(values, device=like.device)
 
 
 def delayed_tau_weights(log_age: ArrayLike, tage: float, tau: float) -> NDArray[np.float64]:

@@ -29,6 +29,7 @@ step_angstrom = 100.0
 [simulate]
 simulations = 240
 rows_per_shard = 12
+engine = "prospector"
 [train]
 hidden_features = 10
 transforms = 2

@@ -17,14 +17,19 @@ from digs_survey.config import NoiseConfig, load_config
 from digs_survey.errors import MissingDependencyError, StageError
 from digs_survey.simulate import dask as dask_stage
 from digs_survey.simulate.augment import augment
-from digs_survey.simulate.dask import draw_theta, simulate
+from digs_survey.simulate.dask import draw_theta, engine_check, simulate
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.prospector import ProspectorSimulator
 from digs_survey.storage import Ledger, checksum
 
 COUNT = 478
-OVERRIDES = ["grid.start_angstrom=4000", "grid.stop_angstrom=5000", "simulate.rows_per_shard=8"]
+OVERRIDES = [
+    "grid.start_angstrom=4000",
+    "grid.stop_angstrom=5000",
+    "simulate.rows_per_shard=8",
+    "simulate.engine=prospector",
+]
 SHARDS = 60
 
 
@@ -130,6 +135,35 @@ def test_killed_and_resumed_gives_the_same_bytes(reference, scheduler, tmp_path)
     found, expected = (Ledger(f / "ledger").records() for f in (folder, reference))
     assert {s: r["checksum"] for s, r in found.items()} == {s: r["checksum"] for s, r in expected.items()}
     assert psutil.wait_procs(workers, timeout=20)[1] == []
+
+
+def test_batches_are_checked_against_prospector(reference, scheduler, tmp_path):
+    assert sum(run(tmp_path, ["simulate.engine=auto"], address=scheduler)) == COUNT
+    batched, one_by_one = (
+        xr.open_zarr(folder / "simulations.zarr", consolidated=False).load() for folder in (tmp_path, reference)
+    )
+    np.testing.assert_array_equal(batched.theta, one_by_one.theta)
+    np.testing.assert_allclose(batched.flux, one_by_one.flux, rtol=1e-4)
+    check = engine_check(Ledger(tmp_path / "ledger"))
+    assert 200 <= check["prospector_checked"] < COUNT
+    assert 0 < check["prospector_max_difference"] < 1e-4
+    assert engine_check(Ledger(reference / "ledger")) == {}
+
+
+def test_batches_that_differ_from_prospector_end_the_run(monkeypatch, tmp_path):
+    class Off:
+        def spectra(self, theta):
+            return 1.01 * dask_stage._simulator(*self.what).spectra(theta)
+
+    def off(*what):
+        Off.what = what
+        return Off()
+
+    monkeypatch.setattr(dask_stage, "_batched", off)
+    monkeypatch.setattr(dask_stage, "_run", lambda client, task, pending: [dask_stage._write_shard(task, 1)])
+    with pytest.raises(StageError, match=r"simulation \d+ .*differ by 1.00%"):
+        run(tmp_path, ["simulate.engine=auto"], count=16)
+    assert Ledger(tmp_path / "ledger").records() == {}
 
 
 def test_a_failing_shard_is_named_and_carries_its_cause(scheduler, tmp_path):
