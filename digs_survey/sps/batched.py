@@ -39,9 +39,8 @@ from digs_survey.sps.sampling import GridSampling
 
 __all__ = ["BatchedModel", "luminosity_to_flux"]
 
-_HISTORY_ROWS = 128
-"""Galaxies whose weights are computed together, so that they stay in cache."""
-_ROWS = 4_096
+_ROWS = 1_024
+"""Galaxies computed together: many enough for the matrix products, few enough to stay in cache."""
 _TOLERANCE = 1e-6
 _MOST_TERMS = 8
 
@@ -140,34 +139,30 @@ class BatchedModel:
         if outside.any():
             raise ValueError(f"theta: expected rows inside the prior, found {theta[outside][0]}")
         xp = namespace(theta)
-        blocks = [self._block(xp, theta[i : i + _ROWS]) for i in range(0, len(theta), _ROWS)]
+        blocks = [self._block(xp, theta[start : start + _ROWS]) for start in range(0, len(theta), _ROWS)]
         return xp.concatenate(blocks) if blocks else theta[:, :1] * as_like(self._curve, theta)
 
     def _block(self, xp: Any, theta: Any) -> Any:
         logmass, logzsol, dust2, tage, logtau = xp.stack([theta[:, i] for i in self._columns])
-        weights = xp.concatenate(
-            [
-                self._history(delayed_tau(10 ** logtau[i : i + _HISTORY_ROWS]), tage[i : i + _HISTORY_ROWS])
-                for i in range(0, len(theta), _HISTORY_ROWS)
-            ]
-        )
         nodes = as_like(self._log_z, theta)
         cell = xp.clip(xp.searchsorted(nodes, logzsol, side="right") - 1, 0, len(nodes) - 2)
-        share = ((logzsol - nodes[cell]) / (nodes[cell + 1] - nodes[cell]))[:, None]
-        mixed = xp.concatenate([weights * (1 - share), weights * share], -1)
-        basis = as_like(self._basis, theta)
-        terms = xp.zeros((len(theta), basis.shape[-1]), dtype=basis.dtype, device=basis.device)
-        mixed = xp.asarray(mixed, dtype=basis.dtype)
+        share = (logzsol - nodes[cell]) / (nodes[cell + 1] - nodes[cell])
+        # All that is large is computed in single precision.
+        share, dust, tage, tau = xp.asarray(xp.stack([share, dust2, tage, 10**logtau]), dtype=xp.float32)
+        weights = self._history(delayed_tau(tau), tage)
+        basis = as_like(self._basis, tage)
+        terms = xp.zeros((len(theta), basis.shape[-1]), dtype=xp.float32, device=basis.device)
         for k in range(len(nodes) - 1):
-            rows = cell == k
-            if rows.any():
-                terms[rows] = mixed[rows] @ basis[k : k + 2].reshape(-1, basis.shape[-1])
-        elements = len(self._curve)
-        dust = dust2[:, None]
-        flux = terms[:, -elements:] * xp.ones_like(dust)
+            (rows,) = xp.where(cell == k)
+            if len(rows):
+                rich = share[rows][:, None] * weights[rows]
+                terms[rows] = (weights[rows] - rich) @ basis[k] + rich @ basis[k + 1]
+        elements, dust = len(self._curve), dust[:, None]
+        flux = terms[:, -elements:]
         for j in range(self._terms - 2, -1, -1):
             flux = terms[:, j * elements : (j + 1) * elements] - dust * flux
-        return flux * xp.exp(-dust * as_like(self._curve, theta)) * (self._unit * 10**logmass)[:, None]
+        flux = flux * xp.exp(-dust * as_like(self._curve, dust))
+        return flux * (self._unit * 10**logmass)[:, None]
 
 
 def _terms(offset: NDArray[np.float64], matrix: NDArray[np.float64], dust2: float) -> int:

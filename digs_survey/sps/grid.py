@@ -206,7 +206,7 @@ class HistoryWeights:
         self._age = 10 ** (self._log_age - 9)
         self._edges = np.concatenate([[0.0], self._age])
         step = np.diff(self._edges) / shortest_gyr
-        orders = np.select([step < 0.03, step < 0.3, step < 1.0], [2, 3, 5], _ORDER)
+        orders = np.maximum.accumulate(np.select([step < 0.03, step < 0.3, step < 1.0], [2, 3, 5], _ORDER))
         cuts = np.flatnonzero(np.diff(orders)) + 1
         self._groups = [
             (slice(int(part[0]), int(part[-1]) + 1), self._nodes(part, int(orders[part[0]])))
@@ -248,7 +248,7 @@ class HistoryWeights:
         younger = xp.zeros_like(older)
         for part, nodes in self._groups:
             for age, old, young in nodes:
-                formed = rate(xp.where(tage[:, None] > as_like(age, tage), tage[:, None] - as_like(age, tage), 0.0))
+                formed = rate(xp.clip(tage[:, None] - as_like(age, tage), 0.0, None))
                 older[:, part] += formed * as_like(old, tage)
                 younger[:, part] += formed * as_like(young, tage)
         whole = edges[None, 1:] <= edges[last][:, None]
@@ -256,9 +256,9 @@ class HistoryWeights:
         older[:, :-1] += younger[:, 1:]
         low = edges[last]
         row = xp.arange(tage.shape[0])
-        for x, w in zip(*_gauss(_ORDER), strict=True):
+        for x, w in zip(_POINTS, _POINT_WEIGHTS, strict=True):
             age = low + (tage - low) * float(x)
-            formed = rate((tage - age)[:, None])[:, 0] * (tage - low) * float(w)
+            formed = rate(((tage - low) * float(1 - x))[:, None])[:, 0] * (tage - low) * float(w)
             share = self._share(xp, last, age)
             older[row, last] += formed * share
             older[row, xp.where(last > 0, last - 1, 0)] += formed * (1 - share)
@@ -286,8 +286,8 @@ def namespace(array: Any) -> Any:
 
 
 def as_like(values: NDArray[Any], like: Any) -> Any:
-    """Return values as an array of the kind, and on the device, of another."""
-    return values if isinstance(like, np.ndarray) else namespace(like).as_tensor(values, device=like.device)
+    """Return values as an array of the kind and type, and on the device, of another."""
+    return namespace(like).asarray(values, dtype=like.dtype, device=like.device)
 
 
 def delayed_tau_weights(log_age: ArrayLike, tage: float, tau: float) -> NDArray[np.float64]:
