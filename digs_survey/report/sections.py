@@ -44,7 +44,7 @@ def facts(run: RunData) -> dict[str, Any]:
         "catalog": str(catalog.get("path", "unknown")),
         "rows": catalog.get("rows"),
         "fingerprint": str(catalog.get("fingerprint", "unknown")),
-        "source": {"bc03": "BC03-MILES through Prospector", "fsps": "FSPS through Prospector"}[config.model.source],
+        "source": _source(run),
         "smoothing": config.model.smoothing_kms,
         "nebular": config.model.nebular,
         "noise": kind,
@@ -64,6 +64,17 @@ def facts(run: RunData) -> dict[str, Any]:
             if stage.get("status") != "done" and name != "report"
         },
     }
+
+
+def _source(run: RunData) -> str:
+    source = {"bc03": "BC03-MILES", "fsps": "FSPS"}[run.config.model.source]
+    simulated = nested(run.manifest, "stages", "simulate") or {}
+    if "prospector_checked" not in simulated:
+        return f"{source} through Prospector"
+    return (
+        f"{source} in batches; Prospector computed {simulated['prospector_checked']:,} of the spectra as well, "
+        f"with differences of {simulated['prospector_max_difference']:.1e} at most"
+    )
 
 
 def _grid(run: RunData) -> WavelengthGrid:
