@@ -25,7 +25,6 @@ from digs_survey.config import ModelConfig
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import Prior
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.sps.bc03 import read_bc03
 from digs_survey.sps.grid import (
     HistoryWeights,
     SSPGrid,
@@ -35,6 +34,7 @@ from digs_survey.sps.grid import (
     delayed_tau,
     namespace,
 )
+from digs_survey.sps.prospector import import_prospector
 from digs_survey.sps.sampling import GridSampling
 
 __all__ = ["BatchedModel", "luminosity_to_flux"]
@@ -105,9 +105,14 @@ class BatchedModel:
         ------
         ConfigError
             If the source is not offered in batches, or does not cover the prior.
+        MissingDependencyError
+            If the source's data are missing.
         """
         if model.source != "bc03":
             raise ConfigError(f"simulate.engine = 'batched' has source 'bc03', found {model.source!r}")
+        import_prospector()
+        from digs_survey.sps.bc03 import read_bc03
+
         sampling = GridSampling(model, grid)
         populations = read_bc03(
             sampling.wavelength,

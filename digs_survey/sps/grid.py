@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from prospect.sources.constants import lightspeed
 from scipy.special import gammainc
 
 from digs_survey.errors import ConfigError
@@ -94,6 +93,9 @@ class SSPGrid:
 
     def lnu(self) -> NDArray[np.floating]:
         """Stars and gas (metallicity, age, wavelength) together, in Lsun/Hz/Msun as Prospector has it."""
+        # Not at the top: whether Prospector can be imported is found out where it is first needed.
+        from prospect.sources.constants import lightspeed
+
         total = self.spectra.copy()
         total[:, : self.nebular.shape[1]] += self.nebular
         total *= (self.wavelength**2 / lightspeed).astype(total.dtype)

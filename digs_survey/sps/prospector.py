@@ -16,7 +16,7 @@ from digs_survey.sps.fsps import require_fsps
 from digs_survey.sps.grid import check_coverage
 from digs_survey.sps.sampling import GridSampling
 
-__all__ = ["ProspectorSimulator"]
+__all__ = ["ProspectorSimulator", "import_prospector"]
 
 _FSPS_SETTINGS = {
     "sfh": 4,
@@ -75,7 +75,7 @@ class ProspectorSimulator:
     def __init__(self, model: ModelConfig, prior: Prior, grid: WavelengthGrid) -> None:
         if model.source == "fsps":
             require_fsps()
-        _import_prospector()
+        import_prospector()
         from prospect.models import SedModel
 
         self.config, self.prior, self.grid = model, prior, grid
@@ -101,8 +101,14 @@ class ProspectorSimulator:
         return flux
 
 
-def _import_prospector() -> None:
-    """Import Prospector, which itself imports python-fsps wherever SPS_HOME is set, whatever the source."""
+def import_prospector() -> None:
+    """Import Prospector, which itself imports python-fsps wherever SPS_HOME is set, whatever the source.
+
+    Raises
+    ------
+    MissingDependencyError
+        If SPS_HOME holds no usable data.
+    """
     try:
         import prospect.sources  # noqa: F401
     except OSError as error:

@@ -39,6 +39,7 @@ CONFIG = SurveyConfig.model_validate(
                 "steps": 80,
                 "max_steps": 80,
                 "autocorrelation_times": 0.1,
+                "moves": "stretch",
             },
         },
     }

@@ -101,15 +101,21 @@ def test_a_prior_beyond_the_isochrones_is_refused(results):
     assert "source 'fsps' covers -2.5 to 0.5" in str(results["refused"])
 
 
-def test_bc03_with_an_unusable_sps_home(tmp_path):
+@pytest.mark.parametrize(
+    "build",
+    [
+        "prospector import ProspectorSimulator\nProspectorSimulator(",
+        "batched import BatchedModel\nBatchedModel.from_config(",
+    ],
+)
+def test_bc03_with_an_unusable_sps_home(tmp_path, build):
     """Prospector imports python-fsps wherever SPS_HOME is set, and fails if files are missing there."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "emlines_info.dat").touch()
     script = (
         "from digs_survey.config import GridConfig, ModelConfig\nfrom digs_survey.parameters import Prior\n"
         "from digs_survey.spectra import WavelengthGrid\n"
-        "from digs_survey.sps.prospector import ProspectorSimulator\n"
-        "ProspectorSimulator(ModelConfig(), Prior(), WavelengthGrid.from_config(GridConfig()))\n"
+        f"from digs_survey.sps.{build}ModelConfig(), Prior(), WavelengthGrid.from_config(GridConfig()))\n"
     )
     environment = {**os.environ, "SPS_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)

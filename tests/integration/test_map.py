@@ -19,7 +19,7 @@ import zarr
 from pyarrow import parquet
 
 from digs_survey.catalog import Catalog, write_catalog
-from digs_survey.config import NoiseConfig, TrainConfig, load_config
+from digs_survey.config import SurveyConfig, TrainConfig, load_config
 from digs_survey.errors import CatalogError, MissingDependencyError, StageError
 from digs_survey.estimator.features import Features
 from digs_survey.estimator.network import build_estimator
@@ -60,22 +60,13 @@ def flux_of(rows, seed):
 def model(tmp_path_factory):
     """Folder of a frozen posterior with random weights: plumbing needs no training."""
     flux, theta = flux_of(2000, seed=1)
-    config = TrainConfig(hidden_features=12, transforms=2, embedding_features=8, embedding_layers=1, components=6)
-    features = Features(len(GRID), config.components, PRIOR)
+    network = TrainConfig(hidden_features=12, transforms=2, embedding_features=8, embedding_layers=1, components=6)
+    config = SurveyConfig(train=network)
+    features = Features(len(GRID), network.components, PRIOR)
     features.fit(flux, theta)
-    noise_config = NoiseConfig()
     folder = tmp_path_factory.mktemp("model")
-    FrozenPosterior.freeze(
-        folder,
-        build_estimator(config, features, seed=3),
-        prior=PRIOR,
-        grid=GRID,
-        noise=NoiseModel.from_config(noise_config),
-        noise_config=noise_config,
-        architecture=config.model_dump(mode="json"),
-        model={},
-        training={},
-    )
+    estimator = build_estimator(network, features, seed=3)
+    FrozenPosterior.freeze(folder, estimator, config, GRID, NoiseModel.from_config(config.noise), training={})
     return folder
 
 
