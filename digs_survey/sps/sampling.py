@@ -192,12 +192,7 @@ def projection_matrix(nodes: NDArray[np.float64], wavelength: NDArray[np.float64
     fine = step / _OVERSAMPLING
     dense = np.exp(np.arange(np.log(wavelength[0]), np.log(wavelength[-1]), fine))
     dense = dense[(dense > beyond[_ORDER // 2]) & (dense < beyond[-1 - _ORDER // 2])]
-    upper = np.clip(np.searchsorted(wavelength, dense), 1, wavelength.size - 1)
-    share = (dense - wavelength[upper - 1]) / (wavelength[upper] - wavelength[upper - 1])
-    rows = np.arange(dense.size)
-    entries = np.concatenate([1 - share, share])
-    where = np.concatenate([rows, rows]), np.concatenate([upper - 1, upper])
-    samples = csr_array((entries, where), shape=(dense.size, wavelength.size))
+    samples = _linear_matrix(wavelength, dense)
     spread = (lagrange_matrix(beyond, dense) / (step * beyond)).T
     return csr_array(spread @ (samples * (fine * dense)[:, None]))[_ORDER:-_ORDER]
 
