@@ -219,6 +219,15 @@ class SurveyConfig(_Section):
             raise ValueError(str(error)) from error
         return self
 
+    @model_validator(mode="after")
+    def _engine_of_the_source(self) -> SurveyConfig:
+        if self.simulate.engine == "batched" and self.model.source != "bc03":
+            raise ValueError(
+                f"simulate.engine = 'batched' has model.source = 'bc03', found {self.model.source!r}; "
+                "expected engine = 'auto' or 'prospector'"
+            )
+        return self
+
     def make_prior(self) -> Prior:
         """Return the prior with this configuration's bounds."""
         return Prior({name: (b.low, b.high) for name, b in self.prior.items()})

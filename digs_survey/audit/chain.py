@@ -127,7 +127,7 @@ def _moves(name: str) -> list[tuple[object, float]]:
 
     if name == "stretch":
         return [(emcee.moves.StretchMove(), 1.0)]
-    # A third to a half of the evaluations that differential evolution and stretch moves need along the curved
-    # degeneracy of age, timescale and metallicity. Not emcee's DESnookerMove: in emcee 3.1.6 its proposals are
-    # not balanced, which narrows a Gaussian in five dimensions by 16 %.
+    # Fewer evaluations than differential evolution and stretch moves need along the curved degeneracy of age,
+    # timescale and metallicity. Not emcee's DESnookerMove: in emcee 3.1.6 its proposals are not balanced, which
+    # narrows a Gaussian in five dimensions by 16 %.
     return [(emcee.moves.KDEMove(), 0.6), (emcee.moves.DEMove(), 0.4)]

@@ -37,7 +37,7 @@ from digs_survey.sps.grid import (
 from digs_survey.sps.prospector import import_prospector
 from digs_survey.sps.sampling import GridSampling
 
-__all__ = ["BatchedModel", "luminosity_to_flux"]
+__all__ = ["BatchedModel"]
 
 _ROWS = 1_024
 """Galaxies computed together: many enough for the matrix products, few enough to stay in cache."""
@@ -45,7 +45,7 @@ _TOLERANCE = 1e-6
 _MOST_TERMS = 8
 
 
-def luminosity_to_flux(zred: float) -> float:
+def _luminosity_to_flux(zred: float) -> float:
     """Return f_lambda per rest-frame Angstrom (times 1 + z) in erg/s/cm2 for one Lsun, as the simulator has it."""
     from prospect.sources.constants import cosmo, lsun, pc
 
@@ -92,7 +92,7 @@ class BatchedModel:
         )
         # In single precision the flux of a solar mass far away would be lost; the unit is put back at the end.
         unit = float(np.median(basis[:, :, 0]))
-        self._unit = unit * luminosity_to_flux(model.zred)
+        self._unit = unit * _luminosity_to_flux(model.zred)
         # (metallicity, age, term * element)
         self._basis = (basis / unit).reshape(*basis.shape[:2], -1).astype(np.float32)
         self._log_z = populations.log_z

@@ -71,3 +71,9 @@ def test_hash_follows_the_sections():
     assert one.hash("train") != other.hash("train")
     explicit = load_config(None, ["prior.tage={low=0.01, high=4.0}"])
     assert explicit.hash("prior") == one.hash("prior")
+
+
+def test_batches_of_a_source_that_has_none_are_refused():
+    with pytest.raises(ConfigError, match=r"simulate.engine = 'batched' .*found 'fsps'"):
+        load_config(None, ["model.source=fsps", "simulate.engine=batched"])
+    assert load_config(None, ["model.source=fsps"]).simulate.engine == "auto"
