@@ -50,6 +50,8 @@ class ModelConfig(_Section):
 
     source: Literal["bc03", "fsps"] = "bc03"
     """Stellar populations: BC03-MILES (no data to download) or python-fsps (needs SPS_HOME)."""
+    sfh: Literal["delayed_tau", "tau", "constant"] = "delayed_tau"
+    """Star formation history: t exp(-t/tau), exp(-t/tau), or a constant rate (then logtau, and bounds given for it, are left out)."""
     smoothing_kms: Positive = 350.0
     """Gaussian sigma of the velocity smoothing."""
     resampling: Literal["mean", "point"] = "mean"
@@ -103,8 +105,7 @@ class SimulateConfig(_Section):
     rows_per_shard: Count = 2_000
     engine: Literal["auto", "prospector", "batched"] = "auto"
     """Prospector itself, one spectrum after the other; or the same spectra in batches, as matrix products.
-    "auto" takes batches and lets Prospector compute one in a hundred (at least 200) beside them as a check;
-    it takes Prospector alone for a source that has no batches (fsps)."""
+    "auto" takes batches and lets Prospector compute one in a hundred (at least 200) beside them as a check."""
 
 
 class AugmentConfig(_Section):
@@ -219,18 +220,11 @@ class SurveyConfig(_Section):
             raise ValueError(str(error)) from error
         return self
 
-    @model_validator(mode="after")
-    def _engine_of_the_source(self) -> SurveyConfig:
-        if self.simulate.engine == "batched" and self.model.source != "bc03":
-            raise ValueError(
-                f"simulate.engine = 'batched' has model.source = 'bc03', found {self.model.source!r}; "
-                "expected engine = 'auto' or 'prospector'"
-            )
-        return self
-
     def make_prior(self) -> Prior:
         """Return the prior with this configuration's bounds."""
-        return Prior({name: (b.low, b.high) for name, b in self.prior.items()})
+        left_out = ("logtau",) if self.model.sfh == "constant" else ()
+        bounds = {name: (b.low, b.high) for name, b in self.prior.items() if name not in left_out}
+        return Prior(bounds, left_out)
 
     def hash(self, *sections: str) -> str:
         """SHA-256 of the named sections (all of them if none is named), independent of key order."""

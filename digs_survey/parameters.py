@@ -8,7 +8,7 @@ whose range is all of :math:`R^D`: no posterior draw can fall outside the prior.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,7 @@ PARAMETERS: dict[str, Parameter] = {
         ),
     )
 }
-"""The parameters of the delayed-tau model with the bounds of the preset ``digs2022``."""
+"""The parameters of the galaxy model with the bounds of the preset ``digs2022``."""
 
 
 class Prior:
@@ -80,16 +80,20 @@ class Prior:
     ----------
     bounds : mapping of str to (low, high), optional
         Bounds that replace the defaults in :data:`PARAMETERS`.
+    left_out : sequence of str, optional
+        Parameters that the model does not have.
     """
 
-    def __init__(self, bounds: Mapping[str, tuple[float, float]] | None = None) -> None:
+    def __init__(self, bounds: Mapping[str, tuple[float, float]] | None = None, left_out: Sequence[str] = ()) -> None:
         bounds = dict(bounds or {})
-        unknown = sorted(set(bounds) - set(PARAMETERS))
+        chosen = [p for p in PARAMETERS.values() if p.name not in left_out]
+        names = [p.name for p in chosen]
+        unknown = sorted(set(bounds) - set(names))
         if unknown:
-            raise ConfigError(f"prior: unknown parameter {unknown[0]!r}; the model has {', '.join(PARAMETERS)}")
+            raise ConfigError(f"prior: unknown parameter {unknown[0]!r}; the model has {', '.join(names)}")
         self.parameters = tuple(
             Parameter(**{**asdict(p), "low": float(lo), "high": float(hi)})
-            for p in PARAMETERS.values()
+            for p in chosen
             for lo, hi in [bounds.get(p.name, (p.low, p.high))]
         )
         for p in self.parameters:
@@ -171,4 +175,5 @@ class Prior:
     @classmethod
     def from_dict(cls, items: list[dict[str, Any]]) -> Prior:
         """Rebuild a prior from :meth:`to_dict`."""
-        return cls({item["name"]: (item["low"], item["high"]) for item in items})
+        bounds = {item["name"]: (item["low"], item["high"]) for item in items}
+        return cls(bounds, [name for name in PARAMETERS if name not in bounds])

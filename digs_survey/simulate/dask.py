@@ -289,8 +289,7 @@ def _write_shard(task: _Task, shard: int) -> int:
 
 
 def _in_batches(config: SurveyConfig) -> bool:
-    engine = config.simulate.engine
-    return engine == "batched" or (engine == "auto" and config.model.source == "bc03")
+    return config.simulate.engine != "prospector"
 
 
 def _spectra(

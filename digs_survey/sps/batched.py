@@ -22,18 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digs_survey.config import ModelConfig
-from digs_survey.errors import ConfigError
 from digs_survey.parameters import Prior
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.sps.grid import (
-    HistoryWeights,
-    SSPGrid,
-    as_like,
-    calzetti_curve,
-    check_coverage,
-    delayed_tau,
-    namespace,
-)
+from digs_survey.sps.arrays import as_like, namespace
+from digs_survey.sps.grid import SSPGrid, calzetti_curve, check_coverage
+from digs_survey.sps.history import HistoryWeights, mass_formed, mass_weighted_age, star_formation_rate
 from digs_survey.sps.prospector import import_prospector
 from digs_survey.sps.sampling import GridSampling
 
@@ -54,7 +47,7 @@ def _luminosity_to_flux(zred: float) -> float:
 
 
 class BatchedModel:
-    """Noiseless spectra of the delayed-tau model for batches of theta.
+    """Noiseless spectra for batches of theta.
 
     Parameters
     ----------
@@ -79,23 +72,32 @@ class BatchedModel:
     def __init__(self, populations: SSPGrid, sampling: GridSampling, model: ModelConfig, prior: Prior) -> None:
         check_coverage(prior, populations.log_z, populations.log_age, model.source)
         self.prior, self.grid = prior, sampling.grid
-        self._columns = [prior.index(name) for name in ("logmass", "logzsol", "dust2", "tage", "logtau")]
-        self._history = HistoryWeights(populations.log_age, 10 ** prior.low[prior.index("logtau")])
+        self._sfh = model.sfh
+        self._columns = {name: prior.index(name) for name in prior.names}
+        shortest = 10 ** prior.low[prior.index("logtau")] if "logtau" in prior.names else math.inf
+        self._history = HistoryWeights(populations.log_age, shortest)
+        self._living = _Part(populations.log_z, 1, populations.living_fraction[..., None])
         matrix = sampling.matrix(populations.wavelength)
         curve = calzetti_curve(populations.wavelength)
         self._curve = (curve @ matrix) / matrix.sum(axis=0)
         offset = curve[:, None] - self._curve
         self._terms = _terms(offset, matrix, prior.high[prior.index("dust2")])
-        lnu = populations.lnu()
-        basis = np.stack(
-            [lnu @ (matrix * offset**j / math.factorial(j)).astype(lnu.dtype) for j in range(self._terms)], axis=2
-        )
+        to_lnu = populations.lnu_factor()[:, None]
+        ways = [(to_lnu * matrix * offset**j / math.factorial(j)).astype(np.float32) for j in range(self._terms)]
+        stars = _onto_grid(populations.spectra, ways)
+        gas = _onto_grid(populations.nebular, ways)
         # In single precision the flux of a solar mass far away would be lost; the unit is put back at the end.
-        unit = float(np.median(basis[:, :, 0]))
+        unit = float(np.median(stars[:, :, : len(self.grid)]))
         self._unit = unit * _luminosity_to_flux(model.zred)
-        # (metallicity, age, term * element)
-        self._basis = (basis / unit).reshape(*basis.shape[:2], -1).astype(np.float32)
-        self._log_z = populations.log_z
+        stars, gas = stars / unit, gas / unit
+        if populations.gas_follows_stars:
+            stars[:, : gas.shape[1]] += gas
+            self._parts = [_Part(populations.log_z, 1, stars)]
+        else:
+            self._parts = [
+                _Part(populations.log_z, 1, stars),
+                _Part(populations.gas_log_z, populations.gas_degree, gas),
+            ]
 
     @classmethod
     def from_config(cls, model: ModelConfig, prior: Prior, grid: WavelengthGrid) -> BatchedModel:
@@ -108,19 +110,9 @@ class BatchedModel:
         MissingDependencyError
             If the source's data are missing.
         """
-        if model.source != "bc03":
-            raise ConfigError(f"simulate.engine = 'batched' has source 'bc03', found {model.source!r}")
         import_prospector()
-        from digs_survey.sps.bc03 import read_bc03
-
         sampling = GridSampling(model, grid)
-        populations = read_bc03(
-            sampling.wavelength,
-            gas_logu=model.gas_logu,
-            nebular=model.nebular,
-            max_age_gyr=prior.high[prior.index("tage")],
-        )
-        return cls(populations, sampling, model, prior)
+        return cls(_populations(model, prior, sampling.wavelength), sampling, model, prior)
 
     def spectra(self, theta: Any) -> Any:
         """Predict spectra (n, wavelength) in erg/s/cm2/Angstrom for theta (n, ndim), inside the prior.
@@ -139,35 +131,143 @@ class BatchedModel:
         ValueError
             If a theta lies outside the prior.
         """
-        low, high = as_like(self.prior.low, theta), as_like(self.prior.high, theta)
-        outside = ((theta < low) | (theta > high)).any(-1)
-        if outside.any():
-            raise ValueError(f"theta: expected rows inside the prior, found {theta[outside][0]}")
+        self._check(theta)
         xp = namespace(theta)
-        blocks = [self._block(xp, theta[start : start + _ROWS]) for start in range(0, len(theta), _ROWS)]
+        blocks = [self._block(theta[start : start + _ROWS]) for start in range(0, len(theta), _ROWS)]
         return xp.concatenate(blocks) if blocks else theta[:, :1] * as_like(self._curve, theta)
 
-    def _block(self, xp: Any, theta: Any) -> Any:
-        logmass, logzsol, dust2, tage, logtau = xp.stack([theta[:, i] for i in self._columns])
-        nodes = as_like(self._log_z, theta)
-        cell = xp.clip(xp.searchsorted(nodes, logzsol, side="right") - 1, 0, len(nodes) - 2)
-        share = (logzsol - nodes[cell]) / (nodes[cell + 1] - nodes[cell])
-        # All that is large is computed in single precision.
-        share, dust, tage, tau = xp.asarray(xp.stack([share, dust2, tage, 10**logtau]), dtype=xp.float32)
-        weights = self._history(delayed_tau(tau), tage)
-        basis = as_like(self._basis, tage)
-        terms = xp.zeros((len(theta), basis.shape[-1]), dtype=xp.float32, device=basis.device)
-        for k in range(len(nodes) - 1):
-            (rows,) = xp.where(cell == k)
-            if len(rows):
-                rich = share[rows][:, None] * weights[rows]
-                terms[rows] = (weights[rows] - rich) @ basis[k] + rich @ basis[k + 1]
-        elements, dust = len(self._curve), dust[:, None]
+    def composite(self, weights: Any, logmass: Any, logzsol: Any, dust2: Any) -> Any:
+        """Spectra (n, wavelength) in erg/s/cm2/Angstrom of galaxies with any star formation history.
+
+        Parameters
+        ----------
+        weights : ndarray or torch.Tensor of float32, shape (n, age)
+            Solar masses in each population for one solar mass formed, as
+            :class:`~digs_survey.sps.history.HistoryWeights` and :func:`~digs_survey.sps.history.bin_weights` give them.
+        logmass, logzsol, dust2 : ndarray or torch.Tensor of float64, shape (n,)
+            Inside the prior: nothing is checked here.
+        """
+        xp = namespace(weights)
+        terms = self._parts[0](weights, logzsol)
+        for part in self._parts[1:]:
+            terms += part(weights, logzsol)
+        elements, dust = len(self._curve), xp.asarray(dust2, dtype=weights.dtype)[:, None]
         flux = terms[:, -elements:]
         for j in range(self._terms - 2, -1, -1):
             flux = terms[:, j * elements : (j + 1) * elements] - dust * flux
         flux = flux * xp.exp(-dust * as_like(self._curve, dust))
         return flux * (self._unit * 10**logmass)[:, None]
+
+    def derived(self, theta: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """Return quantities that follow from theta (n, ndim), inside the prior.
+
+        Returns
+        -------
+        dict of ndarray, each (n,)
+            ``surviving_mass``: stars and remnants that are left, in Msun. ``mass_weighted_age``: mean age of the mass
+            formed, in Gyr. ``sfr_10``, ``sfr_100``: mean star formation rate over the last 10 and 100 Myr in Msun/yr
+            (mass formed since over the whole time, also where the galaxy is younger).
+
+        Raises
+        ------
+        ValueError
+            If a theta lies outside the prior.
+        """
+        self._check(theta)
+        mass, tage, tau = 10 ** theta[:, self._columns["logmass"]], theta[:, self._columns["tage"]], self._tau(theta)
+        starts = range(0, len(theta), _ROWS)
+        left = [self._surviving_fraction(theta[start : start + _ROWS]) for start in starts]
+
+        def rate(time_gyr: float) -> NDArray[np.float64]:
+            before = mass_formed(self._sfh, np.clip(tage - time_gyr, 0, None), tau)
+            return mass * (1 - before / mass_formed(self._sfh, tage, tau)) / (time_gyr * 1e9)
+
+        return {
+            "surviving_mass": mass * np.concatenate([np.empty(0), *left]),
+            "mass_weighted_age": mass_weighted_age(self._sfh, tage, tau),
+            "sfr_10": rate(0.01),
+            "sfr_100": rate(0.1),
+        }
+
+    def _check(self, theta: Any) -> None:
+        low, high = as_like(self.prior.low, theta), as_like(self.prior.high, theta)
+        outside = ((theta < low) | (theta > high)).any(-1)
+        if outside.any():
+            raise ValueError(f"theta: expected rows inside the prior, found {theta[outside][0]}")
+
+    def _tau(self, theta: Any) -> Any:
+        """e-folding times (n,) in Gyr, as far as the history has one."""
+        column = self._columns.get("logtau")
+        return namespace(theta).ones_like(theta[:, 0]) if column is None else 10 ** theta[:, column]
+
+    def _weights(self, theta: Any, dtype: Any) -> Any:
+        xp = namespace(theta)
+        tage, tau = (xp.asarray(x, dtype=dtype) for x in (theta[:, self._columns["tage"]], self._tau(theta)))
+        return self._history(star_formation_rate(self._sfh, tau), tage)
+
+    def _surviving_fraction(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self._living(self._weights(theta, np.float64), theta[:, self._columns["logzsol"]])[:, 0]
+
+    def _block(self, theta: Any) -> Any:
+        # All that is large is computed in single precision.
+        xp = namespace(theta)
+        columns = xp.stack([theta[:, self._columns[name]] for name in ("logmass", "logzsol", "dust2")])
+        return self.composite(self._weights(theta, xp.float32), *columns)
+
+
+class _Part:
+    """Rows of populations on the grid, interpolated in metallicity and summed with weights.
+
+    Parameters
+    ----------
+    log_z : ndarray, shape (node,)
+    degree : int
+        Of the polynomial through the nodes of a panel.
+    rows : ndarray, shape (node, age, term * element)
+    """
+
+    def __init__(self, log_z: NDArray[np.float64], degree: int, rows: NDArray[np.floating]) -> None:
+        self._degree, self._edges, self._ages = degree, log_z[::degree], rows.shape[1]
+        panels = [rows[i : i + degree + 1].reshape(-1, rows.shape[2]) for i in range(0, log_z.size - 1, degree)]
+        self._rows = np.stack(panels).astype(np.float32)
+
+    def __call__(self, weights: Any, logzsol: Any) -> Any:
+        """Sums (n, term * element) for weights (n, age) and metallicities (n,)."""
+        xp = namespace(weights)
+        edges, rows = as_like(self._edges, logzsol), as_like(self._rows, weights)
+        panel = xp.clip(xp.searchsorted(edges, logzsol, side="right") - 1, 0, len(rows) - 1)
+        shares = self._shares((logzsol - edges[panel]) / (edges[panel + 1] - edges[panel]))
+        shares, weights = xp.asarray(xp.stack(shares, -1), dtype=weights.dtype), weights[:, : self._ages]
+        total = xp.zeros((len(weights), rows.shape[-1]), dtype=weights.dtype, device=weights.device)
+        for k in range(len(rows)):
+            (chosen,) = xp.where(panel == k)
+            if len(chosen):
+                mixed = shares[chosen][:, :, None] * weights[chosen][:, None, :]
+                total[chosen] = mixed.reshape(len(chosen), -1) @ rows[k]
+        return total
+
+    def _shares(self, position: Any) -> list[Any]:
+        """Lagrange's polynomials through equal steps from 0 to 1, at positions (n,)."""
+        steps = range(self._degree + 1)
+        return [
+            math.prod((self._degree * position - j) / (k - j) for j in steps if j != k) + 0 * position for k in steps
+        ]
+
+
+def _populations(model: ModelConfig, prior: Prior, wavelength: NDArray[np.float64]) -> SSPGrid:
+    if model.source == "fsps":
+        from digs_survey.sps.fsps_grid import read_fsps
+
+        return read_fsps(gas_logu=model.gas_logu, nebular=model.nebular)
+    from digs_survey.sps.bc03 import read_bc03
+
+    oldest = prior.high[prior.index("tage")]
+    return read_bc03(wavelength, gas_logu=model.gas_logu, nebular=model.nebular, max_age_gyr=oldest)
+
+
+def _onto_grid(spectra: NDArray[np.floating], ways: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Bring spectra (node, age, wavelength) onto the grid, by each way: (node, age, way * element)."""
+    return np.concatenate([spectra @ way for way in ways], axis=2)
 
 
 def _terms(offset: NDArray[np.float64], matrix: NDArray[np.float64], dust2: float) -> int:

@@ -22,7 +22,8 @@ from scipy.sparse import csr_array
 
 from digs_survey.errors import MissingDependencyError
 from digs_survey.spectra import air_to_vacuum
-from digs_survey.sps.grid import AgeQuadrature, SSPGrid, calzetti_curve
+from digs_survey.sps.grid import SSPGrid, calzetti_curve
+from digs_survey.sps.history import AgeQuadrature, star_formation_rate
 from digs_survey.sps.sampling import lagrange_matrix, projection_matrix
 
 __all__ = ["BC03Basis", "bc03_files", "read_bc03"]
@@ -31,6 +32,7 @@ _METALLICITIES = np.array([0.005, 0.02, 0.2, 0.4, 1.0, 2.5, 5.0])
 _LOG_U = np.arange(-4.0, 0.01, 0.5)
 _LSUN = 3.826e33 / lsun
 
+_HISTORIES = {4: "delayed_tau", 1: "tau"}
 _FILES = {
     "stars": "bc03_miles_stellar_grids.fits",
     "continuum": "bc03_miles_nebular_cont_grids_extended_logU_nograins_cloudy25.fits",
@@ -125,7 +127,8 @@ def read_bc03(
     luminosity = np.empty((_METALLICITIES.size, 0, 0))
     if nebular:
         lines, luminosity, gas = _read_gas(files, log_age, project, cut, wave, gas_logu)
-    return SSPGrid(np.log10(_METALLICITIES), log_age, wave, spectra, living, gas, lines, luminosity)
+    log_z = np.log10(_METALLICITIES)
+    return SSPGrid(log_z, log_age, wave, spectra, living, log_z, 1, gas, lines, luminosity)
 
 
 def _read_gas(
@@ -179,8 +182,9 @@ def _line_profiles(wave: NDArray[np.float64], positions: NDArray[np.float64]) ->
 class BC03Basis(SSPBasis):
     """An :class:`SSPGrid` behind the methods that Prospector asks of its ``sps`` object.
 
-    It reads the parameters ``logzsol``, ``dust2``, ``tage`` and ``tau`` (a delayed-tau history, Calzetti
-    attenuation of stars and gas alike); Prospector itself smooths, redshifts and scales the spectrum.
+    It reads the parameters ``logzsol``, ``dust2`` (Calzetti attenuation of stars and gas alike), ``tage``, ``tau``, and
+    as FSPS does ``sfh`` (4 delayed tau, 1 tau) and ``const`` (1 for a constant rate); Prospector itself smooths,
+    redshifts and scales the spectrum.
 
     Parameters
     ----------
@@ -189,7 +193,7 @@ class BC03Basis(SSPBasis):
 
     def __init__(self, grid: SSPGrid) -> None:
         self.reserved_params = ["sigma_smooth"]
-        self.params: dict[str, Any] = {}
+        self.params: dict[str, Any] = {"sfh": 4, "const": 0.0}
         self.grid = grid
         self._ages = AgeQuadrature(grid.log_age)
         self._total = grid.lnu()
@@ -210,7 +214,8 @@ class BC03Basis(SSPBasis):
         """Return wavelengths (wavelength,) in Angstrom, spectrum in Lsun/Hz/Msun formed, living fraction."""
         self.update(**params)
         lower, share = self.grid.metallicity_weights(self.params["logzsol"])
-        weights = self._ages.delayed_tau(self.params["tage"], self.params["tau"])
+        sfh = "constant" if self.params["const"] == 1 else _HISTORIES[self.params["sfh"]]
+        weights = self._ages(star_formation_rate(sfh, np.array([self.params["tau"]])), self.params["tage"])
         used = int(np.flatnonzero(weights)[-1]) + 1
         weights = weights[:used]
         self._lower, self._share, self._weights = lower, share, weights

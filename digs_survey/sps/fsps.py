@@ -18,7 +18,16 @@ from pathlib import Path
 
 from digs_survey.errors import MissingDependencyError
 
-__all__ = ["FSPSStatus", "check_fsps", "require_fsps"]
+__all__ = ["FSPS_SETTINGS", "FSPSStatus", "check_fsps", "require_fsps"]
+
+FSPS_SETTINGS = {
+    "imf_type": 2,
+    "dust_type": 2,
+    "nebemlineinspec": True,
+    "add_dust_emission": False,
+}
+"""Kroupa (2001) IMF, Calzetti attenuation, lines within the spectrum. Dust does not shine: both sources
+mean stars and gas, and shortward of 2 micron it would not be seen."""
 
 _INSTALL = "pip install 'fsps==0.4.8'"
 _DATA = "git clone --branch v3.3 https://github.com/cconroy20/fsps and export SPS_HOME=<that folder>"

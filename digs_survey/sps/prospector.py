@@ -12,19 +12,11 @@ from digs_survey.config import ModelConfig
 from digs_survey.errors import MissingDependencyError
 from digs_survey.parameters import Prior
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.sps.fsps import require_fsps
+from digs_survey.sps.fsps import FSPS_SETTINGS, require_fsps
 from digs_survey.sps.grid import check_coverage
 from digs_survey.sps.sampling import GridSampling
 
 __all__ = ["ProspectorSimulator", "import_prospector"]
-
-_FSPS_SETTINGS = {
-    "sfh": 4,
-    "imf_type": 2,
-    "dust_type": 2,
-    "nebemlineinspec": True,
-}
-"""Delayed tau, Kroupa (2001) IMF, Calzetti attenuation, lines within the spectrum."""
 
 
 def _mass(logmass: NDArray[np.float64] | float = 0.0, **_: Any) -> NDArray[np.float64]:
@@ -41,7 +33,7 @@ def _gas_logz(logzsol: NDArray[np.float64] | float = 0.0, **_: Any) -> NDArray[n
 
 
 class ProspectorSimulator:
-    """Noiseless spectra of the delayed-tau model, predicted by Prospector's ``SedModel``.
+    """Noiseless spectra predicted by Prospector's ``SedModel``.
 
     Parameters
     ----------
@@ -169,10 +161,15 @@ def _parameters(model: ModelConfig, prior: Prior) -> list[dict[str, Any]]:
         "fftsmooth": True,
         "sigma_smooth": model.smoothing_kms,
     }
-    derived: dict[str, Any] = {"mass": _mass, "tau": _tau}
+    # A constant rate is FSPS's tau model with all of the mass in its constant.
+    fixed |= {"sfh": 4 if model.sfh == "delayed_tau" else 1, "const": float(model.sfh == "constant"), "tau": 1.0}
+    derived: dict[str, Any] = {"mass": _mass}
+    if "logtau" in prior.names:
+        del fixed["tau"]
+        derived["tau"] = _tau
     if model.source == "fsps":
         gas = {"add_neb_emission": model.nebular, "add_neb_continuum": model.nebular}
-        fixed |= {**_FSPS_SETTINGS, **gas, "gas_logu": model.gas_logu}
+        fixed |= {**FSPS_SETTINGS, **gas, "gas_logu": model.gas_logu}
         derived["gas_logz"] = _gas_logz
     return [
         *free,

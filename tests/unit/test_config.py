@@ -6,6 +6,7 @@ import pytest
 
 from digs_survey.config import load_config, presets
 from digs_survey.errors import ConfigError
+from digs_survey.parameters import Prior
 
 
 def test_presets_load_and_digs2022_is_the_papers():
@@ -73,7 +74,8 @@ def test_hash_follows_the_sections():
     assert explicit.hash("prior") == one.hash("prior")
 
 
-def test_batches_of_a_source_that_has_none_are_refused():
-    with pytest.raises(ConfigError, match=r"simulate.engine = 'batched' .*found 'fsps'"):
-        load_config(None, ["model.source=fsps", "simulate.engine=batched"])
-    assert load_config(None, ["model.source=fsps"]).simulate.engine == "auto"
+def test_a_constant_history_has_no_tau():
+    config = load_config(None, ["model.sfh=constant"])
+    assert config.make_prior().names == ("logmass", "logzsol", "dust2", "tage")
+    assert Prior.from_dict(config.make_prior().to_dict()) == config.make_prior()
+    assert load_config("digs2022", ["model.sfh=constant"]).make_prior() == config.make_prior()

@@ -1,4 +1,4 @@
-"""Batches of spectra against Prospector's own, one at a time, and the weights that make them."""
+"""Batches of spectra, and what is derived with them, against Prospector's own, one at a time."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from digs_survey.errors import ConfigError
 from digs_survey.parameters import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.batched import BatchedModel
-from digs_survey.sps.grid import AgeQuadrature, HistoryWeights, delayed_tau
+from digs_survey.sps.bc03 import read_bc03
+from digs_survey.sps.history import bin_weights
 from digs_survey.sps.prospector import ProspectorSimulator
+from digs_survey.sps.sampling import GridSampling
 
 GRID = WavelengthGrid.from_config(GridConfig())
-AGES = np.linspace(5.0, 10.3, 107)
 
 
 def rows_of(prior, count):
@@ -75,35 +76,61 @@ def test_what_is_not_covered_is_refused():
         model.spectra(theta)
     with pytest.raises(ConfigError, match=r"prior.logzsol: source 'bc03' covers -2.301 to 0.699, found -2.5"):
         BatchedModel.from_config(ModelConfig(), Prior({"logzsol": (-2.5, 0.0)}), GRID)
-    with pytest.raises(ConfigError, match="found 'fsps'"):
-        BatchedModel.from_config(ModelConfig(source="fsps"), prior, GRID)
 
 
-def test_delayed_tau_weights_are_those_of_one_history_at_a_time():
-    rng = np.random.default_rng(3)
-    tage = np.concatenate([rng.uniform(0.01, 13.7, 200), [10 ** (AGES[60] - 9), 10 ** (AGES[-1] - 9), 5e-5]])
-    tau = 10 ** rng.uniform(-1.0, 1, tage.size)
-    found = HistoryWeights(AGES, 0.1)(delayed_tau(tau), tage)
-    one = AgeQuadrature(AGES)
-    expected = np.stack([one.delayed_tau(*pair) for pair in zip(tage, tau, strict=True)])
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-12)
+@pytest.mark.parametrize("sfh", ["tau", "constant"])
+def test_other_histories(sfh):
+    config = load_config("digs2022", [f"model.sfh={sfh}"])
+    prior = config.make_prior()
+    assert ("logtau" in prior.names) == (sfh == "tau")
+    theta = rows_of(prior, 60)
+    batched = BatchedModel.from_config(config.model, prior, GRID).spectra(theta)
+    np.testing.assert_allclose(batched, ProspectorSimulator(config.model, prior, GRID).spectra(theta), rtol=1e-4)
+    other = load_config("digs2022")
+    column = np.full((len(theta), 1), 0.3)
+    delayed = BatchedModel.from_config(other.model, other.make_prior(), GRID).spectra(
+        np.concatenate([theta[:, :4], column], axis=1)
+    )
+    assert np.abs(batched / delayed - 1).max() > 0.05
 
 
-@pytest.mark.parametrize("rate", [lambda t: np.ones_like(t), lambda t: np.exp(-t / 0.8)])
-def test_other_histories(rate):
-    """Against the mass formed between two nodes, each with its share in log10 age."""
-    tage = np.array([3.3])
-    found = HistoryWeights(AGES, 0.8)(rate, tage)[0]
-    formed = quad(lambda t: rate(np.array(t)), 0, tage[0])[0]
+def test_bins_of_constant_rate_make_a_composite():
+    """One bin from the onset to now is a constant history; two halves of it, with their masses, are too."""
+    config = load_config("digs2022", ["model.sfh=constant"])
+    prior = config.make_prior()
+    model = BatchedModel.from_config(config.model, prior, GRID)
+    theta = np.array([[10.0, -0.4, 0.3, 2.0]])
+    ages = read_bc03(GridSampling(config.model, GRID).wavelength, max_age_gyr=4.0).log_age
+    one = bin_weights(ages, [[0.0, np.log10(2e9)]])
+    two = np.array([[0.25, 0.75]]) @ bin_weights(ages, [[0.0, np.log10(0.5e9)], [np.log10(0.5e9), np.log10(2e9)]])
+    for weights in (one, two):
+        found = model.composite(weights.astype(np.float32), *theta.T[[0, 1, 2]])
+        np.testing.assert_allclose(found, model.spectra(theta), rtol=1e-5)
+    with pytest.raises(ValueError, match="younger age first"):
+        bin_weights(ages, [[9.0, 8.0]])
 
-    def hat(a, i):
-        return np.interp(np.log10(a) + 9, AGES, np.eye(AGES.size)[i])
 
-    for i in (40, 70, 85, 89, 95):
-        low, mid, high = (min(10 ** (AGES[k] - 9), tage[0]) for k in (i - 1, i, i + 1))
-        parts = [
-            quad(lambda a, i=i: float(rate(np.array(tage[0] - a))) * hat(a, i), *ends)[0]
-            for ends in ((low, mid), (mid, high))
-        ]
-        assert found[i] == pytest.approx(sum(parts) / formed, rel=1e-6, abs=1e-12)
+@pytest.mark.parametrize("sfh", ["delayed_tau", "tau", "constant"])
+def test_derived_quantities(sfh):
+    """Against integrals of the star formation rate, and the fraction that Prospector reports."""
+    config = load_config("digs2022", [f"model.sfh={sfh}"])
+    prior = config.make_prior()
+    theta = np.concatenate([rows_of(prior, 8)[:8], prior.from_unit_cube(np.full((1, prior.ndim), 0.01))])
+    derived = BatchedModel.from_config(config.model, prior, GRID).derived(theta)
+    prospector = ProspectorSimulator(config.model, prior, GRID)
+    for i, row in enumerate(theta):
+        mass, tage = 10 ** row[prior.index("logmass")], row[prior.index("tage")]
+        tau = 1.0 if sfh == "constant" else 10 ** row[prior.index("logtau")]
+        power = {"delayed_tau": 1, "tau": 0, "constant": 0}[sfh]
+        decay = 0.0 if sfh == "constant" else 1 / tau
+
+        def integral(low, high, moment=0, power=power, decay=decay):
+            return quad(lambda t: t ** (power + moment) * np.exp(-t * decay), max(low, 0.0), high, epsabs=0)[0]
+
+        whole = integral(0, tage)
+        assert derived["mass_weighted_age"][i] == pytest.approx(tage - integral(0, tage, 1) / whole, rel=1e-6)
+        for name, span in (("sfr_10", 0.01), ("sfr_100", 0.1)):
+            expected = mass * integral(tage - span, tage) / whole / (span * 1e9)
+            assert derived[name][i] == pytest.approx(expected, rel=1e-5, abs=1e-6 * mass / 1e9)
+        _, _, fraction = prospector.model.predict(row, obs=prospector.obs, sps=prospector.sps)
+        assert derived["surviving_mass"][i] == pytest.approx(mass * fraction, rel=1e-6)

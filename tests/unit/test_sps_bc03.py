@@ -85,9 +85,10 @@ def test_ionisation_parameter_is_interpolated():
 def test_basis_at_a_node_sums_the_populations(grid):
     basis = BC03Basis(grid)
     wave, spectrum, living = basis.get_galaxy_spectrum(**params(tage=2.0, tau=0.5, dust2=0.3))
-    from digs_survey.sps.grid import calzetti_curve, delayed_tau_weights
+    from digs_survey.sps.grid import calzetti_curve
+    from digs_survey.sps.history import AgeQuadrature, star_formation_rate
 
-    weights = delayed_tau_weights(grid.log_age, 2.0, 0.5)
+    weights = AgeQuadrature(grid.log_age)(star_formation_rate("delayed_tau", np.array([0.5])), 2.0)
     total = grid.spectra[4].astype(float)
     total[: grid.nebular.shape[1]] += grid.nebular[4]
     expected = weights @ total * np.exp(-0.3 * calzetti_curve(wave)) * wave**2 / 2.998e18

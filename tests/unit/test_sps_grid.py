@@ -2,59 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.integrate import quad
 
-from digs_survey.sps.grid import calzetti_curve, delayed_tau_weights
+from digs_survey.sps.grid import calzetti_curve
 from digs_survey.sps.sampling import lagrange_matrix, projection_matrix
-
-FSPS_AGES = np.linspace(5.0, 10.3, 107)
-
-
-def weights_by_quad(log_age, tage, tau):
-    """The weights' definition, integrated adaptively."""
-    age = 10 ** (log_age - 9)
-    formed = quad(lambda t: t * np.exp(-t / tau), 0, tage, epsabs=0, epsrel=1e-12, limit=500)[0]
-
-    def rate(a):
-        return (tage - a) * np.exp(-(tage - a) / tau) / formed
-
-    def hat(i, a):
-        return np.interp(np.log10(a) + 9, log_age, np.eye(log_age.size)[i])
-
-    weights = np.zeros(log_age.size)
-    edges = np.concatenate([[0.0], age, [np.inf]])
-    for low, high in zip(edges[:-1], np.minimum(edges[1:], tage), strict=True):
-        if low >= tage:
-            break
-        for i in range(log_age.size):
-            if hat(i, np.sqrt(max(low, 1e-12) * high)) > 0:
-                part = quad(lambda a, i=i: rate(a) * hat(i, max(a, 1e-12)), low, high, epsabs=0, epsrel=1e-11)
-                weights[i] += part[0]
-    return weights
-
-
-@pytest.mark.parametrize(
-    ("tage", "tau"),
-    [
-        (1.63, 0.11),
-        (0.01, 10.0),
-        (4.0, 0.1),
-        (13.7, 0.1),
-        (10 ** (FSPS_AGES[60] - 9), 1.0),
-        (5e-5, 1.0),
-        (25.0, 3.0),
-    ],
-)
-def test_weights_are_integrals_of_the_sfr(tage, tau):
-    weights = delayed_tau_weights(FSPS_AGES, tage, tau)
-    np.testing.assert_allclose(weights, weights_by_quad(FSPS_AGES, tage, tau), rtol=0, atol=1e-8)
-    assert weights.sum() == pytest.approx(1, abs=1e-9)
-    assert not weights[1:][FSPS_AGES[:-1] > np.log10(tage) + 9].any()
-
-
-def test_weights_refuse_impossible_histories():
-    with pytest.raises(ValueError, match="positive tage and tau"):
-        delayed_tau_weights(FSPS_AGES, 0.0, 1.0)
 
 
 def test_calzetti_curve():

@@ -1,0 +1,186 @@
+"""FSPS's simple populations as an :class:`SSPGrid`: computed once by python-fsps, then kept on disk.
+
+Between the isochrones' metallicities FSPS's stars are linear in log10 Z. Its gas is the rate of ionising photons,
+which is linear too, times emission tables that are exponential in log10 Z between nodes of their own; so the gas
+has a panel between each two neighbouring nodes of either kind, and is a polynomial there.
+
+FSPS keeps its state in Fortran, shared by all its objects in a process, and ends the process on an error: so the
+populations are computed in a process of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from digs_survey.errors import MissingDependencyError
+from digs_survey.sps.fsps import FSPS_SETTINGS, require_fsps
+from digs_survey.sps.grid import SSPGrid
+
+__all__ = ["cache_folder", "read_fsps"]
+
+_FORMAT = 1
+_DEGREE = 4
+_DATA = ("ISOCHRONES/MIST", "SPECTRA", "nebular")
+_NOTHING = 1e-12
+"""FSPS writes a tiny number where there is no gas; this, of the brightest population's lines, is none."""
+_SECONDS = 3_600
+
+
+def cache_folder() -> Path:
+    """Return where computed populations are kept: ``DIGS_SURVEY_CACHE``, or the user's cache folder."""
+    if chosen := os.environ.get("DIGS_SURVEY_CACHE"):
+        return Path(chosen)
+    from astropy.config import get_cache_dir_path
+
+    return Path(get_cache_dir_path("digs-survey"))
+
+
+def read_fsps(*, gas_logu: float = -2.0, nebular: bool = True) -> SSPGrid:
+    """Return FSPS's populations, on its own wavelengths and ages.
+
+    The first call for given data and settings computes them (some minutes) and keeps them (about 150 MB) under
+    :func:`cache_folder`, named by a hash of the versions, the libraries, the data files' names and sizes, and the
+    settings.
+
+    Parameters
+    ----------
+    gas_logu : float
+        log10 of the ionisation parameter.
+    nebular : bool
+        Whether to have gas; its metallicity is that of the stars.
+
+    Raises
+    ------
+    MissingDependencyError
+        If FSPS or its data do not work.
+    """
+    status = require_fsps()
+    home = Path(os.environ["SPS_HOME"])
+    recipe = {
+        "format": _FORMAT,
+        "fsps": version("fsps"),
+        "libraries": status.libraries,
+        "data": _listing(home),
+        "degree": _DEGREE,
+        "settings": {**FSPS_SETTINGS, "sfh": 0, "gas_logu": gas_logu},
+        "nebular": nebular,
+    }
+    text = json.dumps(recipe, sort_keys=True)
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"fsps-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
+    with FileLock(f"{path}.lock"):
+        if not path.is_file():
+            _compute(path, text)
+    with np.load(path) as kept:
+        return SSPGrid(**{name: kept[name] if kept[name].ndim else int(kept[name]) for name in kept.files})
+
+
+def _listing(home: Path) -> str:
+    """Return a digest of the names and sizes of the data files."""
+    found = sorted(
+        (file.relative_to(home).as_posix(), file.stat().st_size)
+        for folder in _DATA
+        for file in (home / folder).rglob("*")
+        if file.is_file()
+    )
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def _compute(path: Path, recipe: str) -> None:
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, str(partial), recipe],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+        if done.returncode:
+            said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+            raise MissingDependencyError(
+                f"source 'fsps': FSPS stopped while computing its populations (exit status {done.returncode}): {said}; "
+                "`digs-survey doctor` checks its data"
+            )
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _extract(settings: dict[str, Any], nebular: bool, gas_nodes: NDArray[np.float64], degree: int) -> dict[str, Any]:
+    """Let python-fsps compute what :class:`SSPGrid` holds; in a process that does nothing else."""
+    import fsps
+    from prospect.sources.constants import lightspeed
+
+    populations = fsps.StellarPopulation(zcontinuous=1, **settings, add_neb_emission=nebular, add_neb_continuum=nebular)
+    wavelength = populations.wavelengths
+    # python-fsps's own conversion to Lsun/Angstrom rounds the speed of light differently from Prospector.
+    to_angstrom = lightspeed / wavelength**2
+
+    def spectra(logzsol: float, **changed: Any) -> NDArray[np.float64]:
+        for name, value in {"logzsol": logzsol, "gas_logz": logzsol, **changed}.items():
+            populations.params[name] = value
+        return populations.get_spectrum(tage=0.0, peraa=False)[1] * to_angstrom
+
+    log_z = np.log10(populations.zlegend / populations.solar_metallicity)
+    log_age = populations.ssp_ages.copy()
+    stars, living = [], []
+    for node in log_z:
+        stars.append(spectra(node, add_neb_emission=False, add_neb_continuum=False))
+        living.append(populations.stellar_mass.copy())
+    gas, lines = [], []
+    edges = np.union1d(log_z, gas_nodes[(gas_nodes > log_z[0]) & (gas_nodes < log_z[-1])])
+    panels = [np.linspace(low, high, degree + 1) for low, high in pairwise(edges)]
+    gas_log_z = np.concatenate([panels[0][:1], *(panel[1:] for panel in panels)]) if nebular else log_z
+    for node in gas_log_z if nebular else ():
+        total = spectra(node, add_neb_emission=True, add_neb_continuum=True)
+        emitted = populations.emline_luminosity.copy()
+        bright = emitted.sum(axis=1)
+        young = int(np.flatnonzero(bright > _NOTHING * bright.max())[-1]) + 1
+        i = min(int(np.searchsorted(log_z, node, side="right")) - 1, log_z.size - 2)
+        share = (node - log_z[i]) / (log_z[i + 1] - log_z[i])
+        bare = (1 - share) * stars[i][:young] + share * stars[i + 1][:young]
+        gas.append((total[:young] - bare).astype(np.float32))
+        lines.append(emitted[:young])
+    position = populations.emline_wavelengths if nebular else np.empty(0)
+    return {
+        "log_z": log_z,
+        "log_age": log_age,
+        "wavelength": wavelength,
+        "spectra": np.array(stars, dtype=np.float32),
+        "living_fraction": np.array(living),
+        "gas_log_z": gas_log_z,
+        "gas_degree": degree if nebular else 1,
+        "nebular": np.array(gas) if nebular else np.empty((log_z.size, 0, wavelength.size), dtype=np.float32),
+        "line_wavelength": position,
+        "line_luminosity": np.array(lines) if nebular else np.empty((log_z.size, 0, 0)),
+    }
+
+
+def _gas_nodes(home: Path) -> NDArray[np.float64]:
+    """Metallicities (node,) of FSPS's emission tables: the first of three numbers above each block of the file."""
+    heads = (line.split() for line in (home / "nebular" / "ZAU_ND_mist.lines").read_text().splitlines())
+    return np.unique([float(words[0]) for words in heads if len(words) == 3 and not words[0].startswith("#")])
+
+
+def _main() -> None:
+    path, recipe = sys.argv[1], json.loads(sys.argv[2])
+    nodes = _gas_nodes(Path(os.environ["SPS_HOME"]))
+    np.savez(path, **_extract(recipe["settings"], recipe["nebular"], nodes, recipe["degree"]))
+
+
+if __name__ == "__main__":
+    _main()
