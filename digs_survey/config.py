@@ -51,7 +51,8 @@ class ModelConfig(_Section):
     source: Literal["bc03", "fsps"] = "bc03"
     """Stellar populations: BC03-MILES (no data to download) or python-fsps (needs SPS_HOME)."""
     sfh: Literal["delayed_tau", "tau", "constant"] = "delayed_tau"
-    """Star formation history: t exp(-t/tau), exp(-t/tau), or a constant rate (then logtau, and bounds given for it, are left out)."""
+    """Star formation history: t exp(-t/tau), exp(-t/tau), or a constant rate (logtau, with any bounds
+    given for it, is then left out)."""
     smoothing_kms: Positive = 350.0
     """Gaussian sigma of the velocity smoothing."""
     resampling: Literal["mean", "point"] = "mean"

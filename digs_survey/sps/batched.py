@@ -106,7 +106,7 @@ class BatchedModel:
         Raises
         ------
         ConfigError
-            If the source is not offered in batches, or does not cover the prior.
+            If the source does not cover the prior.
         MissingDependencyError
             If the source's data are missing.
         """

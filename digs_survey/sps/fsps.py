@@ -59,6 +59,14 @@ _FILES = (
 """One file of each kind that MIST + MILES + DL07 reads; the trial finds what else is missing."""
 
 
+_LINES = {
+    "data/emlines_info.dat": 166,
+    "SPECTRA/MILES/miles.lambda": 5994,
+    "ISOCHRONES/MIST/zlegend.dat": 12,
+}
+"""Lines of files whose length changed between releases of the data, in v3.3."""
+
+
 @dataclass(frozen=True)
 class FSPSStatus:
     """What was found out about FSPS.
@@ -128,6 +136,16 @@ def _check(home: str | None) -> FSPSStatus:
     if missing:
         some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         return FSPSStatus(False, f"SPS_HOME={home} lacks {some}", _DATA, standin=standin)
+    for name, expected in _LINES.items():
+        lines = (folder / name).read_bytes().split(b"\n")
+        if (count := sum(bool(line.strip()) for line in lines)) != expected:
+            return FSPSStatus(
+                False,
+                f"SPS_HOME={home} holds another release of the FSPS data: "
+                f"{name} has {count} lines, v3.3 has {expected}",
+                _DATA,
+                standin=standin,
+            )
     return _try(home, standin)
 
 
@@ -145,7 +163,9 @@ def _try(home: str, standin: bool) -> FSPSStatus:
         return FSPSStatus(
             False, f"FSPS did not load its data from {home} within {_TRIAL_SECONDS} s", _DATA, standin=standin
         )
-    if trial.returncode:
+    answer = trial.stdout.strip().rpartition("\n")[2]
+    # Fortran's STOP ends the process with status 0.
+    if trial.returncode or not answer.startswith("["):
         said = (trial.stderr.strip() or trial.stdout.strip() or "no message").splitlines()
         return FSPSStatus(
             False,
@@ -153,7 +173,7 @@ def _try(home: str, standin: bool) -> FSPSStatus:
             f"use complete data of release v3.3: {_DATA}",
             standin=standin,
         )
-    libraries = tuple(json.loads(trial.stdout.strip().splitlines()[-1]))
+    libraries = tuple(json.loads(answer))
     if libraries[:2] != _WANTED:
         return FSPSStatus(
             False,

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.interpolate import BarycentricInterpolator
 from scipy.special import gammainc
 
 from digs_survey.sps.arrays import as_like, namespace
@@ -31,6 +32,8 @@ _POWERS = {"tau": 1, "delayed_tau": 2}
 """Of the incomplete gamma function that is the integral of the rate."""
 
 _ORDER = 12
+_PANEL, _PANEL_ORDER = 2.0, 9
+"""Width in shortest times of a panel of age intervals, and the points that interpolate exp over it to 1e-8."""
 
 
 def _gauss(order: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -122,32 +125,45 @@ class HistoryWeights:
 
     Notes
     -----
-    The same integrals as :class:`AgeQuadrature`, by Gauss-Legendre quadrature of the order that the shortest time
-    needs in each interval of ages; divided by their own sum, so that a solar mass is formed exactly.
+    The same integrals as :class:`AgeQuadrature`. Neighbouring intervals of ages that are short against the shortest
+    time share a few points, through which the rate is a polynomial whose integrals with their hat functions are
+    known; a long interval has Gauss-Legendre quadrature of its own. Weights are divided by their own sum, so that a
+    solar mass is formed exactly.
     """
 
     def __init__(self, log_age: ArrayLike, shortest_gyr: float) -> None:
         self._log_age = np.asarray(log_age, dtype=float)
-        self._age = 10 ** (self._log_age - 9)
-        self._edges = np.concatenate([[0.0], self._age])
-        step = np.diff(self._edges) / shortest_gyr
-        orders = np.maximum.accumulate([_order_for(width) for width in step])
-        cuts = np.flatnonzero(np.diff(orders)) + 1
-        self._groups = [
-            (slice(int(part[0]), int(part[-1]) + 1), self._nodes(part, int(orders[part[0]])))
-            for part in np.split(np.arange(step.size), cuts)
-        ]
+        self._edges = np.concatenate([[0.0], 10 ** (self._log_age - 9)])
+        self._panels = []
+        first, widths = 0, np.diff(self._edges) / shortest_gyr
+        while first < widths.size:
+            last = first + 1
+            while last < widths.size and (self._edges[last + 1] - self._edges[first]) / shortest_gyr <= _PANEL:
+                last += 1
+            alone = last == first + 1
+            order = _order_for(widths[first]) if alone else _PANEL_ORDER
+            self._panels.append(self._panel(slice(first, last), order))
+            first = last
+        self._rule = _gauss(_order_for(widths.max()))
 
-    def _nodes(self, pieces: NDArray[np.int64], order: int) -> list[tuple[NDArray[np.float64], ...]]:
-        """Ages (piece,) in Gyr of each point of the rule, and its weights for the old and the young end."""
-        points, weights = _gauss(order)
-        low, width = self._edges[pieces], np.diff(self._edges)[pieces]
-        found: list[tuple[NDArray[np.float64], ...]] = []
-        for x, w in zip(points, weights, strict=True):
-            age = low + width * x
-            share = self._share(np, pieces, age)
-            found.append((age, width * w * share, width * w * (1 - share)))
-        return found
+    def _panel(self, part: slice, order: int) -> tuple[slice, float, NDArray[np.float64], NDArray[np.float64]]:
+        """Return the intervals, how far before its onset a history may be asked, points and their weights.
+
+        The weights (point, 2, interval) are those for the old and for the young end of each interval.
+        """
+        low, high = self._edges[part.start], self._edges[part.stop]
+        age = low + (high - low) * _gauss(order)[0]
+        weights = np.empty((order, 2, part.stop - part.start))
+        for k, piece in enumerate(range(part.start, part.stop)):
+            width = self._edges[piece + 1] - self._edges[piece]
+            if weights.shape[2] == 1:
+                inner, mass, shape = age, width * _gauss(order)[1], np.eye(order)
+            else:
+                inner, mass = self._edges[piece] + width * _POINTS, width * _POINT_WEIGHTS
+                shape = BarycentricInterpolator(age, np.eye(order))(inner).T
+            share = self._share(np, np.full(inner.size, piece), inner)
+            weights[:, :, k] = np.stack([shape @ (mass * share), shape @ (mass * (1 - share))], axis=1)
+        return part, 0.0 if weights.shape[2] == 1 else high - low, age, weights
 
     def _share(self, xp: Any, piece: Any, age: Any) -> Any:
         """Share of the older node of each interval; in the first interval there is no younger one."""
@@ -171,22 +187,21 @@ class HistoryWeights:
         last = xp.searchsorted(edges, tage, side="left") - 1
         older = xp.zeros_like(tage[:, None] * edges[None, 1:])
         younger = xp.zeros_like(older)
-        for part, nodes in self._groups:
-            for age, old, young in nodes:
-                formed = rate(xp.clip(tage[:, None] - as_like(age, tage), 0.0, None))
-                older[:, part] += formed * as_like(old, tage)
-                younger[:, part] += formed * as_like(young, tage)
+        for part, before, age, weights in self._panels:
+            formed = rate(xp.clip(tage[:, None] - as_like(age, tage), -before, None))
+            older[:, part] = formed @ as_like(weights[:, 0], tage)
+            younger[:, part] = formed @ as_like(weights[:, 1], tage)
         whole = edges[None, 1:] <= edges[last][:, None]
         older, younger = xp.where(whole, older, 0.0), xp.where(whole, younger, 0.0)
         older[:, :-1] += younger[:, 1:]
-        low = edges[last]
-        row = xp.arange(tage.shape[0])
-        for x, w in zip(_POINTS, _POINT_WEIGHTS, strict=True):
-            age = low + (tage - low) * float(x)
-            formed = rate(((tage - low) * float(1 - x))[:, None])[:, 0] * (tage - low) * float(w)
-            share = self._share(xp, last, age)
-            older[row, last] += formed * share
-            older[row, xp.where(last > 0, last - 1, 0)] += formed * (1 - share)
+        # The interval in which the history began counts from there on.
+        points, mass = (as_like(values, tage) for values in self._rule)
+        low, row = edges[last][:, None], xp.arange(tage.shape[0])
+        span = tage[:, None] - low
+        formed = rate(span * (1 - points)) * span * mass
+        share = self._share(xp, last[:, None], low + span * points)
+        older[row, last] += (formed * share).sum(-1)
+        older[row, xp.where(last > 0, last - 1, 0)] += (formed * (1 - share)).sum(-1)
         return older / older.sum(-1)[:, None]
 
 

@@ -65,13 +65,27 @@ def test_a_path_too_long_for_fortran(monkeypatch):
     assert "251 characters" in fsps.check_fsps().problem
 
 
+def lay_out(folder, lines):
+    for name in fsps._FILES:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("1\n" * lines.get(name, 0))
+
+
+@needs_wheel
+@pytest.mark.parametrize("name", fsps._LINES)
+def test_another_release_of_the_data(monkeypatch, tmp_path, name):
+    lay_out(tmp_path, {**fsps._LINES, name: 7})
+    monkeypatch.setenv("SPS_HOME", str(tmp_path))
+    status = fsps.check_fsps()
+    assert f"another release of the FSPS data: {name} has 7 lines, v3.3 has {fsps._LINES[name]}" in status.problem
+    assert "--branch v3.3" in status.remedy
+
+
 @needs_wheel
 def test_broken_data_end_another_process(monkeypatch, tmp_path):
-    """All files are there and empty: FSPS itself fails on them, elsewhere."""
-    for name in fsps._FILES:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+    """All files are there and hold nonsense: FSPS itself fails on them, elsewhere."""
+    lay_out(tmp_path, fsps._LINES)
     (tmp_path / "STANDIN.txt").touch()
     monkeypatch.setenv("SPS_HOME", str(tmp_path))
     status = fsps.check_fsps()
