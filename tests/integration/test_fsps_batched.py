@@ -50,7 +50,7 @@ for name, count, overrides in (
     config, theta, batched, prospector = both(count, *overrides)
     found[name] = batched.spectra(theta), prospector.spectra(theta)
     if name != "bare":
-        some = theta[::10]
+        some = theta[:: len(theta) // 40]
         own = []
         for row in some:
             _, _, living = prospector.model.predict(row, obs=prospector.obs, sps=prospector.sps)
