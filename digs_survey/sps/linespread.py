@@ -7,9 +7,9 @@ resolution that the populations already have, 2.5 Angstrom FWHM in the optical f
 A&A 532, A95); the widths add in quadrature.
 
 A constant width is smoothed by Prospector. A tabulated one is not: ``smooth_lsf_fft`` picks the spectrum at two
-points per sigma, between which the lines of a young galaxy get lost (errors beyond 100 %), and with 64 points is still
-1 % off. The matrices here instead share out the light of each wavelength over the elements, exactly, so that a
-line keeps its flux however fast R changes.
+points per sigma, between which the lines of a young galaxy get lost (errors beyond 100 %), and even with 64 points gives
+a line up to 1 % too much or too little flux. The matrices here share out the light of each wavelength instead, so that
+a line keeps its flux however fast R changes.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class TabulatedSpread:
         return _matrix(nodes, (profile / (area * at) for profile, at in zip(profiles, points, strict=True)))
 
     def _offsets(self, nodes: NDArray[np.float64], wavelength: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
-        """Yield for each wavelength its distance (node,) from the centre of each node's light, in sigma of that light."""
+        """Yield the distance (node,) of each wavelength from the centre of each node's light, in its sigma."""
         sigma = self.sigma(nodes)
         return (np.log(at / nodes) / sigma + sigma for at in wavelength)
 

@@ -33,7 +33,7 @@ _OVERSAMPLING = 16
 _MAX_STEP_KMS = 100.0
 """However strong the smoothing, the grid stays near the resolution of the libraries."""
 _POINTS_PER_SIGMA = 3.5
-_MAX_PROBES = 4096
+_PROBES = 4_096
 
 
 class GridSampling:
@@ -70,13 +70,13 @@ class GridSampling:
         check_line_spread(model, grid)
         self.grid, self._mean = grid, model.resampling == "mean"
         self._edges, self._centres = to_vacuum(grid.edges), to_vacuum(grid.wavelength)
+        self._table = TabulatedSpread(model) if model.line_spread == "table" else None
         self._sigma = constant_sigma_kms(model)
         self._range = padded_range(self._edges[0], self._edges[-1], self._sigma)
-        self._table = TabulatedSpread(model) if model.line_spread == "table" else None
-        if self._table is None:
-            self.wavelength = smoothing_grid(*self._range, self._sigma)
-        else:
+        if self._table is not None:
             self.wavelength = spread_grid(self._table, self._edges[0], self._edges[-1])
+        else:
+            self.wavelength = smoothing_grid(*self._range, self._sigma)
 
     def points(self, wavelength: NDArray[np.float64]) -> tuple[NDArray[np.float64], csr_array]:
         """Return where Prospector is asked for a spectrum sampled at ``wavelength``, and the way to the grid.
@@ -84,7 +84,7 @@ class GridSampling:
         Returns
         -------
         ndarray, shape (point + 2,)
-            See :func:`smoothing_points` (of a spectrum that Prospector does not smooth, its own samples); all but the
+            See :func:`smoothing_points`; of a spectrum that Prospector does not smooth, its own samples. All but the
             first and the last are used.
         csr_array, shape (element, point)
             From what Prospector predicts at the points, in f_lambda, to the grid.
@@ -175,11 +175,12 @@ def smoothing_grid(low: float, high: float, sigma_kms: float) -> NDArray[np.floa
 
 
 def spread_grid(table: TabulatedSpread, low: float, high: float) -> NDArray[np.float64]:
-    """Log-spaced wavelengths that sample a spectrum for a tabulated smoothing between ``low`` and ``high``."""
+    """Log-spaced wavelengths whose light reaches elements from ``low`` to ``high``, as close as the narrowest needs."""
     reach = np.exp(REACH * table.widest)
-    narrowest = table.sigma(np.geomspace(low / reach, high * reach, _MAX_PROBES)).min()
+    first, last = low / reach, high * reach
+    narrowest = table.sigma(np.geomspace(first, last, _PROBES)).min()
     step = min(narrowest / _POINTS_PER_SIGMA, _MAX_STEP_KMS / C_KMS)
-    return np.geomspace(low / reach, high * reach, int(np.ceil(np.log(high / low * reach**2) / step)) + 1)
+    return np.geomspace(first, last, int(np.ceil(np.log(last / first) / step)) + 1)
 
 
 def smoothing_points(wavelength: NDArray[np.float64], low: float, high: float, sigma_kms: float) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from prospect.utils.smoothing import smooth_fft
+from prospect.utils.smoothing import smooth_fft, smooth_lsf_fft, smooth_vel
 
 from digs_survey.config import GridConfig, ModelConfig, load_config
 from digs_survey.errors import ConfigError
@@ -135,24 +135,61 @@ def prism_power(observed):
     return 30 * np.exp(0.5 * np.log(observed / 12000) ** 2 / np.log(2)) * (observed / 12000) ** 0.3
 
 
-@RESAMPLINGS
-def test_table_is_the_direct_convolution(resampling):
-    """The light of each wavelength is spread by itself, as a Gaussian of its own width, without any matrix of ours."""
+def smooth_table(resampling):
+    """A model with a dense table of that curve, at redshift 2."""
     angstrom = np.geomspace(6000.0, 50000.0, 100)
-    model = table(tuple(angstrom), tuple(prism_power(angstrom)), zred=2.0, resampling=resampling)
-    wave = np.geomspace(2400.0, 12500.0, 2**14)
-    lnu, step = galaxies(wave), np.log(wave[1] / wave[0])
-    sigma = 1 / (2.354820045 * prism_power(3 * wave))
+    return table(tuple(angstrom), tuple(prism_power(angstrom)), zred=2.0, resampling=resampling)
+
+
+def spread_directly(wave, lnu, resampling):
+    """Spread the light of each wavelength by itself, as a Gaussian of its own width, without any matrix of ours."""
+    sigma, step = 1 / (2.354820045 * prism_power(3 * wave)), np.log(wave[1] / wave[0])
     x, weights = np.polynomial.legendre.leggauss(12) if resampling == "mean" else (np.zeros(1), np.full(1, 2.0))
-    direct = np.zeros((len(lnu), len(GRID)))
+    flux = np.zeros((len(lnu), len(GRID)))
     for k, centre in enumerate(GRID.wavelength):
         for at, weight in zip(centre + 25.0 * x, weights / 2, strict=True):
             kernel = np.exp(-0.5 * (np.log(at / wave) / sigma) ** 2) / (sigma * np.sqrt(2 * np.pi))
             # Convolving f_nu would make a line brighter by s**2/2, which is taken out.
-            direct[:, k] += weight * LIGHTSPEED / at**2 * step * (lnu @ (kernel * np.exp(-0.5 * sigma**2)))
+            flux[:, k] += weight * LIGHTSPEED / at**2 * step * (lnu @ (kernel * np.exp(-0.5 * sigma**2)))
+    return flux
+
+
+@RESAMPLINGS
+def test_table_is_the_direct_convolution(resampling):
+    wave = np.geomspace(2400.0, 12500.0, 2**14)
+    direct = spread_directly(wave, galaxies(wave), resampling)
     theta = np.column_stack([np.zeros(len(HISTORIES)), HISTORIES[:, :3], np.log10(HISTORIES[:, 3])])
-    simulator = ProspectorSimulator(model, PRIOR, GRID)
+    simulator = ProspectorSimulator(smooth_table(resampling), PRIOR, GRID)
     np.testing.assert_allclose(simulator.spectra(theta) / flux_of_one_lsun(simulator), direct, rtol=1e-4)
+
+
+def test_prospectors_own_smoothing_by_a_table_would_not_do():
+    """If this fails Prospector has become better, and may smooth the tables too."""
+    smoothing = GridSampling(POWER, GRID)
+    wave, sigma = smoothing.wavelength, 1 / (FWHM * 100.0)
+    young = galaxies(wave)[1]
+    exact = smooth_vel(wave, young, GRID.wavelength, sigma * 2.998e5)
+    default = smooth_lsf_fft(wave, young, GRID.wavelength, lsf=lambda w, **_: sigma * w)
+    assert np.abs(default / exact - 1).max() > 1
+
+    def lsf(wavelength, **_):
+        return wavelength / (2.354820045 * prism_power(3 * wavelength))
+
+    wave = np.geomspace(2400.0, 12500.0, 2**14)
+    line = np.exp(-0.5 * (np.log(wave / 20000 * 3) / 2e-4) ** 2)
+    smoothed = smooth_lsf_fft(wave, line, wave, lsf=lsf, pix_per_sigma=64)
+    assert abs(np.trapezoid(smoothed / wave**2, wave) / np.trapezoid(line / wave**2, wave) - 1) > 1e-3
+
+
+def test_samples_need_not_be_the_models_own():
+    """FSPS's are uneven, with lines a few samples wide; the spectrum is linear between them."""
+    wave = np.geomspace(2400.0, 12500.0, 2**15)
+    lnu = np.array([smooth_fft(C_KMS * np.log(wave[1] / wave[0]), row, 80.0) for row in galaxies(wave)])
+    uneven = np.concatenate([np.arange(2400.0, 3600, 5.0), np.arange(3600, 7400, 0.9), np.arange(7400, 12490, 9.0)])
+    values = np.array([np.interp(uneven, wave, row) for row in lnu])
+    dense = np.geomspace(2401.0, 12480.0, 2**18)
+    direct = spread_directly(dense, np.array([np.interp(dense, uneven, row) for row in values]), "point")
+    np.testing.assert_allclose(values @ GridSampling(smooth_table("point"), GRID).matrix(uneven), direct, rtol=2e-4)
 
 
 @RESAMPLINGS
@@ -237,17 +274,6 @@ def test_widths_add_to_the_librarys(model):
     expected = np.sqrt(sigma**2 + library**2)
     assert np.sqrt(width**2 - 1 / 12) == pytest.approx(expected, rel=1e-3)
     assert expected > sigma * (1.01 if model is VELOCITY else 1.0)
-
-
-def test_samples_need_not_be_the_models_own():
-    """FSPS's are uneven, with lines a few samples wide; f_lambda is linear between them."""
-    wave = np.geomspace(2400.0, 12500.0, 2**15)
-    lnu = np.array([smooth_fft(C_KMS * np.log(wave[1] / wave[0]), row, 80.0) for row in galaxies(wave)])
-    uneven = np.concatenate([np.arange(2400.0, 3600, 5.0), np.arange(3600, 7400, 0.9), np.arange(7400, 12490, 9.0)])
-    values = np.array([np.interp(uneven, wave, row) / uneven**2 for row in lnu])
-    dense = np.array([np.interp(wave, uneven, row) for row in values])
-    found = (values * uneven**2) @ GridSampling(PRISM, GRID).matrix(uneven)
-    np.testing.assert_allclose(found, (dense * wave**2) @ GridSampling(PRISM, GRID).matrix(wave), rtol=1e-4)
 
 
 def test_converged_in_wavelength_sampling(monkeypatch):
