@@ -7,9 +7,9 @@ resolution that the populations already have, 2.5 Angstrom FWHM in the optical f
 A&A 532, A95); the widths add in quadrature.
 
 A constant width is smoothed by Prospector. A tabulated one is not: ``smooth_lsf_fft`` picks the spectrum at two
-points per sigma, between which the lines of a young galaxy get lost (errors beyond 100 %), and even with 64 points gives
-a line up to 1 % too much or too little flux. The matrices here share out the light of each wavelength instead, so that
-a line keeps its flux however fast R changes.
+points per sigma, between which the lines of a young galaxy get lost (errors beyond 100 %), and even with 64 points it
+gives a line up to 1 % too much or too little flux. The matrices here share out the light of each wavelength instead,
+so that a line keeps its flux however fast R changes.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ FWHM = 2 * math.sqrt(2 * math.log(2))
 REACH = 8.0
 """Sigma beyond which a Gaussian has no light: 1e-15 of it."""
 _NOTHING = 1e-14
+"""Share of an element's largest weight below which a weight is left out."""
 
 
 def constant_sigma_kms(model: ModelConfig) -> float:

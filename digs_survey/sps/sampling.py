@@ -70,12 +70,14 @@ class GridSampling:
         check_line_spread(model, grid)
         self.grid, self._mean = grid, model.resampling == "mean"
         self._edges, self._centres = to_vacuum(grid.edges), to_vacuum(grid.wavelength)
-        self._table = TabulatedSpread(model) if model.line_spread == "table" else None
-        self._sigma = constant_sigma_kms(model)
-        self._range = padded_range(self._edges[0], self._edges[-1], self._sigma)
-        if self._table is not None:
-            self.wavelength = spread_grid(self._table, self._edges[0], self._edges[-1])
+        low, high = self._edges[0], self._edges[-1]
+        self._table: TabulatedSpread | None = None
+        if model.line_spread == "table":
+            self._table = TabulatedSpread(model)
+            self.wavelength = spread_grid(self._table, low, high)
         else:
+            self._sigma = constant_sigma_kms(model)
+            self._range = padded_range(low, high, self._sigma)
             self.wavelength = smoothing_grid(*self._range, self._sigma)
 
     def points(self, wavelength: NDArray[np.float64]) -> tuple[NDArray[np.float64], csr_array]:
@@ -114,7 +116,8 @@ class GridSampling:
         matrix = np.zeros((wavelength.size, len(self.grid)))
         if self._table is not None:
             points, to_grid = self._spread(wavelength, self._table)
-            matrix[np.isin(wavelength, points[1:-1])] = (to_grid.toarray() * (lightspeed / points[1:-1] ** 2)).T
+            used = points[1:-1]
+            matrix[np.isin(wavelength, used)] = (to_grid.toarray() * (lightspeed / used**2)).T
             return matrix
         low, high = self._range
         inside = mask_wave(wavelength, width=ckms / self._sigma, outwave=np.array([low, high]))
