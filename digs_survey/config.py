@@ -38,6 +38,7 @@ __all__ = [
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+ResolvingPower = Annotated[float, Field(ge=10.0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -53,8 +54,16 @@ class ModelConfig(_Section):
     sfh: Literal["delayed_tau", "tau", "constant"] = "delayed_tau"
     """Star formation history: t exp(-t/tau), exp(-t/tau), or a constant rate (logtau, with any bounds
     given for it, is then left out)."""
-    smoothing_kms: Positive = 350.0
-    """Gaussian sigma of the velocity smoothing."""
+    line_spread: Literal["velocity", "resolving_power", "table"] = "velocity"
+    """Which of the following smooths spectra, on top of the populations' own resolution (MILES: 2.5 Angstrom FWHM)."""
+    smoothing_kms: Annotated[float, Field(gt=0, le=12_000)] = 350.0
+    """For "velocity": Gaussian sigma. 350 km/s is wavelength / sigma = 857, which is wavelength / FWHM = 364."""
+    resolving_power: ResolvingPower = 100.0
+    """For "resolving_power": wavelength / FWHM at all wavelengths. 100 is a sigma of 1273 km/s."""
+    line_spread_angstrom: tuple[Positive, ...] = ()
+    """For "table": increasing vacuum wavelengths that cover the grid, in the observed frame of ``zred``."""
+    line_spread_resolving_power: tuple[ResolvingPower, ...] = ()
+    """For "table": wavelength / FWHM at each of them."""
     resampling: Literal["mean", "point"] = "mean"
     """Onto the grid: the mean over each element (conserves flux), or its value at the centre."""
     nebular: bool = True
@@ -63,6 +72,23 @@ class ModelConfig(_Section):
     """Ionisation parameter of the gas, log10."""
     zred: Annotated[float, Field(gt=0)] = 1e-5
     """Redshift whose luminosity distance (WMAP9) sets the amplitude of simulated spectra."""
+
+    @model_validator(mode="after")
+    def _table(self) -> ModelConfig:
+        wavelength, power = self.line_spread_angstrom, self.line_spread_resolving_power
+        if len(wavelength) != len(power):
+            raise ValueError(
+                "line_spread_angstrom and line_spread_resolving_power: expected equal lengths, "
+                f"found {len(wavelength)} and {len(power)}"
+            )
+        if list(wavelength) != sorted(set(wavelength)):
+            raise ValueError("line_spread_angstrom: expected increasing wavelengths")
+        if self.line_spread == "table" and len(wavelength) < 2:
+            raise ValueError(
+                "line_spread = 'table': expected two wavelengths or more in line_spread_angstrom and "
+                f"line_spread_resolving_power, found {len(wavelength)}"
+            )
+        return self
 
 
 class GridConfig(_Section):

@@ -83,6 +83,7 @@ class Survey:
     def simulate(self, catalog: Path | None = None) -> bool:
         """Compute the noiseless simulations on the catalog's grid, or on the configured one."""
         from digs_survey.simulate.dask import engine_check, simulate
+        from digs_survey.sps.linespread import check_line_spread
 
         grid = WavelengthGrid.from_config(self.config.grid)
         if catalog is not None:
@@ -91,6 +92,7 @@ class Survey:
             self._record_catalog(opened)
         elif self.config.noise.kind == "catalog":
             raise CatalogError("noise.kind = 'catalog' needs a catalog: digs-survey simulate CATALOG.zarr ...")
+        check_line_spread(self.config.model, grid)
         settings = self.config.simulate
         key = self._key("model", "prior", "simulate") | {"grid": _grid_key(grid)}
         ledger = Ledger(self.run_dir / "ledger" / "simulate")

@@ -18,6 +18,7 @@ from digs_survey.report.figures.style import Picture
 from digs_survey.report.headline import SHIFT_TOLERANCE, nested
 from digs_survey.report.load import RunData, names_of
 from digs_survey.spectra import WavelengthGrid
+from digs_survey.sps.linespread import describe
 
 __all__ = [
     "agreement_section",
@@ -45,7 +46,7 @@ def facts(run: RunData) -> dict[str, Any]:
         "rows": catalog.get("rows"),
         "fingerprint": str(catalog.get("fingerprint", "unknown")),
         "source": _source(run),
-        "smoothing": config.model.smoothing_kms,
+        "smoothing": describe(config.model),
         "nebular": config.model.nebular,
         "noise": kind,
         "grid": str(_grid(run)) if run.card else "not known: there is no model/card.json",

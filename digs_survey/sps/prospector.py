@@ -14,6 +14,7 @@ from digs_survey.parameters import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.fsps import FSPS_SETTINGS, require_fsps
 from digs_survey.sps.grid import check_coverage
+from digs_survey.sps.linespread import constant_sigma_kms
 from digs_survey.sps.sampling import GridSampling
 
 __all__ = ["ProspectorSimulator", "import_prospector"]
@@ -81,7 +82,13 @@ class ProspectorSimulator:
 
     def spectrum(self, theta: ArrayLike) -> NDArray[np.float64]:
         """Predict one spectrum (wavelength,) in erg/s/cm2/Angstrom for theta (ndim,)."""
-        flux, _, _ = self.model.predict(np.asarray(theta, dtype=float), obs=self.obs, sps=self.sps)
+        values = np.asarray(theta, dtype=float)
+        if self.config.line_spread == "table":
+            # predict() would lift what is slightly negative, as beside a line that nothing has smoothed yet.
+            self.model.set_parameters(values)
+            flux, _, _ = self.sps.get_spectrum(outwave=self.obs["wavelength"], filters=None, **self.model.params)
+        else:
+            flux, _, _ = self.model.predict(values, obs=self.obs, sps=self.sps)
         return self._to_grid @ flux[1:-1]
 
     def spectra(self, theta: ArrayLike) -> NDArray[np.float64]:
@@ -157,10 +164,9 @@ def _parameters(model: ModelConfig, prior: Prior) -> list[dict[str, Any]]:
         # Without it Prospector integrates the same distance anew for each spectrum.
         "lumdist": cosmo.luminosity_distance(model.zred).to_value("Mpc"),
         "peraa": True,
-        "smoothtype": "vel",
-        "fftsmooth": True,
-        "sigma_smooth": model.smoothing_kms,
     }
+    if model.line_spread != "table":
+        fixed |= {"smoothtype": "vel", "fftsmooth": True, "sigma_smooth": constant_sigma_kms(model)}
     # A constant rate is FSPS's tau model with all of the mass in its constant.
     fixed |= {"sfh": 4 if model.sfh == "delayed_tau" else 1, "const": float(model.sfh == "constant"), "tau": 1.0}
     derived: dict[str, Any] = {"mass": _mass}

@@ -13,7 +13,8 @@ from scipy.sparse import csr_array
 
 from digs_survey.config import ModelConfig
 from digs_survey.errors import ConfigError
-from digs_survey.spectra import WavelengthGrid, air_to_vacuum, rebin_matrix
+from digs_survey.spectra import C_KMS, WavelengthGrid, air_to_vacuum, rebin_matrix
+from digs_survey.sps.linespread import REACH, TabulatedSpread, check_line_spread, constant_sigma_kms
 
 __all__ = [
     "GridSampling",
@@ -32,27 +33,31 @@ _OVERSAMPLING = 16
 _MAX_STEP_KMS = 100.0
 """However strong the smoothing, the grid stays near the resolution of the libraries."""
 _POINTS_PER_SIGMA = 3.5
+_PROBES = 4_096
 
 
 class GridSampling:
-    """How Prospector's smoothed spectra are brought onto a catalog's grid.
+    """How Prospector's spectra are brought onto a catalog's grid.
+
+    A line-spread function that is constant in velocity is Prospector's to apply; with a tabulated one Prospector
+    hands over what it has not smoothed.
 
     Parameters
     ----------
     model : ModelConfig
-        Its smoothing and resampling.
+        Its line-spread function and resampling.
     grid : WavelengthGrid
         Rest frame.
 
     Attributes
     ----------
-    wavelength : ndarray, shape (2**k,)
-        Where populations are best sampled: Prospector then smooths without resampling.
+    wavelength : ndarray, shape (wavelength,)
+        Where populations are best sampled, log-spaced: they are then smoothed without resampling.
 
     Raises
     ------
     ConfigError
-        If the grid is in the observed frame.
+        If the grid is in the observed frame, or the line-spread function does not cover it.
     """
 
     def __init__(self, model: ModelConfig, grid: WavelengthGrid) -> None:
@@ -62,10 +67,18 @@ class GridSampling:
                 "resample the catalog to the rest frame of each galaxy (digs-survey ingest does)"
             )
         to_vacuum = air_to_vacuum if grid.medium == "air" else np.asarray
-        self.grid, self._sigma, self._mean = grid, model.smoothing_kms, model.resampling == "mean"
+        check_line_spread(model, grid)
+        self.grid, self._mean = grid, model.resampling == "mean"
         self._edges, self._centres = to_vacuum(grid.edges), to_vacuum(grid.wavelength)
-        self._range = padded_range(self._edges[0], self._edges[-1], self._sigma)
-        self.wavelength = smoothing_grid(*self._range, self._sigma)
+        low, high = self._edges[0], self._edges[-1]
+        self._table: TabulatedSpread | None = None
+        if model.line_spread == "table":
+            self._table = TabulatedSpread(model)
+            self.wavelength = spread_grid(self._table, low, high)
+        else:
+            self._sigma = constant_sigma_kms(model)
+            self._range = padded_range(low, high, self._sigma)
+            self.wavelength = smoothing_grid(*self._range, self._sigma)
 
     def points(self, wavelength: NDArray[np.float64]) -> tuple[NDArray[np.float64], csr_array]:
         """Return where Prospector is asked for a spectrum sampled at ``wavelength``, and the way to the grid.
@@ -73,10 +86,13 @@ class GridSampling:
         Returns
         -------
         ndarray, shape (point + 2,)
-            See :func:`smoothing_points`; all but the first and the last are used.
+            See :func:`smoothing_points`; of a spectrum that Prospector does not smooth, its own samples. All but the
+            first and the last are used.
         csr_array, shape (element, point)
-            From the smoothed spectrum at the points to the grid.
+            From what Prospector predicts at the points, in f_lambda, to the grid.
         """
+        if self._table is not None:
+            return self._spread(wavelength, self._table)
         points = smoothing_points(wavelength, *self._range, self._sigma)
         inner = points[1:-1]
         return points, element_matrix(inner, self._edges) if self._mean else lagrange_matrix(inner, self._centres)
@@ -97,6 +113,12 @@ class GridSampling:
         from prospect.sources.constants import ckms, lightspeed
         from prospect.utils.smoothing import mask_wave, resample_wave, smooth_fft
 
+        matrix = np.zeros((wavelength.size, len(self.grid)))
+        if self._table is not None:
+            points, to_grid = self._spread(wavelength, self._table)
+            used = points[1:-1]
+            matrix[np.isin(wavelength, used)] = (to_grid.toarray() * (lightspeed / used**2)).T
+            return matrix
         low, high = self._range
         inside = mask_wave(wavelength, width=ckms / self._sigma, outwave=np.array([low, high]))
         part = wavelength[inside]
@@ -108,9 +130,17 @@ class GridSampling:
         # The filter is symmetric: smoothing a spectrum before the sum or the summands' weights is the same.
         step = ckms * np.median(np.diff(np.log(nodes)))
         at_nodes = np.stack([smooth_fft(step, row, self._sigma) for row in at_nodes])
-        matrix = np.zeros((wavelength.size, len(self.grid)))
         matrix[inside] = _linear_matrix(part, nodes).T @ at_nodes.T
         return matrix
+
+    def _spread(self, wavelength: NDArray[np.float64], table: TabulatedSpread) -> tuple[NDArray[np.float64], csr_array]:
+        """Return the samples within reach of the grid, and the matrix (element, sample - 2) that smooths them."""
+        nodes = self.wavelength
+        to_grid = table.element_matrix(nodes, self._edges) if self._mean else table.point_matrix(nodes, self._centres)
+        if np.array_equal(wavelength, nodes):
+            return wavelength, to_grid[:, 1:-1]
+        points = wavelength[(wavelength > nodes[0]) & (wavelength < nodes[-1])]
+        return points, to_grid @ projection_matrix(nodes, points)[:, 1:-1]
 
 
 def _linear_matrix(nodes: NDArray[np.float64], points: NDArray[np.float64]) -> csr_array:
@@ -145,6 +175,15 @@ def smoothing_grid(low: float, high: float, sigma_kms: float) -> NDArray[np.floa
     step = min(sigma_kms / _POINTS_PER_SIGMA, _MAX_STEP_KMS) / ckms
     count = 2 ** int(np.ceil(np.log2(np.log(last / first) / step + 1)))
     return np.geomspace(first, last, count)
+
+
+def spread_grid(table: TabulatedSpread, low: float, high: float) -> NDArray[np.float64]:
+    """Log-spaced wavelengths whose light reaches elements from ``low`` to ``high``, as close as the narrowest needs."""
+    reach = np.exp(REACH * table.widest)
+    first, last = low / reach, high * reach
+    narrowest = table.sigma(np.geomspace(first, last, _PROBES)).min()
+    step = min(narrowest / _POINTS_PER_SIGMA, _MAX_STEP_KMS / C_KMS)
+    return np.geomspace(first, last, int(np.ceil(np.log(last / first) / step)) + 1)
 
 
 def smoothing_points(wavelength: NDArray[np.float64], low: float, high: float, sigma_kms: float) -> NDArray[np.float64]:

@@ -99,6 +99,16 @@ def test_a_wrong_configuration_ends_before_anything_is_written(cli, catalog, tmp
     assert not (tmp_path / "run").exists()
 
 
+def test_a_line_spread_function_that_does_not_cover_the_catalog_is_refused(cli, catalog, tmp_path):
+    table = ("line_spread=table", "line_spread_angstrom=[4000, 9000]", "line_spread_resolving_power=[50, 200]")
+    settings = [part for key in table for part in ("--set", f"model.{key}")]
+    code, _, err = cli("run", catalog, "-o", tmp_path / "run", "-q", *settings)
+    assert code == 3
+    assert "expected to cover the grid, 3975.0 to 4975.0 Angstrom" in err
+    assert "found 4000 to 9000" in err
+    assert not (tmp_path / "run" / "simulations.zarr").exists()
+
+
 def test_a_catalog_on_another_grid_is_refused_naming_both(cli, catalog, tmp_path):
     config = small_config()
     freeze(tmp_path / "model", config)
