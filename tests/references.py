@@ -1,0 +1,281 @@
+"""Independent computations that simulated spectra are compared with.
+
+``bagpipes`` itself (Carnall et al. 2018, MNRAS 480, 4379) on the grids that it shares with the source ``bc03``, which
+only tests and the figures of docs/fidelity.md import; a galaxy composed from the same files by adaptive quadrature
+and direct convolution; and spectral indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from astropy.io import fits
+from prospect.sources.constants import lsun
+from scipy.integrate import quad_vec
+from scipy.ndimage import gaussian_filter1d
+
+from digs_survey.spectra import WavelengthGrid, air_to_vacuum, vacuum_to_air
+from digs_survey.sps.bc03 import BC03Basis, _line_profiles, bc03_files
+from digs_survey.sps.grid import SSPGrid
+
+METALLICITIES = np.array([0.005, 0.02, 0.2, 0.4, 1.0, 2.5, 5.0])
+"""Nodes of the grids in solar units; between them bagpipes is linear in Z, and Prospector in log Z."""
+LSUN_BC03 = 3.826e33
+C_KMS = 299_792.458
+_FULL_GAS = 10**-1.55 * (1 - 1e-9)
+"""bagpipes' t_bc in Gyr with which gas shines around all populations of the Cloudy grids: the end of their last bin."""
+
+
+class Galaxies(NamedTuple):
+    """What bagpipes says of n galaxies."""
+
+    flux: np.ndarray
+    """Spectra (n, element) in erg/s/Angstrom."""
+    weights: np.ndarray
+    """Solar masses (n, age) in each of the file's simple populations for one solar mass formed."""
+    living: np.ndarray
+    """Share (n,) of the formed mass in living stars."""
+    lines: np.ndarray
+    """Fluxes (n, line) of the emission lines in erg/s after dust."""
+
+
+@contextmanager
+def bagpipes_settings(**values: Any) -> Iterator[Any]:
+    """Set variables of bagpipes' configuration, which are global, and put them back."""
+    from bagpipes import config
+
+    before = {name: getattr(config, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(config, name, value)
+        yield config
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
+
+
+def fine_ages(step: float = 0.01) -> dict[str, np.ndarray]:
+    """bagpipes' age bins at steps of ``step`` dex instead of 0.1.
+
+    The edges avoid the points at which bagpipes samples the history (every 0.0025 dex): those of its own bins fall on
+    them, and so half a sample changes its bin.
+    """
+    from bagpipes import utils
+
+    last = utils.cosmo.age(0).value * 1e9
+    ages = np.arange(6.0, np.log10(last), step)
+    edges = np.append(10 ** (ages - step / 2 + 1e-5), last)
+    edges[0] = 0.0
+    return {"age_sampling": 10**ages, "age_bins": edges, "age_widths": np.diff(edges)}
+
+
+def bagpipes_galaxies(
+    theta: np.ndarray, grid: WavelengthGrid, *, nebular: bool = True, dust: str = "Calzetti", **settings: Any
+) -> Galaxies:
+    """Galaxies of theta (n, 5) as bagpipes predicts them: redshift 0, sigma 350 km/s, gas_logu -2, grid in air.
+
+    bagpipes samples spectra at single points; at its usual R = 1000 it would miss what lies between them.
+    """
+    assert grid.medium == "air"
+    import bagpipes
+
+    step = float(np.diff(grid.wavelength)[0])
+    extra = int(np.ceil(500 / step))
+    first = grid.wavelength[0] - extra * step
+    wide = first + step * np.arange(len(grid) + 2 * extra)
+    found: list[tuple[np.ndarray, ...]] = []
+    with bagpipes_settings(R_spec=5000.0, max_redshift=0.01, **settings):
+        components = [_components(row, nebular, dust) for row in theta]
+        galaxy = bagpipes.model_galaxy(components[0], spec_wavs=wide)
+        to_ages = _bins_to_ages(galaxy.stellar)
+        for row in components:
+            galaxy.update(row)
+            formed = 10 ** row["delayed"]["massformed"]
+            found.append(
+                (
+                    galaxy.spectrum[extra:-extra, 1].copy(),
+                    to_ages @ galaxy.sfh.ceh.grid.sum(axis=0) / formed,
+                    10**galaxy.sfh.stellar_mass / formed,
+                    np.array(list(galaxy.line_fluxes.values())),
+                )
+            )
+    return Galaxies(*(np.array(part) for part in zip(*found, strict=True)))
+
+
+def _components(row: np.ndarray, nebular: bool, dust: str) -> dict[str, Any]:
+    logmass, logzsol, dust2, tage, logtau = row
+    components: dict[str, Any] = {
+        "redshift": 0.0,
+        "t_bc": _FULL_GAS,
+        "veldisp": 350.0,
+        "delayed": {"age": tage, "tau": 10**logtau, "massformed": logmass, "metallicity": 10**logzsol},
+        "dust": {"type": dust, "Av": 2.5 * np.log10(np.e) * dust2, "eta": 1.0},
+    }
+    if nebular:
+        components["nebular"] = {"logU": -2.0}
+    return components
+
+
+def _bins_to_ages(stellar: Any) -> np.ndarray:
+    """Matrix (age, bin) of bagpipes' average of the populations over its age bins."""
+    count = len(stellar_ages())
+
+    class Identity:
+        wavelengths = np.arange(count)
+
+    each = np.broadcast_to(np.eye(count)[:, None], (count, METALLICITIES.size, count))
+    return type(stellar)._resample_in_age(Identity, each)[:, 0]
+
+
+def stellar_ages() -> np.ndarray:
+    """Ages (age,) in yr of the populations in the file, 0 first."""
+    with fits.open(bc03_files()["stars"]) as hdus:
+        return np.asarray(hdus["STELLAR_AGE_YR"].data, dtype=float)
+
+
+class ReplayedWeights:
+    """Stands where :class:`~digs_survey.sps.grid.AgeQuadrature` does, and hands out the given weights row by row.
+
+    Parameters
+    ----------
+    weights : array, shape (n, age)
+        Of all populations in the file; ``ages`` of them, the one of age 0 left out, are those of the basis.
+    """
+
+    def __init__(self, weights: np.ndarray, ages: int) -> None:
+        rows = weights[:, 1:].copy()
+        rows[:, 0] += weights[:, 0]
+        assert np.abs(rows[:, ages:]).max(initial=0) < 1e-12, "the basis lacks ages that have stars"
+        self._rows: Iterable[np.ndarray] = iter(rows[:, :ages])
+
+    def delayed_tau(self, tage: float, tau: float) -> np.ndarray:
+        return next(self._rows)
+
+
+def one_line(grid: SSPGrid, centre: float) -> tuple[BC03Basis, Callable[[np.ndarray], float]]:
+    """A basis whose galaxies shine in one emission line alone, and its luminosity in erg/s for theta (5,)."""
+    chosen = int(np.abs(grid.line_wavelength - centre).argmin())
+    position, strength = grid.line_wavelength[[chosen]], grid.line_luminosity[..., [chosen]]
+    profile = _line_profiles(grid.wavelength, position).toarray()[:, 0]
+    basis = BC03Basis(
+        replace(
+            grid,
+            spectra=np.zeros_like(grid.spectra),
+            nebular=(strength * profile).astype(np.float32),
+            line_wavelength=position,
+            line_luminosity=strength,
+        )
+    )
+
+    def luminosity(row: np.ndarray) -> float:
+        logmass, logzsol, dust2, tage, logtau = row
+        basis.get_galaxy_spectrum(logzsol=logzsol, dust2=dust2, tage=tage, tau=10**logtau)
+        return float(basis.get_galaxy_elines()[1][0]) * lsun * 10**logmass
+
+    return basis, luminosity
+
+
+def composed_galaxy(row: np.ndarray, grid: WavelengthGrid, *, sigma_kms: float = 350.0) -> np.ndarray:
+    """Spectrum (element,) in erg/s/Angstrom of theta (5,), composed from the files without any of the package's numerics.
+
+    The integral over age is adaptive; smoothing is a direct convolution, and lines are Gaussians; the attenuation is
+    Calzetti et al. 2000, ApJ 533, 682, eqs. 2 to 4. Vacuum grid, gas_logu = -2.
+    """
+    logmass, logzsol, dust2, tage, logtau = row
+    upper = int(np.clip(np.searchsorted(np.log10(METALLICITIES), logzsol), 1, METALLICITIES.size - 1))
+    span = np.log10(METALLICITIES[upper] / METALLICITIES[upper - 1])
+    share = (logzsol - np.log10(METALLICITIES[upper - 1])) / span
+    low, high = grid.edges[0] - 300, grid.edges[-1] + 300
+    spectrum, lines = 0.0, 0.0
+    for node, weight in ((upper - 1, 1 - share), (upper, share)):
+        wave, line_wave, ages, table, young, gas, glow = _populations(node, low, high)
+        formed = quad_vec(lambda t: t * np.exp(-t / 10**logtau), 0, tage, epsrel=1e-10)[0]
+
+        def rate(age):
+            return (tage - age) * np.exp(-(tage - age) / 10**logtau) / formed  # noqa: B023
+
+        knots = np.concatenate([ages, young])
+        knots = knots[knots < tage]
+        spectrum += weight * _integral(lambda a: rate(a) * (_at(a, ages, table) + _at(a, young, gas)), knots, tage)  # noqa: B023
+        lines += weight * _integral(lambda a: rate(a) * _at(a, young, glow), knots, tage)  # noqa: B023
+    smooth_wave = np.exp(np.arange(np.log(wave[0]), np.log(wave[-1]), 10 / C_KMS))
+    smooth = gaussian_filter1d(
+        np.interp(smooth_wave, wave, spectrum * np.exp(-dust2 * calzetti_2000(wave))), sigma_kms / 10, truncate=8
+    )
+    for centre, luminosity in zip(line_wave, lines * np.exp(-dust2 * calzetti_2000(line_wave)), strict=True):
+        sigma = centre * sigma_kms / C_KMS
+        smooth += luminosity * np.exp(-0.5 * ((smooth_wave - centre) / sigma) ** 2) / (np.sqrt(2 * np.pi) * sigma)
+    ends = grid.edges
+    means = [mean_between(smooth_wave, smooth, a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return np.array(means) * 10**logmass * LSUN_BC03
+
+
+def _populations(node: int, low: float, high: float) -> tuple[np.ndarray, ...]:
+    """Stars and gas of one metallicity: wavelengths (vacuum), lines, ages in Gyr, and luminosities in Lsun/Msun."""
+    files = bc03_files()
+    with fits.open(files["stars"], memmap=True) as hdus:
+        wave = np.asarray(hdus["WAVELENGTHS_AA"].data, dtype=float)
+        wave = np.where(wave > 2000, air_to_vacuum(np.maximum(wave, 2000)), wave)
+        cut = slice(*np.searchsorted(wave, [low, high]))
+        ages = hdus["STELLAR_AGE_YR"].data[1:] / 1e9
+        table = np.asarray(hdus[node + 1].data[1:, cut], dtype=float)
+    extension = METALLICITIES.size * 4 + node + 1  # log U = -2 is the fifth of nine
+    with fits.open(files["continuum"], memmap=True) as hdus:
+        young = hdus[extension].data[1:, 0] / 1e9
+        gas = np.asarray(hdus[extension].data[1:, cut.start + 1 : cut.stop + 1], dtype=float)
+    with fits.open(files["lines"]) as hdus:
+        line_wave = air_to_vacuum(np.maximum(hdus[extension].data[0, 1:], 2000))
+        inside = (line_wave > low) & (line_wave < high)
+        glow = np.asarray(hdus[extension].data[1:, 1:][:, inside], dtype=float)
+    # Interpolated in log age, the gas is gone at the next age of the stars.
+    young = np.append(young, ages[ages > young[-1] * 1.001][0])
+    gas, glow = (np.vstack([part, 0 * part[:1]]) for part in (gas, glow))
+    return wave[cut], line_wave[inside], ages, table, young, gas, glow
+
+
+def _at(age: float, ages: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Row of a table at an age, linear in log age; the first row below the first age."""
+    position = np.interp(np.log(age), np.log(ages), np.arange(ages.size)) if age > 0 else 0.0
+    lower = min(int(position), ages.size - 2)
+    return table[lower] * (lower + 1 - position) + table[lower + 1] * (position - lower)
+
+
+def _integral(integrand: Any, knots: np.ndarray, end: float) -> np.ndarray:
+    edges = np.unique(np.concatenate([[0.0], knots, [end]]))
+    return sum(
+        quad_vec(integrand, a, b, epsrel=1e-6, quadrature="gk15")[0] for a, b in zip(edges[:-1], edges[1:], strict=True)
+    )
+
+
+def calzetti_2000(wavelength: np.ndarray) -> np.ndarray:
+    """Attenuation over that of the V band, by the published coefficients: Calzetti et al. 2000, eq. 4."""
+    x = 1e4 / np.asarray(wavelength, dtype=float)
+    blue = 2.659 * (-2.156 + 1.509 * x - 0.198 * x**2 + 0.011 * x**3) + 4.05
+    red = 2.659 * (-1.857 + 1.040 * x) + 4.05
+    return np.where(x > 1e4 / 6300, blue, red) / 4.05
+
+
+def mean_between(wave: np.ndarray, values: np.ndarray, low: float, high: float) -> float:
+    """Mean over a band of values that are linear between their samples."""
+    inner = wave[(wave > low) & (wave < high)]
+    x = np.concatenate([[low], inner, [high]])
+    return float(np.trapezoid(np.interp(x, wave, values), x) / (high - low))
+
+
+def dn4000(vacuum: np.ndarray, flux: np.ndarray) -> float:
+    """Balogh et al. 1999, ApJ 527, 54: mean f_nu of 4000-4100 over that of 3850-3950 Angstrom (air)."""
+    wave, fnu = vacuum_to_air(vacuum), flux * vacuum**2
+    return mean_between(wave, fnu, 4000, 4100) / mean_between(wave, fnu, 3850, 3950)
+
+
+def hdelta_a(vacuum: np.ndarray, flux: np.ndarray) -> float:
+    """Equivalent width in Angstrom of Worthey & Ottaviani 1997, ApJS 111, 377, table 1 (air)."""
+    wave = vacuum_to_air(vacuum)
+    blue, red = (4041.60, 4081.50), (4128.50, 4161.00)
+    level = [mean_between(wave, flux, *band) for band in (blue, red)]
+    continuum = np.interp(wave, [np.mean(blue), np.mean(red)], level)
+    return (4122.25 - 4083.50) * mean_between(wave, 1 - flux / continuum, 4083.50, 4122.25)
