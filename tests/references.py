@@ -1,20 +1,18 @@
 """Independent computations that simulated spectra are compared with.
 
-``bagpipes`` itself (Carnall et al. 2018, MNRAS 480, 4379) on the grids that it shares with the source ``bc03``, which
-only tests and the figures of docs/fidelity.md import; a galaxy composed from the same files by adaptive quadrature
-and direct convolution; and spectral indices.
+A galaxy composed from the files of ``bc03`` by adaptive quadrature and direct convolution, a galaxy of one line, the
+balance of ionising photons, and spectral indices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from astropy.io import fits
-from prospect.sources.constants import lsun
+from prospect.sources.constants import cosmo, lsun, pc
 from scipy.integrate import quad_vec
 from scipy.ndimage import gaussian_filter1d
 
@@ -26,134 +24,19 @@ METALLICITIES = np.array([0.005, 0.02, 0.2, 0.4, 1.0, 2.5, 5.0])
 """Nodes of the grids in solar units; between them bagpipes is linear in Z, and Prospector in log Z."""
 LSUN_BC03 = 3.826e33
 C_KMS = 299_792.458
-_FULL_GAS = 10**-1.55 * (1 - 1e-9)
-"""bagpipes' t_bc in Gyr with which gas shines around all populations of the Cloudy grids: the end of their last bin."""
+HALPHA, HBETA, OIII = 6564.61, 4862.68, 5008.24
+"""Vacuum wavelengths in Angstrom: NIST Atomic Spectra Database."""
+# Dn(4000) of simple populations, column B4_VN of bc2003_lr_m42 and m62_chab_ssp.3color as the authors distribute them:
+# the same tracks with BaSeL spectra (20 Angstrom) and the Chabrier IMF. Rows of log age/yr.
+PUBLISHED_DN4000 = {
+    -0.7: {8.0: 1.119, 8.5: 1.219, 9.0: 1.376, 9.51: 1.564, 10.0: 1.732},
+    0.0: {8.0: 1.114, 8.5: 1.267, 9.0: 1.550, 9.51: 1.924, 10.0: 2.336},
+}
 
 
-class Galaxies(NamedTuple):
-    """What bagpipes says of n galaxies."""
-
-    flux: np.ndarray
-    """Spectra (n, element) in erg/s/Angstrom."""
-    weights: np.ndarray
-    """Solar masses (n, age) in each of the file's simple populations for one solar mass formed."""
-    living: np.ndarray
-    """Share (n,) of the formed mass in living stars."""
-    lines: np.ndarray
-    """Fluxes (n, line) of the emission lines in erg/s after dust."""
-
-
-@contextmanager
-def bagpipes_settings(**values: Any) -> Iterator[Any]:
-    """Set variables of bagpipes' configuration, which are global, and put them back."""
-    from bagpipes import config
-
-    before = {name: getattr(config, name) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(config, name, value)
-        yield config
-    finally:
-        for name, value in before.items():
-            setattr(config, name, value)
-
-
-def fine_ages(step: float = 0.01) -> dict[str, np.ndarray]:
-    """bagpipes' age bins at steps of ``step`` dex instead of 0.1.
-
-    The edges avoid the points at which bagpipes samples the history (every 0.0025 dex): those of its own bins fall on
-    them, and so half a sample changes its bin.
-    """
-    from bagpipes import utils
-
-    last = utils.cosmo.age(0).value * 1e9
-    ages = np.arange(6.0, np.log10(last), step)
-    edges = np.append(10 ** (ages - step / 2 + 1e-5), last)
-    edges[0] = 0.0
-    return {"age_sampling": 10**ages, "age_bins": edges, "age_widths": np.diff(edges)}
-
-
-def bagpipes_galaxies(
-    theta: np.ndarray, grid: WavelengthGrid, *, nebular: bool = True, dust: str = "Calzetti", **settings: Any
-) -> Galaxies:
-    """Galaxies of theta (n, 5) as bagpipes predicts them: redshift 0, sigma 350 km/s, gas_logu -2, grid in air.
-
-    bagpipes samples spectra at single points; at its usual R = 1000 it would miss what lies between them.
-    """
-    assert grid.medium == "air"
-    import bagpipes
-
-    step = float(np.diff(grid.wavelength)[0])
-    extra = int(np.ceil(500 / step))
-    first = grid.wavelength[0] - extra * step
-    wide = first + step * np.arange(len(grid) + 2 * extra)
-    found: list[tuple[np.ndarray, ...]] = []
-    with bagpipes_settings(R_spec=5000.0, max_redshift=0.01, **settings):
-        components = [_components(row, nebular, dust) for row in theta]
-        galaxy = bagpipes.model_galaxy(components[0], spec_wavs=wide)
-        to_ages = _bins_to_ages(galaxy.stellar)
-        for row in components:
-            galaxy.update(row)
-            formed = 10 ** row["delayed"]["massformed"]
-            found.append(
-                (
-                    galaxy.spectrum[extra:-extra, 1].copy(),
-                    to_ages @ galaxy.sfh.ceh.grid.sum(axis=0) / formed,
-                    10**galaxy.sfh.stellar_mass / formed,
-                    np.array(list(galaxy.line_fluxes.values())),
-                )
-            )
-    return Galaxies(*(np.array(part) for part in zip(*found, strict=True)))
-
-
-def _components(row: np.ndarray, nebular: bool, dust: str) -> dict[str, Any]:
-    logmass, logzsol, dust2, tage, logtau = row
-    components: dict[str, Any] = {
-        "redshift": 0.0,
-        "t_bc": _FULL_GAS,
-        "veldisp": 350.0,
-        "delayed": {"age": tage, "tau": 10**logtau, "massformed": logmass, "metallicity": 10**logzsol},
-        "dust": {"type": dust, "Av": 2.5 * np.log10(np.e) * dust2, "eta": 1.0},
-    }
-    if nebular:
-        components["nebular"] = {"logU": -2.0}
-    return components
-
-
-def _bins_to_ages(stellar: Any) -> np.ndarray:
-    """Matrix (age, bin) of bagpipes' average of the populations over its age bins."""
-    count = len(stellar_ages())
-
-    class Identity:
-        wavelengths = np.arange(count)
-
-    each = np.broadcast_to(np.eye(count)[:, None], (count, METALLICITIES.size, count))
-    return type(stellar)._resample_in_age(Identity, each)[:, 0]
-
-
-def stellar_ages() -> np.ndarray:
-    """Ages (age,) in yr of the populations in the file, 0 first."""
-    with fits.open(bc03_files()["stars"]) as hdus:
-        return np.asarray(hdus["STELLAR_AGE_YR"].data, dtype=float)
-
-
-class ReplayedWeights:
-    """Stands where :class:`~digs_survey.sps.grid.AgeQuadrature` does, and hands out the given weights row by row.
-
-    Parameters
-    ----------
-    weights : array, shape (n, age)
-        Of all populations in the file; ``ages`` of them, the one of age 0 left out, are those of the basis.
-    """
-
-    def __init__(self, weights: np.ndarray, ages: int) -> None:
-        rows = weights[:, 1:].copy()
-        rows[:, 0] += weights[:, 0]
-        assert np.abs(rows[:, ages:]).max(initial=0) < 1e-12, "the basis lacks ages that have stars"
-        self._rows: Iterable[np.ndarray] = iter(rows[:, :ages])
-
-    def delayed_tau(self, tage: float, tau: float) -> np.ndarray:
-        return next(self._rows)
+def sphere(zred: float) -> float:
+    """Area in cm2 over which the light of a galaxy has spread: 4 pi times the luminosity distance (WMAP9) squared."""
+    return float(4 * np.pi * (cosmo.luminosity_distance(zred).to_value("pc") * pc) ** 2)
 
 
 def one_line(grid: SSPGrid, centre: float) -> tuple[BC03Basis, Callable[[np.ndarray], float]]:
@@ -180,7 +63,7 @@ def one_line(grid: SSPGrid, centre: float) -> tuple[BC03Basis, Callable[[np.ndar
 
 
 def composed_galaxy(row: np.ndarray, grid: WavelengthGrid, *, sigma_kms: float = 350.0) -> np.ndarray:
-    """Spectrum (element,) in erg/s/Angstrom of theta (5,), composed from the files without any of the package's numerics.
+    """Spectrum (element,) in erg/s/Angstrom of theta (5,), composed from the files by other means than the package's.
 
     The integral over age is adaptive; smoothing is a direct convolution, and lines are Gaussians; the attenuation is
     Calzetti et al. 2000, ApJ 533, 682, eqs. 2 to 4. Vacuum grid, gas_logu = -2.
@@ -279,3 +162,30 @@ def hdelta_a(vacuum: np.ndarray, flux: np.ndarray) -> float:
     level = [mean_between(wave, flux, *band) for band in (blue, red)]
     continuum = np.interp(wave, [np.mean(blue), np.mean(red)], level)
     return (4122.25 - 4083.50) * mean_between(wave, 1 - flux / continuum, 4083.50, 4122.25)
+
+
+def of_line(gas: SSPGrid, centre: float) -> np.ndarray:
+    """Luminosity (metallicity, young age) of the line next to a wavelength, in Lsun/Msun."""
+    return gas.line_luminosity[:, :, int(np.abs(gas.line_wavelength - centre).argmin())]
+
+
+def photon_balance(gas: SSPGrid, node: int) -> tuple[np.ndarray, np.ndarray]:
+    """Luminosity of Hbeta over what the ionising photons of the stars give in case B at 10^4 K.
+
+    4.76e-13 erg a photon: Osterbrock & Ferland 2006, Astrophysics of Gaseous Nebulae, section 5.10. At Cloudy's ages up
+    to 10 Myr: between them, 0.1 dex apart, the lines are interpolated while the photons fall steeply.
+
+    Returns
+    -------
+    log_age, balance : ndarray, shape (age,)
+    """
+    with fits.open(bc03_files()["stars"], memmap=True) as hdus:
+        wave = np.asarray(hdus["WAVELENGTHS_AA"].data, dtype=float)
+        cut = wave < 912
+        log_age = np.log10(hdus["STELLAR_AGE_YR"].data[1:])
+        chosen = (log_age > 5.99) & (log_age < 7.01) & (np.abs(10 * log_age - np.round(10 * log_age)) < 1e-3)
+        stars = np.asarray(hdus[node + 1].data[1:][chosen][:, cut], dtype=float)
+    energy = 6.62607e-27 * 2.99792458e18 / wave[cut]
+    photons = np.trapezoid(stars * LSUN_BC03 / energy, wave[cut])
+    hbeta = of_line(gas, HBETA)[node][chosen[: gas.nebular.shape[1]]] * lsun
+    return log_age[chosen], hbeta / (4.76e-13 * photons)
