@@ -64,17 +64,17 @@ def bagpipes_settings(**values: Any) -> Iterator[Any]:
             setattr(config, name, value)
 
 
-def fine_ages(step: float = 0.02) -> dict[str, np.ndarray]:
+def fine_ages(step: float = 0.02, shift: float = 1e-5) -> dict[str, np.ndarray]:
     """bagpipes' age bins at steps of ``step`` dex instead of 0.1.
 
-    The edges avoid the points at which bagpipes samples the history (every 0.0025 dex): those of its own bins fall on
-    them, and so half a sample changes its bin.
+    ``shift``, in dex, moves the edges off the points at which bagpipes samples the history (every 0.0025 dex). Those
+    of its own bins fall on them, so that half a sample counts in the next bin.
     """
     from bagpipes import utils
 
     last = utils.cosmo.age(0).value * 1e9
     ages = np.arange(6.0, np.log10(last), step)
-    edges = np.append(10 ** (ages - step / 2 + 1e-5), last)
+    edges = np.append(10 ** (ages - step / 2 + shift), last)
     edges[0] = 0.0
     return {"age_sampling": 10**ages, "age_bins": edges, "age_widths": np.diff(edges)}
 

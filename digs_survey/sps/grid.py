@@ -59,7 +59,7 @@ class SSPGrid:
     spectra : ndarray, shape (metallicity, age, wavelength)
         Stellar luminosity density in Lsun/Angstrom/Msun.
     living_fraction : ndarray, shape (metallicity, age)
-        Stellar mass (remnants included) that survives of each solar mass formed.
+        Stellar mass that survives of each solar mass formed; the files of ``bc03`` leave remnants out.
     nebular : ndarray, shape (metallicity, young age, wavelength)
         Nebular continuum and lines of the first ages in Lsun/Angstrom/Msun. A line is a feature of a few
         elements which holds the line's luminosity. No ages (size 0) if the grid has no gas.
