@@ -20,7 +20,7 @@ from digs_survey.sps.prospector import ProspectorSimulator
 AIR = WavelengthGrid(np.arange(3060.0, 9911.0, 50.0), medium="air")
 """The paper's elements, in air as bagpipes has all wavelengths."""
 PRIOR = Prior({"logzsol": (-2.0, 0.6), "dust2": (0.0, 2.0), "tage": (0.01, 13.8)})
-"""Wider than any preset."""
+"""With dust, metallicities and ages beyond those of the presets."""
 _FULL_GAS = 10**-1.55 * (1 - 1e-9)
 """bagpipes' t_bc in Gyr with which gas shines around all populations of the Cloudy grids: the end of their last bin."""
 
@@ -50,7 +50,7 @@ class Galaxies(NamedTuple):
 
 
 @contextmanager
-def bagpipes_settings(**values: Any) -> Iterator[Any]:
+def bagpipes_settings(**values: Any) -> Iterator[None]:
     """Set variables of bagpipes' configuration, which are global, and put them back."""
     from bagpipes import config
 
@@ -58,7 +58,7 @@ def bagpipes_settings(**values: Any) -> Iterator[Any]:
     try:
         for name, value in values.items():
             setattr(config, name, value)
-        yield config
+        yield
     finally:
         for name, value in before.items():
             setattr(config, name, value)
@@ -79,9 +79,7 @@ def fine_ages(step: float = 0.02, shift: float = 1e-5) -> dict[str, np.ndarray]:
     return {"age_sampling": 10**ages, "age_bins": edges, "age_widths": np.diff(edges)}
 
 
-def bagpipes_galaxies(
-    theta: np.ndarray, grid: WavelengthGrid, *, nebular: bool = True, dust: str = "Calzetti", **settings: Any
-) -> Galaxies:
+def bagpipes_galaxies(theta: np.ndarray, grid: WavelengthGrid, *, nebular: bool = True, **settings: Any) -> Galaxies:
     """Galaxies of theta (n, 5) as bagpipes predicts them: redshift 0, sigma 350 km/s, gas_logu -2, grid in air.
 
     bagpipes samples spectra at single points; at its usual R = 1000 it would miss what lies between them.
@@ -95,7 +93,7 @@ def bagpipes_galaxies(
     wide = first + step * np.arange(len(grid) + 2 * extra)
     found: list[tuple[np.ndarray, ...]] = []
     with bagpipes_settings(R_spec=5000.0, max_redshift=0.01, **settings):
-        components = [_components(row, nebular, dust) for row in theta]
+        components = [_components(row, nebular) for row in theta]
         galaxy = bagpipes.model_galaxy(components[0], spec_wavs=wide)
         to_ages = _bins_to_ages(galaxy.stellar)
         for row in components:
@@ -112,14 +110,14 @@ def bagpipes_galaxies(
     return Galaxies(*(np.array(part) for part in zip(*found, strict=True)))
 
 
-def _components(row: np.ndarray, nebular: bool, dust: str) -> dict[str, Any]:
+def _components(row: np.ndarray, nebular: bool) -> dict[str, Any]:
     logmass, logzsol, dust2, tage, logtau = row
     components: dict[str, Any] = {
         "redshift": 0.0,
         "t_bc": _FULL_GAS,
         "veldisp": 350.0,
         "delayed": {"age": tage, "tau": 10**logtau, "massformed": logmass, "metallicity": 10**logzsol},
-        "dust": {"type": dust, "Av": 2.5 * np.log10(np.e) * dust2, "eta": 1.0},
+        "dust": {"type": "Calzetti", "Av": 2.5 * np.log10(np.e) * dust2, "eta": 1.0},
     }
     if nebular:
         components["nebular"] = {"logU": -2.0}

@@ -16,9 +16,12 @@ from prospect.sources.constants import cosmo, lsun, pc
 from scipy.integrate import quad_vec
 from scipy.ndimage import gaussian_filter1d
 
+from digs_survey.config import ModelConfig
+from digs_survey.parameters import Prior
 from digs_survey.spectra import WavelengthGrid, air_to_vacuum, vacuum_to_air
 from digs_survey.sps.bc03 import BC03Basis, _line_profiles, bc03_files
 from digs_survey.sps.grid import SSPGrid
+from digs_survey.sps.prospector import ProspectorSimulator
 
 METALLICITIES = np.array([0.005, 0.02, 0.2, 0.4, 1.0, 2.5, 5.0])
 """Nodes of the grids in solar units; between them bagpipes is linear in Z, and Prospector in log Z."""
@@ -62,6 +65,18 @@ def one_line(grid: SSPGrid, centre: float) -> tuple[BC03Basis, Callable[[np.ndar
     return basis, luminosity
 
 
+def share_of_a_line(resampling: str, offset: float) -> float:
+    """Share of the flux of a galaxy which shines in Hbeta alone that a grid of 50 Angstrom holds.
+
+    One of its centres lies ``offset`` Angstrom from the line.
+    """
+    grid = WavelengthGrid(HBETA + offset + 50.0 * np.arange(-2, 3))
+    model, row = ModelConfig.model_validate({"resampling": resampling}), np.array([10.0, 0.0, 0.3, 0.02, 0.0])
+    simulator = ProspectorSimulator(model, Prior(), grid)
+    simulator.sps, luminosity = one_line(simulator.sps.grid, HBETA)
+    return float(simulator.spectrum(row).sum() * 50 * sphere(model.zred) / luminosity(row))
+
+
 def composed_galaxy(row: np.ndarray, grid: WavelengthGrid, *, sigma_kms: float = 350.0) -> np.ndarray:
     """Spectrum (element,) in erg/s/Angstrom of theta (5,), composed from the files by other means than the package's.
 
@@ -69,22 +84,13 @@ def composed_galaxy(row: np.ndarray, grid: WavelengthGrid, *, sigma_kms: float =
     Calzetti et al. 2000, ApJ 533, 682, eqs. 2 to 4. Vacuum grid, gas_logu = -2.
     """
     logmass, logzsol, dust2, tage, logtau = row
-    upper = int(np.clip(np.searchsorted(np.log10(METALLICITIES), logzsol), 1, METALLICITIES.size - 1))
-    span = np.log10(METALLICITIES[upper] / METALLICITIES[upper - 1])
-    share = (logzsol - np.log10(METALLICITIES[upper - 1])) / span
+    nodes = np.log10(METALLICITIES)
+    upper = int(np.clip(np.searchsorted(nodes, logzsol), 1, nodes.size - 1))
+    share = (logzsol - nodes[upper - 1]) / (nodes[upper] - nodes[upper - 1])
     low, high = grid.edges[0] - 300, grid.edges[-1] + 300
-    spectrum, lines = 0.0, 0.0
-    for node, weight in ((upper - 1, 1 - share), (upper, share)):
-        wave, line_wave, ages, table, young, gas, glow = _populations(node, low, high)
-        formed = quad_vec(lambda t: t * np.exp(-t / 10**logtau), 0, tage, epsrel=1e-10)[0]
-
-        def rate(age):
-            return (tage - age) * np.exp(-(tage - age) / 10**logtau) / formed  # noqa: B023
-
-        knots = np.concatenate([ages, young])
-        knots = knots[knots < tage]
-        spectrum += weight * _integral(lambda a: rate(a) * (_at(a, ages, table) + _at(a, young, gas)), knots, tage)  # noqa: B023
-        lines += weight * _integral(lambda a: rate(a) * _at(a, young, glow), knots, tage)  # noqa: B023
+    wave, line_wave, *poor = _composed(upper - 1, tage, 10**logtau, low, high)
+    _, _, *rich = _composed(upper, tage, 10**logtau, low, high)
+    spectrum, lines = ((1 - share) * a + share * b for a, b in zip(poor, rich, strict=True))
     smooth_wave = np.exp(np.arange(np.log(wave[0]), np.log(wave[-1]), 10 / C_KMS))
     smooth = gaussian_filter1d(
         np.interp(smooth_wave, wave, spectrum * np.exp(-dust2 * calzetti_2000(wave))), sigma_kms / 10, truncate=8
@@ -95,6 +101,26 @@ def composed_galaxy(row: np.ndarray, grid: WavelengthGrid, *, sigma_kms: float =
     ends = grid.edges
     means = [mean_between(smooth_wave, smooth, a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
     return np.array(means) * 10**logmass * LSUN_BC03
+
+
+def _composed(node: int, tage: float, tau: float, low: float, high: float) -> tuple[np.ndarray, ...]:
+    """Wavelengths, wavelengths of the lines, spectrum and luminosities of the lines at one metallicity, no dust."""
+    wave, line_wave, ages, table, young, gas, glow = _populations(node, low, high)
+    edges = np.unique(np.concatenate([[0.0], ages[ages < tage], young[young < tage], [tage]]))
+
+    def rate(age: float) -> float:
+        return (tage - age) * np.exp(-(tage - age) / tau)
+
+    def integral(population: Callable[[float], Any]) -> Any:
+        pieces = zip(edges[:-1], edges[1:], strict=True)
+        return sum(
+            quad_vec(lambda age: rate(age) * population(age), *ends, epsrel=1e-6, quadrature="gk15")[0]
+            for ends in pieces
+        )
+
+    formed = integral(lambda age: 1.0)
+    spectrum = integral(lambda age: _at(age, ages, table) + _at(age, young, gas))
+    return wave, line_wave, spectrum / formed, integral(lambda age: _at(age, young, glow)) / formed
 
 
 def _populations(node: int, low: float, high: float) -> tuple[np.ndarray, ...]:
@@ -125,13 +151,6 @@ def _at(age: float, ages: np.ndarray, table: np.ndarray) -> np.ndarray:
     position = np.interp(np.log(age), np.log(ages), np.arange(ages.size)) if age > 0 else 0.0
     lower = min(int(position), ages.size - 2)
     return table[lower] * (lower + 1 - position) + table[lower + 1] * (position - lower)
-
-
-def _integral(integrand: Any, knots: np.ndarray, end: float) -> np.ndarray:
-    edges = np.unique(np.concatenate([[0.0], knots, [end]]))
-    return sum(
-        quad_vec(integrand, a, b, epsrel=1e-6, quadrature="gk15")[0] for a, b in zip(edges[:-1], edges[1:], strict=True)
-    )
 
 
 def calzetti_2000(wavelength: np.ndarray) -> np.ndarray:

@@ -16,9 +16,8 @@ from references import (
     hdelta_a,
     mean_between,
     of_line,
-    one_line,
     photon_balance,
-    sphere,
+    share_of_a_line,
 )
 
 from digs_survey.config import GridConfig, ModelConfig
@@ -87,7 +86,7 @@ def test_maggies_are_the_flux_density(simulator):
     np.testing.assert_allclose(per_angstrom, expected, rtol=1e-4)
     rest, lnu, _ = simulator.sps.get_galaxy_spectrum(logzsol=0.0, dust2=0.4, tage=2.0, tau=1.0)
     distance = WMAP9.luminosity_distance(simulator.config.zred).to_value("cm")
-    # Between bands whose ends no line is near, across which smoothing would carry it.
+    # A band with no line near its ends, over which smoothing would carry light.
     band = mean_between(rest, lnu, 6000, 7000) * 3.846e33 * 1e10 / (4 * np.pi * distance**2) / 3.631e-20
     assert mean_between(wave, maggies, 6000, 7000) == pytest.approx(band, rel=1e-4)
 
@@ -256,23 +255,12 @@ def test_rebinning_conserves_flux():
     assert (coarse * 50).sum() == pytest.approx((fine * 0.5).sum(), rel=1e-6)
 
 
-def recovered(resampling, offset):
-    """Share of the flux of a galaxy that shines in Hbeta alone which a grid of 50 Angstrom holds.
-
-    One of its centres lies ``offset`` from the line.
-    """
-    grid = WavelengthGrid(HBETA + offset + 50.0 * np.arange(-3, 4))
-    simulator = ProspectorSimulator(ModelConfig(resampling=resampling), PRIOR, grid)
-    simulator.sps, luminosity = one_line(simulator.sps.grid, HBETA)
-    return simulator.spectrum(theta()).sum() * 50 * sphere(simulator.config.zred) / luminosity(theta())
-
-
 def test_point_sampling_sees_a_line_only_near_a_grid_point():
     """As in the paper's code; a line has sigma 350 km/s, 5.7 Angstrom."""
     sigma = 350 / 2.998e5 * HBETA
     for offset in (0.0, 8.0, 16.0, 25.0):
-        assert recovered("mean", offset) == pytest.approx(1, abs=1e-4)
+        assert share_of_a_line("mean", offset) == pytest.approx(1, abs=1e-4)
         expected = 50 / (np.sqrt(2 * np.pi) * sigma) * np.exp(-0.5 * (offset / sigma) ** 2)
-        assert recovered("point", offset) == pytest.approx(expected * (1 + (offset == 25)), rel=0.02, abs=1e-4)
-    assert recovered("point", 0.0) > 3.4
-    assert recovered("point", 25.0) < 1e-3
+        assert share_of_a_line("point", offset) == pytest.approx(expected * (1 + (offset == 25)), rel=0.02, abs=1e-4)
+    assert share_of_a_line("point", 0.0) > 3.4
+    assert share_of_a_line("point", 25.0) < 1e-3
