@@ -28,7 +28,7 @@ class SSPGrid:
     spectra : ndarray, shape (metallicity, age, wavelength)
         Stellar luminosity density in Lsun/Angstrom/Msun.
     living_fraction : ndarray, shape (metallicity, age)
-        Stellar mass (remnants included) that survives of each solar mass formed.
+        Stellar mass that survives of each solar mass formed; the files of ``bc03`` leave remnants out.
     gas_log_z : ndarray, shape (gas metallicity,)
         Nodes of the gas, increasing. From every ``gas_degree``-th to the next lies a panel of equal steps.
     gas_degree : int

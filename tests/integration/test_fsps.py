@@ -10,6 +10,10 @@ import sys
 
 import numpy as np
 import pytest
+from references import dn4000, hdelta_a
+from scipy.ndimage import gaussian_filter1d
+
+from digs_survey.sps.bc03 import read_bc03
 
 pytestmark = [
     pytest.mark.slow,
@@ -48,9 +52,20 @@ try:
     refused = ""
 except ConfigError as error:
     refused = str(error)
+
+young = {**params, "logzsol": 0.0, "gas_logz": 0.0, "tage": 0.02, "tau": 1.0, "dust2": 0.0}
+glow, bare = (fsps.sps.get_galaxy_spectrum(**{**young, "add_neb_emission": on})[1].copy() for on in (True, False))
+ssp = fsps.sps.ssp
+for name, value in {"sfh": 0, "tage": 0.0, "dust2": 0.0, "add_neb_emission": True}.items():
+    ssp.params[name] = value
+decrement = ssp.emline_luminosity[:, [abs(ssp.emline_wavelengths - w).argmin() for w in (6564.6, 4862.7)]]
+ssp.params["add_neb_emission"] = False
+simple = [(ssp.get_spectrum(peraa=True)[1].copy(), ssp.stellar_mass.copy())
+          for ssp.params["logzsol"] in (-0.7, 0.0)]
 np.savez(sys.argv[1], fsps=spectra, bc03=bc03.spectra(rows), libraries=status.libraries,
          settings=json.dumps(settings), wave=wave, depth=-np.log(dusty / clear), curve=calzetti_curve(wave),
-         refused=refused)
+         refused=refused, gas=glow - bare, decrement=decrement, log_age=ssp.ssp_ages,
+         simple=[s for s, _ in simple], mass=[m for _, m in simple])
 """
 
 
@@ -99,6 +114,69 @@ def test_both_sources_have_the_same_dust(results):
 
 def test_a_prior_beyond_the_isochrones_is_refused(results):
     assert "source 'fsps' covers -2.5 to 0.5" in str(results["refused"])
+
+
+# What follows has room for the stand-in data, which are approximate.
+
+
+def test_lines_are_at_vacuum_wavelengths(results):
+    wave, flux = results["wave"], results["gas"]
+    for centre in (4862.68, 5008.24, 6564.61):
+        near = np.abs(wave - centre) < 6
+        x, y = wave[near], flux[near] - np.interp(wave[near], wave[near][[0, -1]], flux[near][[0, -1]])
+        assert np.trapezoid(x * y, x) / np.trapezoid(y, x) == pytest.approx(centre, abs=0.15)
+
+
+@pytest.mark.parametrize("low", [4000, 4800, 5500, 6400])
+def test_stars_of_both_sources_are_at_the_same_wavelengths(results, low):
+    """Old solar stars without their continua, cross-correlated; vacuum and air are 83 km/s apart."""
+    wave = np.geomspace(low, 1.14 * low, 6000)
+    bc03 = read_bc03(np.geomspace(low - 30, 1.14 * low + 30, 8192), nebular=False)
+    ours = np.interp(wave, bc03.wavelength, bc03.spectra[4, np.searchsorted(bc03.log_age, 10.0)])
+    theirs = results["simple"][1][np.searchsorted(results["log_age"], 10.0)]
+
+    def features(flux):
+        smooth = gaussian_filter1d(flux, 10)
+        return (smooth / gaussian_filter1d(smooth, 300))[600:-600]
+
+    velocity = np.arange(-100.0, 101.0, 2.0)
+    alike = [
+        np.corrcoef(features(ours), features(np.interp(wave * (1 + v / 299_792), results["wave"], theirs)))[0, 1]
+        for v in velocity
+    ]
+    assert max(alike) > 0.98
+    assert abs(velocity[np.argmax(alike)]) < 15
+
+
+def test_balmer_decrement_before_dust(results):
+    alpha, beta = results["decrement"].T
+    # FSPS's solar gas holds grains and metals and is cool (Byler et al. 2017, ApJ 840, 44): 3.02 to 3.07.
+    np.testing.assert_allclose((alpha / beta)[results["log_age"] < 7], 3.04, atol=0.08)
+
+
+def test_surviving_mass_holds_remnants(results):
+    """Kroupa IMF: some 0.6 of the mass is left after 10 Gyr as stars and remnants; bc03 counts the stars alone."""
+    at = {age: int(np.abs(results["log_age"] - age).argmin()) for age in (6.0, 8.0, 10.0)}
+    for mass in results["mass"]:
+        assert mass[at[6.0]] == pytest.approx(1, abs=0.02)
+        assert 0.7 < mass[at[8.0]] < 0.85
+        assert 0.55 < mass[at[10.0]] < 0.65
+
+
+def test_the_break_and_hdelta_move_with_age(results):
+    """As in tests/integration/test_fidelity_physics.py, with room for other tracks and libraries."""
+    ages = results["log_age"]
+    for populations in results["simple"]:
+        index = np.array([dn4000(results["wave"], flux) for flux in populations])
+        balmer = np.array([hdelta_a(results["wave"], flux) for flux in populations])
+        at = [int(np.abs(ages - age).argmin()) for age in (7.0, 8.0, 8.5, 9.0, 9.5, 10.0)]
+        assert (np.diff(index[at]) > 0).all()
+        assert 0.9 < index[at[0]] < 1.15
+        assert 1.5 < index[at[-1]] < 2.3
+        old = ages > 7.5
+        assert 8.0 < ages[old][balmer[old].argmax()] < 8.9
+        assert 7 < balmer[old].max() < 12
+        assert balmer[at[-1]] < 1
 
 
 @pytest.mark.parametrize(
