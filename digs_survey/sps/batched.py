@@ -165,9 +165,9 @@ class BatchedModel:
         -------
         dict of ndarray, each (n,)
             ``surviving_mass``: stars that are left, in Msun, with remnants if the source is FSPS.
-            ``mass_weighted_age``: mean age of the mass formed, in Gyr. ``sfr_10``, ``sfr_100``: mean star formation rate
-            over the last 10 and 100 Myr in Msun/yr (mass formed since over the whole time, also where the galaxy is
-            younger).
+            ``mass_weighted_age``: mean age of the mass formed, in Gyr. ``sfr_10``, ``sfr_100``: mean star formation
+            rate over the last 10 and 100 Myr in Msun/yr (mass formed since over the whole time, also where the
+            galaxy is younger).
 
         Raises
         ------
