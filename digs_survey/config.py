@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from digs_survey.configtypes import Count, Fraction, Positive, Section
 from digs_survey.errors import ConfigError
+from digs_survey.noiseconfig import MissingConfig, NoiseConfig
 from digs_survey.parameters import PARAMETERS, Prior
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "GridConfig",
     "MCMCConfig",
     "MapConfig",
+    "MissingConfig",
     "ModelConfig",
     "NoiseConfig",
     "SimulateConfig",
@@ -36,17 +39,10 @@ __all__ = [
     "presets",
 ]
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
 ResolvingPower = Annotated[float, Field(ge=10.0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
-
-
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """What makes the spectra."""
 
     source: Literal["bc03", "fsps"] = "bc03"
@@ -91,7 +87,7 @@ class ModelConfig(_Section):
         return self
 
 
-class GridConfig(_Section):
+class GridConfig(Section):
     """Wavelength grid, used where no catalog gives one; element centres, both ends included."""
 
     start_angstrom: Positive = 3060.0
@@ -107,25 +103,7 @@ class GridConfig(_Section):
         return self
 
 
-class NoiseConfig(_Section):
-    """The survey's noise, drawn on simulations and used by every likelihood."""
-
-    kind: Literal["fractional", "catalog"] = "fractional"
-    """A fraction of the flux; or the catalog's own ivar (rows drawn at random) with that fraction added
-    in quadrature."""
-    fraction: Positive = 0.05
-    """Standard deviation as a fraction of the flux."""
-    space: Literal["flux", "log10"] = "flux"
-    """Where fractional noise is Gaussian: in flux, or (the paper's code) in log10 flux."""
-
-    @model_validator(mode="after")
-    def _spaces(self) -> NoiseConfig:
-        if self.kind == "catalog" and self.space != "flux":
-            raise ValueError("kind = 'catalog' is Gaussian in flux; expected space = 'flux'")
-        return self
-
-
-class SimulateConfig(_Section):
+class SimulateConfig(Section):
     """How many noiseless spectra to compute."""
 
     simulations: Count = 60_000
@@ -135,13 +113,13 @@ class SimulateConfig(_Section):
     "auto" takes batches and lets Prospector compute one in a hundred (at least 200) beside them as a check."""
 
 
-class AugmentConfig(_Section):
+class AugmentConfig(Section):
     """The stage that writes noisy pairs to disk (training draws fresh noise and does not need it)."""
 
     draws_per_spectrum: Count = 4
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """The neural posterior estimator and its training."""
 
     hidden_features: Count = 64
@@ -168,7 +146,7 @@ class TrainConfig(_Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
-class MapConfig(_Section):
+class MapConfig(Section):
     """Applying the frozen posterior to every row."""
 
     draws: Annotated[int, Field(ge=16)] = 1_000
@@ -190,8 +168,8 @@ class MapConfig(_Section):
         return self
 
 
-class MCMCConfig(_Section):
-    """emcee with Prospector's likelihood, one galaxy a job."""
+class MCMCConfig(Section):
+    """emcee on Prospector's spectra with the survey's noise, one galaxy a job."""
 
     walkers: Annotated[int, Field(ge=12)] = 32
     burn_in: tuple[Count, ...] = (250,)
@@ -206,7 +184,7 @@ class MCMCConfig(_Section):
     with two fifths of differential evolution."""
 
 
-class AuditConfig(_Section):
+class AuditConfig(Section):
     """The sampled subset that checks the posterior, and what it costs."""
 
     galaxies: Count = 4
@@ -218,14 +196,14 @@ class AuditConfig(_Section):
     mcmc: MCMCConfig = MCMCConfig()
 
 
-class Bounds(_Section):
+class Bounds(Section):
     """Bounds of a uniform prior, in the parameter's own unit."""
 
     low: float
     high: float
 
 
-class SurveyConfig(_Section):
+class SurveyConfig(Section):
     """Everything that decides a run's results; see ``catalogs/*.toml`` for presets."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 2022

@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tomli_w
+import zarr
 from filelock import FileLock, Timeout
 
 from digs_survey import __version__
 from digs_survey.catalog import Catalog, validate_catalog
 from digs_survey.config import SurveyConfig, load_config
 from digs_survey.errors import CatalogError, RunDirectoryError
-from digs_survey.infer.prepare import prepare, require_rest_frame
+from digs_survey.infer.prepare import require_rest_frame
+from digs_survey.infer.survey_noise import survey_noise
 from digs_survey.manifest import RunManifest, versions
 from digs_survey.progress import ProgressReporter
-from digs_survey.simulate.noise import NoiseModel, catalog_noise_table
+from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.storage import Ledger, read_json, remove, write_text
 
@@ -41,7 +42,8 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
 }
 """What each stage leaves in the run directory."""
 
-_NOISE_BLOCKS, _NOISE_BLOCK_ROWS = 16, 256
+_NOISE_TRIAL_ROWS, _MUCH_NEGATIVE = 2_000, 0.01
+"""Simulations on which the noise is tried, and the share of negative elements from which on that is told."""
 
 
 @dataclass
@@ -90,8 +92,9 @@ class Survey:
             opened = Catalog.open(catalog)
             grid = opened.grid
             self._record_catalog(opened)
-        elif self.config.noise.kind == "catalog":
-            raise CatalogError("noise.kind = 'catalog' needs a catalog: digs-survey simulate CATALOG.zarr ...")
+        elif self.config.noise.needs_catalog:
+            raise self._no_catalog()
+        self.config.noise.check_elements(len(grid))
         check_line_spread(self.config.model, grid)
         settings = self.config.simulate
         key = self._key("model", "prior", "simulate") | {"grid": _grid_key(grid)}
@@ -119,14 +122,18 @@ class Survey:
         simulations = self._needs("simulate", "simulations.zarr")
         draws = self.config.augment.draws_per_spectrum
         total = self.config.simulate.simulations * draws
-        key = self._key("noise", "augment") | {"simulations": self._simulations_hash()}
+        noise = self._noise(simulations)
+        key = self._key("noise", "augment") | {
+            "simulations": self._simulations_hash(),
+            "noise_table": noise.to_dict()["table"],
+        }
         ledger = Ledger(self.run_dir / "ledger" / "augment")
         with self._stage("augment", key, total, "pairs") as todo:
             if todo:
                 augment(
                     simulations,
                     self.run_dir / "pairs.zarr",
-                    self._noise(),
+                    noise,
                     draws_per_spectrum=draws,
                     seed=self.config.seed,
                     ledger=ledger,
@@ -141,11 +148,11 @@ class Survey:
         from digs_survey.estimator.train import train
 
         simulations = self._needs("simulate", "simulations.zarr")
-        noise = self._noise()
+        noise = self._noise(simulations)
         data_hash = self._simulations_hash()
         key = self._key("prior", "noise", "train") | {
             "simulations": data_hash,
-            "noise_table": _table_key(noise),
+            "noise_table": noise.to_dict()["table"],
         }
         with self._stage("train", key, self.config.train.epochs, "epochs") as todo:
             if todo:
@@ -269,7 +276,7 @@ class Survey:
             self.progress.say(f"{name}: done already")
             yield _Todo(None, lambda count: None)
             return
-        write_text(self.run_dir / "config.toml", tomli_w.dumps(self.config.model_dump(mode="json")))
+        write_text(self.run_dir / "config.toml", tomli_w.dumps(self.config.model_dump(mode="json", exclude_none=True)))
         self.manifest.describe_run(
             digs_survey=__version__,
             seed=self.config.seed,
@@ -301,25 +308,27 @@ class Survey:
             self.run_dir / "simulations.zarr", Ledger(self.run_dir / "ledger" / "simulate").records()
         )
 
-    def _noise(self) -> NoiseModel:
-        if self.config.noise.kind == "fractional":
-            return NoiseModel.from_config(self.config.noise)
-        catalog = Catalog.open(Path(self.manifest.data["inputs"]["catalog"]["path"]))
-        return survey_noise(self.config, catalog)
+    def _noise(self, simulations: Path) -> NoiseModel:
+        flux: Any = zarr.open_group(str(simulations), mode="r")["flux"]
+        self.config.noise.check_elements(flux.shape[1])
+        noise = NoiseModel.from_config(self.config.noise)
+        if self.config.noise.needs_catalog:
+            entry = self.manifest.data["inputs"].get("catalog")
+            if entry is None:
+                raise self._no_catalog()
+            noise = survey_noise(self.config, Catalog.open(Path(entry["path"])))
+        negative = noise.negative_share(flux[:_NOISE_TRIAL_ROWS])
+        if negative > _MUCH_NEGATIVE:
+            self.progress.say(
+                f"noise: it makes {negative:.0%} of the simulations' elements negative, where log10 flux tells the "
+                "network nothing; a prior nearer to the survey's brightness, or other noise settings, would help"
+            )
+        return noise
 
-
-def survey_noise(config: SurveyConfig, catalog: Catalog) -> NoiseModel:
-    """Return the noise that a catalog's own inverse variances describe, from blocks of rows spread over it."""
-    bare = NoiseModel.from_config(config.noise)
-    last = max(0, catalog.n_rows - _NOISE_BLOCK_ROWS)
-    tables, goods = [], []
-    for start in np.unique(np.linspace(0, last, _NOISE_BLOCKS).astype(int)):
-        raw = catalog.rows(int(start), min(catalog.n_rows, int(start) + _NOISE_BLOCK_ROWS))
-        rows = prepare(raw, catalog.grid.frame, config.model.zred, config.map.min_good_fraction)
-        tables.append(np.asarray(bare.relative_of(rows.flux, rows.ivar, rows.good)))
-        goods.append(rows.good)
-    table = catalog_noise_table(np.concatenate(tables), np.concatenate(goods), config.seed)
-    return NoiseModel.from_config(config.noise, table)
+    def _no_catalog(self) -> CatalogError:
+        kind = self.config.noise.kind
+        hint = " (or noise.sigma_flam)" if kind == "constant" else ""
+        return CatalogError(f"noise.kind = {kind!r} needs a catalog{hint}: digs-survey simulate CATALOG.zarr ...")
 
 
 @dataclass
@@ -336,12 +345,6 @@ class _Todo:
 def _grid_key(grid: WavelengthGrid) -> str:
     digest = hashlib.sha256(grid.wavelength.tobytes()).hexdigest()[:12]
     return f"{grid} ({digest})"
-
-
-def _table_key(noise: NoiseModel) -> str | None:
-    if noise.relative is None:
-        return None
-    return hashlib.sha256(np.ascontiguousarray(noise.relative).tobytes()).hexdigest()
 
 
 @contextmanager

@@ -19,7 +19,6 @@ import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-from scipy.special import ndtri
 
 from digs_survey.errors import RunDirectoryError
 from digs_survey.infer.percentiles import draw_quantiles
@@ -176,8 +175,8 @@ def calibrate_posterior(
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
         clean = np.asarray(flux[start:stop], dtype=float)
-        random = row_uniforms(seed, "noise/calibration", start, stop, 1 + clean.shape[1])
-        noisy = noise.perturb(clean, ndtri(random[:, 1:]), noise.pick(random[:, 0]))
+        random = row_uniforms(seed, "noise/calibration", start, stop, noise.columns(clean.shape[1]))
+        noisy = noise.from_uniform(clean, random)
         truth = np.asarray(theta[start:stop], dtype=float)
         parts.append(calibrate(truth, posterior.sample(noisy, draws), quantiles))
     return Calibration(

@@ -48,8 +48,8 @@ class GalaxyJob:
     flux, good : ndarray, shape (wavelength,)
         The prepared observation: f_lambda in erg/s/cm2/Angstrom at the reference distance, and which
         elements count.
-    relative : ndarray, shape (wavelength,), or None
-        For catalog noise: 1-sigma error over flux.
+    errors : ndarray, shape (terms, wavelength), or None
+        For catalog noise: its errors, as :meth:`~digs_survey.simulate.noise.NoiseModel.errors_of` gives them.
     start : ndarray, shape (draw, parameter)
         Draws of the neural posterior, from which walkers start.
     predictive : ndarray, shape (spectrum, parameter)
@@ -59,7 +59,7 @@ class GalaxyJob:
     row: int
     flux: NDArray[np.float64]
     good: NDArray[np.bool_]
-    relative: NDArray[np.float64] | None
+    errors: NDArray[np.float64] | None
     start: NDArray[np.float64]
     predictive: NDArray[np.float64]
 
@@ -142,9 +142,7 @@ def mcmc_draw_count(config: MCMCConfig) -> int:
 
 def fit_with(simulator: Simulator, setup: FitSetup, job: GalaxyJob) -> GalaxyFit:
     """Run the chain of one galaxy, and compute the spectra of its posterior draws."""
-    posterior = ProspectorPosterior(
-        simulator, setup.noise, setup.prior, setup.grid.wavelength, job.flux, job.good, job.relative
-    )
+    posterior = ProspectorPosterior(simulator, setup.noise, setup.prior, job.flux, job.good, job.errors)
     start = start_points(job.start, setup.prior, setup.mcmc.walkers, _seed(setup.seed, "start", job.row))
     chain = run_chain(posterior, start, setup.mcmc, _seed(setup.seed, "mcmc", job.row))
     rng = np.random.default_rng(_seed(setup.seed, "thin", job.row))

@@ -1,9 +1,9 @@
-"""Prospector's likelihood of one galaxy under our prior, as emcee calls it."""
+"""The posterior of one galaxy as emcee calls it: Prospector's spectrum, the survey's noise and our prior."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,23 +25,23 @@ class Simulator(Protocol):
 
 
 class ProspectorPosterior:
-    """Log posterior density of one galaxy: ``prospect.likelihood.lnlike_spec`` plus the prior.
+    """Log posterior density of one galaxy.
 
-    Prospector's likelihood takes one uncertainty for an element; here it is set, for each theta, from
-    the noise about the *model's* flux, so that it is the density that simulations were drawn from. Noise
-    that is Gaussian in log10 flux is passed in log10 quantities.
+    The likelihood is that of the noise about the *model's* flux, the density that simulations were drawn
+    from. Where noise is white it is also what ``prospect.likelihood.lnlike_spec`` gives for that uncertainty
+    (in log10 quantities, if it is Gaussian there); a test holds the two together.
 
     Parameters
     ----------
     simulator : Simulator
     noise : NoiseModel
     prior : Prior
-    wavelength, flux : array_like, shape (wavelength,)
+    flux : array_like, shape (wavelength,)
         The observation, in the simulator's unit.
     good : array_like of bool, shape (wavelength,)
         Elements that count; positive flux is expected of them where noise is Gaussian in log10 flux.
-    relative : array_like, shape (wavelength,), optional
-        For catalog noise: the observation's 1-sigma error over its flux.
+    errors : array_like, shape (terms, wavelength), optional
+        For catalog noise: the observation's own.
     """
 
     def __init__(
@@ -49,32 +49,14 @@ class ProspectorPosterior:
         simulator: Simulator,
         noise: NoiseModel,
         prior: Prior,
-        wavelength: ArrayLike,
         flux: ArrayLike,
         good: ArrayLike,
-        relative: ArrayLike | None = None,
+        errors: ArrayLike | None = None,
     ) -> None:
-        from prospect.likelihood import lnlike_spec
-
-        self._lnlike_spec = lnlike_spec
         self._predict, self._noise = simulator.spectrum, noise
         self._low, self._high = prior.low, prior.high
         self._log_prior = float(prior.log_prob(0.5 * (prior.low + prior.high)))
-        self._good = np.flatnonzero(np.asarray(good, dtype=bool))
-        observed = np.asarray(flux, dtype=float)[self._good]
-        self._relative = None if relative is None else np.asarray(relative, dtype=float)[self._good]
-        self._obs: dict[str, Any] = {
-            "wavelength": np.asarray(wavelength, dtype=float)[self._good],
-            "mask": slice(None),
-        }
-        self._constant = 0.0
-        if noise.space == "log10":
-            self._obs["spectrum"] = np.log10(observed)
-            self._obs["unc"] = np.full(observed.size, math.log10(1 + noise.fraction))
-            # From a density per dex to one per unit of flux, as NoiseModel.log_likelihood has it.
-            self._constant = -float(np.log(observed * math.log(10)).sum())
-        else:
-            self._obs["spectrum"] = observed
+        self._flux, self._good, self._errors = flux, good, errors
 
     def __call__(self, theta: NDArray[np.float64]) -> float:
         """Log density at theta (parameter,); -inf outside the prior, where the model is not asked."""
@@ -84,10 +66,4 @@ class ProspectorPosterior:
 
     def log_likelihood(self, spectrum: NDArray[np.float64]) -> float:
         """Log-likelihood of a model's spectrum (wavelength,); -inf where it is not positive and finite."""
-        model = spectrum[self._good]
-        if not (np.isfinite(model).all() and (model > 0).all()):
-            return -math.inf
-        if self._noise.space == "log10":
-            return self._constant + float(self._lnlike_spec(np.log10(model), obs=self._obs))
-        unc = self._noise.sigma(model, self._relative)
-        return float(self._lnlike_spec(model, obs={**self._obs, "unc": unc}))
+        return float(self._noise.log_likelihood(self._flux, spectrum, self._good, self._errors))

@@ -119,8 +119,8 @@ def _digest(setup: FitSetup, job: GalaxyJob) -> str:
         ],
         sort_keys=True,
     )
-    relative = np.zeros(0) if job.relative is None else job.relative
-    arrays = (job.flux, job.good, relative, job.start, job.predictive)
+    errors = np.zeros(0) if job.errors is None else job.errors
+    arrays = (job.flux, job.good, errors, job.start, job.predictive)
     return checksum(np.frombuffer(settings.encode(), dtype=np.uint8), *arrays)
 
 

@@ -2,54 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-if TYPE_CHECKING:
-    from digs_survey.simulate.noise import NoiseModel
-
-__all__ = ["BAND", "chi_square", "predictive_band", "residual_percent", "standard_residuals"]
+__all__ = ["BAND", "chi_square", "predictive_band", "residual_percent"]
 
 BAND = (0.16, 0.5, 0.84)
 
 
-def standard_residuals(
-    observed: ArrayLike,
-    model: ArrayLike,
-    noise: NoiseModel,
-    good: ArrayLike,
-    relative: ArrayLike | None = None,
-) -> NDArray[np.float64]:
-    """Residuals in units of the noise about the model: standard normal if the model is the truth.
-
-    Parameters
-    ----------
-    observed, model : array_like, shape (..., wavelength)
-    noise : NoiseModel
-        Where it is Gaussian in log10 flux, the residual is one of log10 flux.
-    good : array_like of bool, shape (..., wavelength)
-    relative : array_like, shape (..., wavelength), optional
-        For catalog noise: 1-sigma error over flux of the observation.
-
-    Returns
-    -------
-    ndarray of float64, shape (..., wavelength)
-        NaN where not good.
-    """
-    data, mean = np.asarray(observed, dtype=float), np.asarray(model, dtype=float)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        if noise.space == "log10":
-            residual = np.log(data / mean) / np.log1p(noise.fraction)
-        else:
-            width = None if relative is None else np.asarray(relative, dtype=float)
-            residual = (data - mean) / noise.sigma(mean, width)
-    return np.where(np.asarray(good, dtype=bool), residual, np.nan)
-
-
 def chi_square(residuals: ArrayLike) -> NDArray[np.float64]:
-    """Sum of squares (...) of standard residuals (..., wavelength) over the elements that are not NaN.
+    """Sum of squares (...) of independent standard residuals (..., wavelength) over the elements that are not NaN.
 
     NaN if no element is left.
     """

@@ -15,7 +15,7 @@ from digs_survey.audit.agreement import compare
 from digs_survey.audit.calibration import calibrate_posterior
 from digs_survey.audit.fit import FitSetup, GalaxyFit, GalaxyJob
 from digs_survey.audit.mcmc import fit_galaxies
-from digs_survey.audit.predictive import chi_square, residual_percent, standard_residuals
+from digs_survey.audit.predictive import chi_square, residual_percent
 from digs_survey.audit.results import write_audit
 from digs_survey.audit.sample import Sample, read_sample
 from digs_survey.audit.speedup import cost_summary
@@ -85,13 +85,13 @@ def run_audit(
     sample = read_sample(catalog, run_dir / "posterior.zarr", prior, config)
     seen = sample.prepared
     npe = posterior.sample(seen.flux, config.map.draws)
-    relative = noise.relative_of(seen.flux, seen.ivar, seen.good)
+    errors = noise.errors_of(seen.flux, seen.ivar, seen.good)
     jobs = [
         GalaxyJob(
             row=int(row),
             flux=seen.flux[i],
             good=seen.good[i],
-            relative=None if relative is None else relative[i],
+            errors=None if errors is None else errors[:, i],
             start=npe[i],
             predictive=npe[i, : settings.predictive_draws],
         )
@@ -105,9 +105,8 @@ def run_audit(
     agreement = compare(npe, galaxies["mcmc"], galaxies["converged"])
     galaxies |= {"shift_sigma": agreement.shift_sigma, "width_ratio": agreement.width_ratio}
     about = np.where(np.isfinite(galaxies["best_npe"]), galaxies["best_npe"], seen.flux)
-    galaxies["sigma"] = noise.sigma(about, relative)
-    residuals = standard_residuals(seen.flux, galaxies["best_npe"], noise, seen.good, relative)
-    galaxies["chi2"] = chi_square(residuals)
+    galaxies["sigma"] = noise.sigma(about, errors)
+    galaxies["chi2"] = chi_square(noise.residuals(seen.flux, galaxies["best_npe"], seen.good, errors))
     percent = np.abs(residual_percent(seen.flux, galaxies["best_npe"], seen.good))
     done = [job.row for job, fit in zip(jobs, fits, strict=True) if not fit.error]
     records = Ledger(folder / "ledger").records()

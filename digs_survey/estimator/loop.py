@@ -204,11 +204,16 @@ def _finite(loss: Tensor | float, epoch: int) -> float:
 
 
 def _noisy(spectra: Tensor, noise: NoiseModel, generator: torch.Generator) -> Tensor:
-    relative = None
-    if noise.kind == "catalog":
-        table = noise.pick(torch.rand(len(spectra), generator=generator).numpy())
-        relative = torch.as_tensor(table, dtype=torch.float32)
-    return noise.perturb(spectra, torch.randn(spectra.shape, generator=generator), relative)
+    rows, elements = spectra.shape
+    errors = None
+    if noise.config.kind != "fractional":
+        table = noise.pick(torch.rand(rows, generator=generator).numpy())
+        errors = torch.as_tensor(table, dtype=torch.float32)
+    noisy = noise.perturb(spectra, torch.randn(rows, noise.normals(elements), generator=generator), errors)
+    if not noise.config.missing.columns:
+        return noisy
+    lost = torch.rand(rows, noise.config.missing.columns, generator=generator)
+    return torch.from_numpy(noise.lose(noisy.numpy(), lost.numpy()))
 
 
 def _validation_set(config: SurveyConfig, spectra: Tensor, noise: NoiseModel) -> Tensor:

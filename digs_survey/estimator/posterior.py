@@ -56,9 +56,7 @@ class FrozenPosterior:
         self.arrays = arrays
         self.prior = Prior.from_dict(card["parameters"])
         self.grid = WavelengthGrid.from_dict(card["grid"])
-        self.noise = NoiseModel.from_config(
-            NoiseConfig.model_validate(card["noise"]), relative=arrays.get("noise.relative")
-        )
+        self.noise = NoiseModel.from_config(NoiseConfig.model_validate(card["noise"]), arrays.get("noise.table"))
         architecture = card["architecture"]
         tensors = {name: torch.as_tensor(value) for name, value in arrays.items()}
         self._features = Features(len(self.grid), architecture["components"], self.prior)
@@ -106,8 +104,8 @@ class FrozenPosterior:
             **{f"embedding.{k}": v.numpy() for k, v in estimator.flow.net._embedding_net.state_dict().items()},
             **{k: v.numpy() for k, v in MaskedFlow.from_sbi(estimator.flow).tensors().items()},
         }
-        if noise.relative is not None:
-            arrays["noise.relative"] = np.asarray(noise.relative, dtype=np.float32)
+        if noise.table is not None:
+            arrays["noise.table"] = np.asarray(noise.table, dtype=np.float32)
         card = {
             "format": FORMAT,
             "architecture": {

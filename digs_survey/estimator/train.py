@@ -108,10 +108,9 @@ def train(
 
 
 def _key(config: SurveyConfig, noise: NoiseModel, data_hash: str) -> str:
-    digest = hashlib.sha256(config.hash("seed", "train", "noise", "prior").encode())
+    digest = hashlib.sha256(config.hash("seed", "train", "prior").encode())
     digest.update(data_hash.encode())
-    if noise.relative is not None:
-        digest.update(np.ascontiguousarray(noise.relative).tobytes())
+    digest.update(json.dumps(noise.to_dict(), sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -150,7 +149,7 @@ def _ray_loop(settings: Mapping[str, Any]) -> None:
 
     config = SurveyConfig.model_validate_json(settings["config"])
     theta, flux = _read(Path(settings["simulations"]))
-    noise = NoiseModel.from_config(config.noise, settings["relative"])
+    noise = NoiseModel.from_config(config.noise, settings["noise_table"])
     fit(
         config,
         theta,
@@ -192,7 +191,7 @@ def _fit_on_ray(
             train_loop_config={
                 "config": config.model_dump_json(),
                 "simulations": str(Path(simulations).resolve()),
-                "relative": noise.relative,
+                "noise_table": noise.table,
                 "checkpoint": str(checkpoint.resolve()),
                 "key": key,
             },

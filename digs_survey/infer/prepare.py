@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from digs_survey.catalog import CatalogRows
 from digs_survey.errors import CatalogError
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
+from digs_survey.simulate.missing import fill_flux
 from digs_survey.validation import redshift_quality, usable_elements
 
 __all__ = ["PreparedRows", "prepare", "reference_factor", "require_rest_frame"]
@@ -124,13 +125,6 @@ def prepare(rows: CatalogRows, frame: str, zred: float, min_good_fraction: float
     lost = (quality & NO_POSTERIOR) != 0
     quality[~lost & ~good.all(axis=1)] |= QualityFlag.FILLED_ELEMENTS
     flux[lost] = 1.0
-    for row in np.flatnonzero(quality & QualityFlag.FILLED_ELEMENTS):
-        flux[row] = _fill(flux[row], good[row])
+    filled = (quality & QualityFlag.FILLED_ELEMENTS) != 0
+    flux[filled] = fill_flux(flux[filled], good[filled])
     return PreparedRows(flux, np.where(good, ivar, 0.0), good, quality)
-
-
-def _fill(flux: NDArray[np.float64], good: NDArray[np.bool_]) -> NDArray[np.float64]:
-    element = np.arange(flux.size)
-    filled = flux.copy()
-    filled[~good] = np.exp(np.interp(element[~good], element[good], np.log(flux[good])))
-    return filled

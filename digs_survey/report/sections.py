@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from digs_survey.config import NoiseConfig
 from digs_survey.parameters import PARAMETERS
 from digs_survey.quality import DESCRIPTIONS, NO_POSTERIOR
 from digs_survey.report.figures import agreement, calibration, survey
@@ -34,12 +35,7 @@ __all__ = [
 def facts(run: RunData) -> dict[str, Any]:
     """Return what was run: everything that names the catalog, the model and the code."""
     catalog = nested(run.manifest, "inputs", "catalog") or {}
-    config, noise = run.config, run.config.noise
-    kind = f"{100 * noise.fraction:g} % of the flux"
-    if noise.kind == "catalog":
-        kind = f"the catalog's inverse variances, with {kind} added in quadrature"
-    elif noise.space == "log10":
-        kind += ", Gaussian in log10 flux"
+    config = run.config
     return {
         "name": Path(str(catalog.get("path", "unknown"))).name,
         "catalog": str(catalog.get("path", "unknown")),
@@ -48,7 +44,7 @@ def facts(run: RunData) -> dict[str, Any]:
         "source": _source(run),
         "smoothing": describe(config.model),
         "nebular": config.model.nebular,
-        "noise": kind,
+        "noise": _noise(config.noise),
         "grid": str(_grid(run)) if run.card else "not known: there is no model/card.json",
         "prior": config.make_prior().parameters,
         "seed": run.manifest.get("seed", config.seed),
@@ -65,6 +61,31 @@ def facts(run: RunData) -> dict[str, Any]:
             if stage.get("status") != "done" and name != "report"
         },
     }
+
+
+def _noise(noise: NoiseConfig) -> str:
+    fraction = f"{100 * noise.fraction:g} % of the flux"
+    if noise.kind == "fractional":
+        text = fraction + (", Gaussian in log10 flux" if noise.space == "log10" else "")
+    else:
+        if noise.kind == "catalog":
+            text = "the catalog's inverse variances"
+            if noise.poisson_share is not None:
+                text += f", {100 * noise.poisson_share:g} % of them Poisson"
+        elif len(noise.sigma_flam) == 1:
+            text = f"{noise.sigma_flam[0]:g} erg/s/cm2/Å at any flux"
+        else:
+            text = f"constant in each element ({'given' if noise.sigma_flam else 'the median of the catalog'})"
+        if noise.fraction:
+            text += f", with {fraction} added in quadrature"
+    if len(noise.kernel) > 1:
+        text += f"; shared between neighbours by the kernel {', '.join(f'{weight:g}' for weight in noise.kernel)}"
+    missing = noise.missing
+    if missing.probability:
+        count = "a stretch" if missing.stretches == 1 else f"up to {missing.stretches} stretches"
+        text += f"; {100 * missing.probability:g} % of the simulations lack {count}"
+        text += f" of {missing.elements[0]} to {missing.elements[1]} elements"
+    return text
 
 
 def _source(run: RunData) -> str:

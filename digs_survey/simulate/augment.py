@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from digs_survey.errors import StageError
 from digs_survey.simulate.noise import NoiseModel
@@ -71,7 +70,6 @@ def augment(
         "draws_per_spectrum": draws_per_spectrum,
         "rows_per_shard": rows_per_shard,
         "noise": noise.to_dict(),
-        "noise_table": None if noise.relative is None else checksum(noise.relative),
         "simulations": simulations.attrs["recipe"],
     }
     _lay_out(out_path, recipe, ledger, simulations, pairs)
@@ -95,9 +93,9 @@ def _pairs(simulations: zarr.Group, noise: NoiseModel, draws: int, seed: int, ro
         raise StageError(
             f"augment: simulations {base.start} to {base.stop - 1} are not all there; finish the simulate stage first"
         )
-    uniform = row_uniforms(seed, "augment", rows.start, rows.stop, flux.shape[1] + 1)
+    uniform = row_uniforms(seed, "augment", rows.start, rows.stop, noise.columns(flux.shape[1]))
     local = simulation - base.start
-    noisy = noise.perturb(flux[local], ndtri(uniform[:, 1:]), noise.pick(uniform[:, 0]))
+    noisy = noise.from_uniform(flux[local], uniform)
     return {"theta": theta[local], "flux": noisy.astype(np.float32), "simulation": simulation}
 
 

@@ -1,147 +1,217 @@
 r"""The survey's noise: one distribution that simulations draw from and every likelihood evaluates.
 
-With :math:`f` the noiseless flux of an element, :math:`n` a standard normal and :math:`r` the setting
+With :math:`f` the noiseless flux of an element, :math:`e` a normal of unit variance and :math:`r` the setting
 ``fraction``:
 
-- fractional, in flux: :math:`x = f\,(1 + r\,n)`;
-- fractional, in log10 flux: :math:`x = f\,(1 + r)^n`, that is
-  :math:`\log_{10} x = \log_{10} f + n \log_{10}(1 + r)`;
-- catalog: :math:`x = f\,(1 + n \sqrt{r^2 + s^2})`, with :math:`s` the 1-sigma error relative to the flux
-  that an observed row has in that element.
+- fractional, in log10 flux: :math:`x = f\,(1 + r)^e`, that is
+  :math:`\log_{10} x = \log_{10} f + e \log_{10}(1 + r)`;
+- all others, in flux: :math:`x = f + \sigma(f)\,e`, with :math:`\sigma^2 = (r f)^2` and, in addition,
 
-The width depends on the model's flux, so that the normalisation is part of the likelihood.
+  - constant: :math:`s^2`, with :math:`s` the same for every spectrum at the distance of ``model.zred``;
+  - catalog: :math:`(f\,S/F)^2`, with :math:`F` and :math:`S` the flux and 1-sigma error that an observed row
+    has in that element;
+  - catalog with ``poisson_share`` :math:`p`: :math:`(1 - p)\,S^2 + p\,S^2 f / \max(F, S)`, read-out and sky at
+    any flux and photons in proportion to it. An :math:`F` below its own error tells nothing of the photons.
+
+:math:`e` is white, or correlated between elements by a short ``kernel``
+(:class:`~digs_survey.simulate.correlation.Correlation`). The width depends on the model's flux, so that the
+normalisation is part of the likelihood.
+
+Rows of a catalog are brought to the distance of ``model.zred``, :math:`S` with them. Constant noise therefore
+describes galaxies at one distance, or simulations as such; over a range of redshifts ``S`` is smaller for
+nearer galaxies, and catalog noise keeps that. Where errors do not shrink with the flux, noise makes the faint
+end of a wide mass prior negative: :meth:`NoiseModel.negative_share` tells how often.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtri
 
 from digs_survey.config import NoiseConfig
-from digs_survey.errors import CatalogError
+from digs_survey.simulate.correlation import Correlation
+from digs_survey.simulate.missing import fill_flux, missing_elements
+from digs_survey.simulate.noise_table import row_errors
+from digs_survey.storage import checksum
 
-__all__ = ["NoiseModel", "catalog_noise_table"]
+__all__ = ["NoiseModel"]
 
-_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
-_MIN_KNOWN = 0.5
-"""Share of a row's elements whose error must be known for the row to stand for the catalog's noise."""
+_LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True, eq=False)
 class NoiseModel:
-    """Gaussian noise, independent between elements.
+    """Gaussian noise, in flux or in log10 flux.
 
     Attributes
     ----------
-    kind : {"fractional", "catalog"}
-    fraction : float
-        1-sigma as a fraction of the flux; added in quadrature if ``kind`` is "catalog".
-    space : {"flux", "log10"}
-        Where the noise is Gaussian; "catalog" noise is Gaussian in flux.
-    relative : ndarray of float64, shape (rows, wavelength), or None
-        For ``kind="catalog"``: the table of 1-sigma errors relative to the flux that draws pick rows from.
+    config : NoiseConfig
+    table : ndarray of float64, shape (terms, rows, wavelength), or None
+        Errors that draws pick rows from, as :func:`~digs_survey.simulate.noise_table.noise_table` gives them;
+        one row for constant noise, None for fractional noise.
     """
 
-    kind: str
-    fraction: float
-    space: str
-    relative: NDArray[np.float64] | None = None
+    config: NoiseConfig
+    table: NDArray[np.float64] | None = None
 
     @classmethod
-    def from_config(cls, config: NoiseConfig, relative: ArrayLike | None = None) -> NoiseModel:
+    def from_config(cls, config: NoiseConfig, table: ArrayLike | None = None) -> NoiseModel:
         """Build the noise that a configuration describes.
 
         Parameters
         ----------
         config : NoiseConfig
-        relative : array_like, shape (rows, wavelength), optional
-            For ``kind="catalog"``: relative errors, as :func:`catalog_noise_table` gives them.
+        table : array_like, shape (terms, rows, wavelength), optional
+            Where ``config.needs_catalog``: what :func:`~digs_survey.simulate.noise_table.noise_table` gives.
+            Without it the noise cannot be drawn.
         """
-        if config.kind == "fractional" or relative is None:
-            return cls(config.kind, config.fraction, config.space)
-        table = np.array(relative, dtype=np.float64)
-        if table.ndim != 2 or table.size == 0 or not (np.isfinite(table) & (table >= 0)).all():
+        if config.sigma_flam:
+            table = np.reshape(config.sigma_flam, (1, 1, -1))
+        if config.kind == "fractional" or table is None:
+            return cls(config)
+        values = np.array(table, dtype=np.float64)
+        terms = 1 if config.poisson_share is None else 2
+        if (
+            values.ndim != 3
+            or len(values) != terms
+            or not values.size
+            or not (np.isfinite(values) & (values >= 0)).all()
+        ):
             raise ValueError(
-                "relative: expected (rows, wavelength) finite errors >= 0, found an array of shape "
-                f"{table.shape}; catalog_noise_table makes such a table"
+                f"table: expected ({terms}, rows, wavelength) finite errors >= 0, found an array of shape "
+                f"{values.shape}; noise_table makes such a table"
             )
-        table.setflags(write=False)
-        return cls(config.kind, config.fraction, config.space, table)
+        values.setflags(write=False)
+        return cls(config, values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a :class:`~digs_survey.config.NoiseConfig` holds; the table is an array of its own."""
-        return {"kind": self.kind, "fraction": self.fraction, "space": self.space}
+        """Return the configuration, with the checksum of the table in place of its numbers."""
+        return {
+            **self.config.model_dump(mode="json"),
+            "table": None if self.table is None else checksum(self.table),
+        }
 
-    def perturb(self, flux: Any, normal: Any, relative: Any = None) -> Any:
+    # -- drawing ---------------------------------------------------------------------------------------
+
+    def perturb(self, flux: Any, normal: Any, errors: Any = None) -> Any:
         """Add noise to spectra: arithmetic only, for numpy arrays and torch tensors alike.
 
         Parameters
         ----------
         flux : (..., wavelength)
             Noiseless flux.
-        normal : (..., wavelength)
+        normal : (..., self.normals(wavelength))
             Independent standard normals.
-        relative : (..., wavelength), optional
-            For ``kind="catalog"``: 1-sigma error over flux of each row.
+        errors : (terms, ..., wavelength), optional
+            Errors of each row, as :meth:`pick` gives them; needed unless the noise is fractional.
 
         Returns
         -------
         (..., wavelength)
             Noisy flux in the unit of ``flux``; it may be negative where noise is Gaussian in flux.
         """
-        if self.space == "log10":
-            return flux * (1.0 + self.fraction) ** normal
-        return flux * (1.0 + self._width(relative) * normal)
+        normal = self.correlation.smooth(normal)
+        if self.config.space == "log10":
+            return flux * (1.0 + self.config.fraction) ** normal
+        return flux * (1.0 + self._width(flux, errors) * normal)
 
-    def sigma(self, flux: Any, relative: Any = None) -> Any:
+    def normals(self, elements: int) -> int:
+        """Independent normals that the noise of so many elements takes: the kernel reaches beyond the ends."""
+        return elements + 2 * self.correlation.reach
+
+    def pick(self, uniform: ArrayLike) -> NDArray[np.float64] | None:
+        """Rows (terms, ..., wavelength) of the table for numbers (...) in [0, 1); None for fractional noise."""
+        if self.config.kind == "fractional":
+            return None
+        if self.table is None:
+            raise ValueError(
+                f"noise of kind {self.config.kind!r} has no table of a catalog's errors to draw from; "
+                "pass the one of noise_table to NoiseModel.from_config"
+            )
+        return self.table[:, (np.asarray(uniform, dtype=float) * self.table.shape[1]).astype(int)]
+
+    def lose(self, noisy: NDArray[Any], uniform: ArrayLike) -> NDArray[Any]:
+        """Take stretches out of noisy spectra (..., wavelength), and fill them as a catalog's rows are filled.
+
+        ``uniform`` (..., config.missing.columns) chooses them. As in a catalog's rows, elements that are not
+        positive are filled too. Nothing happens if no spectrum is to lack any.
+        """
+        if self.config.missing.probability == 0:
+            return noisy
+        missing = missing_elements(self.config.missing, uniform, noisy.shape[-1])
+        return fill_flux(noisy, ~missing & (noisy > 0))
+
+    def columns(self, elements: int) -> int:
+        """Random numbers that :meth:`from_uniform` takes for a spectrum of so many elements."""
+        return 1 + self.normals(elements) + self.config.missing.columns
+
+    def from_uniform(self, flux: ArrayLike, uniform: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return noisy copies, with stretches lost, of spectra (n, wavelength) for given random numbers.
+
+        ``uniform`` has shape (n, self.columns(wavelength)) and values strictly between 0 and 1; with
+        :func:`~digs_survey.simulate.seeding.row_uniforms`, noise belongs to the row.
+        """
+        flux = np.asarray(flux, dtype=float)
+        row, normal, missing = np.split(uniform, [1, 1 + self.normals(flux.shape[-1])], axis=-1)
+        return self.lose(self.perturb(flux, ndtri(normal), self.pick(row[..., 0])), missing)
+
+    def draw(self, flux: ArrayLike, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Return noisy copies, with stretches lost, of spectra (..., wavelength)."""
+        noisy = self._noisy(np.asarray(flux, dtype=float), rng)
+        return self.lose(noisy, rng.random((*noisy.shape[:-1], self.config.missing.columns)))
+
+    def negative_share(self, flux: ArrayLike) -> float:
+        """Share of the elements of spectra (n, wavelength) whose noisy flux is not positive: one draw."""
+        return float((self._noisy(np.asarray(flux, dtype=float), np.random.default_rng(0)) <= 0).mean())
+
+    # -- evaluating ------------------------------------------------------------------------------------
+
+    def sigma(self, flux: Any, errors: Any = None) -> Any:
         """Half the width of the noise's central 68.27 % about a model's flux, for arrays and tensors alike.
 
         Parameters
         ----------
         flux : (..., wavelength)
             Flux of the model, not of the observation.
-        relative : (..., wavelength), optional
-            For ``kind="catalog"``: 1-sigma error over flux of each row.
+        errors : (terms, ..., wavelength), optional
+            For catalog noise: errors of each row.
 
         Returns
         -------
         (..., wavelength)
             In the unit of ``flux``; the standard deviation where noise is Gaussian in flux.
         """
-        if self.space == "log10":
-            upper = 1.0 + self.fraction
+        if self.config.space == "log10":
+            upper = 1.0 + self.config.fraction
             return flux * (0.5 * (upper - 1.0 / upper))
-        return flux * self._width(relative)
+        return flux * self._width(flux, errors)
 
-    def pick(self, uniform: ArrayLike) -> NDArray[np.float64] | None:
-        """Rows (..., wavelength) of the table for numbers (...) in [0, 1); None for fractional noise."""
-        if self.kind == "fractional":
-            return None
-        if self.relative is None:
-            raise ValueError(
-                "noise of kind 'catalog' has no table of relative errors to draw from; "
-                "pass the one of catalog_noise_table to NoiseModel.from_config"
-            )
-        return self.relative[(np.asarray(uniform, dtype=float) * len(self.relative)).astype(int)]
+    def residuals(
+        self, observed: ArrayLike, model: ArrayLike, good: ArrayLike | None = None, errors: ArrayLike | None = None
+    ) -> NDArray[np.float64]:
+        """Residuals in units of the noise about the model: independent standard normals if the model is the truth.
 
-    def draw(self, flux: ArrayLike, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Return noisy copies of spectra (..., wavelength); catalog noise takes a random row for each."""
-        flux = np.asarray(flux, dtype=float)
-        relative = self.pick(rng.random(flux.shape[:-1])) if self.kind == "catalog" else None
-        return self.perturb(flux, rng.standard_normal(flux.shape), relative)
+        Takes what :meth:`log_likelihood` takes.
+
+        Returns
+        -------
+        ndarray of float64, shape (..., wavelength)
+            NaN where not good. Where noise is correlated, each residual is what the elements before it do not
+            foretell.
+        """
+        white, _, _, counts = self._standardise(observed, model, good, errors)
+        return np.where(counts, white, np.nan)
 
     def log_likelihood(
-        self,
-        observed: ArrayLike,
-        model: ArrayLike,
-        good: ArrayLike | None = None,
-        relative: ArrayLike | None = None,
+        self, observed: ArrayLike, model: ArrayLike, good: ArrayLike | None = None, errors: ArrayLike | None = None
     ) -> NDArray[np.float64]:
-        """Log density of observed flux given the model's: the one that :meth:`perturb` draws from.
+        """Log density of observed flux given the model's: the one that simulations are drawn from.
 
         Parameters
         ----------
@@ -149,108 +219,71 @@ class NoiseModel:
             Flux in the same unit; they broadcast against each other.
         good : array_like of bool, shape (..., wavelength), optional
             Elements that count; what the others hold does not matter.
-        relative : array_like, shape (..., wavelength), optional
-            For ``kind="catalog"``: 1-sigma error over flux of the observed row.
+        errors : array_like, shape (terms, ..., wavelength), optional
+            For catalog noise: errors of the observed row, as :meth:`errors_of` gives them.
 
         Returns
         -------
         ndarray, shape (...)
             Natural log of the density per unit of flux in each element, normalised, summed over the elements;
-            -inf where the model's flux is not positive, or the noise cannot reach the observed flux.
+            -inf where the model's flux is not positive and finite, or the noise cannot reach the observed flux.
         """
-        observed, model = np.asarray(observed, dtype=float), np.asarray(model, dtype=float)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            if self.space == "log10":
-                scale = math.log1p(self.fraction)
-                z = (np.log(observed) - np.log(model)) / scale
-                log_density = -0.5 * z**2 - np.log(scale * observed) - _LOG_SQRT_2PI
-                log_density = np.where((model > 0) & ~(observed <= 0), log_density, -np.inf)
-            else:
-                sigma = self.sigma(model, None if relative is None else np.asarray(relative, dtype=float))
-                log_density = -0.5 * ((observed - model) / sigma) ** 2 - np.log(sigma) - _LOG_SQRT_2PI
-                log_density = np.where(model > 0, log_density, -np.inf)
-        if good is not None:
-            log_density = np.where(np.asarray(good, dtype=bool), log_density, 0.0)
-        return log_density.sum(axis=-1)
+        white, log_width, log_det, counts = self._standardise(observed, model, good, errors)
+        with np.errstate(invalid="ignore", over="ignore"):
+            log_density = -0.5 * (white**2 + _LOG_2PI) - log_width
+        possible = np.isfinite(model) & (np.asarray(model) > 0)
+        if self.config.space == "log10":
+            possible = possible & ~(np.asarray(observed) <= 0)
+        total = np.where(counts, log_density, 0.0).sum(axis=-1) - 0.5 * log_det
+        return np.where((possible | ~counts).all(axis=-1), total, -np.inf)
 
-    def relative_of(self, flux: ArrayLike, ivar: ArrayLike, good: ArrayLike) -> NDArray[np.float64] | None:
-        """Errors of observed rows relative to their flux, as ``relative`` of the other methods takes them.
+    def errors_of(self, flux: ArrayLike, ivar: ArrayLike, good: ArrayLike) -> NDArray[np.float64] | None:
+        """Errors (terms, n, wavelength) of observed rows, as ``errors`` of the other methods takes them.
 
-        Parameters
-        ----------
-        flux, ivar : array_like, shape (n, wavelength)
-            Observed flux and its inverse variance.
-        good : array_like of bool, shape (n, wavelength)
-            Elements that count.
-
-        Returns
-        -------
-        ndarray of float64, shape (n, wavelength), or None
-            Elements that are not good, or have no positive flux, are filled from their neighbours in the
-            row (NaN if the row has no other); None for fractional noise.
+        None where every row has the same noise. See :func:`~digs_survey.simulate.noise_table.row_errors`.
         """
-        if self.kind == "fractional":
-            return None
-        flux, ivar = np.asarray(flux, dtype=float), np.asarray(ivar, dtype=float)
-        known = np.asarray(good, dtype=bool) & (flux > 0) & (ivar > 0)
-        error = 1.0 / np.sqrt(np.where(known, ivar, 1.0)) / np.where(known, flux, 1.0)
-        return _fill(error, known)
+        return row_errors(self.config, flux, ivar, good) if self.config.kind == "catalog" else None
 
-    def _width(self, relative: Any) -> Any:
-        if self.kind == "fractional":
-            return self.fraction
-        if relative is None:
+    @cached_property
+    def correlation(self) -> Correlation:
+        """Of the noise in different elements."""
+        return Correlation(self.config.kernel)
+
+    def _noisy(self, flux: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+        rows, elements = flux.shape[:-1], flux.shape[-1]
+        errors = None if self.config.kind == "fractional" else self.pick(rng.random(rows))
+        return self.perturb(flux, rng.standard_normal((*rows, self.normals(elements))), errors)
+
+    def _width(self, flux: Any, errors: Any) -> Any:
+        """1-sigma over flux, a number or (..., wavelength); as a ratio it stays clear of float32's limits."""
+        if self.config.kind == "fractional":
+            return self.config.fraction
+        if errors is None and self.config.kind == "constant" and self.table is not None:
+            errors = self.table[:, 0]
+        if errors is None:
             raise ValueError(
-                "noise of kind 'catalog' needs the rows' relative errors; NoiseModel.relative_of gives them"
+                f"noise of kind {self.config.kind!r} needs the rows' errors; NoiseModel.errors_of gives them"
             )
-        return (self.fraction**2 + relative**2) ** 0.5
+        variance = self.config.fraction**2
+        if self.config.kind == "constant":
+            return (variance + (errors[0] / flux) ** 2) ** 0.5
+        if self.config.poisson_share is None:
+            return (variance + errors[0] ** 2) ** 0.5
+        return (variance + (errors[0] / flux) ** 2 + errors[1] ** 2 / flux) ** 0.5
 
-
-def catalog_noise_table(relative: ArrayLike, good: ArrayLike, seed: int, limit: int = 4096) -> NDArray[np.float64]:
-    """Choose rows of a catalog whose relative errors stand for the survey's noise.
-
-    Whole rows are kept, so that the errors of neighbouring elements stay together; masked elements are
-    filled by linear interpolation along the row.
-
-    Parameters
-    ----------
-    relative : array_like, shape (n, wavelength)
-        1-sigma errors over flux.
-    good : array_like of bool, shape (n, wavelength)
-        Elements whose error is known.
-    seed : int
-        Chooses the rows if there are more than ``limit``.
-    limit : int
-        Most rows in the table.
-
-    Returns
-    -------
-    ndarray of float64, shape (rows, wavelength)
-        In the order of the catalog.
-
-    Raises
-    ------
-    CatalogError
-        If no row has half its elements good.
-    """
-    relative = np.asarray(relative, dtype=float)
-    known = np.asarray(good, dtype=bool) & np.isfinite(relative) & (relative > 0)
-    usable = np.flatnonzero(known.mean(axis=1) >= _MIN_KNOWN)
-    if usable.size == 0:
-        raise CatalogError(
-            f"noise.kind = 'catalog': expected rows with at least {_MIN_KNOWN:.0%} of their elements good, "
-            f"found none among {len(relative)}; set noise.kind = 'fractional' or repair ivar and mask"
-        )
-    if usable.size > limit:
-        usable = np.sort(np.random.default_rng(seed).choice(usable, size=limit, replace=False))
-    return _fill(relative[usable], known[usable])
-
-
-def _fill(values: NDArray[np.float64], known: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Interpolate the unknown elements of each row along it; ends take the nearest, empty rows NaN."""
-    filled = np.where(known, values, np.nan)
-    element = np.arange(values.shape[1])
-    for row in np.flatnonzero(known.any(axis=1) & ~known.all(axis=1)):
-        use = known[row]
-        filled[row] = np.interp(element, element[use], values[row, use])
-    return filled
+    def _standardise(
+        self, observed: ArrayLike, model: ArrayLike, good: ArrayLike | None, errors: ArrayLike | None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+        """White residuals, log of the width per unit of flux, log determinant of the correlation, what counts."""
+        x, f = np.broadcast_arrays(np.asarray(observed, dtype=float), np.asarray(model, dtype=float))
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            if self.config.space == "log10":
+                scale = math.log1p(self.config.fraction)
+                residual, log_width = (np.log(x) - np.log(f)) / scale, np.log(scale * x)
+            else:
+                sigma = self.sigma(f, None if errors is None else np.asarray(errors, dtype=float))
+                residual, log_width = (x - f) / sigma, np.log(sigma)
+        counts = np.ones(residual.shape, dtype=bool) & (True if good is None else np.asarray(good, dtype=bool))
+        residual = np.broadcast_to(residual, counts.shape)
+        white, log_det = self.correlation.whiten(residual, counts)
+        return white, log_width, log_det, counts

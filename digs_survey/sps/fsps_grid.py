@@ -85,7 +85,8 @@ def read_fsps(*, gas_logu: float = -2.0, nebular: bool = True) -> SSPGrid:
         if not path.is_file():
             _compute(path, text)
     with np.load(path) as kept:
-        return SSPGrid(**{name: kept[name] if kept[name].ndim else int(kept[name]) for name in kept.files})
+        arrays: dict[str, Any] = dict(kept)
+    return SSPGrid(**{**arrays, "gas_degree": int(arrays["gas_degree"])})
 
 
 def _listing(home: Path) -> str:

@@ -130,8 +130,8 @@ def inputs(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("kind", "width"), [("fractional", 0.05), ("catalog", 0.05 * 2**0.5)])
 def test_audit_writes_what_the_report_reads_and_does_it_once(inputs, monkeypatch, kind, width):
     run_dir, catalog, theta = inputs
-    table = np.full((2, len(GRID)), 0.05)
-    monkeypatch.setattr(Posterior, "noise", NoiseModel.from_config(NoiseConfig(kind=kind), relative=table))
+    table = np.full((1, 2, len(GRID)), 0.05)
+    monkeypatch.setattr(Posterior, "noise", NoiseModel.from_config(NoiseConfig(kind=kind), table))
     config = CONFIG.model_copy(update={"audit": CONFIG.audit.model_copy(update={"galaxies": 50})})
     counted = []
     summary = run.run_audit(run_dir, config, catalog, stages=STAGES, advance=counted.append)

@@ -163,7 +163,7 @@ def test_prospector_in_workers_finds_the_galaxy_it_made(tmp_path):
     truth = np.array([10.5, -0.4, 0.65, 1.6, 0.0])
     clean, rng = simulator.spectrum(truth), np.random.default_rng(1)
     flux, good = SETUP.noise.draw(clean, rng), np.arange(len(GRID)) != 4
-    posterior = ProspectorPosterior(simulator, SETUP.noise, PRIOR, GRID.wavelength, flux, good)
+    posterior = ProspectorPosterior(simulator, SETUP.noise, PRIOR, flux, good)
     expected = SETUP.noise.log_likelihood(flux, clean, good) + PRIOR.log_prob(truth)
     assert posterior(truth) == pytest.approx(float(expected), rel=1e-10)
 

@@ -224,8 +224,9 @@ def test_pairs_keep_theta_with_its_own_spectrum(reference, tmp_path):
 
 
 def test_pairs_depend_neither_on_shards_nor_on_interruption(reference, tmp_path):
-    table = np.random.default_rng(0).uniform(0.01, 0.1, (50, 21))
-    noise = NoiseModel.from_config(NoiseConfig(kind="catalog"), table)
+    table = np.random.default_rng(0).uniform(0.01, 0.1, (1, 50, 21))
+    config = NoiseConfig(kind="catalog", kernel=[1.0, 0.3], missing={"probability": 0.5, "elements": [2, 5]})
+    noise = NoiseModel.from_config(config, table)
     whole = pairs(reference, tmp_path / "whole", 10_000, noise)
 
     def stop_in_the_middle(rows, seen=[]):  # noqa: B006

@@ -1,5 +1,8 @@
+from __future__ import annotations
+
 import numpy as np
 import pytest
+from noises import KINDS, Case
 
 from digs_survey.audit.likelihood import ProspectorPosterior
 from digs_survey.config import NoiseConfig
@@ -18,32 +21,60 @@ class Simulator:
         return 10 ** (theta[0] - 19) * (1 + theta[2] * (WAVE / 5000) ** theta[1])
 
 
-CASES = [
-    NoiseConfig(),
-    NoiseConfig(fraction=0.2, space="log10"),
-    NoiseConfig(kind="catalog", fraction=0.05),
-]
-
-
-@pytest.mark.parametrize("config", CASES, ids=lambda c: f"{c.kind}-{c.space}")
-def test_equals_the_density_that_simulations_are_drawn_from(config):
-    rng = np.random.default_rng(0)
-    relative = rng.uniform(0.02, 0.2, WAVE.size) if config.kind == "catalog" else None
-    noise = NoiseModel.from_config(config, relative=None if relative is None else relative[None])
-    simulator, good = Simulator(), np.arange(WAVE.size) % 7 != 0
-    observed = noise.draw(simulator.spectrum(PRIOR.from_unit_cube(np.full(5, 0.5))), rng)
+def galaxy(name: str, masked: bool):
+    case, rng = Case(name, WAVE.size), np.random.default_rng(0)
+    models = case.flux * rng.uniform(0.7, 1.4, (20, WAVE.size))
+    good = np.arange(WAVE.size) % 7 != 0 if masked else np.ones(WAVE.size, dtype=bool)
+    observed = np.abs(case.noise.draw(case.flux, rng))
     observed[~good] = np.nan
-    posterior = ProspectorPosterior(simulator, noise, PRIOR, WAVE, observed, good, relative)
-    for theta in PRIOR.from_unit_cube(rng.uniform(0.4, 0.6, (20, 5))):
-        model = simulator.spectrum(theta)
-        expected = noise.log_likelihood(observed, model, good, relative)
-        assert posterior.log_likelihood(model) == pytest.approx(float(expected), rel=1e-10, abs=1e-10)
-        assert posterior(theta) == pytest.approx(float(expected + PRIOR.log_prob(theta)), rel=1e-10)
+    return case, observed, models, good
+
+
+def prospectors(case: Case, observed, model, good) -> float:
+    """What prospect.likelihood gives for the uncertainty that the noise has about the model."""
+    from prospect.likelihood import lnlike_spec
+
+    obs = {"wavelength": WAVE, "mask": good}
+    if not case.logarithmic:
+        return lnlike_spec(model, obs=obs | {"spectrum": observed, "unc": case.noise.sigma(model, case.errors)})
+    unc = np.full(WAVE.size, np.log10(1 + case.noise.config.fraction))
+    density = lnlike_spec(np.log10(model), obs=obs | {"spectrum": np.log10(observed), "unc": unc})
+    # From a density per dex to one per unit of flux.
+    return density - np.log(observed[good] * np.log(10)).sum()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", KINDS)
+def test_equals_the_density_that_simulations_are_drawn_from(name, masked):
+    case, observed, models, good = galaxy(name, masked)
+    posterior = ProspectorPosterior(Simulator(), case.noise, PRIOR, observed, good, case.errors)
+    expected = case.noise.log_likelihood(observed, models, good, case.errors)
+    assert np.isfinite(expected).all()
+    assert [posterior.log_likelihood(model) for model in models] == pytest.approx(expected.tolist(), rel=1e-10)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", [name for name in KINDS if name.endswith("white")])
+def test_equals_prospectors_where_noise_is_white(name, masked):
+    case, observed, models, good = galaxy(name, masked)
+    posterior = ProspectorPosterior(Simulator(), case.noise, PRIOR, observed, good, case.errors)
+    for model in models:
+        expected = prospectors(case, observed, model, good)
+        assert posterior.log_likelihood(model) == pytest.approx(expected, rel=1e-10, abs=1e-8)
+
+
+def test_adds_the_prior():
+    simulator, noise = Simulator(), NoiseModel.from_config(NoiseConfig())
+    theta = PRIOR.from_unit_cube(np.full(5, 0.4))
+    observed, good = noise.draw(simulator.spectrum(theta), np.random.default_rng(0)), np.ones(30, bool)
+    posterior = ProspectorPosterior(simulator, noise, PRIOR, observed, good)
+    expected = noise.log_likelihood(observed, simulator.spectrum(theta)) + PRIOR.log_prob(theta)
+    assert posterior(theta) == pytest.approx(float(expected), rel=1e-10)
 
 
 def test_outside_the_prior_the_model_is_not_asked():
     simulator, noise = Simulator(), NoiseModel.from_config(NoiseConfig())
-    posterior = ProspectorPosterior(simulator, noise, PRIOR, WAVE, np.ones(30), np.ones(30, bool))
+    posterior = ProspectorPosterior(simulator, noise, PRIOR, np.ones(30), np.ones(30, bool))
     middle = 0.5 * (PRIOR.low + PRIOR.high)
     for k in range(5):
         for bound, step in ((PRIOR.low, -1e-9), (PRIOR.high, 1e-9)):
@@ -55,14 +86,14 @@ def test_outside_the_prior_the_model_is_not_asked():
     assert simulator.calls == 1
 
 
+@pytest.mark.parametrize("kernel", [[1.0], [1.0, 0.3]])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0, -1.0])
-def test_a_spectrum_that_is_not_positive_and_finite_has_no_likelihood(bad):
-    noise = NoiseModel.from_config(NoiseConfig())
+def test_a_spectrum_that_is_not_positive_and_finite_has_no_likelihood(bad, kernel):
+    noise = NoiseModel.from_config(NoiseConfig(kernel=kernel))
     good = np.ones(30, bool)
-    posterior = ProspectorPosterior(Simulator(), noise, PRIOR, WAVE, np.ones(30), good)
+    posterior = ProspectorPosterior(Simulator(), noise, PRIOR, np.ones(30), good)
     model = np.ones(30)
     model[3] = bad
     assert posterior.log_likelihood(model) == -np.inf
-    good[3] = False
-    masked = ProspectorPosterior(Simulator(), noise, PRIOR, WAVE, np.ones(30), good)
+    masked = ProspectorPosterior(Simulator(), noise, PRIOR, np.ones(30), np.arange(30) != 3)
     assert np.isfinite(masked.log_likelihood(model))

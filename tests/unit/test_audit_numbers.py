@@ -7,7 +7,7 @@ import pytest
 from scipy.special import ndtri
 
 from digs_survey.audit.agreement import compare
-from digs_survey.audit.predictive import chi_square, predictive_band, residual_percent, standard_residuals
+from digs_survey.audit.predictive import chi_square, predictive_band, residual_percent
 from digs_survey.audit.speedup import cost_summary
 from digs_survey.config import NoiseConfig
 from digs_survey.simulate.noise import NoiseModel
@@ -54,17 +54,17 @@ def test_residuals_of_the_truth_are_standard_normal(space):
     model = np.geomspace(1e-9, 1e-7, 20000)
     observed = noise.draw(model, np.random.default_rng(0))
     good = np.arange(model.size) % 10 != 0
-    residual = standard_residuals(observed, model, noise, good)
+    residual = noise.residuals(observed, model, good)
     assert np.isnan(residual[~good]).all()
     assert np.nanmean(residual) == pytest.approx(0, abs=0.03)
     assert np.nanstd(residual) == pytest.approx(1, abs=0.02)
     assert chi_square(residual) / good.sum() == pytest.approx(1, abs=0.04)
-    assert chi_square(standard_residuals(observed, 1.8 * model, noise, good)) / good.sum() > 2
+    assert chi_square(noise.residuals(observed, 1.8 * model, good)) / good.sum() > 2
 
 
 def test_catalog_noise_adds_the_rows_own_error_in_quadrature():
-    noise = NoiseModel.from_config(NoiseConfig(kind="catalog", fraction=0.03), relative=np.full((1, 2), 0.04))
-    residual = standard_residuals([1.1, 1.0], [1.0, 1.0], noise, [True, False], relative=[0.04, 0.04])
+    noise = NoiseModel.from_config(NoiseConfig(kind="catalog", fraction=0.03), np.full((1, 1, 2), 0.04))
+    residual = noise.residuals([1.1, 1.0], [1.0, 1.0], [True, False], errors=[[0.04, 0.04]])
     assert residual[0] == pytest.approx(2.0)
     assert np.isnan(residual[1])
 

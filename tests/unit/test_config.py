@@ -40,6 +40,17 @@ def test_overrides_win_over_the_file(tmp_path):
         ("prior.tage={low=3, high=1}", "prior.tage: expected finite low < high"),
         ("map.quantiles=[0.5, 0.16]", "increasing quantiles"),
         ("noise.fraction=-1", "noise.fraction"),
+        ("noise.fraction=0", "kind = 'fractional' needs noise.fraction > 0"),
+        ("noise={kind='catalog', space='log10'}", "kind = 'catalog' is Gaussian in flux; expected space = 'flux'"),
+        ("noise.sigma_flam=1e-9", "sigma_flam belongs to kind = 'constant', found kind = 'fractional'"),
+        ("noise={kind='constant', sigma_flam=[1e-9, 0.0]}", r"noise.sigma_flam.1: .* greater than 0, found 0.0"),
+        ("noise.poisson_share=0.5", "poisson_share belongs to kind = 'catalog'"),
+        ("noise={kind='catalog', poisson_share=1.5}", "noise.poisson_share: .* less than or equal to 1, found 1.5"),
+        ("noise.kernel=[]", "kernel"),
+        ("noise.kernel=[1.0, 0.5]", r"kernel = \[1.0, 0.5\] leaves .* first weight above twice the sum of the others"),
+        ("noise.missing.probability=2", "noise.missing.probability"),
+        ("noise.missing.elements=[5, 2]", "noise.missing: elements: expected the shortest stretch before the longest"),
+        ("noise.missing.element=[2, 5]", r"did you mean noise.missing.elements\?"),
         ("grid.stop_angstrom=10", "stop_angstrom"),
         ("epochs", "expected section.key=value"),
     ],
@@ -79,3 +90,20 @@ def test_a_constant_history_has_no_tau():
     assert config.make_prior().names == ("logmass", "logzsol", "dust2", "tage")
     assert Prior.from_dict(config.make_prior().to_dict()) == config.make_prior()
     assert load_config("digs2022", ["model.sfh=constant"]).make_prior() == config.make_prior()
+
+
+def test_constant_noise_is_given_or_the_catalogs():
+    config = load_config(None, ["noise.kind=constant", "noise.sigma_flam=1e-9", "noise.fraction=0"])
+    assert (config.noise.sigma_flam, config.noise.fraction, config.noise.needs_catalog) == ((1e-9,), 0.0, False)
+    assert load_config(None, ["noise.kind=constant"]).noise.needs_catalog
+
+
+def test_noise_that_does_not_fit_the_grid_is_refused():
+    config = load_config(None, ["noise.kind=constant", "noise.sigma_flam=[1e-9, 2e-9]"])
+    config.noise.check_elements(2)
+    with pytest.raises(ConfigError, match="noise.sigma_flam: expected one number or 138, .* found 2"):
+        config.noise.check_elements(138)
+    config = load_config(None, ["noise.missing={probability=0.1, stretches=4, elements=[2, 5]}"])
+    config.noise.check_elements(21)
+    with pytest.raises(ConfigError, match="up to 4 stretches of up to 5 elements may take all 20"):
+        config.noise.check_elements(20)

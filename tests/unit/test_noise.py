@@ -1,120 +1,173 @@
+"""Draws and density of every kind of noise are one distribution, and it is the one that is stated."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from scipy.integrate import quad
+from noises import KINDS, Case
+from scipy import stats
 
 from digs_survey.config import NoiseConfig
-from digs_survey.errors import CatalogError
-from digs_survey.simulate.noise import NoiseModel, catalog_noise_table
-
-RELATIVE = np.array([[0.02, 0.1, 0.3]])
-FLUX = np.array([3e-9, 1e-7, 2e-4])
-KINDS = {
-    "flux": NoiseModel.from_config(NoiseConfig(fraction=0.1)),
-    "log10": NoiseModel.from_config(NoiseConfig(fraction=0.1, space="log10")),
-    "catalog": NoiseModel.from_config(NoiseConfig(kind="catalog", fraction=0.1), RELATIVE),
-}
-WIDTH = {
-    "flux": np.full(3, 0.1),
-    "log10": np.full(3, np.log(1.1)),
-    "catalog": np.sqrt(0.1**2 + RELATIVE[0] ** 2),
-}
+from digs_survey.simulate.noise import NoiseModel
 
 
 @pytest.fixture(params=KINDS)
-def kind(request):
-    return request.param
+def case(request):
+    return Case(request.param)
 
 
-def test_density_integrates_to_one(kind):
-    noise = KINDS[kind]
-    for flux, width, relative in zip(FLUX, WIDTH[kind], RELATIVE[0], strict=True):
-
-        def density(x, flux=flux, relative=relative):
-            return flux * np.exp(noise.log_likelihood([x * flux], [flux], relative=[relative]))
-
-        low = max(0.0, 1 - 10 * width) if kind == "log10" else 1 - 10 * width
-        total, _ = quad(density, low, 1 + 12 * width, points=[1.0], limit=200)
-        assert total == pytest.approx(1.0, abs=1e-6)
+def fields(name: str, elements: int = 40, rows: int = 4000, **settings: object):
+    case = Case(name, elements, **settings)
+    flux = np.broadcast_to(case.flux, (rows, elements))
+    return case, case.noise.draw(flux, np.random.default_rng(7))
 
 
-def test_draws_have_the_entropy_of_the_density(kind):
-    noise, rng = KINDS[kind], np.random.default_rng(1)
-    flux = np.broadcast_to(FLUX, (40_000, 3))
-    observed = noise.draw(flux, rng)
-    relative = np.broadcast_to(RELATIVE[0], flux.shape)
-    surprise = -noise.log_likelihood(observed, flux, relative=relative)
-    # A Gaussian's entropy; a lognormal's adds the mean of log x, which is that of the flux.
-    entropy = (0.5 * np.log(2 * np.pi * np.e) + np.log(WIDTH[kind] * FLUX)).sum()
+def test_density_integrates_to_one(case):
+    standard = np.linspace(-9, 9, 73)
+    grid = np.stack([a.ravel() for a in np.meshgrid(standard, standard, standard)], axis=1)
+    observed = case.observe(grid)
+    volume = np.prod(case.width * (observed if case.logarithmic else np.ones(3)), axis=-1)
+    density = np.exp(case.noise.log_likelihood(observed, case.flux, errors=case.errors))
+    assert (density * volume).sum() * 0.25**3 == pytest.approx(1.0, abs=1e-6)
+
+
+def test_density_is_the_normal_one_of_the_stated_covariance(case):
+    rng = np.random.default_rng(0)
+    observed, good = case.observe(rng.normal(size=(20, 3))), rng.random((20, 3)) > 0.3
+    good[0], good[1] = True, False
+    found = case.noise.log_likelihood(observed, case.flux, good, case.errors)
+    for x, keep, value in zip(observed, good, found, strict=True):
+        covariance = case.covariance()[np.ix_(keep, keep)]
+        data, mean = (np.log(x), np.log(case.flux)) if case.logarithmic else (x, case.flux)
+        expected = 0.0
+        if keep.any():
+            scale = case.width[keep]
+            normal = stats.multivariate_normal(mean[keep] / scale, covariance / np.outer(scale, scale))
+            expected = normal.logpdf(data[keep] / scale) - np.log(scale).sum()
+            expected -= np.log(x[keep]).sum() if case.logarithmic else 0.0
+        assert value == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_draws_have_the_entropy_of_the_density(case):
+    observed = case.noise.draw(np.broadcast_to(case.flux, (40_000, 3)), np.random.default_rng(1))
+    surprise = -case.noise.log_likelihood(observed, case.flux, errors=case.errors)
+    entropy = 0.5 * np.linalg.slogdet(2 * np.pi * np.e * case.correlation)[1] + np.log(case.width).sum()
+    # A lognormal's adds the mean of log x, which is that of the flux.
+    entropy += np.log(case.flux).sum() if case.logarithmic else 0.0
     assert surprise.mean() == pytest.approx(entropy, abs=5 * surprise.std() / 200)
 
 
-def test_sigma_is_half_the_central_68_percent(kind):
-    noise = KINDS[kind]
-    observed = noise.draw(np.broadcast_to(FLUX, (200_000, 3)), np.random.default_rng(2))
+def test_draws_have_the_stated_covariance(case):
+    observed = case.noise.draw(np.broadcast_to(case.flux, (200_000, 3)), np.random.default_rng(2))
+    deviation = np.log(observed / case.flux) if case.logarithmic else observed - case.flux
+    np.testing.assert_allclose(np.cov(deviation / case.width, rowvar=False), case.correlation, atol=0.012)
+    np.testing.assert_allclose((deviation / case.width).mean(axis=0), 0.0, atol=0.012)
+
+
+def test_sigma_is_half_the_central_68_percent(case):
+    observed = case.noise.draw(np.broadcast_to(case.flux, (200_000, 3)), np.random.default_rng(2))
     low, high = np.quantile(observed, [0.158655, 0.841345], axis=0)
-    np.testing.assert_allclose(noise.sigma(FLUX, RELATIVE[0]), 0.5 * (high - low), rtol=0.01)
+    np.testing.assert_allclose(case.noise.sigma(case.flux, case.errors), 0.5 * (high - low), rtol=0.012)
 
 
-def test_masked_elements_do_not_count(kind):
-    noise = KINDS[kind]
-    observed, good = FLUX * [1.05, np.nan, -1.0], np.array([True, False, False])
-    alone = noise.log_likelihood(observed[:1], FLUX[:1], relative=RELATIVE[0, :1])
-    assert noise.log_likelihood(observed, FLUX, good, RELATIVE[0]) == pytest.approx(float(alone), rel=1e-12)
-    assert np.isnan(noise.log_likelihood(observed, FLUX, [True, True, False], RELATIVE[0]))
+def test_residuals_of_the_truth_are_white_with_and_without_masks(case):
+    observed = case.noise.draw(np.broadcast_to(case.flux, (100_000, 3)), np.random.default_rng(3))
+    for good in ([True, True, True], [True, False, True]):
+        residual = case.noise.residuals(observed, case.flux, good, case.errors)
+        assert np.isnan(residual[:, ~np.array(good)]).all()
+        covariance = np.cov(residual[:, good], rowvar=False)
+        np.testing.assert_allclose(covariance, np.eye(sum(good)), atol=0.02)
 
 
-def test_impossible_models_have_no_likelihood(kind):
-    for bad in (0.0, -1e-9, np.nan):
-        assert KINDS[kind].log_likelihood(FLUX, [FLUX[0], bad, FLUX[2]], relative=RELATIVE[0]) == -np.inf
+def test_masked_elements_do_not_count(case):
+    good = np.array([True, False, False])
+    observed, model = case.flux * [1.05, np.nan, -1.0], case.flux * [1.0, np.nan, -2.0]
+    first = None if case.errors is None else case.errors[:, :1]
+    noise = case.noise
+    if noise.config.sigma_flam:
+        noise = NoiseModel.from_config(noise.config.model_copy(update={"sigma_flam": noise.config.sigma_flam[:1]}))
+    alone = noise.log_likelihood(observed[:1], case.flux[:1], errors=first)
+    assert np.isfinite(alone)
+    assert case.noise.log_likelihood(observed, model, good, case.errors) == pytest.approx(float(alone), rel=1e-12)
+    assert case.noise.log_likelihood(observed, model, [False] * 3, case.errors) == 0.0
+    assert np.isnan(case.noise.log_likelihood(observed, case.flux, [True, True, False], case.errors))
 
 
-def test_tensors_get_what_arrays_get(kind):
-    noise, normal = KINDS[kind], np.random.default_rng(3).standard_normal((4, 3))
-    flux, relative = np.broadcast_to(FLUX, (4, 3)), np.broadcast_to(RELATIVE[0], (4, 3))
-    tensors = [torch.tensor(a, dtype=torch.float32) for a in (flux, normal, relative)]
-    noisy = noise.perturb(*tensors)
+def test_impossible_models_have_no_likelihood(case):
+    for bad in (0.0, -1e-9, np.nan, np.inf):
+        model = [case.flux[0], bad, case.flux[2]]
+        assert case.noise.log_likelihood(case.flux, model, errors=case.errors) == -np.inf
+
+
+def test_tensors_get_what_arrays_get(case):
+    rng, flux = np.random.default_rng(3), np.broadcast_to(case.flux, (4, 3))
+    normal, errors = rng.standard_normal((4, case.noise.normals(3))), None
+    if case.noise.config.kind != "fractional":
+        errors = case.noise.pick(rng.random(4))
+    tensors = [None if a is None else torch.tensor(a, dtype=torch.float32) for a in (flux, normal, errors)]
+    noisy = case.noise.perturb(*tensors)
     assert noisy.dtype == torch.float32
-    np.testing.assert_allclose(noisy.numpy(), noise.perturb(flux, normal, relative), rtol=1e-5)
-    sigma = noise.sigma(tensors[0], tensors[2])
-    np.testing.assert_allclose(sigma.numpy(), noise.sigma(flux, relative), rtol=1e-5)
+    np.testing.assert_allclose(noisy.numpy(), case.noise.perturb(flux, normal, errors), rtol=1e-5)
+    sigma = case.noise.sigma(tensors[0], tensors[2])
+    np.testing.assert_allclose(sigma.numpy(), case.noise.sigma(flux, errors), rtol=1e-5)
+
+
+def test_noise_belongs_to_the_row(case):
+    rng, flux = np.random.default_rng(4), np.broadcast_to(case.flux, (50, 3))
+    uniform = rng.random((50, case.noise.columns(3)))
+    whole = case.noise.from_uniform(flux, uniform)
+    np.testing.assert_array_equal(case.noise.from_uniform(flux[20:30], uniform[20:30]), whole[20:30])
+    assert len(np.unique(whole[:, 0])) == 50
+
+
+@pytest.mark.parametrize(
+    ("truth", "wrong"),
+    [
+        ({"kernel": [1.0, 0.3]}, {"kernel": [1.0]}),
+        ({"kernel": [1.0, 0.3]}, {"kernel": [1.0, 0.2]}),
+        ({"kernel": [1.0]}, {"kernel": [1.0, 0.1]}),
+        ({"poisson_share": 0.6}, {"poisson_share": 0.4}),
+        ({"poisson_share": 0.6}, {"poisson_share": None}),
+        ({"poisson_share": 0.6}, {"fraction": 0.05}),
+    ],
+)
+def test_chi_square_finds_a_wrong_kernel_or_poisson_share(truth, wrong):
+    case, observed = fields("poisson-white", **truth)
+    other = Case("poisson-white", 40, **truth | wrong)
+
+    def pvalue(judge: Case) -> float:
+        chi2 = (judge.noise.residuals(observed, case.flux, errors=judge.errors) ** 2).sum(axis=1)
+        return stats.kstest(chi2, stats.chi2(40).cdf).pvalue
+
+    assert pvalue(case) > 0.01
+    assert pvalue(other) < 1e-4
 
 
 def test_catalog_draws_pick_rows_of_the_table():
-    table = np.array([[0.0, 0.0], [1.0, 2.0]])
+    table = np.array([[[0.0, 0.0], [1.0, 2.0]]])
     noise = NoiseModel.from_config(NoiseConfig(kind="catalog", fraction=1e-3), table)
     x = noise.draw(np.ones((20_000, 2)), np.random.default_rng(4)) - 1
     quiet = np.abs(x[:, 0]) < 0.006
     assert quiet.mean() == pytest.approx(0.5, abs=0.02)
     assert (np.abs(x[quiet, 1]) < 0.006).mean() > 0.98
     assert x[~quiet].std(axis=0) == pytest.approx([1.0, 2.0], rel=0.03)
-    with pytest.raises(ValueError, match="catalog_noise_table"):
-        NoiseModel.from_config(NoiseConfig(kind="catalog")).draw(np.ones((1, 2)), np.random.default_rng(4))
 
 
-def test_relative_errors_of_observed_rows():
-    noise = KINDS["catalog"]
-    flux = np.array([[2.0, 4.0, np.nan, 4.0], [1.0, -1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
-    ivar = np.array([[4.0, 4.0, 0.0, 16.0], [1.0, 1.0, 4.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
-    good = np.array([[1, 1, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0]], dtype=bool)
-    expected = [[0.25, 0.125, 0.09375, 0.0625], [1.0, 0.75, 0.5, 0.5], [np.nan] * 4]
-    np.testing.assert_allclose(noise.relative_of(flux, ivar, good), expected)
-    assert KINDS["flux"].relative_of(flux, ivar, good) is None
+@pytest.mark.parametrize("kind", ["catalog", "constant"])
+def test_noise_of_a_catalog_needs_its_table(kind):
+    noise = NoiseModel.from_config(NoiseConfig(kind=kind))
+    with pytest.raises(ValueError, match="noise_table"):
+        noise.draw(np.ones((1, 2)), np.random.default_rng(4))
+    with pytest.raises(ValueError, match="errors_of"):
+        noise.sigma(np.ones(2))
+    with pytest.raises(ValueError, match=r"expected \(1, rows, wavelength\) .* \(2, 1, 5\)"):
+        NoiseModel.from_config(NoiseConfig(kind=kind), np.ones((2, 1, 5)))
 
 
-def test_noise_table_is_a_seeded_sample_of_whole_rows():
-    rows = np.arange(1, 41)[:, None] * np.array([0.01, 0.02, 0.03, 0.04])
-    good = np.ones(rows.shape, dtype=bool)
-    good[::2, 2] = False
-    good[7, :3] = False
-    rows[::2, 2] = np.nan
-    table = catalog_noise_table(rows, good, seed=5, limit=10)
-    assert table.shape == (10, 4)
-    np.testing.assert_allclose(table / table[:, :1], np.broadcast_to([1, 2, 3, 4], table.shape))
-    np.testing.assert_array_equal(table, catalog_noise_table(rows, good, seed=5, limit=10))
-    assert not np.array_equal(table, catalog_noise_table(rows, good, seed=6, limit=10))
-    assert len(catalog_noise_table(rows, good, seed=5)) == 39
-    with pytest.raises(CatalogError, match="half|50%"):
-        catalog_noise_table(rows, np.zeros_like(good), seed=5)
+def test_one_number_is_constant_noise_of_every_element():
+    noise = NoiseModel.from_config(NoiseConfig(kind="constant", sigma_flam=2e-8, fraction=0.0))
+    for flux in (np.full((100_000, 2), 1e-9), np.full((100_000, 2), 1e-5)):
+        assert noise.draw(flux, np.random.default_rng(0)).std(axis=0) == pytest.approx([2e-8] * 2, rel=0.01)
+    assert noise.negative_share(np.full((5000, 4), 1e-9)) == pytest.approx(stats.norm.cdf(-0.05), abs=0.02)
+    assert noise.negative_share(np.full((5000, 4), 1e-5)) == 0.0

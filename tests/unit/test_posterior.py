@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from estimators import freeze, simulations, small_config
+from estimators import GRID, freeze, simulations, small_config
+from noises import KINDS, Case
 from scipy.stats import multivariate_normal
 
 from digs_survey.errors import CatalogError, RunDirectoryError
@@ -64,6 +65,20 @@ def test_inverse_and_density_are_those_of_sbi(overrides):
     density = torch.cat([ours.log_prob(block.T, row) for block, row in zip(drawn.split(256), context, strict=True)])
     standard = torch.distributions.Normal(0, 1).log_prob(repeated[0]).sum(1)
     assert torch.allclose(density, standard - log_det, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_noise_comes_back_whole(tmp_path, config, estimator, name):
+    case = Case(name, len(GRID), missing={"probability": 0.5, "stretches": 2, "elements": [2, 6]})
+    config = config.model_copy(update={"noise": case.noise.config})
+    FrozenPosterior.freeze(tmp_path, estimator, config, GRID, case.noise, training={})
+    noise = FrozenPosterior.load(tmp_path).noise
+    assert noise.config == case.noise.config
+    flux = np.broadcast_to(case.flux, (50, len(GRID)))
+    drawn, again = (model.draw(flux, np.random.default_rng(1)) for model in (case.noise, noise))
+    np.testing.assert_allclose(again, drawn, rtol=1e-5)
+    found, expected = (model.log_likelihood(drawn, flux, errors=case.errors) for model in (noise, case.noise))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_log_prob_is_that_of_the_estimator_with_the_jacobian(config, estimator, posterior, flux):

@@ -13,11 +13,13 @@ import pytest
 from scipy.stats import norm
 from synthetic_run import LEVELS, build_run
 
+from digs_survey.config import load_config
 from digs_survey.errors import RunDirectoryError
 from digs_survey.report import galaxies
 from digs_survey.report.figures import calibration, galaxy, style
 from digs_survey.report.headline import headlines
 from digs_survey.report.html import write_report
+from digs_survey.report.sections import facts
 
 VOID = {"meta", "img", "source", "br", "hr", "link", "input"}
 HOSTILE = "<script>alert('mine')<\\script>.zarr"
@@ -53,6 +55,30 @@ class Page(HTMLParser):
     def by_id(self, name):
         (element,) = [e for e in self.elements if e.get("id") == name]
         return element
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ([], "5 % of the flux"),
+        (["space=log10"], "5 % of the flux, Gaussian in log10 flux"),
+        (["kind=catalog"], "the catalog's inverse variances, with 5 % of the flux added in quadrature"),
+        (
+            ["kind=catalog", "poisson_share=0.3", "fraction=0", "kernel=[1.0, 0.25]"],
+            "the catalog's inverse variances, 30 % of them Poisson; shared between neighbours by the kernel 1, 0.25",
+        ),
+        (["kind=constant", "fraction=0"], "constant in each element (the median of the catalog)"),
+        (["kind=constant", "sigma_flam=[1e-9, 2e-9]", "fraction=0"], "constant in each element (given)"),
+        (
+            ["kind=constant", "sigma_flam=1e-9", "fraction=0.02", "missing.probability=0.1"],
+            "1e-09 erg/s/cm2/Å at any flux, with 2 % of the flux added in quadrature; "
+            "10 % of the simulations lack a stretch of 1 to 10 elements",
+        ),
+    ],
+)
+def test_the_noise_is_said_in_words(settings, text):
+    config = load_config(None, [f"noise.{setting}" for setting in settings])
+    assert facts(SimpleNamespace(config=config, manifest={}, card=None))["noise"] == text
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from estimators import simulations, small_config
+from noises import KINDS, Case
 
 from digs_survey.errors import StageError
 from digs_survey.estimator.loop import fit, split
@@ -44,6 +45,15 @@ def test_a_killed_run_ends_at_the_same_weights(tmp_path):
     assert [row[:4] for row in resumed["history"]] == [row[:4] for row in straight["history"]]
     assert all(torch.equal(resumed["weights"][k], v) for k, v in straight["weights"].items())
     assert all(torch.equal(resumed["best"][k], v) for k, v in straight["best"].items())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_noise_trains_even_where_it_makes_flux_negative(tmp_path, name):
+    config = small_config("train.epochs=1", "train.batch_size=64")
+    theta, flux = simulations(config, 400)
+    noise = Case(name, flux.shape[1], missing={"probability": 0.5, "stretches": 2, "elements": [2, 6]}).noise
+    state = fit(config, theta, flux, noise, tmp_path / "train.pt", "key")
+    assert np.isfinite(state["best_loss"])
 
 
 def test_a_checkpoint_of_other_settings_is_not_used(tmp_path):

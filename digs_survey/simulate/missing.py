@@ -1,0 +1,105 @@
+"""Elements that a spectrum lacks: how simulations lose stretches of them, and how gaps are filled.
+
+The network takes whole spectra. What a catalog masks is filled before inference, and simulations that lack
+stretches are filled by the same function, so that training shows the network what it will be shown.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from digs_survey.config import MissingConfig
+
+__all__ = ["fill", "fill_flux", "missing_elements"]
+
+
+def missing_elements(config: MissingConfig, uniform: ArrayLike, elements: int) -> NDArray[np.bool_]:
+    """Choose the elements that spectra lack.
+
+    A stretch may run over an end of the grid, and is cut there: so every element is as likely to be
+    missing as any other. Stretches may overlap.
+
+    Parameters
+    ----------
+    config : MissingConfig
+    uniform : array_like, shape (..., config.columns)
+        Random numbers in [0, 1): one for the number of stretches, then length and start of each.
+    elements : int
+        Elements of the grid.
+
+    Returns
+    -------
+    ndarray of bool, shape (..., elements)
+        True where missing.
+    """
+    u = np.asarray(uniform, dtype=float)
+    missing = np.zeros((*u.shape[:-1], elements), dtype=bool)
+    lacking = u[..., 0] < config.probability
+    u = u[lacking]
+    if not u.size:
+        return missing
+    count = 1 + np.floor(u[:, :1] / config.probability * config.stretches)
+    shortest, longest = config.elements
+    length = shortest + np.floor(u[:, 1::2] * (longest - shortest + 1))
+    stop = 1 + np.floor(u[:, 2::2] * (elements + length - 1))
+    stop = np.where(np.arange(config.stretches) < count, stop, -1)[..., None]
+    element = np.arange(elements)
+    missing[lacking] = ((stop - length[..., None] <= element) & (element < stop)).any(axis=1)
+    return missing
+
+
+def fill(values: ArrayLike, known: ArrayLike) -> NDArray[np.float64]:
+    """Interpolate the unknown elements of each row linearly along the elements of that row.
+
+    Parameters
+    ----------
+    values : array_like, shape (n, wavelength)
+        What unknown elements hold does not matter.
+    known : array_like of bool, shape (n, wavelength)
+
+    Returns
+    -------
+    ndarray of float64, shape (n, wavelength)
+        Beyond its last known element a row takes that element's value; rows without any hold NaN.
+    """
+    known = np.asarray(known, dtype=bool)
+    filled = np.where(known, np.asarray(values, dtype=float), np.nan)
+    rows = np.flatnonzero(known.any(axis=1) & ~known.all(axis=1))
+    part, present = filled[rows], known[rows]
+    count, element = known.shape[1], np.arange(known.shape[1])
+    before = np.maximum.accumulate(np.where(present, element, -1), axis=1)
+    after = np.minimum.accumulate(np.where(present, element, count)[:, ::-1], axis=1)[:, ::-1]
+    row, gap = np.nonzero(~present)
+    left, right = before[row, gap], after[row, gap]
+    left, right = np.where(left < 0, right, left), np.where(right == count, left, right)
+    low, high = part[row, left], part[row, right]
+    part[row, gap] = (high - low) / np.maximum(right - left, 1) * (gap - left) + low
+    filled[rows] = part
+    return filled
+
+
+def fill_flux(flux: NDArray[Any], good: ArrayLike) -> NDArray[Any]:
+    """Fill gaps in spectra, linear in log flux along the elements.
+
+    Parameters
+    ----------
+    flux : ndarray, shape (..., wavelength)
+        Positive where good.
+    good : array_like of bool, shape (..., wavelength)
+        Elements to keep.
+
+    Returns
+    -------
+    ndarray, shape (..., wavelength)
+        A copy, of the same type; rows without a good element are as they were.
+    """
+    filled = flux.reshape(-1, flux.shape[-1]).copy()
+    keep = np.asarray(good, dtype=bool).reshape(filled.shape)
+    rows = np.flatnonzero(keep.any(axis=1) & ~keep.all(axis=1))
+    part, kept = filled[rows], keep[rows]
+    part[~kept] = np.exp(fill(np.log(np.where(kept, part, 1.0), dtype=float), kept)[~kept])
+    filled[rows] = part
+    return filled.reshape(flux.shape)
