@@ -114,12 +114,12 @@ def simulate(
     if address is None and workers == 0:
         for shard in pending:
             with _naming(shards, shard):
-                rows = shards.simulate(shard)
-            advance(rows)
+                shards.simulate(shard)
+            advance(shards.size(shard))
         return
     with _connect(address, workers, len(pending)) as client:
-        for rows in _run(client, shards, pending):
-            advance(rows)
+        for shard in _run(client, shards, pending):
+            advance(shards.size(shard))
 
 
 def engine_check(ledger: Ledger) -> dict[str, float]:
@@ -204,7 +204,7 @@ def _connect(address: str | None, workers: int | None, shards: int) -> Iterator[
 
 
 def _run(client: Client, shards: Shards, pending: list[int]) -> Iterator[int]:
-    """Keep a bounded number of shards with the workers; yield the rows of each that finishes."""
+    """Keep a bounded number of shards with the workers; yield each that finishes."""
     from distributed import as_completed
 
     queue = deque(pending)
@@ -225,13 +225,15 @@ def _run(client: Client, shards: Shards, pending: list[int]) -> Iterator[int]:
         shard = running.pop(future.key)
         try:
             with _naming(shards, shard):
-                done = future.result()
+                # A finished shard has nothing to bring, and asking for it is a round trip to its worker.
+                if future.status != "finished":
+                    future.result()
         except StageError:
             client.cancel(list(finished.futures))
             raise
         if queue and len(running) <= limit // 2:
             limit = fill()
-        yield done
+        yield shard
 
 
 @contextmanager

@@ -61,8 +61,13 @@ class Shards:
         """Return the rows of a shard."""
         return shard_rows(shard, self.recipe["count"], self.recipe["rows_per_shard"])
 
-    def simulate(self, shard: int) -> int:
-        """Compute, check and write one shard, then mark it done; return its number of rows."""
+    def size(self, shard: int) -> int:
+        """Return the number of rows of a shard."""
+        rows = self.rows(shard)
+        return rows.stop - rows.start
+
+    def simulate(self, shard: int) -> None:
+        """Compute, check and write one shard, then mark it done."""
         with _simulator_lock:
             started = time.process_time()
             rows, recipe = self.rows(shard), self.recipe
@@ -77,7 +82,6 @@ class Shards:
             Ledger(self.ledger).mark(
                 shard, rows=len(theta), checksum=checksum(theta, flux), core_seconds=core_seconds, **check
             )
-            return len(theta)
 
     def _spectra(
         self, prior: Prior, theta: NDArray[np.float64], rows: slice

@@ -51,11 +51,13 @@ def check_source(model: ModelConfig, prior: Prior, grid: WavelengthGrid) -> None
 
     log_z, log_age, wavelength = _fsps_coverage() if model.source == "fsps" else bc03_coverage()
     check_coverage(prior, log_z, log_age, model.source)
-    low, high = GridSampling(model, grid).wavelength[[0, -1]]
-    if low < wavelength[0] or high > wavelength[-1]:
+    needed = grid.edges
+    if wavelength[0] <= needed[0] and needed[-1] <= wavelength[-1]:
+        needed = GridSampling(model, grid).wavelength
+    if needed[0] < wavelength[0] or needed[-1] > wavelength[-1]:
         raise ConfigError(
-            f"grid: source {model.source!r} covers {wavelength[0]:g} to {wavelength[-1]:g} Angstrom, and smoothing "
-            f"needs {low:g} to {high:g} for {grid}; leave out the elements beyond, or choose another model.source"
+            f"grid: source {model.source!r} covers {wavelength[0]:g} to {wavelength[-1]:g} Angstrom, found {grid}, "
+            f"for which {needed[0]:g} to {needed[-1]:g} is needed; leave out the elements beyond"
         )
 
 

@@ -82,4 +82,6 @@ def test_the_numbers_are_fixed_for_ever():
     expected = [0.4846253140597768, 0.5915125605823169, 0.8221740551031337]
     assert out.strip() == str([expected])
     assert row_uniforms(2022, "theta", 0, 10, 3)[5].tolist() == expected
-    assert sobol_uniforms(2022, "theta", 5, 6, 3).tolist() == [[0.0]]
+    assert sobol_uniforms(2022, "theta", 5, 6, 3).tolist() == [
+        [0.08219140442088246, 0.40714298421517015, 0.9734592135064304]
+    ]
