@@ -25,7 +25,7 @@ __all__ = ["Work", "memory", "on_cores", "rate"]
 
 @dataclass(frozen=True)
 class Work:
-    """Simulations of the preset ``digs2022`` in ``shards`` tasks, the first ``warm`` of which are not timed."""
+    """Simulations of the preset ``digs2022``: ``shards`` tasks for each worker, the first ``warm`` not timed."""
 
     engine: str
     rows_per_shard: int
@@ -42,19 +42,20 @@ def rate(work: Work, workers: int) -> float:
     config = load_config(
         "digs2022", [f"simulate.engine={work.engine}", f"simulate.rows_per_shard={work.rows_per_shard}"]
     )
+    loops = max(1, workers)
     done: list[float] = []
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
         simulate(
             config,
             WavelengthGrid.from_config(config.grid),
             Path(folder) / "simulations.zarr",
-            count=work.rows_per_shard * work.shards,
+            count=work.rows_per_shard * work.shards * loops,
             stream="simulate",
             ledger=Ledger(Path(folder) / "ledger"),
             workers=workers,
             advance=lambda rows: done.append(time.perf_counter()),
         )
-    timed = done[1 + work.warm : len(done) - workers]
+    timed = done[1 + work.warm * loops : len(done) - workers]
     return (len(timed) - 1) * work.rows_per_shard / (timed[-1] - timed[0])
 
 

@@ -91,20 +91,21 @@ def spectra(source: str, label: str, rows: Rows, quick: bool) -> dict[str, Any]:
 def on_dask(rows: Rows, quick: bool) -> dict[str, Any]:
     """Measure what Dask adds to each task, and what more workers bring."""
     cores = os.cpu_count() or 1
-    batched = Work("batched", REFERENCE, 200 if quick else 800, 50)
+    batched = Work("batched", REFERENCE, 100 if quick else 400, 30)
     works = {"": (batched, cores)}
     if not quick:
         works |= {
             "_one_worker": (batched, 1),
-            "_2000": (Work("batched", 2 * REFERENCE, 500, 50), cores),
-            "_prospector": (Work("prospector", REFERENCE, 24, 4), cores),
+            "_2000_a_task": (Work("batched", 2 * REFERENCE, 250, 30), cores),
+            "_auto": (Work("auto", REFERENCE, 250, 30), cores),
+            "_prospector": (Work("prospector", REFERENCE, 12, 2), cores),
         }
     result: dict[str, Any] = {}
     rates = {}
     for key, (work, workers) in works.items():
         plain, dask = on_cores(work, workers, 1 if quick else 3)
         rates[key] = dask
-        name = f"{work.engine}, {work.rows_per_shard:,} a task, {workers} workers"
+        name = f"{work.engine}, {work.rows_per_shard:,} a task, {workers} worker{'s' * (workers > 1)}"
         fractions = [1 - b / a for a, b in zip(plain, dask, strict=True)]
         rows += [
             (f"{name}: without Dask", plain, "spectra/s"),

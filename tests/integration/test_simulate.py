@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import xarray as xr
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 
 from digs_survey.config import NoiseConfig, load_config
 from digs_survey.errors import MissingDependencyError, StageError
@@ -138,6 +138,20 @@ def test_killed_and_resumed_gives_the_same_bytes(reference, scheduler, tmp_path)
     found, expected = (Ledger(f / "ledger").records() for f in (folder, reference))
     assert {s: r["checksum"] for s, r in found.items()} == {s: r["checksum"] for s, r in expected.items()}
     assert psutil.wait_procs(workers, timeout=20)[1] == []
+
+
+def test_few_shards_are_out_at_once(monkeypatch, scheduler, tmp_path):
+    handed, original = [], Client.map
+
+    def counting(client, function, numbers, **options):
+        handed.append(len(numbers))
+        return original(client, function, numbers, **options)
+
+    monkeypatch.setattr(Client, "map", counting)
+    assert sum(run(tmp_path, ["simulate.engine=batched"], address=scheduler)) == COUNT
+    assert sum(handed) == SHARDS
+    assert max(handed) == handed[0] == 16
+    assert len(handed) >= SHARDS // 16 + 2
 
 
 @pytest.mark.slow
