@@ -33,6 +33,7 @@ _IN_FLIGHT_PER_THREAD = 4
 _MIN_IN_FLIGHT = 16
 """Enough waiting shards that a cluster which grows with its queue does grow."""
 
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _LOCAL = {
     # A worker that ends together with its scheduler has nothing to report.
     "distributed.logging.distributed": "critical",
@@ -40,7 +41,7 @@ _LOCAL = {
     # Dask has each freed array given back to the system: every batch would fault its memory in anew.
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
 }
-"""Dask's settings where it runs on this machine; its own already give each worker one thread for linear algebra."""
+"""Dask's settings where it runs on this machine."""
 
 
 def simulate(
@@ -198,6 +199,7 @@ def _connect(address: str | None, workers: int | None, shards: int) -> Iterator[
                 dashboard_address="127.0.0.1:0",
                 scheduler_kwargs={"dashboard": False},
                 silence_logs=logging.CRITICAL,
+                env=_ONE_THREAD,
             )
         )
         yield stack.enter_context(Client(cluster, set_as_default=False))

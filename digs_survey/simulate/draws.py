@@ -12,11 +12,9 @@ from scipy.stats import qmc
 from digs_survey.parameters import Prior
 from digs_survey.simulate.seeding import row_uniforms, stream_key
 
-__all__ = ["SOBOL_ROWS", "draw_theta", "sobol_uniforms"]
+__all__ = ["draw_theta", "sobol_uniforms"]
 
 _SOBOL_BITS = 30
-SOBOL_ROWS = 2**_SOBOL_BITS
-"""Length of a Sobol sequence."""
 
 
 def draw_theta(
@@ -58,7 +56,7 @@ def sobol_uniforms(seed: int, stream: str, start: int, stop: int, columns: int) 
     stream : str
         Name of the use.
     start, stop : int
-        Range of rows, at most :data:`SOBOL_ROWS`.
+        Range of rows; a sequence has 2**30.
     columns : int
         Numbers for each row.
 
@@ -74,4 +72,4 @@ def sobol_uniforms(seed: int, stream: str, start: int, stop: int, columns: int) 
         # The whole sequence is what is balanced, and its length is the user's.
         warnings.filterwarnings("ignore", message="The balance properties of Sobol' points")
         points = engine.random(stop - start)
-    return points + 0.5**_SOBOL_BITS / 2
+    return points + 0.5 ** (_SOBOL_BITS + 1)
