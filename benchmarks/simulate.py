@@ -1,86 +1,138 @@
-"""Noiseless spectra: the batched model against one Prospector call after the other, one core, 138 elements.
+"""Noiseless spectra of the delayed-tau model on 138 elements: Prospector, the batched model, and what Dask costs.
 
-Both make the same spectra of the delayed-tau model from the BC03-MILES populations.
+Prospector's calls and the batched model run on one core and make the same spectra. Dask is measured through the code
+that ``digs-survey simulate`` uses, in a temporary folder. FSPS is measured where SPS_HOME is usable.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from benchmarks._dask import Work, memory, on_cores
 from benchmarks._form import finish, parser, repeat
 from digs_survey.config import load_config
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.batched import BatchedModel
+from digs_survey.sps.fsps import check_fsps
 from digs_survey.sps.prospector import ProspectorSimulator
 
 REFERENCE = 1_000
-"""Batch at which the ratio is taken."""
+"""Batch at which the ratio is taken, and spectra of a task at which Dask's overhead is."""
+
+Rows = list[tuple[str, list[float], str]]
 
 
 def main() -> None:
-    options = parser("simulate", __doc__ or "")
-    args = options.parse_args()
-    one_by_one, largest, times = (200, 10_000, 3) if args.quick else (1_000, 100_000, 7)
+    args = parser("simulate", __doc__ or "").parse_args()
+    rows: Rows = []
+    status = check_fsps()
+    result: dict[str, Any] = {"benchmark": "simulate", "cores": os.cpu_count(), "fsps_standin": status.standin}
+    result |= spectra("bc03", "bc03", rows, args.quick)
+    if status.ok:
+        result |= spectra("fsps", "fsps (stand-in data)" if status.standin else "fsps", rows, args.quick)
+    else:
+        result["prospector_fsps_per_s_core"] = None
+        print(f"fsps is left out: {status.problem}; {status.remedy}")
+    result["batched_per_s_core"] = result["batched_bc03_per_s_core"]
+    result |= on_dask(rows, args.quick)
+    result |= memories(rows, [10_000] if args.quick else [10_000, 100_000, 1_000_000])
+    finish("noiseless spectra of 138 elements; batches and Prospector on one core", rows, result, args.json)
+
+
+def spectra(source: str, label: str, rows: Rows, quick: bool) -> dict[str, Any]:
+    """Time Prospector and the batched model on one core."""
+    calls = (200 if quick else 1_000) if source == "bc03" else (20 if quick else 100)
+    largest, times = (10_000, 3) if quick else (100_000, 7)
     sizes = [10**k for k in range(6) if 10**k <= largest]
-    config = load_config("digs2022")
+    config = load_config("digs2022", [f"model.source={source}"])
     prior, grid = config.make_prior(), WavelengthGrid.from_config(config.grid)
     theta = prior.from_unit_cube(np.random.default_rng(1).random((largest, prior.ndim)))
-    tensor = torch.as_tensor(theta[:REFERENCE])
+    some, tensor = theta[:calls], torch.as_tensor(theta[:REFERENCE])
     torch.set_num_threads(1)
-
     with threadpool_limits(1):
-        prospector, batched = (
-            ProspectorSimulator(config.model, prior, grid),
-            BatchedModel.from_config(config.model, prior, grid),
-        )
-        some = theta[:one_by_one]
-        difference = float(np.abs(batched.spectra(some) / prospector.spectra(some) - 1).max())
+        what = config.model, prior, grid
+        prospector, batched = ProspectorSimulator(*what), BatchedModel.from_config(*what)
         counts = [max(size, min(REFERENCE, 100 * size)) for size in sizes]
+        timed = [partial(prospector.spectra, some), partial(batched.spectra, tensor)]
+        timed += [partial(_in_batches, batched, theta[:n], size) for size, n in zip(sizes, counts, strict=True)]
+        seconds = repeat(timed, times)
+        found = [calls / s for s in seconds[0]]
+        rates = {size: [count / s for s in row] for size, count, row in zip(sizes, counts, seconds[2:], strict=True)}
+        on_torch = [REFERENCE / s for s in seconds[1]]
+        ratios = [a / b for a, b in zip(rates[REFERENCE], found, strict=True)]
+        difference = float(np.abs(batched.spectra(some) / prospector.spectra(some) - 1).max())
+    rows.append((f"Prospector, {label}, one call each", found, "spectra/s"))
+    rows += [(f"batched, {label}, {size:,} at a time", rates[size], "spectra/s") for size in sizes]
+    rows.append((f"batched on torch, {label}, {REFERENCE:,} at a time", on_torch, "spectra/s"))
+    rows.append((f"ratio, {label}, at {REFERENCE:,}", ratios, ""))
+    return {
+        f"prospector_{source}_per_s_core": statistics.median(found),
+        f"batched_{source}_per_s_core": statistics.median(rates[REFERENCE]),
+        f"batched_{source}_per_s_core_by_size": {size: statistics.median(rates[size]) for size in sizes},
+        f"batched_torch_{source}_per_s_core": statistics.median(on_torch),
+        f"ratio_{source}": statistics.median(ratios),
+        f"max_difference_{source}": difference,
+    }
 
-        def in_batches(size: int, count: int) -> None:
-            for start in range(0, count, size):
-                batched.spectra(theta[start : start + size])
 
-        seconds = repeat(
-            [
-                lambda: prospector.spectra(some),
-                lambda: batched.spectra(tensor),
-                *(
-                    lambda size=size, count=count: in_batches(size, count)
-                    for size, count in zip(sizes, counts, strict=True)
-                ),
-            ],
-            times,
-        )
-    calls = [one_by_one / s for s in seconds[0]]
-    on_torch = [REFERENCE / s for s in seconds[1]]
-    rates = {size: [count / s for s in row] for size, count, row in zip(sizes, counts, seconds[2:], strict=True)}
-    ratios = [a / b for a, b in zip(rates[REFERENCE], calls, strict=True)]
-    finish(
-        f"noiseless spectra of {len(grid)} elements, bc03, one core; largest difference of the two {difference:.1e}",
-        [
-            ("Prospector, one call each", calls, "spectra/s"),
-            *((f"batched, {size:,} at a time", rates[size], "spectra/s") for size in sizes),
-            (f"batched on torch, {REFERENCE:,} at a time", on_torch, "spectra/s"),
-            (f"ratio at {REFERENCE:,}", ratios, ""),
-        ],
-        {
-            "benchmark": "simulate",
-            "elements": len(grid),
-            "cores": 1,
-            "repeats": times,
-            "prospector_bc03_per_s_core": statistics.median(calls),
-            "batched_per_s_core": statistics.median(rates[REFERENCE]),
-            "batched_torch_per_s_core": statistics.median(on_torch),
-            "ratio_bc03": statistics.median(ratios),
-            "max_difference": difference,
-        },
-        args.json,
-    )
+def on_dask(rows: Rows, quick: bool) -> dict[str, Any]:
+    """Measure what Dask adds to each task, and what more workers bring."""
+    cores = os.cpu_count() or 1
+    batched = Work("batched", REFERENCE, 100 if quick else 400, 30)
+    works = {"": (batched, cores)}
+    if not quick:
+        works |= {
+            "_one_worker": (batched, 1),
+            "_2000_a_task": (Work("batched", 2 * REFERENCE, 250, 30), cores),
+            "_auto": (Work("auto", REFERENCE, 250, 30), cores),
+            "_prospector": (Work("prospector", REFERENCE, 12, 2), cores),
+        }
+    result: dict[str, Any] = {}
+    rates = {}
+    for key, (work, workers) in works.items():
+        plain, dask = on_cores(work, workers, 1 if quick else 3)
+        rates[key] = dask
+        name = f"{work.engine}, {work.rows_per_shard:,} a task, {workers} worker{'s' * (workers > 1)}"
+        fractions = [1 - b / a for a, b in zip(plain, dask, strict=True)]
+        rows += [
+            (f"{name}: without Dask", plain, "spectra/s"),
+            (f"{name}: on Dask", dask, "spectra/s"),
+            (f"{name}: Dask's overhead", fractions, ""),
+        ]
+        result[f"dask_overhead{key}"] = statistics.median(fractions)
+        result[f"dask_per_s{key}"] = statistics.median(dask)
+    if not quick:
+        scaling = [a / b for a, b in zip(rates[""], rates["_one_worker"], strict=True)]
+        rows.append((f"{cores} workers against 1", scaling, ""))
+        result["dask_scaling"] = statistics.median(scaling)
+    return result
+
+
+def memories(rows: Rows, counts: list[int]) -> dict[str, Any]:
+    """Measure the peak memory of ``simulate --n`` for each number of simulations."""
+    result: dict[str, Any] = {}
+    for count in counts:
+        driver, worker, seconds = memory(count)
+        rows += [
+            (f"--n {count:,}: driver and scheduler", [driver], "MiB"),
+            (f"--n {count:,}: a worker", [worker], "MiB"),
+            (f"--n {count:,}: start to end", [seconds], "s"),
+        ]
+        result |= {f"driver_mib_{count}": driver, f"worker_mib_{count}": worker, f"wall_s_{count}": seconds}
+    return result
+
+
+def _in_batches(model: BatchedModel, theta: NDArray[np.float64], size: int) -> None:
+    for start in range(0, len(theta), size):
+        model.spectra(theta[start : start + size])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import numpy as np
 
 from digs_survey.catalog import write_catalog
 from digs_survey.config import load_config
-from digs_survey.simulate.dask import FLUX_UNIT, draw_theta
+from digs_survey.simulate.dask import FLUX_UNIT
+from digs_survey.simulate.draws import draw_theta
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.simulate.seeding import stream_key
 from digs_survey.spectra import WavelengthGrid

@@ -119,6 +119,7 @@ def _survey(
     ray: str | None = None,
     redo: Stage | None = None,
     catalog: Path | None = None,
+    simulates: bool = False,
 ) -> Iterator[Survey]:
     from digs_survey.pipeline import open_survey
 
@@ -131,6 +132,7 @@ def _survey(
         ray_address=ray,
         redo=None if redo is None else redo.value,
         catalog=catalog,
+        simulates=simulates,
     ) as survey:
         yield survey
 
@@ -152,7 +154,7 @@ def run(
     quiet: QuietOption = False,
 ) -> None:
     """Do everything: simulate, train, map, audit, report. Run again to resume; a finished run does nothing."""
-    with _survey(run_dir, config, overrides, quiet, dask, ray, redo, catalog) as survey:
+    with _survey(run_dir, config, overrides, quiet, dask, ray, redo, catalog, simulates=True) as survey:
         if not survey.run(catalog):
             survey.progress.say(f"nothing to do: {run_dir} is complete for this catalog and configuration")
     _results(run_dir, "percentiles.parquet", "report.html")
@@ -162,6 +164,10 @@ def run(
 def simulate(
     catalog: OptionalCatalog = None,
     run_dir: RunDir = RunDirDefault,
+    count: Annotated[
+        int | None,
+        typer.Option("--n", "--simulations", min=1, help="How many: the same as --set simulate.simulations=N."),
+    ] = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
     dask: DaskOption = None,
@@ -170,7 +176,8 @@ def simulate(
 ) -> None:
     """Compute noiseless spectra of prior draws on Dask."""
     stage = Stage.simulate if redo else None
-    with _survey(run_dir, config, overrides, quiet, dask, redo=stage, catalog=catalog) as survey:
+    overrides = [*(overrides or []), *([] if count is None else [f"simulate.simulations={count}"])]
+    with _survey(run_dir, config, overrides, quiet, dask, redo=stage, catalog=catalog, simulates=True) as survey:
         survey.simulate(catalog)
     _results(run_dir, "simulations.zarr")
 

@@ -111,6 +111,15 @@ class SimulateConfig(Section):
     engine: Literal["auto", "prospector", "batched"] = "auto"
     """Prospector itself, one spectrum after the other; or the same spectra in batches, as matrix products.
     "auto" takes batches and lets Prospector compute one in a hundred (at least 200) beside them as a check."""
+    draws: Literal["random", "sobol"] = "random"
+    """How the prior is sampled: independent draws, or a scrambled Sobol sequence, which covers it more evenly. The
+    simulations that calibration is tested on are always independent draws."""
+
+    @model_validator(mode="after")
+    def _sobol_ends(self) -> SimulateConfig:
+        if self.draws == "sobol" and self.simulations > 2**30:
+            raise ValueError(f"draws = 'sobol' has at most {2**30} simulations, found {self.simulations}")
+        return self
 
 
 class AugmentConfig(Section):

@@ -85,7 +85,6 @@ class Survey:
     def simulate(self, catalog: Path | None = None) -> bool:
         """Compute the noiseless simulations on the catalog's grid, or on the configured one."""
         from digs_survey.simulate.dask import engine_check, simulate
-        from digs_survey.sps.linespread import check_line_spread
 
         grid = WavelengthGrid.from_config(self.config.grid)
         if catalog is not None:
@@ -95,7 +94,6 @@ class Survey:
         elif self.config.noise.needs_catalog:
             raise self._no_catalog()
         self.config.noise.check_elements(len(grid))
-        check_line_spread(self.config.model, grid)
         settings = self.config.simulate
         key = self._key("model", "prior", "simulate") | {"grid": _grid_key(grid)}
         ledger = Ledger(self.run_dir / "ledger" / "simulate")
@@ -202,6 +200,7 @@ class Survey:
         from digs_survey.estimator.artefact import update_card
         from digs_survey.estimator.posterior import FrozenPosterior
         from digs_survey.simulate.dask import simulate
+        from digs_survey.sps.coverage import check_source
 
         posterior = FrozenPosterior.load(self._needs("train", "model/card.json").parent)
         self._needs("map", "posterior.zarr")
@@ -212,6 +211,7 @@ class Survey:
         ledger = Ledger(self.run_dir / "ledger" / "calibration")
         with self._stage("audit", key, settings.galaxies, "galaxies with emcee") as todo:
             if todo:
+                check_source(self.config.model, self.config.make_prior(), posterior.grid)
                 with self.progress.task("calibration", count, "independent simulations") as advance:
                     simulate(
                         self.config,
@@ -358,16 +358,20 @@ def open_survey(
     ray_address: str | None = None,
     redo: str | None = None,
     catalog: Path | None = None,
+    simulates: bool = False,
 ) -> Iterator[Survey]:
     """Open a run directory for work: its lock, configuration and manifest.
 
     Without a configuration the one of an earlier call in the same directory is used, else the defaults.
-    Configuration and catalog are checked before anything is written.
+    Configuration and catalog are checked before anything is written; so is the source of populations if
+    the work ``simulates`` and the simulations are not there.
 
     Raises
     ------
     ConfigError
-        If the configuration cannot be used.
+        If the configuration cannot be used, or the source does not cover its prior or the grid.
+    MissingDependencyError
+        If the source does not work.
     CatalogError
         If the catalog breaks the schema; rows that will carry a quality bit are only told.
     RunDirectoryError
@@ -376,12 +380,19 @@ def open_survey(
     run_dir = Path(run_dir)
     stored = run_dir / "config.toml"
     config = load_config(config_source or (stored if stored.is_file() else None), overrides)
+    grid = WavelengthGrid.from_config(config.grid)
     if catalog is not None:
         report = validate_catalog(catalog)
         report.raise_for_errors()
-        require_rest_frame(Catalog.open(catalog).grid.frame)
+        grid = Catalog.open(catalog).grid
+        require_rest_frame(grid.frame)
         for line in report.row_lines():
             progress.say(f"catalog: {line}")
+    simulated = RunManifest(run_dir).stages.get("simulate", {}).get("status") == "done"
+    if simulates and (redo == "simulate" or not simulated):
+        from digs_survey.sps.coverage import check_source
+
+        check_source(config.model, config.make_prior(), grid)
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_dir / ".lock")
     try:

@@ -4,70 +4,44 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import MissingDependencyError, StageError
 from digs_survey.parameters import Prior
-from digs_survey.simulate.seeding import row_uniforms
-from digs_survey.simulate.template import open_or_create, recorded_recipe
+from digs_survey.simulate.shard import Shards, in_batches
+from digs_survey.simulate.template import open_or_create
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.storage import ArraySpec, Ledger, checksum, shard_count, shard_rows, write_shard
+from digs_survey.storage import ArraySpec, Ledger, shard_count
 
 if TYPE_CHECKING:
     from distributed import Client
 
-    from digs_survey.sps.batched import BatchedModel
-    from digs_survey.sps.prospector import ProspectorSimulator
-
-__all__ = ["FLUX_UNIT", "draw_theta", "engine_check", "probe_dask", "simulate"]
+__all__ = ["FLUX_UNIT", "engine_check", "probe_dask", "simulate"]
 
 FLUX_UNIT = "erg / (s cm2 Angstrom)"
 """Unit of simulated flux, as :mod:`astropy.units` reads it."""
 
 CONNECT_TIMEOUT_S = 15.0
-_CHECK_EVERY, _CHECK_AT_LEAST, _CHECK_LIMIT = 100, 200, 0.005
-"""With engine "auto", Prospector computes one row in so many, at least so many; and what ends the run."""
-_IN_FLIGHT_PER_THREAD = 2
+_IN_FLIGHT_PER_THREAD = 4
 _MIN_IN_FLIGHT = 16
 """Enough waiting shards that a cluster which grows with its queue does grow."""
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-
-_simulator_lock = threading.Lock()
-"""Prospector's model keeps its parameters in itself, and a cluster's worker may have several threads."""
-
-
-def draw_theta(prior: Prior, seed: int, stream: str, start: int, stop: int) -> NDArray[np.float64]:
-    """Draw the parameters of the simulations ``start`` to ``stop`` from the prior.
-
-    Parameters
-    ----------
-    prior : Prior
-    seed : int
-        Seed of the run.
-    stream : str
-        "simulate" or "calibration"; draws of different streams are independent.
-    start, stop : int
-        Range of rows; any range is a slice of the whole.
-
-    Returns
-    -------
-    ndarray of float64, shape (stop - start, ndim)
-        In the units of the parameters.
-    """
-    return prior.from_unit_cube(row_uniforms(seed, f"theta/{stream}", start, stop, prior.ndim))
+_LOCAL = {
+    # A worker that ends together with its scheduler has nothing to report.
+    "distributed.logging.distributed": "critical",
+    "distributed.worker.profile.enabled": False,
+    # Dask has each freed array given back to the system: every batch would fault its memory in anew.
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
+}
+"""Dask's settings where it runs on this machine."""
 
 
 def simulate(
@@ -79,6 +53,7 @@ def simulate(
     stream: str,
     ledger: Ledger,
     address: str | None = None,
+    workers: int | None = None,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> None:
     """Write noiseless spectra of prior draws as a Zarr dataset; go on where an earlier call stopped.
@@ -99,11 +74,15 @@ def simulate(
     count : int
         Number of simulations.
     stream : str
-        "simulate" or "calibration": independent draws.
+        "simulate" or "calibration": independent of each other. Calibration tests count on independent draws,
+        so that only "simulate" follows ``simulate.draws``; every other stream is random.
     ledger : Ledger
         Shards in it are done already; workers mark the others.
     address : str, optional
         A running Dask scheduler, like ``tcp://host:8786``; without it, this machine's cores are used.
+    workers : int, optional
+        Processes to start without an address (default: one for each core); with 0, the work is done in this
+        process and Dask is left out. The bytes are the same.
     advance : callable
         Called with the number of rows that were done before, and then of each shard that finishes.
 
@@ -116,26 +95,32 @@ def simulate(
     """
     path, ledger = Path(path).absolute(), Ledger(ledger.folder.absolute())
     prior = config.make_prior()
-    rows_per_shard = config.simulate.rows_per_shard
     recipe = {
         "seed": config.seed,
         "stream": stream,
         "count": count,
-        "rows_per_shard": rows_per_shard,
-        "engine": "batched" if _in_batches(config) else "prospector",
+        "rows_per_shard": config.simulate.rows_per_shard,
+        "draws": config.simulate.draws if stream == "simulate" else "random",
+        "engine": "batched" if in_batches(config) else "prospector",
         "model": config.model.model_dump(mode="json"),
         "prior": prior.to_dict(),
         "grid": grid.to_dict(),
     }
     _lay_out(path, recipe, ledger, prior, grid)
     advance(ledger.totals()[0])
-    pending = ledger.pending(shard_count(count, rows_per_shard))
+    pending = ledger.pending(shard_count(count, config.simulate.rows_per_shard))
+    shards = Shards(config, grid, path, ledger.folder, recipe)
     if not pending:
         return
-    task = _Task(config, grid, path, ledger.folder, stream, count, rows_per_shard, recipe)
-    with _connect(address, len(pending)) as client:
-        for rows in _run(client, task, pending):
-            advance(rows)
+    if address is None and workers == 0:
+        for shard in pending:
+            with _naming(shards, shard):
+                shards.simulate(shard)
+            advance(shards.size(shard))
+        return
+    with _connect(address, workers, len(pending)) as client:
+        for shard in _run(client, shards, pending):
+            advance(shards.size(shard))
 
 
 def engine_check(ledger: Ledger) -> dict[str, float]:
@@ -151,27 +136,10 @@ def engine_check(ledger: Ledger) -> dict[str, float]:
 
 def probe_dask(address: str | None = None) -> str:
     """Start or reach Dask, run one task there, and say what was found."""
-    with _connect(address, shards=1) as client:
+    with _connect(address, workers=1, shards=1) as client:
         answer = client.submit(os.getpid, pure=False).result(timeout=60)
         where = "started on this machine" if address is None else f"reached at {address}"
         return f"{where}: {sum(client.nthreads().values())} worker threads, a task ran in process {answer}"
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What a worker needs besides the number of the shard."""
-
-    config: SurveyConfig
-    grid: WavelengthGrid
-    path: Path
-    ledger: Path
-    stream: str
-    count: int
-    rows_per_shard: int
-    recipe: dict[str, Any]
-
-    def rows(self, shard: int) -> slice:
-        return shard_rows(shard, self.count, self.rows_per_shard)
 
 
 def _lay_out(path: Path, recipe: dict[str, Any], ledger: Ledger, prior: Prior, grid: WavelengthGrid) -> None:
@@ -205,8 +173,8 @@ def _lay_out(path: Path, recipe: dict[str, Any], ledger: Ledger, prior: Prior, g
 
 
 @contextmanager
-def _connect(address: str | None, shards: int) -> Iterator[Client]:
-    """Connect to a scheduler, or start one process for each core of this machine."""
+def _connect(address: str | None, workers: int | None, shards: int) -> Iterator[Client]:
+    """Connect to a scheduler, or start worker processes on this machine, no more than there are shards."""
     import dask
     from dask.system import CPU_COUNT
     from distributed import Client, LocalCluster
@@ -223,11 +191,10 @@ def _connect(address: str | None, shards: int) -> Iterator[Client]:
                 ) from error
             yield client
             return
-        # A worker that ends together with its scheduler has nothing to report.
-        stack.enter_context(dask.config.set({"distributed.logging.distributed": "critical"}))
+        stack.enter_context(dask.config.set(_LOCAL))
         cluster = stack.enter_context(
             LocalCluster(
-                n_workers=min(CPU_COUNT, shards),
+                n_workers=min(workers or CPU_COUNT, shards),
                 threads_per_worker=1,
                 dashboard_address="127.0.0.1:0",
                 scheduler_kwargs={"dashboard": False},
@@ -238,119 +205,47 @@ def _connect(address: str | None, shards: int) -> Iterator[Client]:
         yield stack.enter_context(Client(cluster, set_as_default=False))
 
 
-def _run(client: Client, task: _Task, pending: list[int]) -> Iterator[int]:
-    """Keep a bounded number of shards with the workers; yield the rows of each that finishes."""
+def _run(client: Client, shards: Shards, pending: list[int]) -> Iterator[int]:
+    """Keep a bounded number of shards with the workers; yield each that finishes."""
     from distributed import as_completed
 
-    queue = iter(pending)
+    queue = deque(pending)
     running: dict[Any, int] = {}
     finished = as_completed(loop=client.loop)
 
-    def fill() -> None:
+    def fill() -> int:
+        """Hand out shards, and return how many may be out; Dask takes many in one call as cheaply as one."""
         limit = max(_MIN_IN_FLIGHT, _IN_FLIGHT_PER_THREAD * sum(client.nthreads().values()))
-        while len(running) < limit and (shard := next(queue, None)) is not None:
-            future = client.submit(_write_shard, task, shard, pure=False)
-            running[future.key] = shard
-            finished.add(future)
+        numbers = [queue.popleft() for _ in range(min(len(queue), limit - len(running)))]
+        futures = client.map(shards.simulate, numbers, pure=False)
+        running.update({future.key: number for future, number in zip(futures, numbers, strict=True)})
+        finished.update(futures)
+        return limit
 
-    fill()
+    limit = fill()
     for future in finished:
         shard = running.pop(future.key)
         try:
-            done = future.result()
-        except Exception as error:
+            with _naming(shards, shard):
+                # A finished shard has nothing to bring, and asking for it is a round trip to its worker.
+                if future.status != "finished":
+                    future.result()
+        except StageError:
             client.cancel(list(finished.futures))
-            rows = task.rows(shard)
-            raise StageError(
-                f"simulate: shard {shard} (rows {rows.start} to {rows.stop - 1}) of {task.path} failed: "
-                f"{error}; finished shards are kept, and the same command goes on from them"
-            ) from error
-        fill()
-        yield done
+            raise
+        if queue and len(running) <= limit // 2:
+            limit = fill()
+        yield shard
 
 
-def _write_shard(task: _Task, shard: int) -> int:
-    """Compute, check and write one shard, then mark it done; runs in a worker."""
-    with _simulator_lock:
-        started = time.process_time()
-        rows = task.rows(shard)
-        prior = task.config.make_prior()
-        theta = draw_theta(prior, task.config.seed, task.stream, rows.start, rows.stop)
-        flux, check = _spectra(task, prior, theta, rows.start)
-        _check(theta, flux, prior, rows.start)
-        if recorded_recipe(task.path) != task.recipe:
-            raise StageError(f"{task.path} was replaced by another run while shard {shard} was computed")
-        write_shard(task.path, shard, rows, {"theta": theta, "flux": flux})
-        core_seconds = time.process_time() - started
-        Ledger(task.ledger).mark(
-            shard, rows=len(theta), checksum=checksum(theta, flux), core_seconds=core_seconds, **check
-        )
-        return len(theta)
-
-
-def _in_batches(config: SurveyConfig) -> bool:
-    return config.simulate.engine != "prospector"
-
-
-def _spectra(
-    task: _Task, prior: Prior, theta: NDArray[np.float64], first: int
-) -> tuple[NDArray[np.float32], dict[str, float]]:
-    """Compute the spectra of a shard, and what the ledger keeps of their check."""
-    grid = tuple(task.grid.wavelength), task.grid.frame, task.grid.medium
-    what = task.config.model.model_dump_json(), prior, *grid
-    if not _in_batches(task.config):
-        return _simulator(*what).spectra(theta).astype(np.float32), {}
-    # How a matrix product is shared among threads changes its last digits.
-    with threadpool_limits(1):
-        flux = _batched(*what).spectra(theta)
-    if task.config.simulate.engine == "batched":
-        return flux.astype(np.float32), {}
-    every = max(1, min(_CHECK_EVERY, task.count // _CHECK_AT_LEAST))
-    rows = np.flatnonzero((first + np.arange(len(theta))) % every == 0)
-    difference = np.abs(flux[rows] / _simulator(*what).spectra(theta[rows]) - 1).max(axis=1, initial=0.0)
-    if (difference > _CHECK_LIMIT).any():
-        worst = int(rows[difference.argmax()])
+@contextmanager
+def _naming(shards: Shards, shard: int) -> Iterator[None]:
+    """Say of an error which shard it belongs to."""
+    try:
+        yield
+    except Exception as error:
+        rows = shards.rows(shard)
         raise StageError(
-            f"simulation {first + worst} ({_values(prior, theta[worst])}): the batched spectrum and Prospector's "
-            f"differ by {difference.max():.2%}, more than {_CHECK_LIMIT:.1%}; use simulate.engine = 'prospector', "
-            "and report it"
-        )
-    return flux.astype(np.float32), {"checked": len(rows), "max_difference": float(difference.max(initial=0.0))}
-
-
-@lru_cache(maxsize=1)
-def _simulator(model: str, prior: Prior, wavelength: tuple[float, ...], frame: str, medium: str) -> ProspectorSimulator:
-    """Build the simulator once for each process."""
-    from digs_survey.config import ModelConfig
-    from digs_survey.sps.prospector import ProspectorSimulator
-
-    return ProspectorSimulator(
-        ModelConfig.model_validate_json(model), prior, WavelengthGrid(np.array(wavelength), frame, medium)
-    )
-
-
-@lru_cache(maxsize=1)
-def _batched(model: str, prior: Prior, wavelength: tuple[float, ...], frame: str, medium: str) -> BatchedModel:
-    """Build the batched model once for each process."""
-    from digs_survey.config import ModelConfig
-    from digs_survey.sps.batched import BatchedModel
-
-    return BatchedModel.from_config(
-        ModelConfig.model_validate_json(model), prior, WavelengthGrid(np.array(wavelength), frame, medium)
-    )
-
-
-def _values(prior: Prior, theta: NDArray[np.float64]) -> str:
-    return ", ".join(f"{name}={value:.6g}" for name, value in zip(prior.names, theta, strict=True))
-
-
-def _check(theta: NDArray[np.float64], flux: NDArray[np.float32], prior: Prior, first: int) -> None:
-    bad = np.flatnonzero(~(np.isfinite(flux) & (flux > 0)).all(axis=1))
-    if bad.size:
-        row = int(bad[0])
-        wrong = flux[row][~(np.isfinite(flux[row]) & (flux[row] > 0))]
-        raise StageError(
-            f"simulation {first + row} ({_values(prior, theta[row])}): expected finite, positive flux in every "
-            f"element, found {wrong[0]} ({bad.size} such spectra in the shard); "
-            "narrow the prior or the grid to what the stellar populations cover"
-        )
+            f"simulate: shard {shard} (rows {rows.start} to {rows.stop - 1}) of {shards.path} failed: "
+            f"{error}; finished shards are kept, and the same command goes on from them"
+        ) from error

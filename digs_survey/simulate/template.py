@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import zarr
 from numpy.typing import NDArray
 
-from digs_survey.storage import ArraySpec, Ledger, create_dataset
+from digs_survey.storage import ArraySpec, Ledger, create_dataset, read_json
 
 __all__ = ["open_or_create", "recorded_recipe"]
 
@@ -46,6 +45,6 @@ def open_or_create(
 def recorded_recipe(path: Path) -> Any:
     """Return the recipe of the dataset at ``path``; None if there is none."""
     try:
-        return zarr.open_group(str(path), mode="r").attrs.get("recipe")
+        return read_json(path / "zarr.json")["attributes"].get("recipe")
     except FileNotFoundError:
         return None

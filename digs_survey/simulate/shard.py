@@ -1,0 +1,169 @@
+"""One shard of the simulations: its draws, its spectra, their check, and the write that ends it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
+
+from digs_survey.config import ModelConfig, SurveyConfig
+from digs_survey.errors import StageError
+from digs_survey.parameters import Prior
+from digs_survey.simulate.draws import draw_theta
+from digs_survey.simulate.seeding import row_uniforms
+from digs_survey.simulate.template import recorded_recipe
+from digs_survey.spectra import WavelengthGrid
+from digs_survey.storage import Ledger, checksum, shard_rows, write_shard
+
+if TYPE_CHECKING:
+    from digs_survey.sps.batched import BatchedModel
+    from digs_survey.sps.prospector import ProspectorSimulator
+
+__all__ = ["Shards", "checked_rows", "in_batches"]
+
+_CHECK_EVERY, _CHECK_AT_LEAST, _CHECK_LIMIT = 100, 200, 0.005
+"""With engine "auto", Prospector computes one row in so many, at least so many; and what ends the run."""
+
+_simulator_lock = threading.Lock()
+"""Prospector's model keeps its parameters in itself, and a cluster's worker may have several threads."""
+
+
+@dataclass(frozen=True)
+class Shards:
+    """What a worker needs to make any shard of a set of simulations, given its number.
+
+    Attributes
+    ----------
+    config : SurveyConfig
+    grid : WavelengthGrid
+    path : Path
+        The dataset, laid out by ``recipe``.
+    ledger : Path
+        Folder of the done-markers.
+    recipe : dict
+        Everything that decides the dataset's bytes.
+    """
+
+    config: SurveyConfig
+    grid: WavelengthGrid
+    path: Path
+    ledger: Path
+    recipe: dict[str, Any]
+
+    def rows(self, shard: int) -> slice:
+        """Return the rows of a shard."""
+        return shard_rows(shard, self.recipe["count"], self.recipe["rows_per_shard"])
+
+    def size(self, shard: int) -> int:
+        """Return the number of rows of a shard."""
+        rows = self.rows(shard)
+        return rows.stop - rows.start
+
+    def simulate(self, shard: int) -> None:
+        """Compute, check and write one shard, then mark it done."""
+        with _simulator_lock:
+            started = time.process_time()
+            rows, recipe = self.rows(shard), self.recipe
+            prior = self.config.make_prior()
+            theta = draw_theta(prior, recipe["seed"], recipe["stream"], rows.start, rows.stop, recipe["draws"])
+            flux, check = self._spectra(prior, theta, rows)
+            _check(theta, flux, prior, rows.start)
+            if recorded_recipe(self.path) != recipe:
+                raise StageError(f"{self.path} was replaced by another run while shard {shard} was computed")
+            write_shard(self.path, shard, rows, {"theta": theta, "flux": flux})
+            core_seconds = time.process_time() - started
+            Ledger(self.ledger).mark(
+                shard, rows=len(theta), checksum=checksum(theta, flux), core_seconds=core_seconds, **check
+            )
+
+    def _spectra(
+        self, prior: Prior, theta: NDArray[np.float64], rows: slice
+    ) -> tuple[NDArray[np.float32], dict[str, float]]:
+        """Compute the spectra of some rows, and what the ledger keeps of their check."""
+        grid = tuple(self.grid.wavelength), self.grid.frame, self.grid.medium
+        what = self.config.model.model_dump_json(), prior, *grid
+        if not in_batches(self.config):
+            return _simulator(*what).spectra(theta).astype(np.float32), {}
+        batched = _batched(*what)
+        # How a matrix product is shared among threads changes its last digits.
+        with _threadpools().limit(limits=1):
+            flux = batched.spectra(theta)
+        if self.config.simulate.engine == "batched":
+            return flux.astype(np.float32), {}
+        some = checked_rows(self.recipe["seed"], self.recipe["stream"], self.recipe["count"], rows) - rows.start
+        difference = np.abs(flux[some] / _simulator(*what).spectra(theta[some]) - 1).max(axis=1, initial=0.0)
+        if (difference > _CHECK_LIMIT).any():
+            worst = int(some[difference.argmax()])
+            raise StageError(
+                f"simulation {rows.start + worst} ({_values(prior, theta[worst])}): the batched spectrum and "
+                f"Prospector's differ by {difference.max():.2%}, more than {_CHECK_LIMIT:.1%}; "
+                "use simulate.engine = 'prospector', and report it"
+            )
+        return flux.astype(np.float32), {"checked": len(some), "max_difference": float(difference.max(initial=0.0))}
+
+
+def in_batches(config: SurveyConfig) -> bool:
+    """Tell whether the configured engine makes spectra in batches."""
+    return config.simulate.engine != "prospector"
+
+
+def checked_rows(seed: int, stream: str, count: int, rows: slice) -> NDArray[np.int64]:
+    """Return which of some rows Prospector computes too: a random one of each hundred, or more if they are few.
+
+    Every so many-th row would not do: of a Sobol sequence they lie together in a corner of the prior.
+    """
+    every = max(1, min(_CHECK_EVERY, count // _CHECK_AT_LEAST))
+    first, last = rows.start // every, -(-rows.stop // every)
+    uniform = row_uniforms(seed, f"check/{stream}", first, last, 1)[:, 0]
+    found = np.arange(first, last) * every + (uniform * every).astype(np.int64)
+    return found[(found >= rows.start) & (found < rows.stop)]
+
+
+@lru_cache(maxsize=1)
+def _simulator(model: str, prior: Prior, wavelength: tuple[float, ...], frame: str, medium: str) -> ProspectorSimulator:
+    """Build the simulator once for each process."""
+    from digs_survey.sps.prospector import ProspectorSimulator
+
+    return ProspectorSimulator(
+        ModelConfig.model_validate_json(model), prior, WavelengthGrid(np.array(wavelength), frame, medium)
+    )
+
+
+@lru_cache(maxsize=1)
+def _batched(model: str, prior: Prior, wavelength: tuple[float, ...], frame: str, medium: str) -> BatchedModel:
+    """Build the batched model once for each process."""
+    from digs_survey.sps.batched import BatchedModel
+
+    return BatchedModel.from_config(
+        ModelConfig.model_validate_json(model), prior, WavelengthGrid(np.array(wavelength), frame, medium)
+    )
+
+
+@cache
+def _threadpools() -> ThreadpoolController:
+    """Find the thread pools of the linear algebra once for each process, after it was loaded."""
+    return ThreadpoolController()
+
+
+def _values(prior: Prior, theta: NDArray[np.float64]) -> str:
+    return ", ".join(f"{name}={value:.6g}" for name, value in zip(prior.names, theta, strict=True))
+
+
+def _check(theta: NDArray[np.float64], flux: NDArray[np.float32], prior: Prior, first: int) -> None:
+    good = np.isfinite(flux) & (flux > 0)
+    bad = np.flatnonzero(~good.all(axis=1))
+    if bad.size:
+        row = int(bad[0])
+        wrong = flux[row][~good[row]]
+        raise StageError(
+            f"simulation {first + row} ({_values(prior, theta[row])}): expected finite, positive flux in every "
+            f"element, found {wrong[0]} ({bad.size} such spectra in the shard); "
+            "narrow the prior or the grid to what the stellar populations cover"
+        )
