@@ -57,7 +57,7 @@ def galaxies() -> Figure:
     grid = WavelengthGrid(np.arange(3060.0, 9911.0, 10.0), medium="air")
     theta = np.array(list(GALAXIES.values()))
     theirs = _quietly(theta, grid)
-    simulator = ProspectorSimulator(ModelConfig(), bagpipes.PRIOR, grid)
+    simulator = references.as_tabulated(ProspectorSimulator(ModelConfig(), bagpipes.PRIOR, grid))
     ours = bagpipes.luminosities(simulator, theta)
     with bagpipes.replayed(simulator, theirs.weights):
         same_ages = bagpipes.luminosities(simulator, theta)
@@ -137,7 +137,7 @@ def residuals() -> Figure:
 def _against_quadrature(theta: NDArray) -> NDArray:
     """Residuals in percent of theta (n, 5), less the known rounding of the attenuation's coefficients."""
     grid = WavelengthGrid.from_config(GridConfig())
-    simulator = ProspectorSimulator(ModelConfig(), bagpipes.PRIOR, grid)
+    simulator = references.as_tabulated(ProspectorSimulator(ModelConfig(), bagpipes.PRIOR, grid))
     offset = calzetti_curve(grid.wavelength) - references.calzetti_2000(grid.wavelength)
     ours = bagpipes.luminosities(simulator, theta) * np.exp(theta[:, [2]] * offset)
     theirs = np.array([references.composed_galaxy(row, grid) for row in theta])
@@ -147,7 +147,7 @@ def _against_quadrature(theta: NDArray) -> NDArray:
 
 def gas() -> Figure:
     """Balmer decrement before dust, and H-beta for each ionising photon, in the grids of Cloudy."""
-    grid = read_bc03(np.geomspace(4000, 7000, 1024), max_age_gyr=0.1)
+    grid = read_bc03(np.geomspace(4000, 7000, 1024), max_age_gyr=0.1, richest_gas=np.inf)
     decrement = references.of_line(grid, references.HALPHA) / references.of_line(grid, references.HBETA)
     log_age = grid.log_age[: grid.nebular.shape[1]]
     figure = canvas(WIDE, 3.3)
@@ -170,7 +170,7 @@ def gas() -> Figure:
             ax.plot(ages_at, values, color=colour, ls=line, marker=marker, ms=4, label=name)
         print(f"  {name}: decrement {ratio.min():.2f} to {ratio.max():.2f}, ", end="")
         print(f"H-beta over case B {balance.min():.2f} to {balance.max():.2f}")
-    faint = read_bc03(np.geomspace(4000, 7000, 1024), gas_logu=-3.0, max_age_gyr=0.1)
+    faint = read_bc03(np.geomspace(4000, 7000, 1024), gas_logu=-3.0, max_age_gyr=0.1, richest_gas=np.inf)
     print(f"  2.5 Zsun, log U = -3: H-beta over case B {np.round(references.photon_balance(faint, 5)[1], 2)}")
     left.set(xlabel="log age [yr]", ylabel=r"H$\alpha$ / H$\beta$ before dust", ylim=(2.6, 4.6), xlim=(5.97, 7.03))
     left.text(6.99, 2.875, "case B, 10$^4$ K", ha="right", va="bottom", fontsize=9)

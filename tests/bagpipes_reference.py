@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-from references import METALLICITIES, sphere
+from references import METALLICITIES, as_tabulated, sphere
 
 from digs_survey.config import ModelConfig
 from digs_survey.parameters import Prior
@@ -173,8 +173,8 @@ def luminosities(simulator: ProspectorSimulator, theta: np.ndarray) -> np.ndarra
 
 
 def simulator(**model: Any) -> ProspectorSimulator:
-    """The source bc03 behind Prospector on bagpipes' elements."""
-    return ProspectorSimulator(ModelConfig(**model), PRIOR, AIR)
+    """The source bc03 behind Prospector on bagpipes' elements, with the gas as it is in the files."""
+    return as_tabulated(ProspectorSimulator(ModelConfig(**model), PRIOR, AIR))
 
 
 def percent(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:

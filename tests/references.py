@@ -19,7 +19,7 @@ from scipy.ndimage import gaussian_filter1d
 from digs_survey.config import ModelConfig
 from digs_survey.parameters import Prior
 from digs_survey.spectra import WavelengthGrid, air_to_vacuum, vacuum_to_air
-from digs_survey.sps.bc03 import BC03Basis, _line_profiles, bc03_files
+from digs_survey.sps.bc03 import BC03Basis, _line_profiles, bc03_files, read_bc03
 from digs_survey.sps.grid import SSPGrid
 from digs_survey.sps.prospector import ProspectorSimulator
 
@@ -40,6 +40,14 @@ PUBLISHED_DN4000 = {
 def sphere(zred: float) -> float:
     """Area in cm2 over which the light of a galaxy has spread: 4 pi times the luminosity distance (WMAP9) squared."""
     return float(4 * np.pi * (cosmo.luminosity_distance(zred).to_value("pc") * pc) ** 2)
+
+
+def as_tabulated(simulator: ProspectorSimulator) -> ProspectorSimulator:
+    """Give a simulator the gas that the files have for metal-rich stars, as bagpipes has it."""
+    oldest = simulator.prior.high[simulator.prior.index("tage")]
+    wave, nebular = simulator.sps.grid.wavelength, simulator.config.nebular
+    simulator.sps = BC03Basis(read_bc03(wave, nebular=nebular, max_age_gyr=oldest, richest_gas=np.inf))
+    return simulator
 
 
 def one_line(grid: SSPGrid, centre: float) -> tuple[BC03Basis, Callable[[np.ndarray], float]]:

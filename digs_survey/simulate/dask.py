@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,9 @@ FLUX_UNIT = "erg / (s cm2 Angstrom)"
 CONNECT_TIMEOUT_S = 15.0
 _IN_FLIGHT_PER_THREAD = 4
 _MIN_IN_FLIGHT = 16
-"""Enough waiting shards that a cluster which grows with its queue does grow."""
+"""Enough waiting tasks that a cluster which grows with its queue does grow."""
+_TASK_ROWS, _TASKS_PER_THREAD = 20_000, 4
+"""Batched spectra of one task at most, and tasks that each thread gets at least, as far as there are shards."""
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _LOCAL = {
@@ -84,7 +86,7 @@ def simulate(
         Processes to start without an address (default: one for each core); with 0, the work is done in this
         process and Dask is left out. The bytes are the same.
     advance : callable
-        Called with the number of rows that were done before, and then of each shard that finishes.
+        Called with the number of rows that were done before, and then of each task that finishes.
 
     Raises
     ------
@@ -114,13 +116,12 @@ def simulate(
         return
     if address is None and workers == 0:
         for shard in pending:
-            with _naming(shards, shard):
-                shards.simulate(shard)
+            shards.simulate([shard])
             advance(shards.size(shard))
         return
     with _connect(address, workers, len(pending)) as client:
-        for shard in _run(client, shards, pending):
-            advance(shards.size(shard))
+        for done in _run(client, shards, pending):
+            advance(sum(shards.size(shard) for shard in done))
 
 
 def engine_check(ledger: Ledger) -> dict[str, float]:
@@ -205,47 +206,51 @@ def _connect(address: str | None, workers: int | None, shards: int) -> Iterator[
         yield stack.enter_context(Client(cluster, set_as_default=False))
 
 
-def _run(client: Client, shards: Shards, pending: list[int]) -> Iterator[int]:
-    """Keep a bounded number of shards with the workers; yield each that finishes."""
+def _run(client: Client, shards: Shards, pending: list[int]) -> Iterator[Sequence[int]]:
+    """Keep a bounded number of tasks, each of some shards, with the workers; yield the shards of each that finishes."""
     from distributed import as_completed
 
-    queue = deque(pending)
-    running: dict[Any, int] = {}
+    queue = deque(_tasks(shards, pending, sum(client.nthreads().values())))
+    running: dict[Any, Sequence[int]] = {}
     finished = as_completed(loop=client.loop)
 
     def fill() -> int:
-        """Hand out shards, and return how many may be out; Dask takes many in one call as cheaply as one."""
+        """Hand out tasks, and return how many may be out; Dask takes many in one call as cheaply as one."""
         limit = max(_MIN_IN_FLIGHT, _IN_FLIGHT_PER_THREAD * sum(client.nthreads().values()))
-        numbers = [queue.popleft() for _ in range(min(len(queue), limit - len(running)))]
-        futures = client.map(shards.simulate, numbers, pure=False)
-        running.update({future.key: number for future, number in zip(futures, numbers, strict=True)})
+        tasks = [queue.popleft() for _ in range(min(len(queue), limit - len(running)))]
+        futures = client.map(shards.simulate, tasks, pure=False)
+        running.update({future.key: task for future, task in zip(futures, tasks, strict=True)})
         finished.update(futures)
         return limit
 
     limit = fill()
     for future in finished:
-        shard = running.pop(future.key)
-        try:
-            with _naming(shards, shard):
-                # A finished shard has nothing to bring, and asking for it is a round trip to its worker.
-                if future.status != "finished":
-                    future.result()
-        except StageError:
+        task = running.pop(future.key)
+        # A finished task has nothing to bring, and asking for it is a round trip to its worker.
+        if future.status != "finished":
+            error = future.exception()
             client.cancel(list(finished.futures))
-            raise
+            if isinstance(error, StageError):
+                raise error
+            raise _lost(error, shards, task) from error
         if queue and len(running) <= limit // 2:
             limit = fill()
-        yield shard
+        yield task
 
 
-@contextmanager
-def _naming(shards: Shards, shard: int) -> Iterator[None]:
-    """Say of an error which shard it belongs to."""
-    try:
-        yield
-    except Exception as error:
-        rows = shards.rows(shard)
-        raise StageError(
-            f"simulate: shard {shard} (rows {rows.start} to {rows.stop - 1}) of {shards.path} failed: "
-            f"{error}; finished shards are kept, and the same command goes on from them"
-        ) from error
+def _tasks(shards: Shards, pending: list[int], threads: int) -> list[list[int]]:
+    """Group shards into tasks: batches of spectra are made faster than Dask hands out shards one by one."""
+    size = 1
+    if shards.recipe["engine"] == "batched":
+        most = _TASK_ROWS // shards.recipe["rows_per_shard"]
+        size = max(1, min(most, len(pending) // (_TASKS_PER_THREAD * max(1, threads))))
+    return [pending[i : i + size] for i in range(0, len(pending), size)]
+
+
+def _lost(error: BaseException, shards: Shards, task: Sequence[int]) -> StageError:
+    """Say which rows a lost worker had."""
+    first, last = shards.rows(task[0]).start, shards.rows(task[-1]).stop - 1
+    return StageError(
+        f"simulate: the worker of rows {first} to {last} of {shards.path} was lost: {error}; finished shards are kept, "
+        "and the same command goes on from them"
+    )

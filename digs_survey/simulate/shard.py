@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -66,8 +67,25 @@ class Shards:
         rows = self.rows(shard)
         return rows.stop - rows.start
 
-    def simulate(self, shard: int) -> None:
-        """Compute, check and write one shard, then mark it done."""
+    def simulate(self, shards: Sequence[int]) -> None:
+        """Compute, check and write shards one after the other, and mark each done.
+
+        Raises
+        ------
+        StageError
+            Naming the shard that failed; those before it are done.
+        """
+        for shard in shards:
+            try:
+                self._simulate(shard)
+            except Exception as error:
+                rows = self.rows(shard)
+                raise StageError(
+                    f"simulate: shard {shard} (rows {rows.start} to {rows.stop - 1}) of {self.path} failed: "
+                    f"{error}; finished shards are kept, and the same command goes on from them"
+                ) from error
+
+    def _simulate(self, shard: int) -> None:
         with _simulator_lock:
             started = time.process_time()
             rows, recipe = self.rows(shard), self.recipe

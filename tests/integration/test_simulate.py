@@ -21,6 +21,7 @@ from digs_survey.simulate.augment import augment
 from digs_survey.simulate.dask import engine_check, simulate
 from digs_survey.simulate.draws import draw_theta
 from digs_survey.simulate.noise import NoiseModel
+from digs_survey.simulate.shard import Shards
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.prospector import ProspectorSimulator
 from digs_survey.storage import Ledger, checksum
@@ -140,7 +141,8 @@ def test_killed_and_resumed_gives_the_same_bytes(reference, scheduler, tmp_path)
     assert psutil.wait_procs(workers, timeout=20)[1] == []
 
 
-def test_few_shards_are_out_at_once(monkeypatch, scheduler, tmp_path):
+def test_few_tasks_are_out_at_once(monkeypatch, scheduler, tmp_path):
+    monkeypatch.setattr("digs_survey.simulate.dask._TASK_ROWS", 1)
     handed, original = [], Client.map
 
     def counting(client, function, numbers, **options):
@@ -152,6 +154,21 @@ def test_few_shards_are_out_at_once(monkeypatch, scheduler, tmp_path):
     assert sum(handed) == SHARDS
     assert max(handed) == handed[0] == 16
     assert len(handed) >= SHARDS // 16 + 2
+
+
+def test_batches_go_out_many_shards_a_task(tmp_path):
+    config = load_config(None, OVERRIDES)
+    for engine, rows, pending, threads, expected in (
+        ("prospector", 8, 60, 2, [1] * 60),
+        ("batched", 2_000, 500, 2, [10] * 50),
+        ("batched", 2_000, 40, 2, [5] * 8),
+        ("batched", 2_000, 3, 2, [1] * 3),
+        ("batched", 50_000, 100, 2, [1] * 100),
+    ):
+        shards = Shards(config, None, tmp_path, tmp_path, {"engine": engine, "rows_per_shard": rows})
+        tasks = dask_stage._tasks(shards, list(range(pending)), threads)
+        assert [len(task) for task in tasks] == expected
+        assert sum(tasks, []) == list(range(pending))
 
 
 @pytest.mark.slow
