@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from bisect import bisect_left
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ __all__ = ["Work", "memory", "on_cores", "rate"]
 
 @dataclass(frozen=True)
 class Work:
-    """Simulations of the preset ``digs2022``: ``shards`` tasks for each worker, the first ``warm`` not timed."""
+    """Simulations of the preset ``digs2022``: ``shards`` for each worker, the first ``warm`` not timed."""
 
     engine: str
     rows_per_shard: int
@@ -43,7 +44,12 @@ def rate(work: Work, workers: int) -> float:
         "digs2022", [f"simulate.engine={work.engine}", f"simulate.rows_per_shard={work.rows_per_shard}"]
     )
     loops = max(1, workers)
-    done: list[float] = []
+    done, times = [0], [0.0]
+
+    def advance(rows: int) -> None:
+        done.append(done[-1] + rows)
+        times.append(time.perf_counter())
+
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
         simulate(
             config,
@@ -53,10 +59,11 @@ def rate(work: Work, workers: int) -> float:
             stream="simulate",
             ledger=Ledger(Path(folder) / "ledger"),
             workers=workers,
-            advance=lambda rows: done.append(time.perf_counter()),
+            advance=advance,
         )
-    timed = done[1 + work.warm * loops : len(done) - workers]
-    return (len(timed) - 1) * work.rows_per_shard / (timed[-1] - timed[0])
+    first = bisect_left(done, work.warm * loops * work.rows_per_shard)
+    last = len(done) - 1 - workers
+    return (done[last] - done[first]) / (times[last] - times[first])
 
 
 def on_cores(work: Work, workers: int, times: int) -> tuple[list[float], list[float]]:

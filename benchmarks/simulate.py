@@ -25,7 +25,7 @@ from digs_survey.sps.fsps import check_fsps
 from digs_survey.sps.prospector import ProspectorSimulator
 
 REFERENCE = 1_000
-"""Batch at which the ratio is taken, and spectra of a task at which Dask's overhead is."""
+"""Batch at which the ratio is taken, and spectra of a shard at which Dask's overhead is."""
 
 Rows = list[tuple[str, list[float], str]]
 
@@ -86,13 +86,13 @@ def spectra(source: str, label: str, rows: Rows, quick: bool) -> dict[str, Any]:
 def on_dask(rows: Rows, quick: bool) -> dict[str, Any]:
     """Measure what Dask adds to each task, and what more workers bring."""
     cores = os.cpu_count() or 1
-    batched = Work("batched", REFERENCE, 100 if quick else 400, 30)
+    batched = Work("batched", REFERENCE, 150 if quick else 600, 50)
     works = {"": (batched, cores)}
     if not quick:
         works |= {
             "_one_worker": (batched, 1),
-            "_2000_a_task": (Work("batched", 2 * REFERENCE, 250, 30), cores),
-            "_auto": (Work("auto", REFERENCE, 250, 30), cores),
+            "_2000_a_shard": (Work("batched", 2 * REFERENCE, 300, 30), cores),
+            "_auto": (Work("auto", REFERENCE, 300, 50), cores),
             "_prospector": (Work("prospector", REFERENCE, 12, 2), cores),
         }
     result: dict[str, Any] = {}
@@ -100,7 +100,7 @@ def on_dask(rows: Rows, quick: bool) -> dict[str, Any]:
     for key, (work, workers) in works.items():
         plain, dask = on_cores(work, workers, 1 if quick else 3)
         rates[key] = dask
-        name = f"{work.engine}, {work.rows_per_shard:,} a task, {workers} worker{'s' * (workers > 1)}"
+        name = f"{work.engine}, {work.rows_per_shard:,} a shard, {workers} worker{'s' * (workers > 1)}"
         fractions = [1 - b / a for a, b in zip(plain, dask, strict=True)]
         rows += [
             (f"{name}: without Dask", plain, "spectra/s"),

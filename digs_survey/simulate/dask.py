@@ -32,7 +32,7 @@ CONNECT_TIMEOUT_S = 15.0
 _IN_FLIGHT_PER_THREAD = 4
 _MIN_IN_FLIGHT = 16
 """Enough waiting tasks that a cluster which grows with its queue does grow."""
-_TASK_ROWS, _TASKS_PER_THREAD = 20_000, 4
+_TASK_ROWS, _TASKS_PER_THREAD = 40_000, 4
 """Batched spectra of one task at most, and tasks that each thread gets at least, as far as there are shards."""
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")

@@ -160,7 +160,7 @@ def test_batches_go_out_many_shards_a_task(tmp_path):
     config = load_config(None, OVERRIDES)
     for engine, rows, pending, threads, expected in (
         ("prospector", 8, 60, 2, [1] * 60),
-        ("batched", 2_000, 500, 2, [10] * 50),
+        ("batched", 2_000, 500, 2, [20] * 25),
         ("batched", 2_000, 40, 2, [5] * 8),
         ("batched", 2_000, 3, 2, [1] * 3),
         ("batched", 50_000, 100, 2, [1] * 100),
