@@ -60,7 +60,7 @@ def spectra(source: str, label: str, rows: Rows, quick: bool) -> dict[str, Any]:
     with threadpool_limits(1):
         what = config.model, prior, grid
         prospector, batched = ProspectorSimulator(*what), BatchedModel.from_config(*what)
-        counts = [max(size, min(REFERENCE, 100 * size)) for size in sizes]
+        counts = [max(size, min(10 * REFERENCE, 100 * size)) for size in sizes]
         timed = [partial(prospector.spectra, some), partial(batched.spectra, tensor)]
         timed += [partial(_in_batches, batched, theta[:n], size) for size, n in zip(sizes, counts, strict=True)]
         seconds = repeat(timed, times)

@@ -66,7 +66,7 @@ PARAMETERS: dict[str, Parameter] = {
             1.0,
             "dex(Gyr)",
             r"$\log_{10}\tau/{\rm Gyr}$",
-            "e-folding time of the delayed-tau SFH",
+            "e-folding time of the star formation history",
         ),
     )
 }

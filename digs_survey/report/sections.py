@@ -31,6 +31,8 @@ __all__ = [
     "wavelength_axis",
 ]
 
+_HISTORIES = {"delayed_tau": "delayed-tau", "tau": "exponential (tau)", "constant": "constant"}
+
 
 def facts(run: RunData) -> dict[str, Any]:
     """Return what was run: everything that names the catalog, the model and the code."""
@@ -42,6 +44,7 @@ def facts(run: RunData) -> dict[str, Any]:
         "rows": catalog.get("rows"),
         "fingerprint": str(catalog.get("fingerprint", "unknown")),
         "source": _source(run),
+        "history": _HISTORIES[config.model.sfh],
         "smoothing": describe(config.model),
         "nebular": config.model.nebular,
         "noise": _noise(config.noise),
