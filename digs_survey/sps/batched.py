@@ -250,9 +250,7 @@ class _Part:
     def _shares(self, position: Any) -> list[Any]:
         """Lagrange's polynomials through equal steps from 0 to 1, at positions (n,)."""
         steps = range(self._degree + 1)
-        return [
-            math.prod((self._degree * position - j) / (k - j) for j in steps if j != k) + 0 * position for k in steps
-        ]
+        return [math.prod((self._degree * position - j) / (k - j) for j in steps if j != k) for k in steps]
 
 
 def _populations(model: ModelConfig, prior: Prior, wavelength: NDArray[np.float64]) -> SSPGrid:

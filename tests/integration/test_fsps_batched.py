@@ -39,6 +39,9 @@ def both(count, *overrides):
     what = config.model, prior, grid
     return config, theta, BatchedModel.from_config(*what), ProspectorSimulator(*what)
 
+TABLE = ("model.line_spread=table", "model.line_spread_angstrom=[2900,5000,10500]",
+         "model.line_spread_resolving_power=[60,100,300]")
+SPREADS = ("bare", "power", "table")
 found = {}
 for name, count, overrides in (
     ("delayed_tau", 500, ()),
@@ -46,11 +49,13 @@ for name, count, overrides in (
     ("constant", 20, ("model.sfh=constant",)),
     ("bare", 10, ("model.nebular=false", "model.resampling=point")),
     ("other_gas", 20, ("model.gas_logu=-3.3",)),
+    ("power", 10, ("model.line_spread=resolving_power",)),
+    ("table", 10, TABLE),
 ):
     config, theta, batched, prospector = both(count, *overrides)
     found[name] = batched.spectra(theta), prospector.spectra(theta)
-    if name != "bare":
-        some = theta[:: len(theta) // 40]
+    if name not in SPREADS:
+        some = theta[:: max(1, len(theta) // 40)]
         own = []
         for row in some:
             _, _, living = prospector.model.predict(row, obs=prospector.obs, sps=prospector.sps)
@@ -102,7 +107,7 @@ def results(sps_home, tmp_path_factory):
     return np.load(out)
 
 
-@pytest.mark.parametrize("case", ["delayed_tau", "tau", "constant", "bare", "other_gas"])
+@pytest.mark.parametrize("case", ["delayed_tau", "tau", "constant", "bare", "other_gas", "power", "table"])
 def test_spectra_are_prospectors(results, case):
     """All over the prior and at its corners; the case delayed_tau has 500 theta and 32 corners."""
     np.testing.assert_allclose(results[f"{case}_0"], results[f"{case}_1"], rtol=1e-4)
