@@ -26,8 +26,8 @@ FSPS_SETTINGS = {
     "nebemlineinspec": True,
     "add_dust_emission": False,
 }
-"""Kroupa (2001) IMF, Calzetti attenuation, lines within the spectrum. Dust does not shine: both sources
-mean stars and gas, and shortward of 2 micron it would not be seen."""
+"""Kroupa (2001) IMF, Calzetti attenuation, lines within the spectrum. Dust does not shine: both sources mean stars and
+gas. Shortward of 1 micron nothing is missing; with ``dust2`` = 1, a few per cent at 1.2 micron and more beyond are."""
 
 _INSTALL = "pip install 'fsps==0.4.8'"
 _DATA = "git clone --branch v3.3 https://github.com/cconroy20/fsps and export SPS_HOME=<that folder>"
