@@ -151,7 +151,7 @@ def _break_even(run: RunData) -> Headline:
     rows = nested(run.manifest, "inputs", "catalog", "rows")
     if name := nested(run.manifest, "stages", "train", "key", "pretrained"):
         words = f"The posterior {name} ships with digs-survey: nothing was simulated or trained here."
-        cost = [nested(run.card, "cost", key) for key in ("simulate_core_s", "train_core_s")]
+        cost = [nested(run.card or {}, "cost", key) for key in ("simulate_core_s", "train_core_s")]
         note = f"Elsewhere, simulating took {number(cost[0])} core-seconds and training {number(cost[1])}."
         return Headline("break-even", title, words, note=note)
     if galaxies is None:
