@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from digs_survey.errors import ConfigError
-from digs_survey.estimator.robust import clip_outliers
+from digs_survey.estimator.robust import clip_outliers, ordinary_rows
 from digs_survey.parameters import Prior
 
 __all__ = ["Coordinates"]
@@ -122,15 +122,17 @@ class Coordinates(nn.Module):
         """Learn the mass-to-light ratio from amplitudes (n, 1) in dex, shape features (n, k) and theta (n, ndim)."""
         if self.mass is None:
             return
-        ratio = torch.as_tensor(clip_outliers(theta[:, self.mass] - amplitude[:, 0].numpy()))
-        shape = torch.as_tensor(clip_outliers(shape.numpy()))
+        ratio = theta[:, self.mass] - amplitude[:, 0].numpy()
+        ordinary = ordinary_rows(ratio[:, None])
+        ratio = torch.as_tensor(clip_outliers(ratio[ordinary]))
+        shape = torch.as_tensor(clip_outliers(shape.numpy()[ordinary]))
         centred = shape - shape.mean(dim=0)
         # The ridge settles what fewer spectra than features leave open.
         normal = centred.T @ centred + 1e-6 * len(shape) * torch.eye(shape.shape[1], dtype=shape.dtype)
         slope = torch.linalg.solve(normal, centred.T @ (ratio - ratio.mean()))
-        rest = ratio - shape @ slope
+        rest = clip_outliers((ratio - shape @ slope).numpy())
         for name, value in {"mass_offset": rest.mean(), "mass_scatter": rest.std(), "mass_slope": slope}.items():
-            getattr(self, name).copy_(value)
+            getattr(self, name).copy_(torch.as_tensor(value))
 
     def suggested_mass(self, amplitude: Tensor, shape: Tensor) -> Tensor:
         """Mass (n,) in dex that amplitudes (n, 1) and shape features (n, k) suggest."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from digs_survey.config import TrainConfig
 from digs_survey.estimator.brightness import AsinhFlux, LogFlux
 from digs_survey.estimator.coordinates import Coordinates
-from digs_survey.estimator.robust import clip_outliers
+from digs_survey.estimator.robust import clip_outliers, ordinary_rows
 from digs_survey.parameters import Prior
 
 __all__ = ["Features"]
@@ -89,6 +89,8 @@ class Features(nn.Module):
         self._set(unit=unit)
         self.brightness.fit(noisy / unit, flux / unit)
         amplitude, shape = self.brightness(torch.as_tensor(noisy / unit))
+        ordinary = torch.as_tensor(ordinary_rows(np.concatenate([amplitude, shape], axis=1)))
+        amplitude, shape, theta = amplitude[ordinary], shape[ordinary], theta[ordinary.numpy()]
         steady, clipped = clip_outliers(amplitude.numpy()), clip_outliers(shape.numpy())
         self._set(
             amplitude_mean=steady.mean(),

@@ -5,14 +5,27 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["clip_outliers"]
+__all__ = ["clip_outliers", "ordinary_rows"]
 
 _WIDTHS = 8.0
-"""Half-widths of the central 68 % from the median to which values are clipped: no Gaussian or uniform value is."""
+"""Half-widths of the central 68 % beyond which a value is an outlier: no Gaussian or uniform value is."""
+_FEW = 0.01
+"""Share of rows up to which those with outliers are exceptions, and not a part of the population."""
+
+
+def _range(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    low, median, high = np.quantile(values, [0.16, 0.5, 0.84], axis=0)
+    reach = _WIDTHS * 0.5 * (high - low)
+    return median - reach, median + reach
+
+
+def ordinary_rows(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Tell which rows of values (n, k) have no outlier; all of them where more than one in a hundred has."""
+    low, high = _range(values)
+    wild = ((values < low) | (values > high)).any(axis=1)
+    return ~wild if wild.mean() <= _FEW else np.ones(len(values), dtype=bool)
 
 
 def clip_outliers(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Clip each column of values (n, ...) to its median plus and minus eight of its robust widths."""
-    low, median, high = np.quantile(values, [0.16, 0.5, 0.84], axis=0)
-    reach = _WIDTHS * 0.5 * (high - low)
-    return np.clip(values, median - reach, median + reach)
+    """Bring the outliers in each column of values (n, ...) to the end of the range of the others."""
+    return np.clip(values, *_range(values))
