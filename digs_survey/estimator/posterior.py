@@ -47,6 +47,8 @@ _BUDGET = 16
 """Most proposals for each draw, where some of them fall beyond the prior."""
 _INSIDE_POINTS = 4096
 """Proposals that P(inside | x) of a density is measured with."""
+_PROBE_POINTS = 256
+"""Proposals that tell first whether an edge is near at all: nearer to them than the width that they span."""
 _LEAST_INSIDE = 1 / 256
 """P(inside | x) below which a spectrum is outside the simulations: a 2.7 sigma event at the very edge."""
 
@@ -325,9 +327,14 @@ class FrozenPosterior:
 
     def _inside(self, seen: _Seen) -> float:
         """P(inside | x), not less than half a proposal's share; 1 where nothing is cut."""
-        if not self._truncated:
+        coordinates = self._features.coordinates
+        if coordinates.unbounded is None:
             return 1.0
-        inside = self._features.coordinates.inside(self._propose(seen, 0, _INSIDE_POINTS, 0))
+        mass = self._propose(seen, 0, _PROBE_POINTS, 0)[:, coordinates.unbounded]
+        low, high = (float(edge[coordinates.unbounded]) for edge in (self.prior.low, self.prior.high))
+        if min(mass.min() - low, high - mass.max()) > np.ptp(mass):
+            return 1.0
+        inside = coordinates.inside(self._propose(seen, 0, _INSIDE_POINTS, 0))
         return max(float(inside.mean()), 0.5 / _INSIDE_POINTS)
 
 

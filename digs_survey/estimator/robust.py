@@ -22,8 +22,8 @@ def _range(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np
 def ordinary_rows(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Tell which rows of values (n, k) have no outlier; all of them where more than one in a hundred has."""
     low, high = _range(values)
-    wild = ((values < low) | (values > high)).any(axis=1)
-    return ~wild if wild.mean() <= _FEW else np.ones(len(values), dtype=bool)
+    ordinary = np.asarray(((values >= low) & (values <= high)).all(axis=1))
+    return ordinary if ordinary.mean() >= 1 - _FEW else np.ones(len(values), dtype=bool)
 
 
 def clip_outliers(values: NDArray[np.float64]) -> NDArray[np.float64]:

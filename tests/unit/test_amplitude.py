@@ -82,7 +82,7 @@ def test_density_in_theta_integrates_to_one(flow, amplitude, kind, names):
     estimator.features.forward = lambda _: features
     in_u = estimator.log_prob(torch.as_tensor(u, dtype=torch.float32), flux).double().numpy()
     density = np.exp(in_u - prior.log_abs_det_jacobian(u))
-    assert (density * weights).sum() == pytest.approx(1, abs=2e-3)
+    assert (density * weights).sum() == pytest.approx(1, abs=5e-3)
     assert density.max() > 2 * density @ weights / weights.sum()
 
 

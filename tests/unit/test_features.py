@@ -208,3 +208,12 @@ def test_convolutions_ask_for_elements():
 def test_other_values_are_refused_by_name(key):
     with pytest.raises(ConfigError, match=f"train.{key.split('=')[0]}"):
         load_config(None, [f"train.{key}"])
+
+
+@pytest.mark.parametrize("whitening", WHITENINGS)
+def test_mixed_precision_leaves_the_features_whole(spectra, whitening):
+    theta, flux, noisy = spectra
+    features = fitted(noisy, flux, theta, whitening=whitening)
+    expected = seen(features, noisy)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        np.testing.assert_array_equal(seen(features, noisy), expected)
