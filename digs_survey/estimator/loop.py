@@ -69,8 +69,8 @@ def prepare_estimator(
     rows, _ = split(len(theta), config.train.validation_fraction, config.seed)
     rng = np.random.default_rng(stream_key(config.seed, "features"))
     rows = rows if len(rows) <= _FEATURE_ROWS else np.sort(rng.choice(rows, _FEATURE_ROWS, replace=False))
-    features = Features(flux.shape[1], config.train.components, prior)
-    features.fit(noise.draw(flux[rows], rng), theta[rows])
+    features = Features(flux.shape[1], config.train, prior)
+    features.fit(noise.draw(flux[rows], rng), flux[rows], theta[rows])
     return build_estimator(config.train, features, config.seed)
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import ndtri
+from scipy.special import logsumexp, ndtri
 from scipy.stats import qmc
+from torch import nn
 
-from digs_survey.config import NoiseConfig, SurveyConfig
+from digs_survey.config import NoiseConfig, SurveyConfig, TrainConfig
 from digs_survey.errors import CatalogError
 from digs_survey.estimator.artefact import FORMAT, load_artefact, save_artefact
+from digs_survey.estimator.embedding import build_embedding
 from digs_survey.estimator.features import Features
-from digs_survey.estimator.network import Embedding, Estimator
+from digs_survey.estimator.network import Estimator
 from digs_survey.estimator.sampler import MaskedFlow
 from digs_survey.parameters import Prior
 from digs_survey.simulate.noise import NoiseModel
@@ -23,14 +28,59 @@ from digs_survey.spectra import WavelengthGrid
 
 __all__ = ["FrozenPosterior", "base_points"]
 
-_NETWORK = ("hidden_features", "transforms", "blocks", "embedding_features", "embedding_layers")
+_NETWORK = (
+    "flow",
+    "hidden_features",
+    "transforms",
+    "blocks",
+    "embedding",
+    "embedding_features",
+    "embedding_layers",
+    "features",
+    "whitening",
+    "components",
+    "amplitude",
+    "ensemble",
+)
+"""Settings of the network that rebuild it, by their names in the card's architecture."""
+_BUDGET = 16
+"""Most proposals for each draw, where some of them fall beyond the prior."""
+_INSIDE_POINTS = 4096
+"""Proposals that P(inside | x) of a density is measured with."""
+_PROBE_POINTS = 256
+"""Proposals that tell first whether an edge is near at all: nearer to them than the width that they span."""
+_LEAST_INSIDE = 1 / 256
+"""P(inside | x) below which a spectrum is outside the simulations: a 2.7 sigma event at the very edge."""
 
 
-def base_points(draws: int, ndim: int, seed: int) -> NDArray[np.float32]:
-    """Standard-normal points (ndim, draws): scrambled Sobol through the inverse CDF, shared by all galaxies."""
+@lru_cache(maxsize=32)
+def base_points(draws: int, ndim: int, seed: int, member: int = 0) -> NDArray[np.float32]:
+    """Standard-normal points (ndim, draws): scrambled Sobol through the inverse CDF, shared by all galaxies.
+
+    The first points of a longer set are the shorter one. Each member of an ensemble has a scramble of its own.
+    """
     bits = int(np.ceil(np.log2(draws)))
-    cube = qmc.Sobol(ndim, scramble=True, rng=np.random.default_rng(seed)).random_base2(bits)[:draws]
-    return ndtri(np.clip(cube, 1e-9, 1 - 1e-9)).T.astype(np.float32)
+    cube = qmc.Sobol(ndim, scramble=True, rng=np.random.default_rng([seed, member])).random_base2(bits)[:draws]
+    points = np.ascontiguousarray(ndtri(np.clip(cube, 1e-9, 1 - 1e-9)).T, dtype=np.float32)
+    points.setflags(write=False)
+    return points
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One flow and the embedding before it."""
+
+    embedding: nn.Module
+    flow: MaskedFlow
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one spectrum gives: a context (size,) for each member, and the coordinates' centre and scale (ndim,)."""
+
+    contexts: list[torch.Tensor]
+    centre: NDArray[np.float64]
+    scale: NDArray[np.float64]
 
 
 class FrozenPosterior:
@@ -57,17 +107,15 @@ class FrozenPosterior:
         self.prior = Prior.from_dict(card["parameters"])
         self.grid = WavelengthGrid.from_dict(card["grid"])
         self.noise = NoiseModel.from_config(NoiseConfig.model_validate(card["noise"]), arrays.get("noise.table"))
-        architecture = card["architecture"]
+        network = TrainConfig.model_validate({name: card["architecture"][name] for name in _NETWORK})
         tensors = {name: torch.as_tensor(value) for name, value in arrays.items()}
-        self._features = Features(len(self.grid), architecture["components"], self.prior)
+        self._features = Features(len(self.grid), network, self.prior)
         self._features.load_state_dict(_under(tensors, "features."))
-        self._embedding: torch.nn.Module = torch.nn.Identity()
-        if architecture["embedding_features"]:
-            self._embedding = Embedding(
-                self._features.size, architecture["embedding_features"], architecture["embedding_layers"]
-            )
-            self._embedding.load_state_dict(_under(tensors, "embedding."))
-        self._flow = MaskedFlow.from_tensors(tensors)
+        self._members = []
+        for k in range(network.ensemble):
+            embedding = build_embedding(network, self._features)
+            embedding.load_state_dict(_under(tensors, f"member.{k}.embedding."))
+            self._members.append(_Member(embedding, MaskedFlow.from_tensors(_under(tensors, f"member.{k}."))))
 
     @property
     def hash(self) -> str:
@@ -78,42 +126,51 @@ class FrozenPosterior:
     def freeze(
         cls,
         folder: Path,
-        estimator: Estimator,
+        estimators: Sequence[Estimator],
         config: SurveyConfig,
         grid: WavelengthGrid,
         noise: NoiseModel,
         training: dict[str, Any],
     ) -> FrozenPosterior:
-        """Write an estimator to ``folder`` and return it frozen.
+        """Write trained estimators to ``folder`` and return their equal mixture, frozen.
 
         Parameters
         ----------
         folder : Path
             Gets model.safetensors and card.json.
-        estimator : Estimator
+        estimators : sequence of Estimator
+            ``config.train.ensemble`` of them, over the same features.
         config : SurveyConfig
-            Whose model, prior, noise and network the estimator was built for.
+            Whose model, prior, noise and network the estimators were built for.
         grid : WavelengthGrid
         noise : NoiseModel
         training : dict
             What the card tells about how the weights came about.
+
+        Raises
+        ------
+        ValueError
+            If the estimators are not as many as configured, or their features differ.
         """
-        network = config.train.model_dump(mode="json", include=set(_NETWORK))
-        arrays = {
-            **{f"features.{k}": v.numpy() for k, v in estimator.features.state_dict().items()},
-            **{f"embedding.{k}": v.numpy() for k, v in estimator.flow.net._embedding_net.state_dict().items()},
-            **{k: v.numpy() for k, v in MaskedFlow.from_sbi(estimator.flow).tensors().items()},
-        }
+        if len(estimators) != config.train.ensemble:
+            raise ValueError(f"expected train.ensemble = {config.train.ensemble} estimators, found {len(estimators)}")
+        features = estimators[0].features.state_dict()
+        arrays = {f"features.{name}": value.numpy() for name, value in features.items()}
+        for k, estimator in enumerate(estimators):
+            found = estimator.features.state_dict()
+            if any(not torch.equal(found[name], value) for name, value in features.items()):
+                raise ValueError(f"estimator {k}: expected the features of estimator 0, found others")
+            embedding = estimator.flow.embedding_net.state_dict()
+            arrays |= {f"member.{k}.embedding.{name}": value.numpy() for name, value in embedding.items()}
+            flow = MaskedFlow.from_sbi(estimator.flow).tensors()
+            arrays |= {f"member.{k}.{name}": np.asarray(value) for name, value in flow.items()}
         if noise.table is not None:
             arrays["noise.table"] = np.asarray(noise.table, dtype=np.float32)
         card = {
             "format": FORMAT,
             "architecture": {
-                "flow": "maf",
-                **network,
-                "components": estimator.features.components,
-                "coordinates": "logit of the prior's CDF, centred on the amplitude",
-                "features": "mean log10 flux and principal components of log10 flux less its mean",
+                **config.train.model_dump(mode="json", include=set(_NETWORK)),
+                "coordinates": _COORDINATES[config.train.amplitude],
             },
             "parameters": config.make_prior().to_dict(),
             "grid": grid.to_dict(),
@@ -157,12 +214,9 @@ class FrozenPosterior:
         ndarray of float64, shape (n, draws, ndim)
             Always inside the prior's bounds.
         """
-        base = torch.as_tensor(base_points(draws, self.prior.ndim, seed))
         theta = np.empty((len(flux), draws, self.prior.ndim))
         for row, spectrum in enumerate(np.asarray(flux, dtype=np.float32)):
-            context, centre, scale = self._context(spectrum)
-            u = self._flow.inverse(base, context) * scale[:, None] + centre[:, None]
-            theta[row] = self.prior.from_unconstrained(u.numpy().T)
+            theta[row] = self._draw_inside(self._see(spectrum), draws, seed)
         return theta
 
     @torch.no_grad()
@@ -182,23 +236,118 @@ class FrozenPosterior:
         theta = np.asarray(theta, dtype=float)
         out = np.empty(theta.shape[:2])
         for row, spectrum in enumerate(np.asarray(flux, dtype=np.float32)):
-            context, centre, scale = self._context(spectrum)
-            u = self.prior.to_unconstrained(theta[row])
-            v = (torch.as_tensor(u.T, dtype=torch.float32) - centre[:, None]) / scale[:, None]
-            density = self._flow.log_prob(v, context).numpy().astype(float) - float(scale.log().sum())
-            out[row] = density - self.prior.log_abs_det_jacobian(u)
+            seen = self._see(spectrum)
+            out[row] = self._log_mixture(theta[row], seen) - np.log(self._inside(seen))
         return np.where(np.isfinite(self.prior.log_prob(theta)), out, -np.inf)
 
     @torch.no_grad()
     def outside_training(self, flux: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Tell which spectra (n, wavelength) have features beyond those of the training simulations."""
+        """Tell which spectra (n, wavelength) have features beyond those of the training simulations, or next to no
+        posterior inside the prior.
+        """
         rows = [self._features(torch.as_tensor(row)[None])[0] for row in np.asarray(flux, dtype=np.float32)]
-        return self._features.outside(torch.stack(rows)).numpy() if rows else np.zeros(0, dtype=bool)
+        if not rows:
+            return np.zeros(0, dtype=bool)
+        outside = self._features.outside(torch.stack(rows)).numpy()
+        for row in np.flatnonzero(~outside) if self._truncated else ():
+            outside[row] = self._inside(self._see(np.asarray(flux[row], dtype=np.float32))) < _LEAST_INSIDE
+        return outside
 
-    def _context(self, spectrum: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    # -- one spectrum ------------------------------------------------------------------------------------------
+
+    def _see(self, spectrum: NDArray[np.float32]) -> _Seen:
         features = self._features(torch.as_tensor(spectrum)[None])
         centre, scale = self._features.centring(features)
-        return self._embedding(features)[0], centre[0], scale[0]
+        context = self._features.context(features)
+        return _Seen(
+            [member.embedding(context)[0] for member in self._members],
+            centre[0].numpy().astype(float),
+            scale[0].numpy().astype(float),
+        )
+
+    # -- coordinates: v (ndim, n) of the flows, theta (n, ndim) ------------------------------------------------
+
+    def _to_theta(self, v: torch.Tensor, seen: _Seen) -> NDArray[np.float64]:
+        """Theta of v; its unbounded column, if there is one, may be outside the prior."""
+        return self._features.coordinates.to_theta(v.numpy().T * seen.scale + seen.centre)
+
+    def _to_v(self, theta: NDArray[np.float64], seen: _Seen) -> tuple[torch.Tensor, NDArray[np.float64]]:
+        """V of theta, and log |dv / dtheta| (n,)."""
+        coordinates = self._features.coordinates
+        y = coordinates.from_theta(theta)
+        v = torch.as_tensor(((y - seen.centre) / seen.scale).T, dtype=torch.float32)
+        return v, -coordinates.log_abs_det_jacobian(y) - np.log(seen.scale).sum()
+
+    # -- the mixture of the ensemble's members -----------------------------------------------------------------
+
+    def _propose(self, seen: _Seen, start: int, stop: int, seed: int) -> NDArray[np.float64]:
+        """Draws number start to stop of the mixture, not cut: draw j is point j // K of member j % K."""
+        count = len(self._members)
+        theta = np.empty((stop - start, self.prior.ndim))
+        for k, member in enumerate(self._members):
+            mine = slice((k - start) % count, None, count)
+            first = (start - k + count - 1) // count
+            base = base_points(_points(stop, count), self.prior.ndim, seed, k)
+            points = torch.as_tensor(base[:, first : first + len(theta[mine])].copy())
+            theta[mine] = self._to_theta(member.flow.inverse(points, seen.contexts[k]), seen)
+        return theta
+
+    def _log_mixture(self, theta: NDArray[np.float64], seen: _Seen) -> NDArray[np.float64]:
+        """Log density (n,) of the mixture, not cut, at theta (n, ndim) inside the prior."""
+        v, log_det = self._to_v(theta, seen)
+        densities = [
+            member.flow.log_prob(v, context).numpy().astype(float)
+            for member, context in zip(self._members, seen.contexts, strict=True)
+        ]
+        return logsumexp(densities, axis=0) - np.log(len(densities)) + log_det
+
+    # -- the cut at the prior's edges --------------------------------------------------------------------------
+
+    @property
+    def _truncated(self) -> bool:
+        return self._features.coordinates.unbounded is not None
+
+    def _draw_inside(self, seen: _Seen, draws: int, seed: int) -> NDArray[np.float64]:
+        """Draws (draws, ndim) of the mixture cut at the prior's edges: the first proposals that are inside.
+
+        Where the budget of proposals does not yield enough, those that are inside are used again in turn; where
+        none is, the mass is moved to the edge. Such rows are far outside the simulations.
+        """
+        theta = self._propose(seen, 0, draws, seed)
+        if not self._truncated:
+            return theta
+        coordinates, proposed = self._features.coordinates, draws
+        inside = coordinates.inside(theta)
+        while inside.sum() < draws and proposed < _BUDGET * draws:
+            theta = np.concatenate([theta, self._propose(seen, proposed, 2 * proposed, seed)])
+            inside, proposed = coordinates.inside(theta), 2 * proposed
+        if not inside.any():
+            return np.clip(theta[:draws], self.prior.low, self.prior.high)
+        return np.resize(theta[inside], (draws, self.prior.ndim))
+
+    def _inside(self, seen: _Seen) -> float:
+        """P(inside | x), not less than half a proposal's share; 1 where nothing is cut."""
+        coordinates = self._features.coordinates
+        if coordinates.unbounded is None:
+            return 1.0
+        mass = self._propose(seen, 0, _PROBE_POINTS, 0)[:, coordinates.unbounded]
+        low, high = (float(edge[coordinates.unbounded]) for edge in (self.prior.low, self.prior.high))
+        if min(mass.min() - low, high - mass.max()) > np.ptp(mass):
+            return 1.0
+        inside = coordinates.inside(self._propose(seen, 0, _INSIDE_POINTS, 0))
+        return max(float(inside.mean()), 0.5 / _INSIDE_POINTS)
+
+
+_COORDINATES = {
+    "feature": "logit of the prior's CDF",
+    "centred": "logit of the prior's CDF, that of logmass centred and scaled on the mass that the amplitude suggests",
+    "equivariant": "logit of the prior's CDF; logmass less the mass that the amplitude suggests, cut at its bounds",
+}
+
+
+def _points(stop: int, members: int) -> int:
+    """Base points of each member up to draw number ``stop``, rounded up so that few sets are made."""
+    return 2 ** int(np.ceil(np.log2(-(-stop // members))))
 
 
 def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -88,7 +88,7 @@ def train(
     estimator.load_state_dict(state["best"])
     posterior = FrozenPosterior.freeze(
         folder,
-        estimator,
+        [estimator],
         config,
         _grid(simulations),
         noise,
