@@ -160,6 +160,7 @@ class Survey:
                     self.run_dir / "model",
                     noise=noise,
                     data_hash=data_hash,
+                    grid=self._grid(),
                     ray_address=self.ray_address,
                     advance=todo.advance,
                 )
@@ -300,6 +301,14 @@ class Survey:
         entry = {"path": str(catalog.path.resolve()), "rows": catalog.n_rows, "fingerprint": fingerprint}
         self.manifest.update(inputs={**self.manifest.data["inputs"], "catalog": entry})
         return fingerprint
+
+    def _grid(self) -> WavelengthGrid | None:
+        """Return the grid that simulations must have: the catalog's, or without one the configured one."""
+        catalog = self.manifest.data["inputs"].get("catalog")
+        if catalog is None:
+            return WavelengthGrid.from_config(self.config.grid)
+        path = Path(catalog["path"])
+        return Catalog.open(path).grid if path.exists() else None
 
     def _simulations_hash(self) -> str:
         from digs_survey.estimator.train import simulations_hash

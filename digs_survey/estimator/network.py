@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from digs_survey.config import TrainConfig
 from digs_survey.estimator.features import Features
+from digs_survey.estimator.maf import flow_log_prob
 
 __all__ = ["Embedding", "Estimator", "build_estimator", "resolve_device"]
 
@@ -55,7 +56,7 @@ class Estimator(nn.Module):
         """Log density (n,) of unconstrained coordinates u (n, ndim), given spectra (n, wavelength)."""
         context = self.features(flux)
         centre, scale = self.features.centring(context)
-        return -self.flow.loss((u - centre) / scale, context) - scale.log().sum(dim=-1)
+        return flow_log_prob(self.flow, (u - centre) / scale, context) - scale.log().sum(dim=-1)
 
     def forward(self, u: Tensor, flux: Tensor) -> Tensor:
         """NPE loss, the mean of -log q(u | x)."""
