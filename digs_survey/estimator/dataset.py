@@ -82,7 +82,7 @@ class Simulations:
             With the number of rows whose flux is not finite and positive or whose theta is not in the prior, the
             first of them, and what is wrong there.
         """
-        bad, named = 0, []
+        bad, named = 0, list[str]()
         for rows in self.units(_READ_AT_ONCE):
             theta, flux = self.read(rows)
             wrong = _wrong(theta, flux, self.prior)
@@ -114,7 +114,7 @@ class TrainingRows:
     """The rows that are not for validation, in batches whose order is fixed by a seed for each pass.
 
     The shards are shuffled, and read in turn into one half of a buffer while batches are taken from the other; the
-    rows of a half are shuffled again. Where the buffer holds all, it is read once, and each pass is one uniform shuffle.
+    rows of a half are shuffled again. Where it holds all, they are read once, and each pass is one uniform shuffle.
 
     Parameters
     ----------

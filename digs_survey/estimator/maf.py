@@ -46,7 +46,7 @@ def affine_transforms(net: nn.Module) -> list[tuple[Any, Any]] | None:
     from nflows.transforms import MaskedAffineAutoregressiveTransform, Permutation
     from nflows.transforms.made import MaskedFeedforwardBlock
 
-    stack = [getattr(net, "_transform", None)]
+    stack: list[Any] = [getattr(net, "_transform", None)]
     while len(stack) == 1 and hasattr(stack[0], "_transforms"):
         stack = list(stack[0]._transforms)
     pairs = list(zip(stack[::2], stack[1::2], strict=False))

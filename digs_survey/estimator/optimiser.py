@@ -22,8 +22,8 @@ _EPSILON = 1e-8
 class _Stack:
     """The parameters of one shape, and their moments and bases with the parameter as first dimension."""
 
-    def __init__(self, parameters: list[nn.Parameter], largest: int) -> None:
-        self.parameters = parameters
+    def __init__(self, parameters: Sequence[nn.Parameter], largest: int) -> None:
+        self.parameters: list[Tensor] = list(parameters)
         shape = parameters[0].shape
         like = torch.zeros((len(parameters), *shape), device=parameters[0].device)
         sides = [side if len(shape) == 2 and side <= largest else None for side in shape]
