@@ -156,7 +156,7 @@ class TrainConfig(Section):
     """Simulations in the memory of each worker at most (4 bytes for each element); more are streamed from disk."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the networks' matrix products; log densities are float32 always. "auto" takes bfloat16 on a GPU."""
+    """Of the embedding network's matrix products; densities are float32 always. "auto" takes bfloat16 on a GPU."""
 
 
 class MapConfig(Section):

@@ -54,8 +54,10 @@ class Estimator(nn.Module):
 
     def log_prob(self, u: Tensor, flux: Tensor) -> Tensor:
         """Log density (n,) of unconstrained coordinates u (n, ndim), given spectra (n, wavelength)."""
-        context = self.features(flux)
-        centre, scale = self.features.centring(context)
+        # Three digits of bfloat16 would not tell the components of similar spectra apart.
+        with torch.autocast(flux.device.type, enabled=False):
+            context = self.features(flux)
+            centre, scale = self.features.centring(context)
         return flow_log_prob(self.flow, (u - centre) / scale, context) - scale.log().sum(dim=-1)
 
     def forward(self, u: Tensor, flux: Tensor) -> Tensor:

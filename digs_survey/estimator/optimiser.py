@@ -25,7 +25,7 @@ class _Stack:
     def __init__(self, parameters: Sequence[nn.Parameter], largest: int) -> None:
         self.parameters: list[Tensor] = list(parameters)
         shape = parameters[0].shape
-        like = torch.zeros((len(parameters), *shape), device=parameters[0].device)
+        like = parameters[0].new_zeros((len(parameters), *shape), requires_grad=False)
         sides = [side if len(shape) == 2 and side <= largest else None for side in shape]
         self.state: dict[str, Any] = {
             "mean": like.clone(),
