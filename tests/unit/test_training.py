@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import zarr
 from estimators import GRID, simulations, small_config
 from noises import KINDS, Case
 
 from digs_survey.errors import StageError
-from digs_survey.estimator import loop
+from digs_survey.estimator import trainer
 from digs_survey.estimator.loop import Diverged, Worker, fit, load_checkpoint, prepare_estimator
 from digs_survey.estimator.noising import noisy_rows
+from digs_survey.estimator.train import train
 from digs_survey.simulate.noise import NoiseModel
+from digs_survey.storage import ArraySpec, create_dataset
 
 
 class Killed(Exception):
@@ -59,7 +62,7 @@ def test_a_killed_run_ends_at_the_same_weights(tmp_path, buffer_rows):
 def test_a_run_killed_in_the_middle_of_an_epoch_ends_at_the_same_weights(tmp_path, monkeypatch):
     config = small_config("train.epochs=4", "train.batch_size=64")
     straight = run(config, tmp_path / "straight.pt")
-    steps, plain = [], loop.Soap.step
+    steps, plain = [], trainer.Soap.step
 
     def step(self, *args):
         steps.append(1)
@@ -67,13 +70,13 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_at_the_same_weights(tmp_pat
             raise Killed
         plain(self, *args)
 
-    monkeypatch.setattr(loop.Soap, "step", step)
+    monkeypatch.setattr(trainer.Soap, "step", step)
     with pytest.raises(Killed):
         run(config, tmp_path / "killed.pt")
     killed = load_checkpoint(tmp_path / "killed.pt", "key", config.train)
     assert killed["epoch"] == 2
     assert len(steps) > 2 * (760 // 64) + 1
-    monkeypatch.setattr(loop.Soap, "step", plain)
+    monkeypatch.setattr(trainer.Soap, "step", plain)
     assert_same(run(config, tmp_path / "killed.pt"), straight)
 
 
@@ -166,14 +169,14 @@ def test_early_stopping(tmp_path):
 
 def spoil(monkeypatch, at, value):
     """Let the loss of one step be something else."""
-    steps, plain = [], loop._Trainer._sum
+    steps, plain = [], trainer.Trainer._sum
 
     def spoilt(self, parts):
         loss, gradients = plain(self, parts)
         steps.append(1)
         return (value if len(steps) == at else loss), gradients
 
-    monkeypatch.setattr(loop._Trainer, "_sum", spoilt)
+    monkeypatch.setattr(trainer.Trainer, "_sum", spoilt)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
@@ -225,3 +228,60 @@ def test_bfloat16_is_near_float32(tmp_path):
     assert all(value.dtype != torch.bfloat16 for value in half["weights"].values())
     assert half["history"][0][1] != full["history"][0][1]
     assert half["best_loss"] == pytest.approx(full["best_loss"], abs=0.3)
+
+
+def write_zarr(path, config, count=400, **attrs):
+    theta, flux = simulations(config, count)
+    arrays = {
+        "theta": ArraySpec(("simulation", "parameter"), theta.shape, "float64", 50),
+        "flux": ArraySpec(("simulation", "wavelength"), flux.shape, "float32", 50),
+        "wavelength": ArraySpec(
+            ("wavelength",), (len(GRID),), "float64", attrs={"frame": GRID.frame, "medium": GRID.medium}
+        ),
+    }
+    create_dataset(path, arrays, {"theta": theta, "flux": flux, "wavelength": GRID.wavelength}, attrs)
+    return path
+
+
+def stage(config, path, **kwargs):
+    noise = NoiseModel.from_config(config.noise)
+    return train(config, path, path.parent / "model", noise=noise, data_hash="test", **kwargs)
+
+
+def test_a_run_that_was_killed_freezes_the_same_posterior(tmp_path):
+    config = small_config("train.epochs=3", "train.batch_size=64", "train.buffer_rows=200")
+    straight, _ = stage(config, write_zarr(tmp_path / "a" / "simulations.zarr", config))
+    path = write_zarr(tmp_path / "b" / "simulations.zarr", config)
+    told = []
+
+    def kill(epochs):
+        told.append(epochs)
+        if sum(told) == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        stage(config, path, advance=kill)
+    told.clear()
+    resumed, core_s = stage(config, path, advance=told.append)
+    assert told == [2, 1]
+    assert resumed.hash == straight.hash
+    assert core_s > 0
+
+
+def test_the_stage_refuses_simulations_of_another_recipe_and_unusable_ones(tmp_path):
+    config = small_config("train.epochs=1", "train.batch_size=64")
+    other = small_config("model.zred=0.5")
+    recipe = {
+        "stream": "simulate",
+        "model": other.model.model_dump(mode="json"),
+        "prior": other.make_prior().to_dict(),
+        "grid": GRID.to_dict(),
+    }
+    path = write_zarr(tmp_path / "simulations.zarr", config, recipe=recipe)
+    with pytest.raises(StageError, match=r"model.zred: simulations 0.5, configuration 1e-05"):
+        stage(config, path)
+    assert not (tmp_path / "model").exists()
+    path = write_zarr(tmp_path / "simulations.zarr", config)
+    zarr.open_group(str(path))["flux"][60:63, 4] = np.nan
+    with pytest.raises(StageError, match=r"3 of 400 simulations.*\n  - row 60: flux nan in element 4"):
+        stage(config, path)
