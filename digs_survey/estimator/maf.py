@@ -113,7 +113,7 @@ class _Density(torch.autograd.Function):
         saved = []
         for k, permutation in enumerate(permutations):
             entry = projected[k * units : (k + 1) * units]
-            layers = [torch.addmm(entry + b_in[k, :, None], w_in[k], z).tanh_()]
+            layers = [torch.addmm(entry, w_in[k], z).add_(b_in[k, :, None]).tanh_()]
             for weight, bias in zip(hidden[::2], hidden[1::2], strict=True):
                 layers.append(torch.addmm(bias[k, :, None], weight[k], layers[-1]).tanh_())
             raw = torch.addmm(b_out[k, :, None], w_out[k], layers[-1])
@@ -129,33 +129,39 @@ class _Density(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         w_in, b_in, w_context, b_context, w_out, b_out, *hidden = ctx.saved_tensors
+        if ctx.stored is None:
+            raise RuntimeError("the gradients of this density were computed already; evaluate it again")
         context, projected, saved, z, permutations = ctx.stored
+        ctx.stored = None
         count, units, ndim = w_in.shape
         grads = [torch.empty_like(p) for p in (w_in, b_in, w_context, b_context, w_out, b_out, *hidden)]
         g_in, g_b_in, g_context, g_b_context, g_out, g_b_out, *g_hidden = grads
-        g_projected = torch.empty_like(projected)
+        through_tanh = torch.ops.aten.tanh_backward.grad_input
+        # Room that all transforms use in turn: fresh memory costs more than what is computed in it.
+        g, other, g_raw = (z.new_empty(rows, len(gradient)) for rows in (units, units, 2 * ndim))
         g_z = z * -gradient
         for k in reversed(range(count)):
             v, layers, raw, scale = saved[k]
             g_y = torch.empty_like(g_z)
             g_y[permutations[k]] = g_z
-            g_raw = torch.empty_like(g_z.repeat(2, 1))
             torch.addcdiv(g_y * v, gradient, scale, out=g_raw[:ndim]).mul_(raw.sigmoid())
             g_raw[ndim:] = g_y
             torch.mm(g_raw, layers[-1].T, out=g_out[k])
             torch.sum(g_raw, dim=1, out=g_b_out[k])
-            g = w_out[k].T @ g_raw
+            torch.mm(w_out[k].T, g_raw, out=g)
             for layer in reversed(range(1, len(layers))):
-                g = torch.ops.aten.tanh_backward(g, layers[layer])
+                through_tanh(g, layers[layer], grad_input=g)
                 torch.mm(g, layers[layer - 1].T, out=g_hidden[2 * layer - 2][k])
                 torch.sum(g, dim=1, out=g_hidden[2 * layer - 1][k])
-                g = hidden[2 * layer - 2][k].T @ g
-            g = torch.ops.aten.tanh_backward(g, layers[0])
+                torch.mm(hidden[2 * layer - 2][k].T, g, out=other)
+                g, other = other, g
+            through_tanh(g, layers[0], grad_input=g)
             torch.mm(g, v.T, out=g_in[k])
             torch.sum(g, dim=1, out=g_b_in[k])
             g_z = torch.addmm(g_y.mul_(scale), w_in[k].T, g)
-            entry = slice(k * units, (k + 1) * units)
-            torch.ops.aten.tanh_backward.grad_input(g, projected[entry], grad_input=g_projected[entry])
+            entry = projected[k * units : (k + 1) * units]
+            through_tanh(g, entry, grad_input=entry)
+        g_projected = projected  # each transform's part was overwritten by its gradient
         torch.mm(g_projected, context, out=g_context.view(count * units, -1))
         torch.sum(g_projected, dim=1, out=g_b_context.view(-1))
         to_context = g_projected.T @ w_context.reshape(count * units, -1) if ctx.needs_input_grad[1] else None

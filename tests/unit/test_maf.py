@@ -84,3 +84,11 @@ def test_without_gradients_and_on_one_row():
             -flow.loss(v, context)[:3],
             atol=1e-5,
         )
+
+
+def test_a_second_backward_pass_is_refused_since_the_first_used_up_its_memory():
+    flow, v, context = build(hidden_features=10, num_transforms=3)
+    total = flow_log_prob(flow, v, context).sum()
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="evaluate it again"):
+        total.backward()
