@@ -169,7 +169,11 @@ class TrainConfig(Section):
     """Data-parallel workers (Ray Train where more than one, or on a Ray cluster)."""
     threads_per_worker: Count = 2
     """Threads of each worker; part of what fixes the weights to the bit."""
+    buffer_rows: Annotated[int, Field(ge=2)] = 1_000_000
+    """Simulations in the memory of each worker at most (4 bytes for each element); more are streamed from disk."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the embedding network's matrix products; densities are float32 always. "auto" takes bfloat16 on a GPU."""
 
     @model_validator(mode="after")
     def _elements_for_convolutions(self) -> TrainConfig:

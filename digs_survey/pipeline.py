@@ -159,7 +159,7 @@ class Survey:
             "simulations": data_hash,
             "noise_table": noise.to_dict()["table"],
         }
-        with self._stage("train", key, self.config.train.epochs, "epochs") as todo:
+        with self._stage("train", key, self.config.train.epochs * self.config.train.ensemble, "epochs") as todo:
             if todo:
                 _, todo.record.core_s = train(
                     self.config,
@@ -167,6 +167,7 @@ class Survey:
                     self.run_dir / "model",
                     noise=noise,
                     data_hash=data_hash,
+                    grid=self._grid(),
                     ray_address=self.ray_address,
                     advance=todo.advance,
                 )
@@ -341,6 +342,14 @@ class Survey:
         if "simulate" in self.manifest.stages or (self._train_key() and "pretrained" not in self._train_key()):
             return None
         return find_shipped(self.config, Catalog.open(catalog).grid)
+
+    def _grid(self) -> WavelengthGrid | None:
+        """Return the grid that simulations must have: the catalog's, or without one the configured one."""
+        catalog = self.manifest.data["inputs"].get("catalog")
+        if catalog is None:
+            return WavelengthGrid.from_config(self.config.grid)
+        path = Path(catalog["path"])
+        return Catalog.open(path).grid if path.exists() else None
 
     def _simulations_hash(self) -> str:
         from digs_survey.estimator.train import simulations_hash

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from digs_survey.config import TrainConfig
 from digs_survey.estimator.embedding import build_embedding
 from digs_survey.estimator.features import Features
+from digs_survey.estimator.maf import flow_log_prob
 
 if TYPE_CHECKING:
     from sbi.neural_nets.estimators import NFlowsFlow, ZukoFlow
@@ -38,12 +39,14 @@ class Estimator(nn.Module):
         Where the amplitude is equivariant, it is that of q before it is cut at the prior's edges: the log of
         P(inside | x) is still to be taken off, which the frozen posterior does and training has no need of.
         """
-        features = self.features(flux)
+        # Three digits of bfloat16 would not tell the components of similar spectra apart.
         with torch.autocast(flux.device.type, enabled=False):
+            features = self.features(flux)
             centre, scale = self.features.centring(features)
             y, log_det = self.features.coordinates.from_unconstrained(u)
             v = (y - centre) / scale
-        return log_det - scale.log().sum(dim=-1) - self.flow.loss(v, self.features.context(features))
+            context = self.features.context(features)
+        return log_det - scale.log().sum(dim=-1) + flow_log_prob(self.flow, v, context)
 
     def forward(self, u: Tensor, flux: Tensor) -> Tensor:
         """NPE loss, the mean of -log q(u | x)."""
