@@ -89,6 +89,7 @@ def write_audit(
             calibration.ranks,
             {"description": "number of draws below the truth, 0 to draws"},
         ),
+        "credibility": (("simulation",), calibration.credibility, {"description": "of TARP's balls; uniform if right"}),
         "coverage": (
             ("level", "parameter"),
             calibration.coverage() if len(calibration.theta) else np.full((len(LEVELS), prior.ndim), np.nan),

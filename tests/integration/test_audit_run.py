@@ -139,6 +139,12 @@ def test_audit_writes_what_the_report_reads_and_does_it_once(inputs, monkeypatch
     assert (summary["agreement"]["failed"], summary["agreement"]["converged"]) == (1, ROWS - 2)
     assert summary["calibration"]["simulations"] == SIMULATIONS
     assert summary["calibration"]["ks_pvalue"]["logzsol"] < 1
+    assert not summary["calibration"]["ranks_uniform"]
+    assert set(summary["calibration"]["coverage_error"]) == {"0.5", "0.68", "0.9", "0.95"}
+    assert summary["mcmc"]["engine"] == "prospector"
+    assert summary["mcmc"]["likelihoods"] == (ROWS - 2) * 12 * 91
+    assert summary["mcmc"]["max_log_likelihood_difference"] == 0
+    assert summary["agreement"]["mean_width_ratio_error"]["all"] > 0
     cost = summary["cost"]
     assert cost["galaxies_per_mcmc_fit_map_only"] > 1000
     assert cost["cores"] >= 1
@@ -174,6 +180,9 @@ def test_audit_writes_what_the_report_reads_and_does_it_once(inputs, monkeypatch
         assert calibration["rank"].shape == (SIMULATIONS, 5)
         assert calibration["percentiles"].shape == (SIMULATIONS, 5, 5)
         assert calibration.attrs["draws"] == 100
+        share = (calibration["credibility"].values <= 0.9).mean()
+        tarp = summary["calibration"]["tarp"]
+        assert tarp["coverage"][tarp["levels"].index(0.9)] == pytest.approx(share)
         level = calibration["level"].values.tolist().index(0.9)
         reported = summary["calibration"]["coverage"]["0.9"]
         assert calibration["coverage"].values[level].tolist() == list(reported.values())
