@@ -165,7 +165,8 @@ def calibrate(
     truth, sample = np.asarray(theta, dtype=float), np.asarray(draws, dtype=float)
     finite = np.isfinite(truth).all(axis=1) & np.isfinite(sample).all(axis=(1, 2))
     truth, sample = truth[finite], sample[finite]
-    low, middle, high = np.moveaxis(draw_quantiles(sample, _RECOVERY), -1, 0)
+    percentiles = draw_quantiles(sample, (*_RECOVERY, *quantiles))
+    low, middle, high = np.moveaxis(percentiles[..., : len(_RECOVERY)], -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         chi = (middle - truth) / (0.5 * (high - low))
     credible = np.full(len(truth), np.nan)
@@ -174,7 +175,7 @@ def calibrate(
     return Calibration(
         theta=truth,
         ranks=(sample < truth[:, None, :]).sum(axis=1).astype(np.int32),
-        percentiles=draw_quantiles(sample, tuple(quantiles)),
+        percentiles=percentiles[..., len(_RECOVERY) :],
         chi=chi,
         half_width=0.5 * (high - low),
         credibility=credible,
