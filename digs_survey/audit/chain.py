@@ -110,24 +110,23 @@ def run_chain(
     sampler = emcee.EnsembleSampler(walkers, ndim, log_prob, moves=_moves(config.moves), vectorize=True)
     random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
     state = emcee.State(start, random_state=random.get_state())
-    # A walker outside the support has a density of -inf, which emcee subtracts from that of its next proposal.
-    with np.errstate(invalid="ignore"):
+    # emcee subtracts densities of -inf; and small matrix products set the flag now and then although all is finite.
+    with np.errstate(invalid="ignore", divide="ignore"):
         for steps in config.burn_in:
             state = sampler.run_mcmc(state, steps, store=False)
             sampler.reset()
-    if config.burn_in and np.isneginf(state.log_prob).all():
-        raise StageError(
-            f"no walker of the chain is where the posterior density is above zero after {sum(config.burn_in)} steps of "
-            f"burn-in (theta {state.coords[0]}); the observation may be impossible under the configured noise"
-        )
-    done, converged = 0, False
-    while not converged and done < config.max_steps:
-        steps = min(config.steps, config.max_steps - done)
-        state = sampler.run_mcmc(state, steps, skip_initial_state_check=True)
-        done += steps
-        with np.errstate(invalid="ignore", divide="ignore"):
+        if config.burn_in and np.isneginf(state.log_prob).all():
+            raise StageError(
+                f"no walker of the chain is where the posterior density is above zero after {sum(config.burn_in)} "
+                f"steps of burn-in (theta {state.coords[0]}); the observation may be impossible under the configured noise"
+            )
+        done, converged = 0, False
+        while not converged and done < config.max_steps:
+            steps = min(config.steps, config.max_steps - done)
+            state = sampler.run_mcmc(state, steps, skip_initial_state_check=True)
+            done += steps
             tau = emcee.autocorr.integrated_time(sampler.get_chain(), tol=0)
-        converged = bool(np.all(done > config.autocorrelation_times * tau))
+            converged = bool(np.all(done > config.autocorrelation_times * tau))
     return ChainResult(
         draws=sampler.get_chain(flat=True),
         log_prob=sampler.get_log_prob(flat=True),
