@@ -117,8 +117,8 @@ def run_chain(
             sampler.reset()
         if config.burn_in and np.isneginf(state.log_prob).all():
             raise StageError(
-                f"no walker of the chain is where the posterior density is above zero after {sum(config.burn_in)} "
-                f"steps of burn-in (theta {state.coords[0]}); the observation may be impossible under the configured noise"
+                f"no walker is where the posterior density is above zero after {sum(config.burn_in)} steps of burn-in "
+                f"(theta {state.coords[0]}); the observation may be impossible under the configured noise"
             )
         done, converged = 0, False
         while not converged and done < config.max_steps:

@@ -87,7 +87,7 @@ def test_walkers_that_never_move_do_not_count_as_converged():
 
 def test_a_chain_that_begins_where_there_is_no_density_says_so_or_finds_its_way():
     config = MCMCConfig(walkers=16, burn_in=(20,), steps=50, max_steps=50)
-    with pytest.raises(StageError, match="no walker of the chain is where the posterior density is above zero"):
+    with pytest.raises(StageError, match="no walker is where the posterior density is above zero"):
         run_chain(lambda theta: np.full(len(theta), -np.inf), start(), config, seed=0)
     first = start()
 
