@@ -208,8 +208,11 @@ class MapConfig(Section):
 
 
 class MCMCConfig(Section):
-    """emcee on Prospector's spectra with the survey's noise, one galaxy a job."""
+    """emcee on the model's spectra with the survey's noise, one galaxy a job."""
 
+    engine: Literal["prospector", "batched"] = "prospector"
+    """Whose spectra: Prospector's own, or batches equal to them, some twenty times faster, of which Prospector computes
+    a few again. The cost that the neural posterior is compared with is that of the engine."""
     walkers: Annotated[int, Field(ge=12)] = 32
     burn_in: tuple[Count, ...] = (250,)
     """Steps of each burn-in round, discarded."""
