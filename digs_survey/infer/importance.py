@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Importance",
+    "Weigher",
     "effective_sample_size",
     "log_evidence",
     "log_ratios",
@@ -45,6 +46,7 @@ __all__ = [
 _BLOCK_ROWS = 64
 """Galaxies whose draws are held at the same time."""
 _SAME_FLUX = 0.01
+"""Largest difference of a simulation's flux from the model's."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,57 @@ def weigh(theta: NDArray[np.float64], log_weights: NDArray[np.float64], quantile
     return result
 
 
+@dataclass(frozen=True)
+class Weigher:
+    """Weighs the draws of a frozen posterior.
+
+    Attributes
+    ----------
+    posterior : FrozenPosterior
+    likelihood : SpectrumLikelihood
+    draws : int
+        For each galaxy.
+    quantiles : tuple of float
+        Of the weighted percentiles.
+    """
+
+    posterior: FrozenPosterior
+    likelihood: SpectrumLikelihood
+    draws: int
+    quantiles: tuple[float, ...] = (0.16, 0.5, 0.84)
+
+    def __call__(
+        self,
+        flux: NDArray[np.float64],
+        good: NDArray[np.bool_],
+        errors: NDArray[np.float64] | None = None,
+        theta: NDArray[np.float64] | None = None,
+    ) -> Importance:
+        """Weigh galaxies, a block at a time; the figures of each depend on that galaxy alone.
+
+        A galaxy for which the posterior has no finite draws has no figures.
+
+        Parameters
+        ----------
+        flux, good, errors : ndarray
+            As :class:`SpectrumLikelihood` takes them, every element of ``flux`` filled as the posterior wants it.
+        theta : ndarray, shape (n, draws, ndim), optional
+            The posterior's draws, if they were made before: used where they are as many as are wanted.
+        """
+        known = theta is not None and theta.shape[1] == self.draws
+        result = Importance.unknown(len(flux), self.posterior.prior.ndim, len(self.quantiles))
+        for start in range(0, len(flux), _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
+            drawn = theta[rows] if known else self.posterior.sample(flux[rows], self.draws)  # type: ignore[index]
+            # Far outside the simulations the network may give no finite draws.
+            kept = np.flatnonzero(np.isfinite(drawn).all(axis=(1, 2)))
+            drawn, kept = drawn[kept], kept + start
+            own = None if errors is None else errors[:, kept]
+            log_weights = log_ratios(self.posterior, self.likelihood, drawn, flux[kept], good[kept], own)
+            result.put(kept, weigh(drawn, log_weights, self.quantiles))
+        return result
+
+
 def simulated_importance(
     posterior: FrozenPosterior,
     theta: NDArray[np.float64],
@@ -186,7 +239,6 @@ def simulated_importance(
     noise: NoiseModel,
     draws: int,
     seed: int = 0,
-    quantiles: tuple[float, ...] = (0.16, 0.5, 0.84),
 ) -> Importance:
     """Importance weights for simulated spectra, each with one draw of noise.
 
@@ -203,7 +255,6 @@ def simulated_importance(
     draws : int
         Posterior draws for each spectrum.
     seed : int
-    quantiles : tuple of float
 
     Raises
     ------
@@ -211,16 +262,11 @@ def simulated_importance(
         If the posterior's model does not give these spectra for these theta.
     """
     likelihood = SpectrumLikelihood(SpectrumLikelihood.of_posterior(posterior).model, noise)
-    result = Importance.unknown(len(theta), posterior.prior.ndim, len(quantiles))
-    for start in range(0, len(theta), _BLOCK_ROWS):
-        rows = np.arange(start, min(start + _BLOCK_ROWS, len(theta)))
-        clean = np.asarray(flux[rows], dtype=float)
-        _check_spectra(likelihood, np.asarray(theta[rows], dtype=float), clean, start)
-        random = row_uniforms(seed, "noise/calibration", start, start + rows.size, noise.columns(clean.shape[1]))
-        noisy, good, errors = noise.observe(clean, random)
-        drawn = posterior.sample(noisy, draws)
-        result.put(rows, weigh(drawn, log_ratios(posterior, likelihood, drawn, noisy, good, errors), quantiles))
-    return result
+    weigher = Weigher(posterior, likelihood, draws)
+    clean, truth = np.asarray(flux, dtype=float), np.asarray(theta, dtype=float)
+    _check_spectra(likelihood, truth, clean)
+    random = row_uniforms(seed, "noise/calibration", 0, len(clean), noise.columns(clean.shape[1]))
+    return weigher(*noise.observe(clean, random))
 
 
 def weigh_simulations(
@@ -232,16 +278,15 @@ def weigh_simulations(
     seed: int = 0,
 ) -> NDArray[np.float64]:
     """Return ESS/N (n,) of a posterior for simulated spectra; see :func:`simulated_importance`."""
-    return simulated_importance(posterior, theta, flux, noise, draws, seed).ess / draws
+    return simulated_importance(posterior, theta, flux, noise, draws, seed).ess.astype(float) / draws
 
 
-def _check_spectra(
-    likelihood: SpectrumLikelihood, theta: NDArray[np.float64], flux: NDArray[np.float64], first: int
-) -> None:
+def _check_spectra(likelihood: SpectrumLikelihood, theta: NDArray[np.float64], flux: NDArray[np.float64]) -> None:
     difference = np.abs(likelihood.model.spectra(theta) / flux - 1).max(axis=1)
-    if not (difference < _SAME_FLUX).all():
-        row = int(difference.argmax())
+    wrong = np.flatnonzero(~(difference < _SAME_FLUX))
+    if wrong.size:
         raise ConfigError(
-            f"simulation {first + row}: expected the spectrum of the model that the posterior was trained for, found "
-            f"one that differs by {difference[row]:.1%}; weigh simulations of that model, with their own theta"
+            f"simulation {wrong[0]}: expected the spectrum of the model that the posterior was trained for, found one "
+            f"that differs by {difference[wrong[0]]:.1%} ({wrong.size} of {len(flux)} differ by more than "
+            f"{_SAME_FLUX:.0%}); weigh simulations of that model, with their own theta"
         )
