@@ -26,6 +26,7 @@ from digs_survey.parameters import PARAMETERS, Prior
 __all__ = [
     "AuditConfig",
     "GridConfig",
+    "InferConfig",
     "MCMCConfig",
     "MapConfig",
     "MissingConfig",
@@ -207,6 +208,18 @@ class MapConfig(Section):
         return self
 
 
+class InferConfig(Section):
+    """Importance weights, which hold posterior draws against the exact posterior."""
+
+    importance: Literal["none", "audit", "all"] = "none"
+    """For nothing; for the audited rows and some of the calibration simulations; or for every row as well, with
+    percentiles of the weighted draws and an evidence."""
+    importance_draws: Annotated[int, Field(ge=100)] = 1_000
+    """Draws weighed for each row; the map's own where they are as many."""
+    importance_simulations: Count = 1_000
+    """Calibration simulations that are weighed, at most."""
+
+
 class MCMCConfig(Section):
     """emcee on the model's spectra with the survey's noise, one galaxy a job."""
 
@@ -257,6 +270,7 @@ class SurveyConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     map: MapConfig = MapConfig()
+    infer: InferConfig = InferConfig()
     audit: AuditConfig = AuditConfig()
 
     @model_validator(mode="after")

@@ -210,6 +210,8 @@ class Survey:
         posterior.check_grid(opened.grid)
         fingerprint = self._record_catalog(opened)
         key = self._key("map") | {"posterior": posterior.hash, "catalog": fingerprint}
+        if self.config.infer.importance == "all":
+            key["infer"] = {"importance": "all", "importance_draws": self.config.infer.importance_draws}
         ledger = Ledger(self.run_dir / "ledger" / "map")
         with self._stage("map", key, opened.n_rows, "galaxies") as todo:
             if todo:
@@ -238,6 +240,8 @@ class Survey:
         self._needs("map", "posterior.zarr")
         catalog = Path(self.manifest.data["inputs"]["catalog"]["path"])
         key = self._key("audit", "noise", "model") | {"map": self.manifest.stages["map"]["key"]}
+        if self.config.infer.importance != "none":
+            key |= self._key("infer")
         settings = self.config.audit
         count = settings.calibration_simulations
         ledger = Ledger(self.run_dir / "ledger" / "calibration")
@@ -264,7 +268,8 @@ class Survey:
                     ray_address=self.ray_address,
                     advance=todo.advance,
                 )
-                update_card(self.run_dir / "model", calibration=summary["calibration"])
+                told = {name: summary[name] for name in ("calibration", "importance") if name in summary}
+                update_card(self.run_dir / "model", **told)
                 todo.record.rows = summary["galaxies"]
                 todo.record.core_s = ledger.totals()[1] + summary["core_seconds"]
         return bool(todo)

@@ -19,6 +19,7 @@ class QualityFlag(IntFlag):
     DUPLICATE_ID = 1 << 6
     OUTSIDE_SIMULATIONS = 1 << 7
     PRIOR_EDGE = 1 << 8
+    UNEVEN_WEIGHTS = 1 << 9
 
 
 DESCRIPTIONS: dict[QualityFlag, str] = {
@@ -32,6 +33,8 @@ DESCRIPTIONS: dict[QualityFlag, str] = {
     QualityFlag.DUPLICATE_ID: "another row of the catalog has the same galaxy_id",
     QualityFlag.OUTSIDE_SIMULATIONS: "features lie outside the range of the training simulations",
     QualityFlag.PRIOR_EDGE: "the posterior piles up at an edge of the prior in at least one parameter",
+    QualityFlag.UNEVEN_WEIGHTS: "a few draws have most of the importance weight (Pareto k above 0.7): the posterior "
+    "misses part of the exact one, and weighted percentiles and evidence are not to be trusted",
 }
 
 NO_POSTERIOR = QualityFlag.FEW_GOOD_ELEMENTS | QualityFlag.BAD_REDSHIFT

@@ -55,6 +55,12 @@ _GALAXIES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "chi2": (("galaxy",), {"description": "of best_npe, over the good elements"}),
     "n_good": (("galaxy",), {"description": "number of good elements"}),
 }
+_WEIGHED: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+    "ess": (("galaxy",), {"description": "effective sample size of the importance weights of the draws"}),
+    "pareto_k": (("galaxy",), {"description": "shape of the weights' tail; above 0.7 they are not to be trusted"}),
+    "log_evidence": (("galaxy",), {"description": "natural log of the density of the good elements' flux"}),
+}
+"""Where draws were weighed."""
 
 
 def write_audit(
@@ -78,7 +84,8 @@ def write_audit(
     calibration : Calibration
         The group ``calibration``.
     galaxies : mapping of str to ndarray
-        The group ``galaxies``: galaxy_id, flux, npe and so on, galaxies first.
+        The group ``galaxies``: galaxy_id, flux, npe and so on, galaxies first; ess, pareto_k and log_evidence where
+        draws were weighed.
     """
     names = np.array(prior.names)
     simulated: _Arrays = {
@@ -99,8 +106,9 @@ def write_audit(
         "quantile": (("quantile",), np.array(quantiles), {}),
         "parameter": (("parameter",), names, {}),
     }
+    about = _GALAXIES | (_WEIGHED if "ess" in galaxies else {})
     audited: _Arrays = {
-        **{name: (dims, np.asarray(galaxies[name]), attrs) for name, (dims, attrs) in _GALAXIES.items()},
+        **{name: (dims, np.asarray(galaxies[name]), attrs) for name, (dims, attrs) in about.items()},
         "band": (("band",), np.array(BAND), {}),
         "parameter": (("parameter",), names, {}),
         "wavelength": (

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from digs_survey.audit.agreement import compare
 from digs_survey.audit.calibration import calibrate_posterior
 from digs_survey.audit.fit import FitSetup, GalaxyFit, GalaxyJob
+from digs_survey.audit.importance import importance_summary, weigh_calibration, weigh_rows
 from digs_survey.audit.mcmc import fit_galaxies
 from digs_survey.audit.predictive import chi_square, residual_percent
 from digs_survey.audit.results import write_audit
@@ -61,6 +62,8 @@ def run_audit(
     ------
     CatalogError
         If the posterior was not trained for the catalog's grid.
+    ConfigError
+        If draws are to be weighed with another model than the posterior's.
     RunDirectoryError
         If what an earlier stage writes is missing or belongs to another catalog.
     StageError
@@ -97,6 +100,12 @@ def run_audit(
         )
         for i, row in enumerate(sample.selection.rows)
     ]
+    weighed = {}
+    if config.infer.importance != "none":
+        weighed = {
+            "simulations": weigh_calibration(posterior, run_dir / "calibration.zarr", config),
+            "galaxies": weigh_rows(posterior, seen, npe, config),
+        }
     own_s = time.process_time() - began
     setup = FitSetup(config.model, prior, catalog.grid, noise, settings.mcmc, config.seed)
     folder = run_dir / "audit-jobs"
@@ -131,6 +140,10 @@ def run_audit(
         ),
         "core_seconds": own_s + sum(records[row]["core_seconds"] for row in done),
     }
+    if weighed:
+        draws = config.infer.importance_draws
+        summary["importance"] = {name: importance_summary(found, draws) for name, found in weighed.items()}
+        galaxies |= {name: getattr(weighed["galaxies"], name) for name in ("ess", "pareto_k", "log_evidence")}
     write_audit(run_dir / "audit.zarr", prior, catalog.grid, config.map.quantiles, calibration, galaxies)
     write_json(run_dir / "audit.json", summary)
     return summary

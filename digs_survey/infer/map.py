@@ -20,9 +20,11 @@ from digs_survey import __version__
 from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import StageError
+from digs_survey.infer.importance import Weigher
+from digs_survey.infer.likelihood import SpectrumLikelihood, check_model
 from digs_survey.infer.percentiles import infer_rows
 from digs_survey.infer.prepare import prepare
-from digs_survey.infer.template import lay_out, reconcile
+from digs_survey.infer.template import importance_arrays, lay_out, reconcile
 from digs_survey.raysession import ray_session
 from digs_survey.simulate.template import recorded_recipe
 from digs_survey.storage import Ledger, checksum, shard_count, shard_rows, write_shard
@@ -49,7 +51,8 @@ def map_catalog(
     """Write ``posterior.zarr``, every row of the catalog in its order; go on where an earlier call stopped.
 
     The dataset has ``percentiles`` (galaxy, parameter, quantile) float32, ``quality`` (galaxy,) int64,
-    ``n_good`` (galaxy,) int32, and the coordinates ``galaxy_id``, ``parameter`` and ``quantile``; it opens
+    ``n_good`` (galaxy,) int32, and the coordinates ``galaxy_id``, ``parameter`` and ``quantile``; with
+    ``infer.importance = "all"``, also what :func:`~digs_survey.infer.template.importance_arrays` names. It opens
     with ``xarray.open_zarr(path, consolidated=False)``. Its bytes do not depend on the number of workers.
 
     Parameters
@@ -60,7 +63,7 @@ def map_catalog(
         The dataset. Kept if the same model, catalog, settings and version of the package made it, replaced
         (and the ledger cleared) otherwise.
     config : SurveyConfig
-        Its map section and model.zred are used.
+        Its map and infer sections and its model are used.
     ledger : Ledger
         Shards in it are done already; workers mark the others.
     address : str, optional
@@ -72,6 +75,8 @@ def map_catalog(
     ------
     CatalogError
         The catalog breaks its schema, or the posterior was not trained for its grid.
+    ConfigError
+        Rows are to be weighed with another model than the posterior's.
     MissingDependencyError
         No Ray cluster answers at ``address``.
     StageError
@@ -91,6 +96,10 @@ def map_catalog(
         "zred": config.model.zred,
         "map": config.map.model_dump(mode="json", exclude={"workers"}),
     }
+    importance_draws = None
+    if config.infer.importance == "all":
+        check_model(posterior, config.model)
+        importance_draws = recipe["importance_draws"] = config.infer.importance_draws
     out, ledger = Path(out_path).absolute(), Ledger(ledger.folder.absolute())
     lay_out(
         out,
@@ -100,6 +109,7 @@ def map_catalog(
         prior=posterior.prior,
         config=config.map,
         id_dtype=catalog.galaxy_id(0, 1).dtype,
+        importance_draws=importance_draws,
     )
     advance(ledger.totals()[0])
     pending = ledger.pending(shard_count(catalog.n_rows, config.map.rows_per_shard))
@@ -151,6 +161,11 @@ class _Worker:
         self.task = task
         self.catalog = Catalog.open(task.catalog)
         self.posterior = FrozenPosterior.load(task.model)
+        self.weigher = None
+        if task.config.infer.importance == "all":
+            likelihood = SpectrumLikelihood.of_posterior(self.posterior)
+            draws, quantiles = task.config.infer.importance_draws, task.config.map.quantiles
+            self.weigher = Weigher(self.posterior, likelihood, draws, quantiles)
         self.counted_s = 0.0
 
     def ready(self) -> None:
@@ -163,8 +178,15 @@ class _Worker:
         block = self.catalog.rows(rows.start, rows.stop)
         frame = self.catalog.grid.frame
         prepared = prepare(block, frame, task.config.model.zred, settings.min_good_fraction)
-        result = infer_rows(self.posterior, prepared, settings)
-        arrays = {**vars(result), "galaxy_id": block.galaxy_id}
+        result = infer_rows(self.posterior, prepared, settings, self.weigher)
+        arrays: dict[str, NDArray[Any]] = {
+            "percentiles": result.percentiles,
+            "quality": result.quality,
+            "n_good": result.n_good,
+            "galaxy_id": block.galaxy_id,
+        }
+        if result.importance is not None:
+            arrays |= importance_arrays(result.importance)
         if recorded_recipe(task.out) != task.recipe:
             raise StageError(f"{task.out} was replaced by another run while this one was writing to it")
         write_shard(task.out, shard, rows, arrays)

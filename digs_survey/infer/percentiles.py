@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digs_survey.config import MapConfig
+from digs_survey.infer.importance import Importance, Weigher
 from digs_survey.infer.prepare import PreparedRows
+from digs_survey.infer.psis import PARETO_K_LIMIT
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
 
 if TYPE_CHECKING:
@@ -33,11 +35,14 @@ class RowResult:
         Bits of :class:`~digs_survey.quality.QualityFlag`.
     n_good : ndarray of int32, shape (galaxy,)
         Good wavelength elements.
+    importance : Importance or None
+        Where the draws were weighed.
     """
 
     percentiles: NDArray[np.float32]
     quality: NDArray[np.int64]
     n_good: NDArray[np.int32]
+    importance: Importance | None = None
 
 
 def draw_quantiles(theta: NDArray[np.float64], quantiles: tuple[float, ...]) -> NDArray[np.float64]:
@@ -77,7 +82,9 @@ def piles_up(cdf: NDArray[np.float64], edge_fraction: float, edge_mass: float) -
     return (np.maximum(low, high) > edge_mass).any(axis=-1)
 
 
-def infer_rows(posterior: FrozenPosterior, prepared: PreparedRows, map_config: MapConfig) -> RowResult:
+def infer_rows(
+    posterior: FrozenPosterior, prepared: PreparedRows, map_config: MapConfig, weigher: Weigher | None = None
+) -> RowResult:
     """Percentiles and quality bits of prepared rows; each row's result depends on that row alone.
 
     Parameters
@@ -87,17 +94,22 @@ def infer_rows(posterior: FrozenPosterior, prepared: PreparedRows, map_config: M
         Rows on the posterior's grid, n in all.
     map_config : MapConfig
         Its draws, quantiles, edge_fraction and edge_mass are used.
+    weigher : Weigher, optional
+        Of the same posterior, where importance weights are wanted.
 
     Returns
     -------
     RowResult
-        Adds PRIOR_EDGE and OUTSIDE_SIMULATIONS to the bits of ``prepared``. Rows whose bits say that they
-        have no posterior hold NaN. So do rows so far outside the simulations that the network gives no
+        Adds PRIOR_EDGE, OUTSIDE_SIMULATIONS and UNEVEN_WEIGHTS to the bits of ``prepared``. Rows whose bits say
+        that they have no posterior hold NaN. So do rows so far outside the simulations that the network gives no
         finite draws; they have OUTSIDE_SIMULATIONS.
     """
     quality = prepared.quality.copy()
     shape = (quality.size, posterior.prior.ndim, len(map_config.quantiles))
     percentiles = np.full(shape, np.nan, dtype=np.float32)
+    importance = None
+    if weigher is not None:
+        importance = Importance.unknown(quality.size, posterior.prior.ndim, len(weigher.quantiles))
     with_posterior = np.flatnonzero((quality & NO_POSTERIOR) == 0)
     for start in range(0, with_posterior.size, _BLOCK_ROWS):
         rows = with_posterior[start : start + _BLOCK_ROWS]
@@ -108,4 +120,9 @@ def infer_rows(posterior: FrozenPosterior, prepared: PreparedRows, map_config: M
         edge = piles_up(posterior.prior.cdf(theta), map_config.edge_fraction, map_config.edge_mass)
         quality[rows[finite & edge]] |= QualityFlag.PRIOR_EDGE
         quality[rows[~finite | posterior.outside_training(flux)]] |= QualityFlag.OUTSIDE_SIMULATIONS
-    return RowResult(percentiles, quality, prepared.n_good)
+        if weigher is not None and importance is not None:
+            errors = posterior.noise.errors_of(flux, prepared.ivar[rows], prepared.good[rows])
+            importance.put(rows, weigher(flux, prepared.good[rows], errors, theta))
+            uneven = finite & ~(importance.pareto_k[rows] <= PARETO_K_LIMIT)
+            quality[rows[uneven]] |= QualityFlag.UNEVEN_WEIGHTS
+    return RowResult(percentiles, quality, prepared.n_good, importance)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from digs_survey import __version__
 from digs_survey.catalog import Catalog
 from digs_survey.errors import StageError
+from digs_survey.infer.template import IMPORTANCE
 from digs_survey.parameters import PARAMETERS
 from digs_survey.quality import DESCRIPTIONS, NO_POSTERIOR, QualityFlag
 
@@ -28,18 +29,22 @@ _ROWS_AT_ONCE = 65_536
 _MAY_BE_NAN = NO_POSTERIOR | QualityFlag.OUTSIDE_SIMULATIONS
 
 
-def column_name(parameter: str, quantile: float) -> str:
-    """Name of a percentile's column: ``tage_p50``, ``tage_p2_5``."""
-    return f"{parameter}_p{100 * quantile:.6g}".replace(".", "_")
+_WEIGHTED = "_weighted"
+
+
+def column_name(parameter: str, quantile: float, weighted: bool = False) -> str:
+    """Name of a percentile's column: ``tage_p50``, ``tage_p2_5``, ``tage_p50_weighted``."""
+    return f"{parameter}_p{100 * quantile:.6g}".replace(".", "_") + _WEIGHTED * weighted
 
 
 def write_table(posterior_zarr: Path, catalog: Catalog, out: Path) -> None:
     """Join the percentiles with the survey's own columns in one Parquet file.
 
-    Columns: galaxy_id, redshift, the survey's columns, one column for each parameter and quantile, n_good and
-    quality. Fields carry ``unit`` and ``description`` as metadata; the schema carries ``digs_survey``
-    (version), ``model_hash``, ``catalog_fingerprint`` and ``quality_bits`` (JSON). The file appears at
-    ``out`` complete or not at all, and memory is bounded whatever the catalog's size.
+    Columns: galaxy_id, redshift, the survey's columns, one column for each parameter and quantile, those of the
+    importance weights where there are any, n_good and quality. Fields carry ``unit`` and ``description`` as
+    metadata; the schema carries ``digs_survey`` (version), ``model_hash``, ``catalog_fingerprint`` and
+    ``quality_bits`` (JSON). The file appears at ``out`` complete or not at all, and memory is bounded whatever the
+    catalog's size.
 
     Parameters
     ----------
@@ -113,11 +118,8 @@ def _read(group: Any, catalog: Catalog, block: slice) -> dict[str, NDArray[Any]]
         "galaxy_id": galaxy_id,
         "redshift": catalog.redshift(block.start, block.stop),
         **catalog.columns(block.start, block.stop),
-        **{
-            column_name(name, q): np.ascontiguousarray(data["percentiles"][:, i, j])
-            for i, name in enumerate(group["parameter"][:].tolist())
-            for j, q in enumerate(group["quantile"][:].tolist())
-        },
+        **_percentile_columns(group, data["percentiles"]),
+        **_importance_columns(group, block),
         "n_good": data["n_good"],
         "quality": data["quality"],
     }
@@ -125,12 +127,27 @@ def _read(group: Any, catalog: Catalog, block: slice) -> dict[str, NDArray[Any]]
     return {name: value.astype(value.dtype.newbyteorder("="), copy=False) for name, value in columns.items()}
 
 
+def _percentile_columns(group: Any, percentiles: NDArray[Any], weighted: bool = False) -> dict[str, NDArray[Any]]:
+    return {
+        column_name(name, q, weighted): np.ascontiguousarray(percentiles[:, i, j])
+        for i, name in enumerate(group["parameter"][:].tolist())
+        for j, q in enumerate(group["quantile"][:].tolist())
+    }
+
+
+def _importance_columns(group: Any, block: slice) -> dict[str, NDArray[Any]]:
+    if "percentiles_weighted" not in group:
+        return {}
+    weighted = _percentile_columns(group, group["percentiles_weighted"][block], weighted=True)
+    return weighted | {name: group[name][block] for name in IMPORTANCE}
+
+
 def _schema(group: Any, catalog: Catalog, columns: dict[str, NDArray[Any]]) -> pa.Schema:
     import pyarrow as pa
 
     fields = []
     for name, values in columns.items():
-        unit, description = _meaning(name, catalog)
+        unit, description = _meaning(name, catalog, group)
         kind = pa.string() if values.dtype.kind == "U" else pa.from_numpy_dtype(values.dtype)
         fields.append(pa.field(name, kind, metadata={"unit": unit, "description": description}))
     recipe = group.attrs["recipe"]
@@ -146,16 +163,19 @@ def _schema(group: Any, catalog: Catalog, columns: dict[str, NDArray[Any]]) -> p
     )
 
 
-def _meaning(name: str, catalog: Catalog) -> tuple[str, str]:
+def _meaning(name: str, catalog: Catalog, group: Any) -> tuple[str, str]:
     """Return a column's unit and its description."""
     if name == "n_good":
         return "", "wavelength elements that were used"
+    if name in IMPORTANCE and name in group:
+        return "", f"{IMPORTANCE[name]} ({group[name].attrs['draws']} draws)"
     if name == "quality":
         return "", "quality bits, 0 if nothing was found wrong; see quality_bits in the schema's metadata"
-    parameter, _, percentile = name.rpartition("_p")
+    parameter, _, percentile = name.removesuffix(_WEIGHTED).rpartition("_p")
     if parameter in PARAMETERS and name not in catalog.survey_columns:
         p = PARAMETERS[parameter]
-        return p.unit, f"{p.description}: {percentile.replace('_', '.')} % quantile of the posterior"
+        draws = "the posterior's draws with importance weights" if name.endswith(_WEIGHTED) else "the posterior"
+        return p.unit, f"{p.description}: {percentile.replace('_', '.')} % quantile of {draws}"
     attrs = catalog.column_attrs(name)
     text = attrs.get("description", attrs.get("long_name", ""))
     return str(attrs.get("units", attrs.get("unit", ""))), str(text)

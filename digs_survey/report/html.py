@@ -57,6 +57,7 @@ def write_report(run_dir: Path) -> Path:
             cards=galaxies.galaxy_cards(run),
             calibration=sections.calibration_section(run),
             agreement=sections.agreement_section(run),
+            importance=sections.importance_section(run),
             learning=sections.learning_section(run),
             cost=sections.cost_section(run),
             catalog=sections.catalog_section(run),

@@ -27,6 +27,7 @@ __all__ = [
     "catalog_section",
     "cost_section",
     "facts",
+    "importance_section",
     "learning_section",
     "wavelength_axis",
 ]
@@ -146,6 +147,15 @@ def calibration_section(run: RunData) -> dict[str, list[Picture]] | None:
         level, covered = np.array(tarp["levels"]), np.array(tarp["coverage"])
         pictures["coverage"].append(calibration.tarp(level, covered, tarp["band"]))
     return pictures
+
+
+def importance_section(run: RunData) -> list[dict[str, Any]]:
+    """Return a row of numbers for each kind of spectra whose draws were weighed."""
+    names = {"simulations": "simulations", "galaxies": "audited galaxies"}
+    found = run.audit.get("importance") or {}
+    return [
+        {"name": name, "key": key, **found[key]} for key, name in names.items() if (found.get(key) or {}).get("rows")
+    ]
 
 
 def agreement_section(run: RunData) -> dict[str, Any] | None:

@@ -144,8 +144,7 @@ class NoiseModel:
         """
         if self.config.missing.probability == 0:
             return noisy
-        missing = missing_elements(self.config.missing, uniform, noisy.shape[-1])
-        return fill_flux(noisy, ~missing & (noisy > 0))
+        return fill_flux(noisy, self._kept(noisy, uniform))
 
     def columns(self, elements: int) -> int:
         """Random numbers that :meth:`from_uniform` takes for a spectrum of so many elements."""
@@ -157,9 +156,29 @@ class NoiseModel:
         ``uniform`` has shape (n, self.columns(wavelength)) and values strictly between 0 and 1; with
         :func:`~digs_survey.simulate.seeding.row_uniforms`, noise belongs to the row.
         """
+        return self.observe(flux, uniform)[0]
+
+    def observe(
+        self, flux: ArrayLike, uniform: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64] | None]:
+        """Observe spectra (n, wavelength), and tell what a catalog's row would tell of its noise.
+
+        Takes what :meth:`from_uniform` takes.
+
+        Returns
+        -------
+        noisy : ndarray, shape (n, wavelength)
+            What :meth:`from_uniform` gives.
+        good : ndarray of bool, shape (n, wavelength)
+            Elements that were not filled.
+        errors : ndarray, shape (terms, n, wavelength), or None
+            With ``good``, what :meth:`log_likelihood` takes.
+        """
         flux = np.asarray(flux, dtype=float)
         row, normal, missing = np.split(uniform, [1, 1 + self.normals(flux.shape[-1])], axis=-1)
-        return self.lose(self.perturb(flux, ndtri(normal), self.pick(row[..., 0])), missing)
+        errors = self.pick(row[..., 0])
+        noisy = self.perturb(flux, ndtri(normal), errors)
+        return self.lose(noisy, missing), self._kept(noisy, missing), errors
 
     def draw(self, flux: ArrayLike, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return noisy copies, with stretches lost, of spectra (..., wavelength)."""
@@ -248,6 +267,12 @@ class NoiseModel:
     def correlation(self) -> Correlation:
         """Of the noise in different elements."""
         return Correlation(self.config.kernel)
+
+    def _kept(self, noisy: NDArray[Any], uniform: ArrayLike) -> NDArray[np.bool_]:
+        """Elements (..., wavelength) that :meth:`lose` leaves as they are."""
+        if self.config.missing.probability == 0:
+            return np.ones(noisy.shape, dtype=bool)
+        return ~missing_elements(self.config.missing, uniform, noisy.shape[-1]) & (noisy > 0)
 
     def _noisy(self, flux: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
         rows, elements = flux.shape[:-1], flux.shape[-1]

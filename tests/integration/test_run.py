@@ -53,7 +53,10 @@ def test_everything_is_there_and_counts_agree(undisturbed, survey):
     assert all(s["core_s"] > 0 for s in manifest["stages"].values())
     assert (run_dir / "report.html").read_text().startswith("<!")
     assert not (run_dir / "checkpoint").exists()
-    assert json.loads((run_dir / "model" / "card.json").read_text())["calibration"]["simulations"] == 120
+    card = json.loads((run_dir / "model" / "card.json").read_text())
+    assert card["calibration"]["simulations"] == card["importance"]["simulations"]["rows"] == 120
+    assert table.importance_ess.between(1, 200).all()
+    assert "Importance weights in numbers" in (run_dir / "report.html").read_text()
 
 
 def test_simulations_are_prospectors(undisturbed, survey):

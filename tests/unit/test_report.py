@@ -19,7 +19,8 @@ from digs_survey.report import galaxies
 from digs_survey.report.figures import calibration, galaxy, style
 from digs_survey.report.headline import headlines
 from digs_survey.report.html import write_report
-from digs_survey.report.sections import facts
+from digs_survey.report.sections import facts, importance_section
+from digs_survey.storage import write_json
 
 VOID = {"meta", "img", "source", "br", "hr", "link", "input"}
 HOSTILE = "<script>alert('mine')<\\script>.zarr"
@@ -311,3 +312,19 @@ def test_the_slimmed_svg_keeps_positions():
     found = np.array([float(v) for v in re.findall(r"-?[\d.]+", path)]).reshape(-1, 2)
     expected = [[0.72 * x, 72 - 0.72 * y] for x, y in [(10, 20), (100, 50.057), (150.123, 90)]]
     np.testing.assert_allclose(found, expected, atol=0.011)
+
+
+def test_importance_weights_are_told_where_there_are_any(tmp_path):
+    folder, audit = build_run(tmp_path / "run", galaxies=1, simulations=60, rows=40)
+    numbers = {"rows": 60, "draws": 1000, "ess_share_median": 0.3137, "ess_share_16": 0.21, "ess_share_84": 0.42}
+    known = numbers | {"pareto_k_above": 0.05}
+    unknown = dict.fromkeys(known) | {"rows": 1, "draws": 1000, "pareto_k_above": 1.0}
+    write_json(folder / "audit.json", audit | {"importance": {"simulations": known, "galaxies": unknown}})
+    page = Page(write_report(folder).read_text())
+    assert page.by_id("ess-simulations")["text"] == "31.4 %"
+    assert page.by_id("ess-galaxies")["text"] == "–"
+    words = " ".join(page.by_id("calibration")["text"].split())
+    assert "1,000 draws for each of 60 simulations" in words
+    assert "worth 31.4 % of as many from the exact posterior" in words
+    assert "weights of 5.0 % have a tail that is not to be trusted" in words
+    assert not importance_section(SimpleNamespace(audit=audit))

@@ -1,0 +1,64 @@
+"""How far the posterior is from the exact one: importance weights of simulations and of the audited rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from digs_survey.config import SurveyConfig
+from digs_survey.infer.importance import Importance, Weigher, simulated_importance
+from digs_survey.infer.likelihood import SpectrumLikelihood, check_model
+from digs_survey.infer.prepare import PreparedRows
+from digs_survey.infer.psis import PARETO_K_LIMIT
+
+if TYPE_CHECKING:
+    from digs_survey.estimator.posterior import FrozenPosterior
+
+__all__ = ["importance_summary", "weigh_calibration", "weigh_rows"]
+
+
+def weigh_calibration(posterior: FrozenPosterior, path: Path, config: SurveyConfig) -> Importance:
+    """Weigh the first simulations of ``calibration.zarr``, with the noise that they are calibrated with."""
+    check_model(posterior, config.model)
+    group: Any = zarr.open_group(str(path), mode="r")
+    some = slice(min(config.infer.importance_simulations, config.audit.calibration_simulations))
+    draws = config.infer.importance_draws
+    return simulated_importance(
+        posterior, group["theta"][some], group["flux"][some], posterior.noise, draws, config.seed
+    )
+
+
+def weigh_rows(
+    posterior: FrozenPosterior, rows: PreparedRows, theta: NDArray[np.float64], config: SurveyConfig
+) -> Importance:
+    """Weigh rows of a catalog; ``theta`` (row, draw, parameter) are used where they are as many as are wanted."""
+    check_model(posterior, config.model)
+    likelihood = SpectrumLikelihood.of_posterior(posterior)
+    weigher = Weigher(posterior, likelihood, config.infer.importance_draws, config.map.quantiles)
+    errors = posterior.noise.errors_of(rows.flux, rows.ivar, rows.good)
+    return weigher(rows.flux, rows.good, errors, theta)
+
+
+def importance_summary(importance: Importance, draws: int) -> dict[str, Any]:
+    """Return the numbers of an entry of audit.json; None where no row has weights.
+
+    ``ess_share`` is the effective sample size over the number of draws: its percentiles 16, 50 and 84 over the rows.
+    ``pareto_k_above`` is the share of rows with a tail heavier than 0.7, those without weights included.
+    """
+    known = np.isfinite(importance.ess)
+    share, k = importance.ess[known].astype(float) / draws, importance.pareto_k
+    low, median, high = np.quantile(share, (0.16, 0.5, 0.84)).tolist() if known.any() else [None] * 3
+    return {
+        "rows": k.size,
+        "without_weights": int((~known).sum()),
+        "draws": draws,
+        "ess_share_median": median,
+        "ess_share_16": low,
+        "ess_share_84": high,
+        "pareto_k_above": float((~(k <= PARETO_K_LIMIT)).mean()) if k.size else None,
+        "log_evidence_error_median": float(np.median(importance.log_evidence_error[known])) if known.any() else None,
+    }
