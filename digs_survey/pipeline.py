@@ -152,6 +152,7 @@ class Survey:
             "simulations": data_hash,
             "noise_table": noise.to_dict()["table"],
         }
+        self._take_lower_rates(key["train"])
         with self._stage("train", key, self.config.train.epochs, "epochs") as todo:
             if todo:
                 _, todo.record.core_s = train(
@@ -301,6 +302,14 @@ class Survey:
         entry = {"path": str(catalog.path.resolve()), "rows": catalog.n_rows, "fingerprint": fingerprint}
         self.manifest.update(inputs={**self.manifest.data["inputs"], "catalog": entry})
         return fingerprint
+
+    def _take_lower_rates(self, settings: Mapping[str, Any]) -> None:
+        """Let a training that diverged go on with other rates, though it was begun with those in the manifest."""
+        from digs_survey.estimator.loop import RATES, has_diverged
+
+        record = self.manifest.stages.get("train")
+        if record and record["status"] != "done" and has_diverged(self.run_dir / "checkpoint" / "train.pt"):
+            record["key"]["train"] |= {name: settings[name] for name in RATES}
 
     def _grid(self) -> WavelengthGrid | None:
         """Return the grid that simulations must have: the catalog's, or without one the configured one."""
