@@ -159,6 +159,7 @@ class Survey:
             "simulations": data_hash,
             "noise_table": noise.to_dict()["table"],
         }
+        self._take_lower_rates(key["train"])
         with self._stage("train", key, self.config.train.epochs * self.config.train.ensemble, "epochs") as todo:
             if todo:
                 _, todo.record.core_s = train(
@@ -347,6 +348,15 @@ class Survey:
         if "simulate" in self.manifest.stages or (self._train_key() and "pretrained" not in self._train_key()):
             return None
         return find_shipped(self.config, Catalog.open(catalog).grid)
+
+    def _take_lower_rates(self, settings: Mapping[str, Any]) -> None:
+        """Let a training that diverged go on with other rates, though it was begun with those in the manifest."""
+        from digs_survey.estimator.loop import RATES, has_diverged
+
+        record = self.manifest.stages.get("train")
+        checkpoints = (self.run_dir / "checkpoint").glob("train*.pt")
+        if record and record["status"] != "done" and any(map(has_diverged, checkpoints)):
+            record["key"]["train"] |= {name: settings[name] for name in RATES}
 
     def _grid(self) -> WavelengthGrid | None:
         """Return the grid that simulations must have: the catalog's, or without one the configured one."""

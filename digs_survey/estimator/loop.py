@@ -26,10 +26,12 @@ from digs_survey.storage import write_bytes
 
 __all__ = [
     "HISTORY",
+    "RATES",
     "Diverged",
     "Worker",
     "blank_estimator",
     "fit",
+    "has_diverged",
     "load_checkpoint",
     "prepare_estimator",
 ]
@@ -37,7 +39,7 @@ __all__ = [
 HISTORY = ("epoch", "train_loss", "validation_loss", "learning_rate", "wall_s", "core_s")
 _EXPLODED = 10.0
 """Nats above the loss of the untrained network from which on training has diverged."""
-_RATES = ("learning_rate", "gradient_clip")
+RATES = ("learning_rate", "gradient_clip")
 """Settings that may differ from those of a checkpoint whose run diverged."""
 
 
@@ -56,6 +58,11 @@ def load_checkpoint(path: Path, key: str, settings: TrainConfig) -> dict[str, An
     state = torch.load(path, weights_only=True, map_location="cpu")
     same = state["key"] == key and (state["rates"][-1][1:] == _rates(settings) or state["diverged"])
     return state if same else None
+
+
+def has_diverged(path: Path) -> bool:
+    """Tell whether a checkpoint is one that a run left which diverged."""
+    return path.is_file() and bool(torch.load(path, weights_only=True, map_location="cpu")["diverged"])
 
 
 def fit(
@@ -148,7 +155,7 @@ def fit(
 
 
 def _rates(settings: TrainConfig) -> list[float]:
-    return [getattr(settings, name) for name in _RATES]
+    return [getattr(settings, name) for name in RATES]
 
 
 def _advice(loss: str, state: dict[str, Any], settings: TrainConfig, checkpoint: Path) -> str:

@@ -9,13 +9,16 @@ import zarr
 from estimators import GRID, simulations, small_config
 from noises import KINDS, Case
 
-from digs_survey.errors import StageError
+from digs_survey.errors import RunDirectoryError, StageError
 from digs_survey.estimator import trainer
 from digs_survey.estimator.loop import Diverged, Worker, fit, load_checkpoint, prepare_estimator
 from digs_survey.estimator.noising import noisy_rows
 from digs_survey.estimator.train import train
+from digs_survey.manifest import RunManifest
+from digs_survey.pipeline import Survey
+from digs_survey.progress import ProgressReporter
 from digs_survey.simulate.noise import NoiseModel
-from digs_survey.storage import ArraySpec, create_dataset
+from digs_survey.storage import ArraySpec, create_dataset, read_json
 
 
 class Killed(Exception):
@@ -285,3 +288,25 @@ def test_the_stage_refuses_simulations_of_another_recipe_and_unusable_ones(tmp_p
     zarr.open_group(str(path))["flux"][60:63, 4] = np.nan
     with pytest.raises(StageError, match=r"3 of 400 simulations.*\n  - row 60: flux nan in element 4"):
         stage(config, path)
+
+
+def test_the_stage_goes_on_at_a_lower_rate_after_it_diverged(tmp_path, monkeypatch):
+    settings = ("train.epochs=4", "train.batch_size=64")
+    write_zarr(tmp_path / "simulations.zarr", small_config())
+
+    def survey(*more):
+        manifest = RunManifest(tmp_path)
+        manifest.stages["simulate"] = {"status": "done", "key": {}}
+        return Survey(tmp_path, small_config(*settings, *more), manifest, ProgressReporter(quiet=True))
+
+    with monkeypatch.context() as patch:
+        spoil(patch, 2 * (380 // 64) + 3, float("nan"))
+        with pytest.raises(Diverged):
+            survey().train()
+    with pytest.raises(RunDirectoryError, match="train.epochs"):
+        survey("train.learning_rate=1e-3", "train.epochs=5").train()
+    assert survey("train.learning_rate=1e-3").train()
+    card = read_json(tmp_path / "model" / "card.json")
+    assert card["training"]["rates_from_epoch"] == [[0, 1e-2, 2.0], [2, 1e-3, 2.0]]
+    with pytest.raises(RunDirectoryError, match="train.learning_rate"):
+        survey().train()
