@@ -1,9 +1,9 @@
 r"""The flow's loops, compiled: a block of draws at a time, eight or sixteen of them in each instruction.
 
 All values lie in rows of :data:`BLOCK` draws. A loop over the draws of a row is innermost everywhere and its
-length is fixed, so that the compiler turns it into SIMD instructions without a remainder: what becomes of a
-draw does not depend on its place in the block, nor on its neighbours. A pass over a layer takes two of its
-units and four of those before at a time, which is as many loads as the multiplications hide.
+length is fixed, so that the compiler turns it into SIMD instructions without a remainder, and what becomes of a
+draw does not depend on its neighbours. A pass over a layer takes three of its units and four of those before at a
+time, so that there are more multiplications than loads and stores.
 
 Only contractions (fused multiply-adds) are allowed of the compiler's fast maths: NaN stays NaN.
 """
@@ -11,6 +11,7 @@ Only contractions (fused multiply-adds) are allowed of the compiler's fast maths
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,13 +50,15 @@ class Packed(NamedTuple):
     writes: NDArray[np.int64]
 
 
-def _jit(function: Callable[..., Any]) -> Any:
-    options = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+_jit = partial(njit, nogil=True, fastmath={"contract"}, error_model="numpy")
+
+
+def _cached_jit(function: Callable[..., Any]) -> Any:
     try:
-        return njit(cache=True, **options)(function)
+        return _jit(cache=True)(function)
     except RuntimeError:
         # numba finds no folder that it may write to: neither beside this file, nor in the user's cache.
-        return njit(**options)(function)
+        return _jit(function)
 
 
 def _polynomial(function: Callable[[Any], Any], degree: int, low: float, high: float) -> tuple[np.float32, ...]:
@@ -148,28 +151,29 @@ def _relu_rows(values, start, stop):  # type: ignore[no-untyped-def]
 @_jit
 def _dense(weight, bias, depth, source, out, start, stop):  # type: ignore[no-untyped-def]
     """Units start to stop of a layer from the first ``depth`` of the layer before; weights beyond it are zero."""
-    for i in range(start, stop, 2):
+    i = start
+    while i < stop:
         # Views from an offset on, since the compiler cannot rule out that an offset within an index is negative.
         row = out[i * BLOCK :]
-        pair = i + 1 < stop
-        for n in range(BLOCK):
-            row[n] = bias[i]
-        if pair:
-            for n in range(BLOCK):
-                row[BLOCK + n] = bias[i + 1]
-        for k in range(0, depth, STRIDE):
+        three = i + 2 < stop
+        a, b, c = bias[i], bias[i + 1 if three else i], bias[i + 2 if three else i]
+        for k in range(0, max(depth, 1), STRIDE):
             h = source[k * BLOCK :]
             a0, a1, a2, a3 = weight[i, k], weight[i, k + 1], weight[i, k + 2], weight[i, k + 3]
-            if pair:
+            if three:
                 b0, b1, b2, b3 = weight[i + 1, k], weight[i + 1, k + 1], weight[i + 1, k + 2], weight[i + 1, k + 3]
+                c0, c1, c2, c3 = weight[i + 2, k], weight[i + 2, k + 1], weight[i + 2, k + 2], weight[i + 2, k + 3]
                 for n in range(BLOCK):
                     h0, h1, h2, h3 = h[n], h[BLOCK + n], h[2 * BLOCK + n], h[3 * BLOCK + n]
-                    row[n] += a0 * h0 + a1 * h1 + a2 * h2 + a3 * h3
-                    row[BLOCK + n] += b0 * h0 + b1 * h1 + b2 * h2 + b3 * h3
+                    m, p = BLOCK + n, 2 * BLOCK + n
+                    row[n] = (row[n] if k else a) + a0 * h0 + a1 * h1 + a2 * h2 + a3 * h3
+                    row[m] = (row[m] if k else b) + b0 * h0 + b1 * h1 + b2 * h2 + b3 * h3
+                    row[p] = (row[p] if k else c) + c0 * h0 + c1 * h1 + c2 * h2 + c3 * h3
             else:
                 for n in range(BLOCK):
                     h0, h1, h2, h3 = h[n], h[BLOCK + n], h[2 * BLOCK + n], h[3 * BLOCK + n]
-                    row[n] += a0 * h0 + a1 * h1 + a2 * h2 + a3 * h3
+                    row[n] = (row[n] if k else a) + a0 * h0 + a1 * h1 + a2 * h2 + a3 * h3
+        i += 3 if three else 1
 
 
 @_jit
@@ -285,7 +289,7 @@ def _spline(forward, bins, raw, value, log_det, at):  # type: ignore[no-untyped-
         value[n] = mapped if inside else value[n]
 
 
-@_jit
+@_cached_jit
 def _run(flow, forward, values, context):  # type: ignore[no-untyped-def]
     """Map values (d, draws) of one galaxy by the flow or back; also the log |dz/dv| (draws,) of the forward way."""
     transforms, units, stride = flow.b_in.shape[0], flow.w_hidden.shape[-1], flow.w_in.shape[-1]
