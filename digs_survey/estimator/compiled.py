@@ -19,7 +19,18 @@ from numba import njit
 from numpy.polynomial import Chebyshev, Polynomial
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "EXPONENTIAL", "SOFTPLUS", "SPLINE", "STRIDE", "Packed", "density", "draw", "tanh_rows"]
+__all__ = [
+    "BLOCK",
+    "EXPONENTIAL",
+    "SOFTPLUS",
+    "SPLINE",
+    "STRIDE",
+    "Packed",
+    "compile_all",
+    "density",
+    "draw",
+    "tanh_rows",
+]
 
 BLOCK = 128
 """Draws in a row: the rows of a layer of some 30 units fit in the first cache."""
@@ -50,7 +61,7 @@ class Packed(NamedTuple):
     writes: NDArray[np.int64]
 
 
-_jit = partial(njit, nogil=True, fastmath={"contract"}, error_model="numpy")
+_jit: Any = partial(njit, nogil=True, fastmath={"contract"}, error_model="numpy")
 
 
 def _cached_jit(function: Callable[..., Any]) -> Any:
@@ -278,7 +289,9 @@ def _spline(forward, bins, raw, value, log_det, at):  # type: ignore[no-untyped-
             rest = z * (_ONE - z)
             below = mean + bend * rest
             mapped = at[_LOW + n] + height * (mean * z * z + slope * rest) / below
-            steep = (_TWO * mean * rest + slope * (_ONE - z) * (_ONE - z) + at[_NEXT_SLOPE + n] * z * z) / (below * below)
+            steep = (_TWO * mean * rest + slope * (_ONE - z) * (_ONE - z) + at[_NEXT_SLOPE + n] * z * z) / (
+                below * below
+            )
             log_det[n] += _log(mean * mean * steep) if inside else _ZERO
         else:
             rise = value[n] - at[_LOW + n]
@@ -334,6 +347,14 @@ def _run(flow, forward, values, context):  # type: ignore[no-untyped-def]
     return out, out_log_det
 
 
+def compile_all() -> None:
+    """Compile the loops for all kinds of flows, or take them from numba's cache; raises what keeps numba from it."""
+    shapes = [(1, 1, STRIDE), (1, 1), (1, 1, 1), (1, 1), (1, 0, 1, STRIDE), (1, 0, 1), (1, 1, 2, STRIDE), (1, 1, 2)]
+    weights: list[Any] = [np.zeros(shape, np.float32) for shape in shapes]
+    smallest = Packed(SOFTPLUS, *weights, *(np.zeros((1, 1), np.int64) for _ in range(3)))
+    _run(smallest, True, np.zeros((1, 1), np.float32), np.zeros(1, np.float32))
+
+
 def draw(flow: Packed, base: NDArray[np.float32], context: NDArray[np.float32]) -> NDArray[np.float32]:
     """Draws v (d, draws) of one galaxy from standard-normal points (d, draws) and its context."""
     return _run(flow, False, base, context)[0]
@@ -342,4 +363,5 @@ def draw(flow: Packed, base: NDArray[np.float32], context: NDArray[np.float32]) 
 def density(flow: Packed, v: NDArray[np.float32], context: NDArray[np.float32]) -> NDArray[np.float32]:
     """Log density (draws,) at v (d, draws) of one galaxy with this context."""
     z, log_det = _run(flow, True, v, context)
-    return log_det - _HALF * (np.square(z).sum(axis=0) + _F(len(z) * _LOG_2PI))
+    with np.errstate(over="ignore"):
+        return log_det - _HALF * (np.square(z).sum(axis=0) + _F(len(z) * _LOG_2PI))

@@ -1,7 +1,7 @@
 """The weights of sbi's autoregressive flows as plain arrays, hidden units sorted by degree.
 
-Three of sbi's builders are known: ``build_maf`` (nflows), ``build_zuko_maf`` and ``build_zuko_nsf`` (zuko), each without
-z-scoring (``z_score_x="none"``, ``z_score_y="none"``): features and coordinates are whitened before them.
+Three of sbi's builders are known: ``build_maf`` (nflows), ``build_zuko_maf`` and ``build_zuko_nsf`` (zuko), each
+without z-scoring (``z_score_x="none"``, ``z_score_y="none"``): features and coordinates are whitened before them.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ def _from_zuko(net: Any) -> tuple[str, list[_Masked]]:
             raise _unknown(f"a stack with a {type(transform).__name__}")
         kinds.add(_univariate(transform.univariate))
         linear, activations = list(transform.hyper)[::2], list(transform.hyper)[1::2]
-        if not (all(isinstance(m, (nn.Linear, Linear)) for m in linear) and all(isinstance(m, nn.ReLU) for m in activations)):
+        if not (
+            all(isinstance(m, (nn.Linear, Linear)) for m in linear) and all(isinstance(m, nn.ReLU) for m in activations)
+        ):
             raise _unknown("a masked network with residual or normalised layers, or without ReLU")
         ndim = linear[-1].out_features // transform.total
         masks = [getattr(layer, "mask", torch.ones_like(layer.weight)).to(layer.weight) for layer in linear]
@@ -151,10 +153,11 @@ def _univariate(made: Any) -> str:
 def _sort(made: _Masked) -> dict[str, Tensor]:
     """Arrays of one transform, the units of each layer sorted by the number of coordinates that reach them."""
     ndim = len(made.reads)
-    reached, degrees = torch.ones(ndim, ndim).tril(), []
+    reached = torch.eye(ndim)
+    degrees: list[Tensor] = []
     for mask in made.masks[:-1]:
-        # Unit i is computable once the last of the coordinates that reach it is known.
-        reached = (mask.float() @ (torch.eye(ndim) if not degrees else reached) > 0).float()
+        # A unit is computable once the last of the coordinates that reach it is known.
+        reached = (mask @ reached > 0).float()
         degrees.append((reached * torch.arange(1, ndim + 1)).amax(dim=1).long())
     orders = [torch.argsort(d, stable=True) for d in degrees]
     stops = torch.stack([torch.stack([(d <= k).sum() for k in range(ndim)]) for d in degrees])

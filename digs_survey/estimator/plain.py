@@ -24,7 +24,7 @@ _LOG_2PI = float(np.log(2 * np.pi))
 
 def draw(flow: MaskedFlow, base: NDArray[np.float32], context: NDArray[np.float32]) -> NDArray[np.float32]:
     """Draws v (d, draws) of one galaxy from standard-normal points (d, draws) and its context (context,)."""
-    state = torch.as_tensor(base, dtype=torch.float32)
+    state = torch.tensor(base, dtype=torch.float32)
     for transform in reversed(_transforms(flow, context)):
         z, v = state[transform.writes], torch.empty_like(state)
         layers = transform.scratch(state.shape[1])

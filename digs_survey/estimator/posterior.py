@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,18 +22,37 @@ from digs_survey.estimator.network import Embedding, Estimator
 from digs_survey.estimator.sampler import MaskedFlow
 from digs_survey.parameters import Prior
 from digs_survey.simulate.noise import NoiseModel
+from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.spectra import WavelengthGrid
 
-__all__ = ["FrozenPosterior", "base_points"]
+__all__ = ["FrozenPosterior", "base_points", "row_points"]
 
 _NETWORK = ("hidden_features", "transforms", "blocks", "embedding_features", "embedding_layers")
 
 
+_TAIL = 1e-9
+"""Least probability on either side of a base point."""
+
+Base = Literal["sobol", "random"]
+
+
+@lru_cache(maxsize=8)
 def base_points(draws: int, ndim: int, seed: int) -> NDArray[np.float32]:
     """Standard-normal points (ndim, draws): scrambled Sobol through the inverse CDF, shared by all galaxies."""
     bits = int(np.ceil(np.log2(draws)))
     cube = qmc.Sobol(ndim, scramble=True, rng=np.random.default_rng(seed)).random_base2(bits)[:draws]
-    return ndtri(np.clip(cube, 1e-9, 1 - 1e-9)).T.astype(np.float32)
+    points = np.ascontiguousarray(_standard_normal(cube.T))
+    points.flags.writeable = False
+    return points
+
+
+def row_points(draws: int, ndim: int, seed: int, row: int) -> NDArray[np.float32]:
+    """Standard-normal points (ndim, draws) that belong to one row: independent of those of other rows."""
+    return _standard_normal(row_uniforms(seed, "posterior", row, row + 1, ndim * draws).reshape(ndim, draws))
+
+
+def _standard_normal(cube: NDArray[np.float64]) -> NDArray[np.float32]:
+    return ndtri(np.clip(cube, _TAIL, 1 - _TAIL)).astype(np.float32)
 
 
 class FrozenPosterior:
@@ -67,7 +89,7 @@ class FrozenPosterior:
                 self._features.size, architecture["embedding_features"], architecture["embedding_layers"]
             )
             self._embedding.load_state_dict(_under(tensors, "embedding."))
-        self._flow = MaskedFlow.from_tensors(tensors)
+        self._flow = MaskedFlow.from_arrays(arrays)
 
     @property
     def hash(self) -> str:
@@ -102,7 +124,7 @@ class FrozenPosterior:
         arrays = {
             **{f"features.{k}": v.numpy() for k, v in estimator.features.state_dict().items()},
             **{f"embedding.{k}": v.numpy() for k, v in estimator.flow.net._embedding_net.state_dict().items()},
-            **{k: v.numpy() for k, v in MaskedFlow.from_sbi(estimator.flow).tensors().items()},
+            **MaskedFlow.from_sbi(estimator.flow).arrays(),
         }
         if noise.table is not None:
             arrays["noise.table"] = np.asarray(noise.table, dtype=np.float32)
@@ -138,12 +160,19 @@ class FrozenPosterior:
                 "Train for this grid (digs-survey run with a new --run-dir), or resample the catalog."
             )
 
-    @torch.no_grad()
-    def sample(self, flux: NDArray[np.floating], draws: int, seed: int = 0) -> NDArray[np.float64]:
+    def sample(
+        self,
+        flux: NDArray[np.floating],
+        draws: int,
+        seed: int = 0,
+        *,
+        base: Base = "sobol",
+        rows: Sequence[int] | NDArray[np.integer] | None = None,
+    ) -> NDArray[np.float64]:
         """Posterior draws of theta.
 
-        Every spectrum is computed by itself with the same base points, so that its draws depend on
-        nothing but its flux, ``draws`` and ``seed``.
+        A spectrum's draws depend on its flux, ``draws``, ``seed`` and, with random base points, its row; they are
+        the same bytes whatever other spectrum comes with it, in any order and on any number of threads.
 
         Parameters
         ----------
@@ -151,21 +180,70 @@ class FrozenPosterior:
             f_lambda in erg/s/cm^2/Angstrom on the posterior's grid, at its reference distance.
         draws : int
             Draws for each spectrum.
+        seed : int
+            Seed of the base points.
+        base : {"sobol", "random"}
+            Base points: one scrambled Sobol sequence for all spectra, which makes smooth percentiles of few draws, or
+            random points that belong to each spectrum's row.
+        rows : sequence of int, shape (n,), optional
+            Rows whose random points these spectra get; 0, 1, ... if left out.
 
         Returns
         -------
         ndarray of float64, shape (n, draws, ndim)
-            Always inside the prior's bounds.
+            Always inside the prior's bounds; NaN where the network gives no finite number.
         """
-        base = torch.as_tensor(base_points(draws, self.prior.ndim, seed))
-        theta = np.empty((len(flux), draws, self.prior.ndim))
-        for row, spectrum in enumerate(np.asarray(flux, dtype=np.float32)):
-            context, centre, scale = self._context(spectrum)
-            u = self._flow.inverse(base, context) * scale[:, None] + centre[:, None]
-            theta[row] = self.prior.from_unconstrained(u.numpy().T)
+        u = self.sample_unconstrained(flux, draws, seed, base=base, rows=rows)
+        theta = np.empty((len(u), draws, self.prior.ndim))
+
+        def transform(row: int) -> None:
+            theta[row] = self.prior.from_unconstrained(u[row].T)
+
+        _each(transform, len(u))
         return theta
 
-    @torch.no_grad()
+    def sample_unconstrained(
+        self,
+        flux: NDArray[np.floating],
+        draws: int,
+        seed: int = 0,
+        *,
+        base: Base = "sobol",
+        rows: Sequence[int] | NDArray[np.integer] | None = None,
+        ordered: bool = False,
+    ) -> NDArray[np.float32]:
+        """Posterior draws in the unconstrained coordinates of the prior, as :meth:`sample` otherwise.
+
+        Parameters
+        ----------
+        flux, draws, seed, base, rows
+            As of :meth:`sample`.
+        ordered : bool
+            Sort the draws of every parameter by itself, as quantiles need them.
+
+        Returns
+        -------
+        ndarray of float32, shape (n, ndim, draws)
+            u, of which ``prior.from_unconstrained`` makes theta, each parameter increasing with its own u.
+        """
+        ndim = self.prior.ndim
+        if rows is not None and len(rows) != len(flux):
+            raise ValueError(f"rows: expected one for each of the {len(flux)} spectra, found {len(rows)}")
+        shared = base_points(draws, ndim, seed) if base == "sobol" else None
+        numbers = range(len(flux)) if rows is None else rows
+        flux = np.asarray(flux)
+        u = np.empty((len(flux), ndim, draws), dtype=np.float32)
+
+        def draw(row: int) -> None:
+            points = row_points(draws, ndim, seed, int(numbers[row])) if shared is None else shared
+            context, centre, scale = self._context(flux[row])
+            u[row] = self._flow.inverse(points, context) * scale + centre
+            if ordered:
+                u[row].sort(axis=-1)
+
+        _each(draw, len(flux))
+        return u
+
     def log_prob(self, theta: NDArray[np.floating], flux: NDArray[np.floating]) -> NDArray[np.float64]:
         """Log density of theta given spectra, normalised over the prior's support.
 
@@ -179,14 +257,17 @@ class FrozenPosterior:
         ndarray of float64, shape (n, samples)
             -inf outside the prior.
         """
-        theta = np.asarray(theta, dtype=float)
+        theta, flux = np.asarray(theta, dtype=float), np.asarray(flux)
         out = np.empty(theta.shape[:2])
-        for row, spectrum in enumerate(np.asarray(flux, dtype=np.float32)):
-            context, centre, scale = self._context(spectrum)
+
+        def evaluate(row: int) -> None:
             u = self.prior.to_unconstrained(theta[row])
-            v = (torch.as_tensor(u.T, dtype=torch.float32) - centre[:, None]) / scale[:, None]
-            density = self._flow.log_prob(v, context).numpy().astype(float) - float(scale.log().sum())
+            context, centre, scale = self._context(flux[row])
+            v = (u.T.astype(np.float32) - centre) / scale
+            density = self._flow.log_prob(v, context).astype(float) - np.log(scale).sum()
             out[row] = density - self.prior.log_abs_det_jacobian(u)
+
+        _each(evaluate, len(theta))
         return np.where(np.isfinite(self.prior.log_prob(theta)), out, -np.inf)
 
     @torch.no_grad()
@@ -195,10 +276,37 @@ class FrozenPosterior:
         rows = [self._features(torch.as_tensor(row)[None])[0] for row in np.asarray(flux, dtype=np.float32)]
         return self._features.outside(torch.stack(rows)).numpy() if rows else np.zeros(0, dtype=bool)
 
-    def _context(self, spectrum: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        features = self._features(torch.as_tensor(spectrum)[None])
+    # Of one spectrum, since a row's last bits may depend on its place in a product of several (MKL's small ones).
+    @torch.inference_mode()
+    def _context(self, spectrum: NDArray[np.floating]) -> tuple[NDArray[np.float32], ...]:
+        """Context (size,) of the flow, centre and scale (ndim, 1) of its coordinates, for a spectrum (wavelength,)."""
+        features = self._features(torch.from_numpy(spectrum.astype(np.float32))[None])
         centre, scale = self._features.centring(features)
-        return self._embedding(features)[0], centre[0], scale[0]
+        return self._embedding(features)[0].numpy(), centre.T.numpy(), scale.T.numpy()
+
+
+def _each(function: Callable[[int], None], count: int) -> None:
+    """Call a function with 0 to count - 1 on as many threads as torch may use, on each of them with one of torch's.
+
+    The compiled loops release the lock. A product that torch shares out among its threads has other last bits.
+    """
+    allowed = torch.get_num_threads()
+    threads = max(min(allowed, count), 1)
+
+    def take(first: int) -> None:
+        for row in range(first, count, threads):
+            function(row)
+
+    torch.set_num_threads(1)
+    try:
+        if threads == 1:
+            take(0)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                for done in [pool.submit(take, first) for first in range(threads)]:
+                    done.result()
+    finally:
+        torch.set_num_threads(allowed)
 
 
 def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

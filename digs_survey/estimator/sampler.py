@@ -1,11 +1,11 @@
 r"""Autoregressive flows from plain arrays: their densities, and their inverses in one incremental pass.
 
-One transform maps coordinate i of v to :math:`z_i = f(v_i; \phi_i)`, monotonic, where the parameters
-:math:`\phi_i` come from a masked network of :math:`v_{<i}` and the context (Papamakarios et al. 2017, arXiv 1705.07057).
-Inverting it needs :math:`v_{<i}` first: the plain way runs the whole network once for each coordinate. Here the hidden
-units are sorted by degree (the number of coordinates that they may see), each pass evaluates only
-the units that have just become computable, and the context is projected once for each galaxy. All draws
-of a galaxy together cost about one evaluation of the network.
+One transform maps coordinate i of v to :math:`z_i = f(v_i; \phi_i)`, monotonic, where the parameters :math:`\phi_i`
+come from a masked network of :math:`v_{<i}` and the context (Papamakarios et al. 2017, arXiv 1705.07057).
+Inverting it needs :math:`v_{<i}` first: the plain way runs the whole network once for each coordinate. Here the
+hidden units are sorted by degree (the number of coordinates that they may see), each pass evaluates only the units
+that have just become computable, and the context is projected once for each galaxy. All draws of a galaxy together
+cost about one evaluation of the network.
 
 The loops are compiled with numba (:mod:`~digs_survey.estimator.compiled`); where that fails, or where the environment
 has :data:`PLAIN`, the same passes run in torch (:mod:`~digs_survey.estimator.plain`), more slowly and with other
@@ -51,7 +51,7 @@ def _compiled() -> ModuleType | None:
     try:
         from digs_survey.estimator import compiled
 
-        compiled.tanh_rows(np.zeros(compiled.BLOCK, np.float32), 0, 1)
+        compiled.compile_all()
     except Exception as error:  # Whatever keeps numba from working, the plain loops give the same answers.
         log.warning(
             "the sampler's loops could not be compiled (%s: %s); sampling goes on in plain torch, several times slower",
@@ -111,14 +111,14 @@ class MaskedFlow:
         loops = compiled_loops()
         if loops is None:
             return plain.draw(self, base, context)
-        return loops.draw(self._packed, *_contiguous(base, context))
+        return loops.draw(self._packed, *_own(base, context))
 
     def log_prob(self, v: NDArray[np.float32], context: NDArray[np.float32]) -> NDArray[np.float32]:
         """Log density (draws,) at v (d, draws) of one galaxy with this context (context,)."""
         loops = compiled_loops()
         if loops is None:
             return plain.density(self, v, context)
-        return loops.density(self._packed, *_contiguous(v, context))
+        return loops.density(self._packed, *_own(v, context))
 
     @cached_property
     def _packed(self) -> Packed:
@@ -127,22 +127,23 @@ class MaskedFlow:
         def pad(weight: NDArray[np.float32]) -> NDArray[np.float32]:
             return np.pad(weight, [(0, 0)] * (weight.ndim - 1) + [(0, -weight.shape[-1] % STRIDE)])
 
-        values = vars(self) | {
+        values: dict[str, Any] = {
+            **{name: np.array(getattr(self, name)) for name in Packed._fields if name != "kind"},
             "kind": KINDS.index(self.kind),
             "w_context": np.ascontiguousarray(self.w_context.transpose(0, 2, 1)),
             **{name: pad(getattr(self, name)) for name in ("w_in", "w_hidden", "w_out")},
         }
-        return Packed(**{name: values[name] for name in Packed._fields})
+        return Packed(**values)
 
     def arrays(self, prefix: str = "flow.") -> dict[str, NDArray[Any]]:
-        """Return every array, the kind as its letters, under ``prefix`` and the names that :meth:`from_arrays` reads."""
+        """Return every array, and the kind as its letters, for :meth:`from_arrays`; names start with ``prefix``."""
         kind = np.frombuffer(self.kind.encode(), dtype=np.uint8)
         return {f"{prefix}{field.name}": getattr(self, field.name) for field in fields(self)} | {f"{prefix}kind": kind}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]], prefix: str = "flow.") -> MaskedFlow:
         """Rebuild a flow from :meth:`arrays`; others in the dictionary are left alone."""
-        values = {field.name: np.ascontiguousarray(arrays[f"{prefix}{field.name}"]) for field in fields(cls)}
+        values: dict[str, Any] = {field.name: arrays[f"{prefix}{field.name}"] for field in fields(cls)}
         kind = values["kind"].tobytes().decode()
         if kind not in KINDS:
             raise ValueError(f"flow: expected one of the kinds {', '.join(KINDS)}, found {kind!r}")
@@ -158,5 +159,6 @@ class MaskedFlow:
         return cls(kind, **{name: tensor.cpu().numpy() for name, tensor in tensors.items()})
 
 
-def _contiguous(*arrays: NDArray[np.floating]) -> tuple[NDArray[np.float32], ...]:
-    return tuple(np.ascontiguousarray(array, dtype=np.float32) for array in arrays)
+def _own(*arrays: NDArray[np.floating]) -> tuple[NDArray[np.float32], ...]:
+    """Copies of one type, since numba compiles again for every layout and for what must not be written to."""
+    return tuple(np.array(array, dtype=np.float32, order="C") for array in arrays)
