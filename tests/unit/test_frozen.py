@@ -137,4 +137,5 @@ def test_the_golden_posterior_gives_what_it_gave():
         draws = posterior.sample(expected["flux"], expected["draws"].shape[1])
         np.testing.assert_allclose(draws, expected["draws"], rtol=1e-5, atol=1e-5)
         found = posterior.log_prob(expected["draws"], expected["flux"])
-        np.testing.assert_allclose(found, expected["log_prob"], rtol=1e-6, atol=1e-6)
+        # Single precision: other processors round the last digits otherwise.
+        np.testing.assert_allclose(found, expected["log_prob"], rtol=1e-5, atol=1e-5)
