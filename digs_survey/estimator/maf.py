@@ -106,16 +106,17 @@ class _Density(torch.autograd.Function):
     def forward(ctx: Any, v: Tensor, context: Tensor, permutations: list[Tensor], *parameters: Tensor) -> Tensor:
         w_in, b_in, w_context, b_context, w_out, b_out, *hidden = parameters
         count, units, ndim = w_in.shape
-        flat_bias = b_context.reshape(-1, 1)
-        projected = torch.addmm(flat_bias, w_context.reshape(count * units, -1), context.T).tanh_()
+        b_in = 2 * b_in
+        projected = torch.addmm(b_context.view(-1, 1), w_context.view(count * units, -1), context.T, alpha=2, beta=2)
+        _tanh_of_half(projected)
         z = v.T.contiguous()
         total = torch.zeros_like(z[0])
         saved = []
         for k, permutation in enumerate(permutations):
             entry = projected[k * units : (k + 1) * units]
-            layers = [torch.addmm(entry, w_in[k], z).add_(b_in[k, :, None]).tanh_()]
+            layers = [_tanh_of_half(torch.addmm(entry, w_in[k], z, alpha=2, beta=2).add_(b_in[k, :, None]))]
             for weight, bias in zip(hidden[::2], hidden[1::2], strict=True):
-                layers.append(torch.addmm(bias[k, :, None], weight[k], layers[-1]).tanh_())
+                layers.append(_tanh_of_half(torch.addmm(bias[k, :, None], weight[k], layers[-1], alpha=2, beta=2)))
             raw = torch.addmm(b_out[k, :, None], w_out[k], layers[-1])
             scale = functional.softplus(raw[:ndim]).add_(_EPSILON)
             total += scale.log().sum(dim=0)
@@ -166,3 +167,8 @@ class _Density(torch.autograd.Function):
         torch.sum(g_projected, dim=1, out=g_b_context.view(-1))
         to_context = g_projected.T @ w_context.reshape(count * units, -1) if ctx.needs_input_grad[1] else None
         return g_z.T if ctx.needs_input_grad[0] else None, to_context, None, *grads
+
+
+def _tanh_of_half(doubled: Tensor) -> Tensor:
+    """Replace 2x by tanh(x), which is 2 sigmoid(2x) - 1: torch's sigmoid is several times faster than its tanh."""
+    return doubled.sigmoid_().mul_(2).sub_(1)
