@@ -270,17 +270,23 @@ class FrozenPosterior:
         _each(evaluate, len(theta))
         return np.where(np.isfinite(self.prior.log_prob(theta)), out, -np.inf)
 
-    @torch.no_grad()
     def outside_training(self, flux: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Tell which spectra (n, wavelength) have features beyond those of the training simulations."""
-        rows = [self._features(torch.as_tensor(row)[None])[0] for row in np.asarray(flux, dtype=np.float32)]
-        return self._features.outside(torch.stack(rows)).numpy() if rows else np.zeros(0, dtype=bool)
+        flux = np.asarray(flux)
+        features = torch.empty(len(flux), self._features.size)
+
+        @torch.no_grad()
+        def look(row: int) -> None:
+            features[row] = self._features(_tensor(flux[row]))[0]
+
+        _each(look, len(flux))
+        return self._features.outside(features).numpy()
 
     # Of one spectrum, since a row's last bits may depend on its place in a product of several (MKL's small ones).
     @torch.inference_mode()
     def _context(self, spectrum: NDArray[np.floating]) -> tuple[NDArray[np.float32], ...]:
         """Context (size,) of the flow, centre and scale (ndim, 1) of its coordinates, for a spectrum (wavelength,)."""
-        features = self._features(torch.from_numpy(spectrum.astype(np.float32))[None])
+        features = self._features(_tensor(spectrum))
         centre, scale = self._features.centring(features)
         return self._embedding(features)[0].numpy(), centre.T.numpy(), scale.T.numpy()
 
@@ -288,7 +294,8 @@ class FrozenPosterior:
 def _each(function: Callable[[int], None], count: int) -> None:
     """Call a function with 0 to count - 1 on as many threads as torch may use, on each of them with one of torch's.
 
-    The compiled loops release the lock. A product that torch shares out among its threads has other last bits.
+    The compiled loops release the lock. A product that torch shares out among its threads has other last bits, and
+    its threads wait longer for each other than one spectrum takes.
     """
     allowed = torch.get_num_threads()
     threads = max(min(allowed, count), 1)
@@ -307,6 +314,10 @@ def _each(function: Callable[[int], None], count: int) -> None:
                     done.result()
     finally:
         torch.set_num_threads(allowed)
+
+
+def _tensor(spectrum: NDArray[np.floating]) -> torch.Tensor:
+    return torch.from_numpy(spectrum.astype(np.float32))[None]
 
 
 def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
