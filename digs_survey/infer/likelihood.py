@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from digs_survey.config import ModelConfig
 from digs_survey.errors import ConfigError
 from digs_survey.simulate.noise import NoiseModel
+from digs_survey.sps.arrays import one_thread
 from digs_survey.sps.batched import BatchedModel
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class SpectrumLikelihood:
             For catalog noise, as :meth:`~digs_survey.simulate.noise.NoiseModel.errors_of` gives them.
         """
         out = np.empty(theta.shape[:2])
-        with threadpool_limits(limits=1):
+        with one_thread():
             for row, draws in enumerate(theta):
                 own = None if errors is None else errors[:, row]
                 spectra = self.model.spectra(np.ascontiguousarray(draws))

@@ -6,13 +6,12 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from digs_survey.config import ModelConfig, SurveyConfig
 from digs_survey.errors import StageError
@@ -21,6 +20,7 @@ from digs_survey.simulate.draws import draw_theta
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.simulate.template import recorded_recipe
 from digs_survey.spectra import WavelengthGrid
+from digs_survey.sps.arrays import one_thread
 from digs_survey.storage import Ledger, checksum, shard_rows, write_shard
 
 if TYPE_CHECKING:
@@ -110,8 +110,7 @@ class Shards:
         if not in_batches(self.config):
             return _simulator(*what).spectra(theta).astype(np.float32), {}
         batched = _batched(*what)
-        # How a matrix product is shared among threads changes its last digits.
-        with _threadpools().limit(limits=1):
+        with one_thread():
             flux = batched.spectra(theta)
         if self.config.simulate.engine == "batched":
             return flux.astype(np.float32), {}
@@ -162,12 +161,6 @@ def _batched(model: str, prior: Prior, wavelength: tuple[float, ...], frame: str
     return BatchedModel.from_config(
         ModelConfig.model_validate_json(model), prior, WavelengthGrid(np.array(wavelength), frame, medium)
     )
-
-
-@cache
-def _threadpools() -> ThreadpoolController:
-    """Find the thread pools of the linear algebra once for each process, after it was loaded."""
-    return ThreadpoolController()
 
 
 def _values(prior: Prior, theta: NDArray[np.float64]) -> str:

@@ -1,13 +1,16 @@
-"""One code for numpy arrays and torch tensors."""
+"""One code for numpy arrays and torch tensors, and one thread for what must not depend on their number."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
-__all__ = ["as_like", "namespace"]
+__all__ = ["as_like", "namespace", "one_thread"]
 
 
 def namespace(array: Any) -> Any:
@@ -22,3 +25,14 @@ def namespace(array: Any) -> Any:
 def as_like(values: NDArray[Any], like: Any) -> Any:
     """Return values as an array of the kind and type, and on the device, of another."""
     return namespace(like).asarray(values, dtype=like.dtype, device=like.device)
+
+
+def one_thread() -> AbstractContextManager[Any]:
+    """Keep numpy's linear algebra on one thread: how a product is shared among threads changes its last digits."""
+    return _threadpools().limit(limits=1)
+
+
+@cache
+def _threadpools() -> ThreadpoolController:
+    """Find the thread pools of the linear algebra once for each process, after it was loaded."""
+    return ThreadpoolController()

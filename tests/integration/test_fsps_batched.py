@@ -23,6 +23,8 @@ import itertools, sys, time
 import numpy as np
 import prospect.sources
 from digs_survey.config import load_config
+from digs_survey.infer.likelihood import SpectrumLikelihood
+from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.batched import BatchedModel, _luminosity_to_flux
 from digs_survey.sps.fsps_grid import read_fsps
@@ -65,6 +67,18 @@ for name, count, overrides in (
         columns = [derived[k] for k in ("surviving_mass", "sfr_10", "sfr_100")]
         found[f"derived_{name}"] = np.stack(columns, axis=1), np.array(own)
         found[f"age_{name}"] = some[:, 3]
+
+# Likelihoods of theta near the truth.
+config, _, batched, prospector = both(1)
+noise, rng = NoiseModel.from_config(config.noise), np.random.default_rng(2)
+near = 0.5 + 0.008 * rng.normal(size=(40, batched.prior.ndim))
+near = batched.prior.from_unit_cube(near)
+spectra = prospector.spectra(near)
+observed = noise.draw(spectra[0], rng)
+found["likelihood"] = (
+    SpectrumLikelihood(batched, noise)(near[None], observed[None], np.ones((1, observed.size), bool))[0],
+    noise.log_likelihood(observed, spectra),
+)
 
 # The light of warm dust, which both leave out.
 params = prospector.model.params
@@ -111,6 +125,14 @@ def results(sps_home, tmp_path_factory):
 def test_spectra_are_prospectors(results, case):
     """All over the prior and at its corners; the case delayed_tau has 500 theta and 32 corners."""
     np.testing.assert_allclose(results[f"{case}_0"], results[f"{case}_1"], rtol=1e-4)
+
+
+def test_likelihoods_are_prospectors(results):
+    ours, theirs = results["likelihood_0"], results["likelihood_1"]
+    likely = theirs > theirs.max() - 50
+    assert likely.sum() > 20
+    assert np.ptp(theirs[likely]) > 3
+    assert np.ptp((ours - theirs)[likely]) < 0.01
 
 
 def test_bins_of_constant_rate_are_prospectors(results):
