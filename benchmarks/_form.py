@@ -12,7 +12,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["finish", "parser", "repeat"]
+__all__ = ["PAPER_NETWORK", "finish", "parser", "repeat"]
+
+PAPER_NETWORK = (
+    "train.hidden_features=25",
+    "train.transforms=10",
+    "train.embedding=none",
+    "train.components=138",
+)
+"""Overrides that give a configuration the network of Khullar et al. (2022)."""
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:

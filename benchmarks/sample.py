@@ -25,7 +25,7 @@ import torch
 from sbi.inference.posteriors import DirectPosterior
 from torch.distributions import Independent, Normal
 
-from benchmarks._form import finish, parser, repeat
+from benchmarks._form import PAPER_NETWORK, finish, parser, repeat
 from digs_survey.config import load_config
 from digs_survey.estimator.loop import prepare_estimator
 from digs_survey.estimator.posterior import FrozenPosterior
@@ -41,13 +41,13 @@ CORES = 2
 
 def main() -> None:
     options = parser("sample", __doc__ or "")
-    options.add_argument("--preset", default="digs2022", help="whose network (default: %(default)s)")
+    options.add_argument("--preset", help="whose network (default: the paper's, 25 x 10)")
     args = options.parse_args()
     galaxies, sbi_galaxies, times = (200, 20, 3) if args.quick else (2_000, 100, 5)
     torch.set_num_threads(CORES)
     logging.disable(logging.INFO)
 
-    config = load_config(args.preset)
+    config = load_config(args.preset) if args.preset else load_config("digs2022", PAPER_NETWORK)
     prior, grid, noise = (
         config.make_prior(),
         WavelengthGrid.from_config(config.grid),

@@ -1,6 +1,6 @@
 """Training: our loop against sbi's own NPE.train() at its defaults, on the same simulations and the same network.
 
-Both train the 25 x 10 masked autoregressive flow of the preset digs2022 on 138 elements, with the same cores. sbi gets
+Both train the paper's 25 x 10 masked autoregressive flow on 138 elements, with the same cores. sbi gets
 pairs whose noise was drawn before, in batches of 200, with Adam and a tenth for validation; ours draws noise for every
 batch, and everything of an epoch counts: noise, features, optimiser, validation and the checkpoint.
 """
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks._form import finish, parser, repeat
+from benchmarks._form import PAPER_NETWORK, finish, parser, repeat
 from digs_survey.config import SurveyConfig, load_config
 from digs_survey.estimator.loop import HISTORY, fit
 from digs_survey.simulate.noise import NoiseModel
@@ -35,7 +35,7 @@ def main() -> None:
     options.add_argument("--cores", type=int, default=2)
     args = options.parse_args()
     count, epochs, sbi_count, sbi_epochs, times = (40_000, 2, 5_000, 1, 1) if args.quick else (100_000, 3, 20_000, 2, 3)
-    overrides = [f"train.threads_per_worker={args.cores}", f"train.epochs={epochs}", "train.device=cpu"]
+    overrides = [*PAPER_NETWORK, f"train.threads_per_worker={args.cores}", f"train.epochs={epochs}", "train.device=cpu"]
     if args.batch_size:
         overrides.append(f"train.batch_size={args.batch_size}")
     config = load_config("digs2022", overrides)

@@ -99,8 +99,10 @@ def test_an_ensemble_of_another_size_or_over_other_features_is_refused(tmp_path)
         ("train.embedding=conv", "train.whitening=element", "train.features=asinh", "train.amplitude=equivariant"),
         ("train.embedding=none", "train.whitening=element", "train.amplitude=feature"),
         ("train.features=asinh", "train.ensemble=2", "train.blocks=1"),
+        ("train.flow=zuko_maf", "train.amplitude=equivariant"),
+        ("train.flow=zuko_nsf", "train.amplitude=feature", "train.ensemble=2"),
     ],
-    ids=["conv", "plain", "pair"],
+    ids=["conv", "plain", "pair", "zuko_maf", "zuko_nsf"],
 )
 def test_the_card_records_the_network_and_it_comes_back(tmp_path, overrides, flux):
     config = small_config(*overrides)
