@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: run test lint clean
 
 run: $(VENV)/.installed
-	$(BIN)/digs-survey run catalogs/sample.zarr --config quick --run-dir runs/sample
+	$(BIN)/digs-survey run catalogs/sample.zarr --config quick --run-dir runs/sample --retrain
 
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest

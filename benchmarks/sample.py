@@ -41,14 +41,14 @@ def main() -> None:
     flux = _spectra(theta, grid, rng)
     estimator = prepare_estimator(config, theta, flux, noise).eval()
     with tempfile.TemporaryDirectory() as folder:
-        posterior = FrozenPosterior.freeze(Path(folder), estimator, config, grid, noise, training={})
+        posterior = FrozenPosterior.freeze(Path(folder), [estimator], config, grid, noise, training={})
     features = estimator.features(torch.as_tensor(flux))
 
     @torch.no_grad()
     def theirs() -> None:
-        v = estimator.flow.sample((DRAWS,), features[:sbi_galaxies])
+        v = estimator.flow.sample((DRAWS,), estimator.features.context(features[:sbi_galaxies]))
         centre, scale = estimator.features.centring(features[:sbi_galaxies])
-        prior.from_unconstrained((v * scale + centre).numpy())
+        estimator.features.coordinates.to_theta((v * scale + centre).numpy())
 
     ours_s, theirs_s = repeat([lambda: posterior.sample(flux[:galaxies], DRAWS), theirs], times)
     ours_rate = [galaxies / s for s in ours_s]

@@ -151,11 +151,17 @@ def run(
     dask: DaskOption = None,
     ray: RayOption = None,
     redo: RedoOption = None,
+    retrain: Annotated[
+        bool,
+        typer.Option(
+            "--retrain", help="Simulate and train here, even where a posterior that ships with digs-survey would do."
+        ),
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Do everything: simulate, train, map, audit, report. Run again to resume; a finished run does nothing."""
     with _survey(run_dir, config, overrides, quiet, dask, ray, redo, catalog, simulates=True) as survey:
-        if not survey.run(catalog):
+        if not survey.run(catalog, retrain):
             survey.progress.say(f"nothing to do: {run_dir} is complete for this catalog and configuration")
     _results(run_dir, "percentiles.parquet", "report.html")
 

@@ -132,15 +132,32 @@ class AugmentConfig(Section):
 class TrainConfig(Section):
     """The neural posterior estimator and its training."""
 
+    flow: Literal["maf", "zuko_maf", "zuko_nsf"] = "maf"
+    """sbi's builder: the masked autoregressive flow of nflows (the paper's) or of zuko, or zuko's neural splines."""
     hidden_features: Count = 64
+    """Units in each hidden layer of each transform."""
     transforms: Count = 5
     blocks: Count = 2
-    """Hidden layers in each transform."""
-    embedding_features: Annotated[int, Field(ge=0)] = 64
-    """Width of the residual perceptron between features and flow; 0 leaves it out."""
+    """Hidden layers in each transform after the first."""
+    embedding: Literal["none", "mlp", "conv"] = "mlp"
+    """Between features and flow, once for each spectrum: nothing, a residual perceptron, or residual convolutions
+    along the elements, which need whitening = "element"."""
+    embedding_features: Count = 64
+    """What an embedding gives to the flow."""
     embedding_layers: Annotated[int, Field(ge=0)] = 2
+    """Residual layers of an embedding."""
+    features: Literal["log10", "asinh"] = "log10"
+    """Of the flux: its log10, or the inverse hyperbolic sine of it in units of the noise, which is log10 where
+    the flux is bright, linear where it is faint, and knows negative flux."""
+    whitening: Literal["pca", "element"] = "pca"
+    """Principal components of the features, or the features of each element, both of unit variance."""
     components: Count = 40
-    """Principal components of the log10 flux that the network sees (at most the grid's elements)."""
+    """For "pca": principal components that the network sees (at most the grid's elements)."""
+    amplitude: Literal["feature", "centred", "equivariant"] = "centred"
+    """How a spectrum's amplitude gets to the mass: as one more feature; also as the centre of the mass coordinate; or
+    by symmetry, where the network sees the shape alone and log mass is relative to the amplitude."""
+    ensemble: Count = 1
+    """Flows trained apart over the same features, whose equal mixture is the posterior."""
     batch_size: Count = 4096
     epochs: Count = 40
     """Passes over the training split, each with fresh noise."""
@@ -153,7 +170,20 @@ class TrainConfig(Section):
     """Data-parallel workers (Ray Train where more than one, or on a Ray cluster)."""
     threads_per_worker: Count = 2
     """Threads of each worker; part of what fixes the weights to the bit."""
+    buffer_rows: Annotated[int, Field(ge=2)] = 1_000_000
+    """Simulations in the memory of each worker at most (4 bytes for each element); more are streamed from disk."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the embedding network's matrix products; densities are float32 always. "auto" takes bfloat16 on a GPU."""
+
+    @model_validator(mode="after")
+    def _elements_for_convolutions(self) -> TrainConfig:
+        if self.embedding == "conv" and self.whitening != "element":
+            raise ValueError(
+                "embedding = 'conv' convolves along the elements of the grid; expected whitening = 'element', "
+                f"found {self.whitening!r}"
+            )
+        return self
 
 
 class MapConfig(Section):
@@ -191,8 +221,11 @@ class InferConfig(Section):
 
 
 class MCMCConfig(Section):
-    """emcee on Prospector's spectra with the survey's noise, one galaxy a job."""
+    """emcee on the model's spectra with the survey's noise, one galaxy a job."""
 
+    engine: Literal["prospector", "batched"] = "prospector"
+    """Whose spectra: Prospector's own, or batches equal to them, some twenty times faster, of which Prospector computes
+    a few again. The cost that the neural posterior is compared with is that of the engine."""
     walkers: Annotated[int, Field(ge=12)] = 32
     burn_in: tuple[Count, ...] = (250,)
     """Steps of each burn-in round, discarded."""
@@ -246,6 +279,17 @@ class SurveyConfig(Section):
             self.make_prior()
         except ConfigError as error:
             raise ValueError(str(error)) from error
+        return self
+
+    @model_validator(mode="after")
+    def _equivariance(self) -> SurveyConfig:
+        if self.train.amplitude == "equivariant" and not self.noise.scales_with_flux:
+            found = "kind = 'constant'" if self.noise.kind == "constant" else "poisson_share"
+            raise ValueError(
+                "train.amplitude = 'equivariant' needs noise that is the same share of the flux at any mass, and "
+                f"noise.{found} is not; expected noise.kind = 'fractional', or 'catalog' without poisson_share, "
+                "or train.amplitude = 'centred'"
+            )
         return self
 
     def make_prior(self) -> Prior:

@@ -88,6 +88,11 @@ class NoiseConfig(Section):
         """Whether a catalog's inverse variances are part of the noise."""
         return self.kind == "catalog" or (self.kind == "constant" and not self.sigma_flam)
 
+    @property
+    def scales_with_flux(self) -> bool:
+        """Whether a spectrum that is twice as bright has noise that is just twice as large."""
+        return self.kind != "constant" and self.poisson_share is None
+
     def check_elements(self, elements: int) -> None:
         """Refuse settings that do not fit a grid of so many elements, with a :class:`ConfigError`."""
         if len(self.sigma_flam) not in (0, 1, elements):

@@ -148,10 +148,11 @@ class Prior:
         """Inverse of :meth:`to_unconstrained`; always inside the prior's bounds."""
         return np.clip(self.from_unit_cube(expit(np.asarray(u, dtype=float))), self.low, self.high)
 
-    def log_abs_det_jacobian(self, u: ArrayLike) -> NDArray[np.float64]:
-        """Log |d theta / d u| at u (..., ndim), summed over the parameters."""
+    def log_abs_det_jacobian(self, u: ArrayLike, without: int | None = None) -> NDArray[np.float64]:
+        """Log |d theta / d u| at u (..., ndim), summed over the parameters but for the column ``without``."""
         u = np.asarray(u, dtype=float)
-        return (log_expit(u) + log_expit(-u) + np.log(self.high - self.low)).sum(axis=-1)
+        terms = log_expit(u) + log_expit(-u) + np.log(self.high - self.low)
+        return terms.sum(axis=-1, where=np.arange(self.ndim) != without)
 
     def prospector_priors(self) -> dict[str, Any]:
         """Return each parameter's prior as a Prospector ``TopHat``, by name."""

@@ -26,7 +26,7 @@ from digs_survey.manifest import RunManifest, versions
 from digs_survey.progress import ProgressReporter
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.storage import Ledger, read_json, remove, write_text
+from digs_survey.storage import Ledger, read_json, remove, write_bytes, write_text
 
 __all__ = ["OUTPUTS", "STAGES", "Survey", "open_survey"]
 
@@ -69,11 +69,17 @@ class Survey:
 
     # -- the whole way ---------------------------------------------------------------------------------
 
-    def run(self, catalog: Path) -> bool:
-        """Walk all stages for a catalog; return whether there was anything to do."""
+    def run(self, catalog: Path, retrain: bool = False) -> bool:
+        """Walk all stages for a catalog; return whether there was anything to do.
+
+        Without ``retrain``, a posterior that ships with the package takes the place of simulation and training
+        where one was trained for just this model, prior, noise and grid, and training has not begun here.
+        """
+        if retrain and "pretrained" in self._train_key():
+            self.redo("train")
+        shipped = None if retrain else self._shipped(catalog)
         did = [
-            self.simulate(catalog),
-            self.train(),
+            *([self.simulate(catalog), self.train()] if shipped is None else [self.adopt(shipped)]),
             self.map(catalog),
             self.audit(),
             self.report(),
@@ -143,6 +149,7 @@ class Survey:
 
     def train(self) -> bool:
         """Train the estimator on the simulations and freeze the posterior."""
+        from digs_survey.estimator.artefact import update_card
         from digs_survey.estimator.train import train
 
         simulations = self._needs("simulate", "simulations.zarr")
@@ -152,7 +159,8 @@ class Survey:
             "simulations": data_hash,
             "noise_table": noise.to_dict()["table"],
         }
-        with self._stage("train", key, self.config.train.epochs, "epochs") as todo:
+        self._take_lower_rates(key["train"])
+        with self._stage("train", key, self.config.train.epochs * self.config.train.ensemble, "epochs") as todo:
             if todo:
                 _, todo.record.core_s = train(
                     self.config,
@@ -160,10 +168,35 @@ class Survey:
                     self.run_dir / "model",
                     noise=noise,
                     data_hash=data_hash,
+                    grid=self._grid(),
                     ray_address=self.ray_address,
                     advance=todo.advance,
                 )
                 todo.record.rows = self.config.simulate.simulations
+                update_card(
+                    self.run_dir / "model",
+                    cost={
+                        "simulate_core_s": self.manifest.stages["simulate"]["core_s"],
+                        "train_core_s": todo.record.core_s,
+                    },
+                )
+        return bool(todo)
+
+    def adopt(self, folder: Path) -> bool:
+        """Take a frozen posterior from a folder in the place of training one."""
+        from digs_survey.estimator.posterior import FrozenPosterior
+
+        posterior = FrozenPosterior.load(folder)
+        key = {"digs_survey": __version__, "pretrained": folder.name, "posterior": posterior.hash}
+        with self._stage("train", key, 1, "posterior that ships with this version") as todo:
+            if todo:
+                for name in ("model.safetensors", "history.csv", "card.json"):
+                    write_bytes(self.run_dir / "model" / name, (folder / name).read_bytes())
+                self.progress.say(
+                    f"train: the posterior {folder.name!r} that ships with this version was trained for this model, "
+                    "prior, noise and grid, and is used as it is; --retrain trains one here"
+                )
+                todo.advance(1)
         return bool(todo)
 
     def map(self, catalog: Path, model: Path | None = None) -> bool:
@@ -305,6 +338,33 @@ class Survey:
         entry = {"path": str(catalog.path.resolve()), "rows": catalog.n_rows, "fingerprint": fingerprint}
         self.manifest.update(inputs={**self.manifest.data["inputs"], "catalog": entry})
         return fingerprint
+
+    def _train_key(self) -> Mapping[str, Any]:
+        return self.manifest.stages.get("train", {}).get("key", {})
+
+    def _shipped(self, catalog: Path) -> Path | None:
+        from digs_survey.estimator.shipped import find_shipped
+
+        if "simulate" in self.manifest.stages or (self._train_key() and "pretrained" not in self._train_key()):
+            return None
+        return find_shipped(self.config, Catalog.open(catalog).grid)
+
+    def _take_lower_rates(self, settings: Mapping[str, Any]) -> None:
+        """Let a training that diverged go on with other rates, though it was begun with those in the manifest."""
+        from digs_survey.estimator.loop import RATES, has_diverged
+
+        record = self.manifest.stages.get("train")
+        checkpoints = (self.run_dir / "checkpoint").glob("train*.pt")
+        if record and record["status"] != "done" and any(map(has_diverged, checkpoints)):
+            record["key"]["train"] |= {name: settings[name] for name in RATES}
+
+    def _grid(self) -> WavelengthGrid | None:
+        """Return the grid that simulations must have: the catalog's, or without one the configured one."""
+        catalog = self.manifest.data["inputs"].get("catalog")
+        if catalog is None:
+            return WavelengthGrid.from_config(self.config.grid)
+        path = Path(catalog["path"])
+        return Catalog.open(path).grid if path.exists() else None
 
     def _simulations_hash(self) -> str:
         from digs_survey.estimator.train import simulations_hash

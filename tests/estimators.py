@@ -38,4 +38,4 @@ def freeze(folder: Path, config: SurveyConfig, estimator: Estimator | None = Non
     noise = NoiseModel.from_config(config.noise)
     if estimator is None:
         estimator = prepare_estimator(config, *simulations(config), noise)
-    return FrozenPosterior.freeze(folder, estimator, config, GRID, noise, training={})
+    return FrozenPosterior.freeze(folder, [estimator], config, GRID, noise, training={})

@@ -37,29 +37,60 @@ class Agreement:
         (median of NPE - median of MCMC) / half the 16-84 % width of MCMC.
     width_ratio : ndarray of float64, shape (galaxy, parameter)
         Half the 16-84 % width of NPE over that of MCMC; above 1 where NPE is the wider.
+    width : ndarray of float64, shape (galaxy, parameter)
+        Half the 16-84 % width of MCMC, in the parameter's unit.
     converged : ndarray of bool, shape (galaxy,)
         The rows that :meth:`summary` speaks of.
     """
 
     shift_sigma: NDArray[np.float64]
     width_ratio: NDArray[np.float64]
+    width: NDArray[np.float64]
     converged: NDArray[np.bool_]
 
     def summary(self, names: Sequence[str]) -> dict[str, Any]:
-        """Averages over the converged chains only; None where there is no converged chain."""
+        """Averages over the converged chains only; None where there are too few of them.
+
+        ``mean_width_ratio`` is the mean over galaxies of the ratio of widths, ``ratio_of_mean_widths`` the ratio of
+        the mean widths, in which well constrained galaxies count for less. Each mean stands with its standard error
+        over galaxies (``..._error``; jackknife, None for a single galaxy). ``all`` is the mean over parameters.
+        """
         keys = [*names, "all"]
         shift, ratio = np.abs(self.shift_sigma[self.converged]), self.width_ratio[self.converged]
-        mean_shift: list[float | None] = [None] * len(keys)
-        median_ratio: list[float | None] = [None] * len(keys)
-        if self.converged.any():
-            mean_shift = [*shift.mean(axis=0).tolist(), float(shift.mean())]
-            median_ratio = [*np.median(ratio, axis=0).tolist(), float(np.median(ratio))]
-        return {
-            "converged": int(self.converged.sum()),
-            "galaxies": int(self.converged.size),
-            "mean_abs_shift_sigma": dict(zip(keys, mean_shift, strict=True)),
-            "median_width_ratio": dict(zip(keys, median_ratio, strict=True)),
+        width = self.width[self.converged]
+        means = {
+            "mean_abs_shift_sigma": (shift, np.ones_like(shift)),
+            "mean_width_ratio": (ratio, np.ones_like(ratio)),
+            "ratio_of_mean_widths": (ratio * width, width),
         }
+        summary: dict[str, Any] = {"converged": len(shift), "galaxies": int(self.converged.size)}
+        for name, (above, below) in means.items():
+            value, error = _ratio_of_sums(above, below)
+            summary[name] = dict(zip(keys, value, strict=True))
+            summary[f"{name}_error"] = dict(zip(keys, error, strict=True))
+        median = [*np.median(ratio, axis=0).tolist(), float(np.median(ratio))] if len(ratio) else [None] * len(keys)
+        return summary | {"median_width_ratio": dict(zip(keys, median, strict=True))}
+
+
+def _ratio_of_sums(
+    above: NDArray[np.float64], below: NDArray[np.float64]
+) -> tuple[list[float | None], list[float | None]]:
+    """Ratios of sums over galaxies for each parameter and their mean, and the jackknife's standard errors of both."""
+
+    def ratios(over: NDArray[np.float64], under: NDArray[np.float64]) -> NDArray[np.float64]:
+        each = over / under
+        return np.concatenate([each, each.mean(axis=-1, keepdims=True)], axis=-1)
+
+    count, keys = len(above), above.shape[1] + 1
+    nothing: list[float | None] = [None] * keys
+    if count == 0:
+        return nothing, nothing
+    total, weight = above.sum(axis=0), below.sum(axis=0)
+    if count == 1:
+        return ratios(total, weight).tolist(), nothing
+    without = ratios(total - above, weight - below)
+    error = np.sqrt((count - 1) * np.square(without - without.mean(axis=0)).mean(axis=0))
+    return ratios(total, weight).tolist(), error.tolist()
 
 
 def compare(npe: ArrayLike, mcmc: ArrayLike, converged: ArrayLike) -> Agreement:
@@ -78,4 +109,4 @@ def compare(npe: ArrayLike, mcmc: ArrayLike, converged: ArrayLike) -> Agreement:
         shift = (np.median(neural, axis=1) - np.median(chain, axis=1)) / width
         ratio = half_width(neural) / width
     usable = np.isfinite(shift).all(axis=1) & np.isfinite(ratio).all(axis=1)
-    return Agreement(shift, ratio, np.asarray(converged, dtype=bool) & usable)
+    return Agreement(shift, ratio, width, np.asarray(converged, dtype=bool) & usable)

@@ -5,12 +5,13 @@ Let :math:`\theta^*` be drawn from the prior, :math:`x` simulated from it, and :
 among the draws is uniform on :math:`0 \ldots S` for each parameter (simulation-based calibration: Talts
 et al. 2018, arXiv:1804.06788), and its central interval of level :math:`c` holds :math:`\theta^*` in a
 share :math:`c` of all simulations. Coverage follows from ranks alone: the interval of level :math:`c`
-holds the truth where :math:`|F - 1/2| \le c/2`, with :math:`F = (\mathrm{rank} + 1/2)/(S + 1)`.
+holds the truth where :math:`|F - 1/2| \le c/2`, with :math:`F = (\mathrm{rank} + 1/2)/(S + 1)`. Ranks look at
+one parameter at a time; :mod:`~digs_survey.audit.tarp` looks at all together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,29 +21,40 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from digs_survey.errors import RunDirectoryError
+from digs_survey.audit.tarp import credibility, tarp_summary
+from digs_survey.config import ModelConfig, SurveyConfig
+from digs_survey.errors import ConfigError, RunDirectoryError
 from digs_survey.infer.percentiles import draw_quantiles
+from digs_survey.simulate.draws import draw_theta
 from digs_survey.simulate.seeding import row_uniforms
 
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
+    from digs_survey.parameters import Prior
     from digs_survey.simulate.noise import NoiseModel
 
 __all__ = [
     "LEVELS",
+    "RANKS_SIGNIFICANCE",
     "REPORTED_LEVELS",
     "Calibration",
     "calibrate",
+    "calibrate_model",
     "calibrate_posterior",
     "coverage_band",
-    "rank_histogram",
 ]
 
 REPORTED_LEVELS = (0.5, 0.68, 0.9, 0.95)
 LEVELS = tuple(sorted({round(0.05 * i, 2) for i in range(1, 20)} | set(REPORTED_LEVELS)))
 """Levels of the central intervals whose coverage is measured."""
+RANKS_SIGNIFICANCE = 0.01
+"""How often the ranks of a posterior that is right in all parameters are called uneven."""
 _RECOVERY = (0.16, 0.5, 0.84)
 _BLOCK = 256
+"""Simulations whose draws are held at the same time."""
+_BY_SIMULATION = ("theta", "ranks", "percentiles", "chi", "half_width", "credibility")
+_Block = tuple[int, NDArray[np.float64], NDArray[np.float64]]
+"""First row, theta (simulation, parameter) and noiseless flux (simulation, wavelength)."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,10 @@ class Calibration:
         The posterior's, at the quantiles that were asked for.
     chi : ndarray of float64, shape (simulation, parameter)
         (median - truth) / half the 16-84 % width.
+    half_width : ndarray of float64, shape (simulation, parameter)
+        Half the 16-84 % width of the posterior, in the parameter's unit.
+    credibility : ndarray of float64, shape (simulation,)
+        Of the balls of :mod:`~digs_survey.audit.tarp`; NaN if there were no reference points.
     draws : int
         Draws for each simulation.
     excluded : int
@@ -69,6 +85,8 @@ class Calibration:
     ranks: NDArray[np.int32]
     percentiles: NDArray[np.float64]
     chi: NDArray[np.float64]
+    half_width: NDArray[np.float64]
+    credibility: NDArray[np.float64]
     draws: int
     excluded: int
 
@@ -87,7 +105,12 @@ class Calibration:
         return np.array([stats.kstest(column, "uniform").pvalue for column in self.fraction.T])
 
     def summary(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return the ``calibration`` entry of audit.json; None where no simulation is left."""
+        """Return the ``calibration`` entry of audit.json; None where no simulation is left.
+
+        ``ks_pvalue_corrected`` is the smallest p-value of the ranks times the number of parameters (Bonferroni), and
+        ``ranks_uniform`` tells whether it is above :data:`RANKS_SIGNIFICANCE`; ``coverage_error`` is the largest
+        |coverage - level| over the parameters; ``mean_half_width`` is half of the 16-84 % width.
+        """
         known = len(self.theta) > 0
 
         def named(values: NDArray[np.float64]) -> dict[str, float | None]:
@@ -96,18 +119,34 @@ class Calibration:
 
         nothing = np.full(len(names), np.nan)
         coverage = self.coverage(REPORTED_LEVELS) if known else np.stack([nothing] * len(REPORTED_LEVELS))
+        pvalues = self.ks_pvalues() if known else nothing
+        corrected = min(1.0, len(names) * float(pvalues.min()))
+        error = np.abs(coverage - np.array(REPORTED_LEVELS)[:, None]).max(axis=1)
         return {
             "simulations": len(self.theta),
             "excluded_nan": self.excluded,
             "draws": self.draws,
-            "ks_pvalue": named(self.ks_pvalues() if known else nothing),
+            "ks_pvalue": named(pvalues),
+            "ks_pvalue_corrected": corrected if known else None,
+            "ranks_uniform": corrected > RANKS_SIGNIFICANCE if known else None,
             "coverage": {f"{q:g}": named(row) for q, row in zip(REPORTED_LEVELS, coverage, strict=True)},
+            "coverage_error": {
+                f"{q:g}": float(worst) if known else None for q, worst in zip(REPORTED_LEVELS, error, strict=True)
+            },
+            "mean_half_width": named(self.half_width.mean(axis=0) if known else nothing),
             "chi_mean": named(self.chi.mean(axis=0) if known else nothing),
             "chi_std": named(self.chi.std(axis=0) if known else nothing),
+            "tarp": tarp_summary(self.credibility, LEVELS),
         }
 
 
-def calibrate(theta: ArrayLike, draws: ArrayLike, quantiles: Sequence[float] = _RECOVERY) -> Calibration:
+def calibrate(
+    theta: ArrayLike,
+    draws: ArrayLike,
+    quantiles: Sequence[float] = _RECOVERY,
+    prior: Prior | None = None,
+    uniform: ArrayLike | None = None,
+) -> Calibration:
     """Hold truths against draws of their posteriors.
 
     Parameters
@@ -118,18 +157,28 @@ def calibrate(theta: ArrayLike, draws: ArrayLike, quantiles: Sequence[float] = _
         Draws from the posterior of each simulation.
     quantiles : sequence of float
         At which percentiles are kept.
+    prior : Prior, optional
+    uniform : array_like, shape (simulation, parameter + 1), optional
+        Random numbers of the reference points in the prior's unit cube, as
+        :func:`~digs_survey.audit.tarp.credibility` takes them.
     """
     truth, sample = np.asarray(theta, dtype=float), np.asarray(draws, dtype=float)
     finite = np.isfinite(truth).all(axis=1) & np.isfinite(sample).all(axis=(1, 2))
     truth, sample = truth[finite], sample[finite]
-    low, middle, high = np.moveaxis(draw_quantiles(sample, _RECOVERY), -1, 0)
+    percentiles = draw_quantiles(sample, (*_RECOVERY, *quantiles))
+    low, middle, high = np.moveaxis(percentiles[..., : len(_RECOVERY)], -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         chi = (middle - truth) / (0.5 * (high - low))
+    credible = np.full(len(truth), np.nan)
+    if prior is not None and uniform is not None:
+        credible = credibility(prior.cdf(truth), prior.cdf(sample), np.asarray(uniform)[finite])
     return Calibration(
         theta=truth,
         ranks=(sample < truth[:, None, :]).sum(axis=1).astype(np.int32),
-        percentiles=draw_quantiles(sample, tuple(quantiles)),
+        percentiles=percentiles[..., len(_RECOVERY) :],
         chi=chi,
+        half_width=0.5 * (high - low),
+        credibility=credible,
         draws=sample.shape[1],
         excluded=int((~finite).sum()),
     )
@@ -171,49 +220,90 @@ def calibrate_posterior(
     count = theta.shape[0] if limit is None else min(limit, theta.shape[0])
     if count == 0:
         raise RunDirectoryError(f"{path}: expected at least one simulation, found none; simulate it again")
-    parts = []
-    for start in range(0, count, _BLOCK):
-        stop = min(start + _BLOCK, count)
-        clean = np.asarray(flux[start:stop], dtype=float)
-        random = row_uniforms(seed, "noise/calibration", start, stop, noise.columns(clean.shape[1]))
-        noisy = noise.from_uniform(clean, random)
-        truth = np.asarray(theta[start:stop], dtype=float)
-        parts.append(calibrate(truth, posterior.sample(noisy, draws), quantiles))
-    return Calibration(
-        theta=np.concatenate([part.theta for part in parts]),
-        ranks=np.concatenate([part.ranks for part in parts]),
-        percentiles=np.concatenate([part.percentiles for part in parts]),
-        chi=np.concatenate([part.chi for part in parts]),
-        draws=draws,
-        excluded=sum(part.excluded for part in parts),
-    )
+
+    def blocks() -> Iterator[_Block]:
+        for start in range(0, count, _BLOCK):
+            stop = min(start + _BLOCK, count)
+            yield start, np.asarray(theta[start:stop], dtype=float), np.asarray(flux[start:stop], dtype=float)
+
+    return _calibrate_blocks(posterior, blocks(), noise, seed, draws, quantiles)
 
 
-def rank_histogram(
-    ranks: ArrayLike, draws: int, bins: int = 20, confidence: float = 0.95
-) -> tuple[NDArray[np.int64], tuple[float, float]]:
-    """Histogram of ranks, and the band in which each bar of a uniform histogram lies.
+def calibrate_model(
+    posterior: FrozenPosterior,
+    config: SurveyConfig | None,
+    count: int,
+    seed: int,
+    *,
+    draws: int = 1_000,
+    quantiles: Sequence[float] = _RECOVERY,
+) -> Calibration:
+    """Calibrate a frozen posterior on simulations that are made here, in batches, and not kept.
+
+    They are those of the audit stage of a run with this seed: the same theta and the same noise, and the spectra
+    that ``simulate.engine = "batched"`` gives. Memory does not grow with their number.
 
     Parameters
     ----------
-    ranks : array_like of int, shape (simulation, parameter)
+    posterior : FrozenPosterior
+        Its own noise is applied.
+    config : SurveyConfig or None
+        Whose galaxy model is simulated; None takes the one on the posterior's card.
+    count : int
+        Simulations.
+    seed : int
     draws : int
-        The largest possible rank.
-    bins : int
-        Bars of equal width over (0, 1); at most ``draws + 1`` of them make sense.
-    confidence : float
-        Of the binomial band, for each bar on its own.
+        Posterior draws for each simulation.
+    quantiles : sequence of float
+        At which percentiles are kept.
 
-    Returns
-    -------
-    counts : ndarray of int64, shape (parameter, bins)
-    band : (low, high)
+    Raises
+    ------
+    ConfigError
+        If the configuration's prior is not the posterior's, or ``count`` is not positive.
+    MissingDependencyError
+        If the data of the model's stellar populations are missing.
     """
-    fraction = (np.asarray(ranks) + 0.5) / (draws + 1)
-    edges = np.linspace(0, 1, bins + 1)
-    counts = np.stack([np.histogram(column, edges)[0] for column in fraction.T])
-    low, high = stats.binom.interval(confidence, len(fraction), 1 / bins)
-    return counts, (float(low), float(high))
+    from digs_survey.sps.batched import BatchedModel
+
+    if config is not None and config.make_prior() != posterior.prior:
+        raise ConfigError(
+            f"prior: expected that of the posterior, {posterior.prior}, found {config.make_prior()}; "
+            "calibrate with the configuration that it was trained with"
+        )
+    if count < 1:
+        raise ConfigError(f"expected at least one simulation to calibrate on, found {count}")
+    about = ModelConfig.model_validate(posterior.card["model"]) if config is None else config.model
+    model = BatchedModel.from_config(about, posterior.prior, posterior.grid)
+
+    def blocks() -> Iterator[_Block]:
+        for start in range(0, count, _BLOCK):
+            theta = draw_theta(posterior.prior, seed, "calibration", start, min(start + _BLOCK, count))
+            # Simulations on disk are in single precision.
+            yield start, theta, model.spectra(theta).astype(np.float32).astype(float)
+
+    return _calibrate_blocks(posterior, blocks(), posterior.noise, seed, draws, quantiles)
+
+
+def _calibrate_blocks(
+    posterior: FrozenPosterior,
+    blocks: Iterator[_Block],
+    noise: NoiseModel,
+    seed: int,
+    draws: int,
+    quantiles: Sequence[float],
+) -> Calibration:
+    """Calibrate on blocks of noiseless simulations, whose draws are held one block at a time."""
+    parts = []
+    for start, theta, clean in blocks:
+        stop = start + len(theta)
+        noisy = noise.from_uniform(
+            clean, row_uniforms(seed, "noise/calibration", start, stop, noise.columns(clean.shape[1]))
+        )
+        references = row_uniforms(seed, "tarp/calibration", start, stop, theta.shape[1] + 1)
+        parts.append(calibrate(theta, posterior.sample(noisy, draws), quantiles, posterior.prior, references))
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _BY_SIMULATION}
+    return Calibration(**joined, draws=draws, excluded=sum(part.excluded for part in parts))
 
 
 def coverage_band(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from digs_survey.config import MCMCConfig
+from digs_survey.errors import StageError
 from digs_survey.parameters import Prior
 
 __all__ = ["ChainResult", "run_chain", "start_points"]
@@ -33,6 +34,8 @@ class ChainResult:
     steps : int
     acceptance : float
         Share of proposals that were accepted.
+    evaluations : int
+        How often the density was asked for, burn-in included.
     core_seconds : float
         Processor time of the whole chain, burn-in included.
     """
@@ -43,6 +46,7 @@ class ChainResult:
     converged: bool
     steps: int
     acceptance: float
+    evaluations: int
     core_seconds: float
 
 
@@ -72,7 +76,7 @@ def start_points(draws: ArrayLike, prior: Prior, walkers: int, seed: int) -> NDA
 
 
 def run_chain(
-    log_prob: Callable[[NDArray[np.float64]], float],
+    log_prob: Callable[[NDArray[np.float64]], NDArray[np.float64]],
     start: NDArray[np.float64],
     config: MCMCConfig,
     seed: int,
@@ -86,31 +90,43 @@ def run_chain(
     Parameters
     ----------
     log_prob : callable
-        Log density at theta (parameter,), up to a constant; -inf outside its support.
+        Log density (n,) at theta (n, parameter), up to a constant; -inf outside its support. It is asked for half
+        of the walkers at a time.
     start : ndarray, shape (walkers, parameter)
         At least two walkers for each parameter.
     config : MCMCConfig
     seed : int
         The same seed gives the same chain.
+
+    Raises
+    ------
+    StageError
+        If no walker has found a place with a density by the end of burn-in.
     """
     import emcee
 
     started = time.process_time()
     walkers, ndim = start.shape
-    sampler = emcee.EnsembleSampler(walkers, ndim, log_prob, moves=_moves(config.moves))
+    sampler = emcee.EnsembleSampler(walkers, ndim, log_prob, moves=_moves(config.moves), vectorize=True)
     random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
     state = emcee.State(start, random_state=random.get_state())
-    for steps in config.burn_in:
-        state = sampler.run_mcmc(state, steps, store=False)
-        sampler.reset()
-    done, converged = 0, False
-    while not converged and done < config.max_steps:
-        steps = min(config.steps, config.max_steps - done)
-        state = sampler.run_mcmc(state, steps, skip_initial_state_check=True)
-        done += steps
-        with np.errstate(invalid="ignore", divide="ignore"):
+    # emcee subtracts densities of -inf; and small matrix products set the flag now and then although all is finite.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for steps in config.burn_in:
+            state = sampler.run_mcmc(state, steps, store=False)
+            sampler.reset()
+        if config.burn_in and np.isneginf(state.log_prob).all():
+            raise StageError(
+                f"no walker is where the posterior density is above zero after {sum(config.burn_in)} steps of burn-in "
+                f"(theta {state.coords[0]}); the observation may be impossible under the configured noise"
+            )
+        done, converged = 0, False
+        while not converged and done < config.max_steps:
+            steps = min(config.steps, config.max_steps - done)
+            state = sampler.run_mcmc(state, steps, skip_initial_state_check=True)
+            done += steps
             tau = emcee.autocorr.integrated_time(sampler.get_chain(), tol=0)
-        converged = bool(np.all(done > config.autocorrelation_times * tau))
+            converged = bool(np.all(done > config.autocorrelation_times * tau))
     return ChainResult(
         draws=sampler.get_chain(flat=True),
         log_prob=sampler.get_log_prob(flat=True),
@@ -118,6 +134,7 @@ def run_chain(
         converged=converged,
         steps=done,
         acceptance=float(sampler.acceptance_fraction.mean()),
+        evaluations=walkers * (1 + sum(config.burn_in) + done),
         core_seconds=time.process_time() - started,
     )
 

@@ -1,10 +1,11 @@
-"""What the audit does for one galaxy: emcee with Prospector, and spectra of posterior draws."""
+"""What the audit does for one galaxy: emcee with the model's spectra, and spectra of posterior draws."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import tempfile
+import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digs_survey.audit.chain import run_chain, start_points
-from digs_survey.audit.likelihood import ProspectorPosterior, Simulator
+from digs_survey.audit.likelihood import GalaxyPosterior, Simulator
 from digs_survey.audit.predictive import BAND, predictive_band
 from digs_survey.config import MCMCConfig, ModelConfig
 from digs_survey.parameters import Prior
@@ -22,6 +23,8 @@ from digs_survey.spectra import WavelengthGrid
 __all__ = ["FitSetup", "GalaxyFit", "GalaxyJob", "fit_with", "mcmc_draw_count"]
 
 _MOST_DRAWS = 4_000
+_CHECKED = 32
+"""Draws of a chain on batched spectra that Prospector computes too."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,14 @@ class GalaxyFit:
     converged : bool
     steps : int
     acceptance : float
+    likelihoods : int
+        How often the chain asked for the likelihood of one theta, burn-in included.
     core_seconds : float
         Of the chain alone.
+    prospector_core_seconds : float
+        Of one likelihood by Prospector: mean over the chain, or over the draws that were checked.
+    log_likelihood_difference : float
+        Largest difference from Prospector's among the checked draws; 0 if the chain used Prospector.
     best_mcmc, best_npe : ndarray, shape (wavelength,)
         Spectrum of the likeliest draw of the chain, and of the likeliest among ``predictive``.
     band : ndarray, shape (3, wavelength)
@@ -92,7 +101,10 @@ class GalaxyFit:
     converged: bool
     steps: int
     acceptance: float
+    likelihoods: int
     core_seconds: float
+    prospector_core_seconds: float
+    log_likelihood_difference: float
     best_mcmc: NDArray[np.float64]
     best_npe: NDArray[np.float64]
     band: NDArray[np.float64]
@@ -108,7 +120,10 @@ class GalaxyFit:
             converged=False,
             steps=0,
             acceptance=float("nan"),
+            likelihoods=0,
             core_seconds=float("nan"),
+            prospector_core_seconds=float("nan"),
+            log_likelihood_difference=float("nan"),
             best_mcmc=np.full(elements, np.nan),
             best_npe=np.full(elements, np.nan),
             band=np.full((len(BAND), elements), np.nan),
@@ -140,24 +155,44 @@ def mcmc_draw_count(config: MCMCConfig) -> int:
     return min(_MOST_DRAWS, config.walkers * min(config.steps, config.max_steps))
 
 
-def fit_with(simulator: Simulator, setup: FitSetup, job: GalaxyJob) -> GalaxyFit:
-    """Run the chain of one galaxy, and compute the spectra of its posterior draws."""
-    posterior = ProspectorPosterior(simulator, setup.noise, setup.prior, job.flux, job.good, job.errors)
+def fit_with(simulator: Simulator, setup: FitSetup, job: GalaxyJob, prospector: Simulator | None = None) -> GalaxyFit:
+    """Run the chain of one galaxy, and compute the spectra of its posterior draws.
+
+    Parameters
+    ----------
+    simulator : Simulator
+        Of the chain's spectra.
+    setup : FitSetup
+    job : GalaxyJob
+    prospector : Simulator, optional
+        Where ``simulator`` is not Prospector: computes some of the chain's draws again, for the check and its cost.
+    """
+    about = (setup.noise, setup.prior, job.flux, job.good, job.errors)
+    posterior = GalaxyPosterior(simulator, *about)
     start = start_points(job.start, setup.prior, setup.mcmc.walkers, _seed(setup.seed, "start", job.row))
     chain = run_chain(posterior, start, setup.mcmc, _seed(setup.seed, "mcmc", job.row))
     rng = np.random.default_rng(_seed(setup.seed, "thin", job.row))
     kept = np.sort(rng.choice(len(chain.draws), size=mcmc_draw_count(setup.mcmc), replace=False))
-    spectra = np.stack([simulator.spectrum(theta) for theta in job.predictive])
-    likelihood = [posterior.log_likelihood(spectrum) for spectrum in spectra]
+    cost, difference = chain.core_seconds / chain.evaluations, 0.0
+    if prospector is not None:
+        some = rng.choice(kept, size=min(_CHECKED, kept.size), replace=False)
+        started = time.process_time()
+        again = GalaxyPosterior(prospector, *about)(chain.draws[some])
+        cost = (time.process_time() - started) / some.size
+        difference = float(np.abs(again - chain.log_prob[some]).max())
+    spectra = simulator.spectra(job.predictive)
     return GalaxyFit(
         draws=chain.draws[kept],
         autocorrelation_time=chain.autocorrelation_time,
         converged=chain.converged,
         steps=chain.steps,
         acceptance=chain.acceptance,
+        likelihoods=chain.evaluations,
         core_seconds=chain.core_seconds,
-        best_mcmc=simulator.spectrum(chain.draws[np.argmax(chain.log_prob)]),
-        best_npe=spectra[int(np.argmax(likelihood))],
+        prospector_core_seconds=cost,
+        log_likelihood_difference=difference,
+        best_mcmc=simulator.spectra(chain.draws[np.argmax(chain.log_prob)][None])[0],
+        best_npe=spectra[int(np.argmax(posterior.log_likelihood(spectra)))],
         band=predictive_band(spectra),
     )
 

@@ -1,8 +1,7 @@
-"""The posterior of one galaxy as emcee calls it: Prospector's spectrum, the survey's noise and our prior."""
+"""The posterior of one galaxy as emcee calls it: the model's spectra, the survey's noise and our prior."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -13,19 +12,23 @@ from digs_survey.parameters import Prior
 if TYPE_CHECKING:
     from digs_survey.simulate.noise import NoiseModel
 
-__all__ = ["ProspectorPosterior", "Simulator"]
+__all__ = ["GalaxyPosterior", "Simulator"]
 
 
 class Simulator(Protocol):
-    """What predicts a spectrum: :class:`~digs_survey.sps.prospector.ProspectorSimulator`."""
+    """What predicts spectra.
 
-    def spectrum(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Predict a noiseless spectrum (wavelength,) for theta (parameter,)."""
+    :class:`~digs_survey.sps.prospector.ProspectorSimulator`, one after the other, or
+    :class:`~digs_survey.sps.batched.BatchedModel`, all at once.
+    """
+
+    def spectra(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Predict noiseless spectra (n, wavelength) for theta (n, parameter) inside the prior."""
         ...
 
 
-class ProspectorPosterior:
-    """Log posterior density of one galaxy.
+class GalaxyPosterior:
+    """Log posterior density of one galaxy, for the walkers of an ensemble together.
 
     The likelihood is that of the noise about the *model's* flux, the density that simulations were drawn
     from. Where noise is white it is also what ``prospect.likelihood.lnlike_spec`` gives for that uncertainty
@@ -53,17 +56,17 @@ class ProspectorPosterior:
         good: ArrayLike,
         errors: ArrayLike | None = None,
     ) -> None:
-        self._predict, self._noise = simulator.spectrum, noise
-        self._low, self._high = prior.low, prior.high
-        self._log_prior = float(prior.log_prob(0.5 * (prior.low + prior.high)))
+        self._predict, self._noise, self._prior = simulator.spectra, noise, prior
         self._flux, self._good, self._errors = flux, good, errors
 
-    def __call__(self, theta: NDArray[np.float64]) -> float:
-        """Log density at theta (parameter,); -inf outside the prior, where the model is not asked."""
-        if (theta < self._low).any() or (theta > self._high).any():
-            return -math.inf
-        return self._log_prior + self.log_likelihood(self._predict(theta))
+    def __call__(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Log density (n,) at theta (n, parameter); -inf outside the prior, where the model is not asked."""
+        density = self._prior.log_prob(theta)
+        (inside,) = np.isfinite(density).nonzero()
+        if inside.size:
+            density[inside] += self.log_likelihood(self._predict(theta[inside]))
+        return density
 
-    def log_likelihood(self, spectrum: NDArray[np.float64]) -> float:
-        """Log-likelihood of a model's spectrum (wavelength,); -inf where it is not positive and finite."""
-        return float(self._noise.log_likelihood(self._flux, spectrum, self._good, self._errors))
+    def log_likelihood(self, spectra: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Log-likelihood (n,) of a model's spectra (n, wavelength); -inf where one is not positive and finite."""
+        return self._noise.log_likelihood(self._flux, spectra, self._good, self._errors)

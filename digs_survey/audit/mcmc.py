@@ -21,7 +21,7 @@ from digs_survey.raysession import ray_session
 from digs_survey.storage import Ledger, checksum
 
 if TYPE_CHECKING:
-    from digs_survey.sps.prospector import ProspectorSimulator
+    from digs_survey.audit.likelihood import Simulator
 
 __all__ = ["fit_galaxies"]
 
@@ -29,7 +29,7 @@ _LOG = logging.getLogger(__name__)
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _MIN_IN_FLIGHT = 16
 """Enough waiting tasks that a cluster which grows with its queue does grow."""
-_simulators: dict[str, ProspectorSimulator] = {}
+_simulators: dict[str, Simulator] = {}
 
 
 def fit_galaxies(
@@ -58,7 +58,7 @@ def fit_galaxies(
     advance : callable
         Called with the number of galaxies that were done before, and with 1 for each that ends.
     fit : callable, optional
-        What a worker does; by default :func:`~digs_survey.audit.fit.fit_with` with Prospector.
+        What a worker does; by default :func:`~digs_survey.audit.fit.fit_with` with the configured engine.
 
     Returns
     -------
@@ -160,10 +160,19 @@ def _reason(error: Exception) -> str:
 
 
 def _fit_in_worker(setup: FitSetup, job: GalaxyJob) -> GalaxyFit:
-    """Fit a galaxy with this process's simulator, which is built once and kept."""
+    """Fit a galaxy with this process's simulators, which are built once and kept."""
+    prospector = _simulator(setup, "prospector")
+    if setup.mcmc.engine == "prospector":
+        return fit_with(prospector, setup, job)
+    return fit_with(_simulator(setup, "batched"), setup, job, prospector)
+
+
+def _simulator(setup: FitSetup, engine: str) -> Simulator:
+    from digs_survey.sps.batched import BatchedModel
     from digs_survey.sps.prospector import ProspectorSimulator
 
-    key = json.dumps([setup.model.model_dump(mode="json"), setup.prior.to_dict(), setup.grid.to_dict()])
+    key = json.dumps([engine, setup.model.model_dump(mode="json"), setup.prior.to_dict(), setup.grid.to_dict()])
     if key not in _simulators:
-        _simulators[key] = ProspectorSimulator(setup.model, setup.prior, setup.grid)
-    return fit_with(_simulators[key], setup, job)
+        build = BatchedModel.from_config if engine == "batched" else ProspectorSimulator
+        _simulators[key] = build(setup.model, setup.prior, setup.grid)
+    return _simulators[key]

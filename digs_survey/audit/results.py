@@ -38,6 +38,8 @@ _GALAXIES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "autocorrelation_time": (_THETA, {"description": "integrated autocorrelation time in steps"}),
     "steps": (("galaxy",), {"description": "steps of the chain after burn-in"}),
     "acceptance": (("galaxy",), {"description": "share of proposals that were accepted"}),
+    "likelihoods": (("galaxy",), {"description": "likelihoods that the chain took, burn-in included"}),
+    "log_likelihood_difference": (("galaxy",), {"description": "largest difference from Prospector in checked draws"}),
     "core_seconds": (("galaxy",), {"units": "s", "description": "processor time of the chain with burn-in"}),
     "shift_sigma": (_THETA, {"description": "(median NPE - median MCMC) / half 16-84 % width of MCMC"}),
     "width_ratio": (_THETA, {"description": "half 16-84 % width of NPE over that of MCMC"}),
@@ -94,6 +96,7 @@ def write_audit(
             calibration.ranks,
             {"description": "number of draws below the truth, 0 to draws"},
         ),
+        "credibility": (("simulation",), calibration.credibility, {"description": "of TARP's balls; uniform if right"}),
         "coverage": (
             ("level", "parameter"),
             calibration.coverage() if len(calibration.theta) else np.full((len(LEVELS), prior.ndim), np.nan),

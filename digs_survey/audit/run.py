@@ -117,6 +117,7 @@ def run_audit(
     galaxies["sigma"] = noise.sigma(about, errors)
     galaxies["chi2"] = chi_square(noise.residuals(seen.flux, galaxies["best_npe"], seen.good, errors))
     percent = np.abs(residual_percent(seen.flux, galaxies["best_npe"], seen.good))
+    converged = [fit for fit in fits if fit.converged]
     done = [job.row for job, fit in zip(jobs, fits, strict=True) if not fit.error]
     records = Ledger(folder / "ledger").records()
     summary = {
@@ -124,15 +125,18 @@ def run_audit(
         "galaxies": len(fits),
         "calibration": calibration.summary(prior.names),
         "agreement": agreement.summary(prior.names) | {"failed": len(fits) - len(done)},
+        "mcmc": _chains(fits, settings.mcmc.engine),
         "predictive": {
             "reduced_chi2_median": _median(galaxies["chi2"] / galaxies["n_good"]),
             "residual_percent_median": _median(np.array([_median(row) for row in percent], dtype=float)),
         },
         "cost": cost_summary(
             stages,
-            [fit.core_seconds for fit in fits if fit.converged],
+            [fit.core_seconds for fit in converged],
             catalog.n_rows,
             max((records[row]["cores"] for row in done), default=os.cpu_count() or 1),
+            engine=settings.mcmc.engine,
+            prospector_core_s=[fit.likelihoods * fit.prospector_core_seconds for fit in converged],
         ),
         "core_seconds": own_s + sum(records[row]["core_seconds"] for row in done),
     }
@@ -173,6 +177,19 @@ def _stack(setup: FitSetup, fits: Sequence[GalaxyFit]) -> dict[str, NDArray[Any]
         dtype = np.asarray(value).dtype
         stacked[renamed.get(name, name)] = np.array(values, dtype=dtype).reshape(len(fits), *np.shape(value))
     return stacked
+
+
+def _chains(fits: Sequence[GalaxyFit], engine: str) -> dict[str, Any]:
+    """Whose spectra the chains used, what a likelihood cost, and how far it was from Prospector's."""
+    done = [fit for fit in fits if not fit.error]
+    total = sum(fit.likelihoods for fit in done)
+    return {
+        "engine": engine,
+        "likelihoods": total,
+        "core_s_per_likelihood": sum(fit.core_seconds for fit in done) / total if total else None,
+        "core_s_per_prospector_likelihood": _median(np.array([fit.prospector_core_seconds for fit in done])),
+        "max_log_likelihood_difference": max((fit.log_likelihood_difference for fit in done), default=None),
+    }
 
 
 def _median(values: NDArray[np.floating]) -> float | None:

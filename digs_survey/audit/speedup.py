@@ -22,7 +22,13 @@ _ONCE = ("simulate", "train")
 
 
 def cost_summary(
-    stages: Sequence[Mapping[str, Any]], mcmc_core_s: Sequence[float], catalog_rows: int, cores: int
+    stages: Sequence[Mapping[str, Any]],
+    mcmc_core_s: Sequence[float],
+    catalog_rows: int,
+    cores: int,
+    *,
+    engine: str = "prospector",
+    prospector_core_s: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Put the costs of a run side by side.
 
@@ -36,6 +42,10 @@ def cost_summary(
         Rows of the catalog (N above).
     cores : int
         Cores that the run had.
+    engine : str
+        Whose spectra the chains used; the costs of MCMC are those with it.
+    prospector_core_s : sequence of float
+        Where the engine is not Prospector: what its likelihoods would have cost by Prospector, for each converged fit.
 
     Returns
     -------
@@ -55,10 +65,13 @@ def cost_summary(
             with_training = mcmc * catalog_rows / (once + npe * catalog_rows)
             break_even = math.ceil(once / (mcmc - npe)) if mcmc > npe else None
     keys = ("stage", "wall_s", "core_s", "rows")
+    by_prospector = mcmc if engine == "prospector" else _mean([t for t in prospector_core_s if math.isfinite(t)])
     return {
         "stages": [{key: stage.get(key) for key in keys} for stage in stages],
         "npe_core_s_per_galaxy": npe,
+        "mcmc_engine": engine,
         "mcmc_core_s_per_galaxy": mcmc,
+        "mcmc_core_s_per_galaxy_by_prospector": by_prospector,
         "galaxies_per_mcmc_fit_map_only": map_only,
         "galaxies_per_mcmc_fit_with_training_at_catalog": with_training,
         "break_even_galaxies": break_even,

@@ -21,7 +21,7 @@ from digs_survey.storage import read_json, write_bytes, write_json
 
 __all__ = ["FORMAT", "load_artefact", "model_hash", "save_artefact", "update_card"]
 
-FORMAT = 1
+FORMAT = 2
 _DECISIVE = ("format", "architecture", "parameters", "grid", "noise", "model", "training")
 
 

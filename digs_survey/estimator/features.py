@@ -1,15 +1,8 @@
-r"""From a noisy spectrum to what the network sees, and the coordinates in which it works.
+"""From a noisy spectrum to what the network sees.
 
-Features of a spectrum are its amplitude :math:`a`, the mean log10 flux over the grid, and the leading
-principal components of log10 flux less :math:`a`, scaled to unit variance on the training split.
-
-Stellar mass is a pure scale of the flux, so that in :math:`u = \mathrm{logit}\,F(\theta)` almost all of the
-scatter of ``logmass`` is that of :math:`a`. The network therefore works in
-:math:`v = (u - c(x)) / s(x)`, where :math:`c` is the position of the mass that the amplitude and a
-mass-to-light ratio linear in the components suggest, and :math:`s` the scatter about it in the logit
-there; for the other parameters :math:`c = 0` and :math:`s` is the standard deviation of u under the prior.
-For each x this is an affine bijection of all of :math:`R^D`: nothing leaks out of the prior, and the
-Jacobian is :math:`-\sum\log s`.
+The features of a spectrum are its amplitude and its shape (:mod:`~digs_survey.estimator.brightness`), the latter
+whitened: as its leading principal components, or element by element. Every statistic is that of the training
+split, and taken so that a few wild spectra do not move it.
 """
 
 from __future__ import annotations
@@ -19,110 +12,139 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from digs_survey.config import TrainConfig
+from digs_survey.estimator.brightness import AsinhFlux, LogFlux
+from digs_survey.estimator.coordinates import Coordinates
+from digs_survey.estimator.robust import clip_outliers, ordinary_rows
 from digs_survey.parameters import Prior
 
 __all__ = ["Features"]
 
-_LOGIT_SCATTER = float(np.pi / np.sqrt(3.0))
-"""Standard deviation of the logit of a uniform variate."""
-_TINY = 1e-37
+_LEAST_VARIANCE = 1e-12
+_RANGE = 1e-4
+"""Share of the training spectra that each feature's range leaves out."""
 
 
 class Features(nn.Module):
-    """Amplitude and principal components of log10 flux; buffers only, nothing is trained by gradient.
+    """Amplitude and whitened shape of spectra; buffers only, nothing is trained by gradient.
 
     Parameters
     ----------
     elements : int
         Wavelength elements of the grid.
-    components : int
-        Principal components kept.
+    network : TrainConfig
+        Whose ``features``, ``whitening``, ``components`` and ``amplitude`` are used.
     prior : Prior
-        Whose ``logmass`` bounds centre the mass coordinate.
+
+    Attributes
+    ----------
+    coordinates : Coordinates
+        In which the flow works, fitted to the same spectra.
     """
 
+    unit: Tensor
     amplitude_mean: Tensor
     amplitude_std: Tensor
     shape_mean: Tensor
     projection: Tensor
-    mass_offset: Tensor
-    mass_scatter: Tensor
-    mass_slope: Tensor
     limit: Tensor
 
-    def __init__(self, elements: int, components: int, prior: Prior) -> None:
+    def __init__(self, elements: int, network: TrainConfig, prior: Prior) -> None:
         super().__init__()
-        self.components = min(components, elements)
-        self.mass = prior.index("logmass")
-        self.mass_low, self.mass_high = float(prior.low[self.mass]), float(prior.high[self.mass])
+        self.whitening = network.whitening
+        self.shape_features = min(network.components, elements) if network.whitening == "pca" else elements
+        self.sees_amplitude = network.amplitude != "equivariant"
         self.ndim = prior.ndim
+        self.brightness = (
+            LogFlux() if network.features == "log10" else AsinhFlux(elements, scales=not self.sees_amplitude)
+        )
+        self.coordinates: Coordinates = Coordinates(network.amplitude, self.shape_features, prior)
         for name, shape in {
+            "unit": (),
             "amplitude_mean": (),
             "amplitude_std": (),
             "shape_mean": (elements,),
-            "projection": (elements, self.components),
-            "mass_offset": (),
-            "mass_scatter": (),
-            "mass_slope": (self.components,),
-            "limit": (self.components,),
+            "projection": (elements, self.shape_features) if network.whitening == "pca" else (elements,),
+            "limit": (1 + self.shape_features,),
         }.items():
             self.register_buffer(name, torch.zeros(shape))
 
     @property
     def size(self) -> int:
-        """Number of features."""
-        return 1 + self.components
+        """Number of features that the network sees."""
+        return self.sees_amplitude + self.shape_features
 
-    def fit(self, flux: NDArray[np.floating], theta: NDArray[np.floating]) -> None:
-        """Set the statistics from noisy spectra (n, wavelength) of the training split and their theta."""
-        logf = np.log10(np.maximum(np.asarray(flux, dtype=np.float64), _TINY))
-        amplitude = logf.mean(axis=1)
-        shape = logf - amplitude[:, None]
-        mean = shape.mean(axis=0)
-        variance, vectors = np.linalg.eigh(np.cov(shape - mean, rowvar=False))
-        order = np.argsort(variance)[::-1][: self.components]
-        # The sign of an eigenvector is arbitrary; fixing it keeps the weights the same everywhere.
-        vectors = vectors[:, order] * np.sign(vectors[np.abs(vectors[:, order]).argmax(axis=0), order])
-        projection = vectors / np.sqrt(np.maximum(variance[order], 1e-12))
-        components = (shape - mean) @ projection
-        ratio = theta[:, self.mass] - amplitude
-        slope = components.T @ (ratio - ratio.mean()) / (components**2).sum(axis=0)
-        for name, value in {
-            "amplitude_mean": amplitude.mean(),
-            "amplitude_std": amplitude.std(),
-            "shape_mean": mean,
-            "projection": projection,
-            "mass_offset": ratio.mean(),
-            "mass_scatter": (ratio - components @ slope).std(),
-            "mass_slope": slope,
-            "limit": np.abs(components).max(axis=0),
-        }.items():
-            getattr(self, name).copy_(torch.as_tensor(value, dtype=torch.float32))
+    def fit(self, noisy: NDArray[np.floating], flux: NDArray[np.floating], theta: NDArray[np.floating]) -> None:
+        """Set the statistics from the training split.
+
+        Parameters
+        ----------
+        noisy, flux : ndarray, shape (n, wavelength)
+            Spectra with noise and without.
+        theta : ndarray, shape (n, ndim)
+        """
+        noisy, flux = np.asarray(noisy, dtype=np.float64), np.asarray(flux, dtype=np.float64)
+        # A power of two, so that dividing by it rounds nothing.
+        unit = 2.0 ** np.round(np.log2(np.median(flux)))
+        self._set(unit=unit)
+        self.brightness.fit(noisy / unit, flux / unit)
+        amplitude, shape = self.brightness(torch.as_tensor(noisy / unit))
+        ordinary = torch.as_tensor(ordinary_rows(np.concatenate([amplitude, shape], axis=1)))
+        amplitude, shape, theta = amplitude[ordinary], shape[ordinary], theta[ordinary.numpy()]
+        steady, clipped = clip_outliers(amplitude.numpy()), clip_outliers(shape.numpy())
+        self._set(
+            amplitude_mean=steady.mean(),
+            amplitude_std=steady.std(),
+            shape_mean=clipped.mean(axis=0),
+            projection=_principal(clipped, self.shape_features) if self.whitening == "pca" else 1 / _deviation(clipped),
+        )
+        features = self._whiten(amplitude, shape)
+        self._set(limit=np.quantile(np.abs(features.numpy()), 1 - _RANGE, axis=0))
+        self.coordinates.fit(amplitude, features[:, 1:], theta)
+
+    def _set(self, **statistics: NDArray[np.float64] | float) -> None:
+        for name, value in statistics.items():
+            getattr(self, name).copy_(torch.as_tensor(value))
 
     def forward(self, flux: Tensor) -> Tensor:
-        """Features (n, size) of spectra (n, wavelength); amplitude first."""
-        logf = torch.log10(flux.clamp_min(_TINY))
-        amplitude = logf.mean(dim=-1, keepdim=True)
-        components = (logf - amplitude - self.shape_mean) @ self.projection
-        return torch.cat([(amplitude - self.amplitude_mean) / self.amplitude_std, components], dim=-1)
+        """Features (n, 1 + shape_features) of spectra (n, wavelength); amplitude first."""
+        # Half precision has too few digits for what the posterior hangs on.
+        with torch.autocast(flux.device.type, enabled=False):
+            return self._whiten(*self.brightness(flux / self.unit))
+
+    def _whiten(self, amplitude: Tensor, shape: Tensor) -> Tensor:
+        centred = shape - self.shape_mean
+        whitened = centred @ self.projection.to(shape) if self.whitening == "pca" else centred * self.projection
+        return torch.cat([(amplitude - self.amplitude_mean) / self.amplitude_std, whitened], dim=-1)
+
+    def context(self, features: Tensor) -> Tensor:
+        """What the network sees (n, size) of features (n, 1 + shape_features)."""
+        return features if self.sees_amplitude else features[..., 1:]
 
     def centring(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Centre c and scale s, each (n, ndim), of the unconstrained coordinates of spectra with these features."""
-        width = self.mass_high - self.mass_low
-        inside = ((self._mass(features) - self.mass_low) / width).clamp(0.02, 0.98)
-        mass = torch.arange(self.ndim, device=features.device) == self.mass
-        centre = torch.where(mass, torch.logit(inside)[..., None], 0.0)
-        local = self.mass_scatter / (width * inside * (1 - inside))
-        return centre, torch.where(mass, local[..., None], _LOGIT_SCATTER)
+        """Centre c and scale s, each (n, ndim), of :class:`~digs_survey.estimator.coordinates.Coordinates`."""
+        return self.coordinates.centring(self._amplitude(features), features[..., 1:])
 
     def outside(self, features: Tensor, factor: float = 1.2) -> Tensor:
-        """Tell which spectra (n,) have a component beyond ``factor`` times the training split's range,
-        or an amplitude that no mass of the prior gives.
+        """Tell which spectra (n,) have a feature beyond ``factor`` times the training split's range, or an
+        amplitude that no mass of the prior gives. Where mass follows the amplitude that is all that is asked of it.
         """
-        beyond = (features[..., 1:].abs() > factor * self.limit).any(dim=-1)
-        mass, margin = self._mass(features), 4 * self.mass_scatter
-        return beyond | (mass < self.mass_low - margin) | (mass > self.mass_high + margin)
+        asked = slice(0 if self.coordinates.mass is None else 1, None)
+        beyond = (features[..., asked].abs() > factor * self.limit[asked]).any(dim=-1)
+        return beyond | self.coordinates.impossible(self._amplitude(features), features[..., 1:])
 
-    def _mass(self, features: Tensor) -> Tensor:
-        ratio = features[..., 1:] @ self.mass_slope + self.mass_offset
-        return features[..., 0] * self.amplitude_std + self.amplitude_mean + ratio
+    def _amplitude(self, features: Tensor) -> Tensor:
+        return features[..., :1] * self.amplitude_std + self.amplitude_mean
+
+
+def _deviation(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.sqrt(np.maximum(values.var(axis=0), _LEAST_VARIANCE))
+
+
+def _principal(shape: NDArray[np.float64], components: int) -> NDArray[np.float64]:
+    """Projection (wavelength, components) onto the leading principal components, scaled to unit variance."""
+    variance, vectors = np.linalg.eigh(np.cov(shape, rowvar=False))
+    order = np.argsort(variance)[::-1][:components]
+    # The sign of an eigenvector is arbitrary; fixing it keeps the weights the same everywhere.
+    vectors = vectors[:, order] * np.sign(vectors[np.abs(vectors[:, order]).argmax(axis=0), order])
+    return vectors / np.sqrt(np.maximum(variance[order], _LEAST_VARIANCE))

@@ -1,7 +1,7 @@
 """The training loop: NPE with fresh noise for every batch, on one worker or many.
 
-Batches, noise and weights are fixed by the seed: what a worker does depends on the run's seed, the
-epoch and the step alone, so that a run that was killed goes on from its checkpoint to the same weights.
+Batches, noise and weights are fixed by the seed: what a worker does depends on the run's seed, the member of the
+ensemble, the epoch and the step alone, so that a run that was killed goes on from its checkpoint to the same weights.
 """
 
 from __future__ import annotations
@@ -9,88 +9,72 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from numpy.typing import ArrayLike
 
-from digs_survey.config import SurveyConfig
+from digs_survey.config import SurveyConfig, TrainConfig
 from digs_survey.errors import StageError
-from digs_survey.estimator.features import Features
-from digs_survey.estimator.network import Estimator, build_estimator, resolve_device
+from digs_survey.estimator.dataset import Simulations
+from digs_survey.estimator.trainer import Explosion, Trainer, Worker, blank_estimator, prepare_estimator
 from digs_survey.simulate.noise import NoiseModel
-from digs_survey.simulate.seeding import stream_key
 from digs_survey.storage import write_bytes
 
-__all__ = ["HISTORY", "Worker", "fit", "load_checkpoint", "prepare_estimator", "split"]
+__all__ = [
+    "HISTORY",
+    "RATES",
+    "Diverged",
+    "Worker",
+    "blank_estimator",
+    "fit",
+    "has_diverged",
+    "load_checkpoint",
+    "prepare_estimator",
+]
 
 HISTORY = ("epoch", "train_loss", "validation_loss", "learning_rate", "wall_s", "core_s")
-_FEATURE_ROWS = 50_000
-_WARM_UP = 0.02
-_FINAL_RATE = 1e-3
+_EXPLODED = 10.0
+"""Nats above the loss of the untrained network from which on training has diverged."""
+RATES = ("learning_rate", "gradient_clip")
+"""Settings that may differ from those of a checkpoint whose run diverged."""
 
 
-@dataclass(frozen=True)
-class Worker:
-    """The place of this process among the training workers, and how they share.
+class Diverged(StageError):
+    """The loss is not finite, or far above that of the untrained network; the last good checkpoint is kept."""
 
-    Attributes
-    ----------
-    rank, size : int
-    wrap : callable
-        Makes a module whose gradients are averaged over the workers.
-    total : callable
-        Sums a float over the workers.
+
+def load_checkpoint(path: Path, key: str, settings: TrainConfig) -> dict[str, Any] | None:
+    """Read a checkpoint that was written for the same settings and data; None if there is none.
+
+    ``key`` covers all that decides the weights but the learning rate and the clipping of gradients: a checkpoint
+    with others of these is used only if its run diverged, which is what they are changed for.
     """
-
-    rank: int = 0
-    size: int = 1
-    wrap: Callable[[nn.Module], nn.Module] = lambda module: module
-    total: Callable[[float], float] = lambda value: value
-
-
-def split(count: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split row numbers into training and validation, fixed by the seed."""
-    order = np.random.default_rng(stream_key(seed, "split")).permutation(count)
-    held = max(1, round(count * fraction))
-    return np.sort(order[held:]), np.sort(order[:held])
-
-
-def prepare_estimator(
-    config: SurveyConfig, theta: NDArray[np.float64], flux: NDArray[np.float32], noise: NoiseModel
-) -> Estimator:
-    """Build the untrained estimator with the features' statistics from the training split."""
-    prior = config.make_prior()
-    rows, _ = split(len(theta), config.train.validation_fraction, config.seed)
-    rng = np.random.default_rng(stream_key(config.seed, "features"))
-    rows = rows if len(rows) <= _FEATURE_ROWS else np.sort(rng.choice(rows, _FEATURE_ROWS, replace=False))
-    features = Features(flux.shape[1], config.train.components, prior)
-    features.fit(noise.draw(flux[rows], rng), theta[rows])
-    return build_estimator(config.train, features, config.seed)
-
-
-def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
-    """Read a checkpoint that was written for the same settings and data; None if there is none."""
     if not path.is_file():
         return None
     state = torch.load(path, weights_only=True, map_location="cpu")
-    return state if state["key"] == key else None
+    same = state["key"] == key and (state["rates"][-1][1:] == _rates(settings) or state["diverged"])
+    return state if same else None
+
+
+def has_diverged(path: Path) -> bool:
+    """Tell whether a checkpoint is one that a run left which diverged."""
+    return path.is_file() and bool(torch.load(path, weights_only=True, map_location="cpu")["diverged"])
 
 
 def fit(
     config: SurveyConfig,
-    theta: NDArray[np.float64],
-    flux: NDArray[np.float32],
+    theta: ArrayLike,
+    flux: ArrayLike,
     noise: NoiseModel,
     checkpoint: Path,
     key: str,
     *,
     worker: Worker | None = None,
+    member: int = 0,
     on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
 ) -> dict[str, Any]:
     """Train until the last epoch or early stopping, checkpointing after each epoch.
@@ -98,15 +82,19 @@ def fit(
     Parameters
     ----------
     config : SurveyConfig
-    theta : ndarray, shape (n, ndim)
-    flux : ndarray of float32, shape (n, wavelength)
-        Noiseless; row i is the spectrum of ``theta[i]``.
+    theta : array_like, shape (n, ndim)
+    flux : array_like, shape (n, wavelength)
+        Noiseless; row i is the spectrum of ``theta[i]``. Arrays in memory, or Zarr arrays, which are streamed by whole
+        shards through a buffer of ``train.buffer_rows``.
     noise : NoiseModel
     checkpoint : Path
         Written by worker 0, read by all.
     key : str
-        Hash of all that decides the weights; a checkpoint with another key is not used.
+        Hash of all that decides the weights but learning rate and clipping; see :func:`load_checkpoint`.
     worker : Worker, optional
+    member : int
+        Of an ensemble: enters the initial weights, the order of rows and their noise. Validation rows and the
+        features' statistics are those of all members.
     on_epoch : callable
         Given each new line of the history.
 
@@ -117,127 +105,85 @@ def fit(
 
     Raises
     ------
+    Diverged
+        If the loss is not finite or exploded. The checkpoint keeps the weights of the last epoch before; with a lower
+        learning rate or clipping, the same call goes on from there.
     StageError
-        If the loss is not finite, or there are fewer simulations than one batch.
+        If simulations cannot be trained on, or there are fewer than one batch.
     """
-    worker = worker or Worker()
-    settings = config.train
-    torch.set_num_threads(settings.threads_per_worker)
-    device = resolve_device(settings.device)
-    rows, held = split(len(theta), settings.validation_fraction, config.seed)
-    batch = min(settings.batch_size, len(rows))
-    if batch < worker.size:
-        raise StageError(f"train: {len(rows)} training simulations are too few for {worker.size} workers")
-    steps = len(rows) // batch
-
-    u = torch.as_tensor(config.make_prior().to_unconstrained(theta), dtype=torch.float32)
-    spectra = torch.as_tensor(flux)
-    validation = _validation_set(config, spectra[held], noise)
-    estimator = prepare_estimator(config, theta, flux, noise).to(device)
-    optimiser = _optimiser(estimator, settings.learning_rate)
-    state = load_checkpoint(checkpoint, key)
-    if state is None:
-        state = {"key": key, "epoch": 0, "history": [], "best_loss": math.inf, "best": None, "best_epoch": 0}
-    else:
-        estimator.load_state_dict(state["weights"])
-        optimiser.load_state_dict(state["optimiser"])
-    loss_of = worker.wrap(estimator)
-    mine = slice(worker.rank * batch // worker.size, (worker.rank + 1) * batch // worker.size)
-    if state["history"]:
-        wall_before, core_before = state["history"][-1][4:6]
-    else:
-        wall_before = core_before = 0.0
-    wall, core = time.perf_counter(), time.process_time()
-
-    while state["epoch"] < settings.epochs and state["epoch"] - state["best_epoch"] < settings.patience:
-        epoch = state["epoch"]
-        generator = torch.Generator().manual_seed(stream_key(config.seed, f"epoch-{epoch}"))
-        order = torch.as_tensor(rows)[torch.randperm(len(rows), generator=generator)]
-        estimator.train()
-        total = 0.0
-        for step in range(steps):
-            chosen = order[step * batch : (step + 1) * batch]
-            noisy = _noisy(spectra[chosen], noise, generator)[mine]
-            rate = _rate(settings.learning_rate, epoch * steps + step, settings.epochs * steps)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            optimiser.zero_grad(set_to_none=True)
-            loss = loss_of(u[chosen[mine]].to(device), noisy.to(device))
-            total += _finite(loss, epoch)
-            loss.backward()
-            nn.utils.clip_grad_norm_(estimator.parameters(), settings.gradient_clip)
-            optimiser.step()
-        mean = worker.total(total / steps) / worker.size
-        validated = _finite(_evaluate(estimator, u[held], validation, device), epoch)
-        core_s = core_before + worker.total(time.process_time() - core)
-        row = [epoch + 1, mean, validated, rate, wall_before + time.perf_counter() - wall, core_s]
-        state["epoch"] = epoch + 1
-        state["history"].append(row)
-        if validated < state["best_loss"]:
-            weights = {k: v.detach().cpu().clone() for k, v in estimator.state_dict().items()}
-            state |= {"best_loss": validated, "best_epoch": epoch + 1, "best": weights}
-        if worker.rank == 0:
-            state |= {"weights": estimator.state_dict(), "optimiser": optimiser.state_dict()}
-            _save(checkpoint, state)
-        on_epoch(dict(zip(HISTORY, row, strict=True)))
+    worker, settings = worker or Worker(), config.train
+    with _one_thread(), Trainer(config, Simulations(theta, flux, config.make_prior()), noise, worker, member) as run:
+        state = load_checkpoint(checkpoint, key, settings)
+        if state is None:
+            state = {"key": key, "epoch": 0, "history": [], "best_loss": math.inf, "best": None, "best_epoch": 0}
+            state |= {"untrained_loss": run.validate(), "rates": [[0, *_rates(settings)]], "diverged": ""}
+            _save(checkpoint, state, run)
+        else:
+            if state["rates"][-1][1:] != _rates(settings):
+                state["rates"].append([state["epoch"], *_rates(settings)])
+                state["diverged"] = ""
+            elif state["diverged"]:
+                raise Diverged(state["diverged"])
+            run.estimator.load_state_dict(state["weights"])
+            run.optimiser.load_state_dict(state["optimiser"])
+        wall_before, core_before = state["history"][-1][4:6] if state["history"] else (0.0, 0.0)
+        wall, core = time.perf_counter(), time.process_time()
+        while state["epoch"] < settings.epochs and state["epoch"] - state["best_epoch"] < settings.patience:
+            epoch = state["epoch"]
+            try:
+                mean = run.epoch(epoch)
+                validated = run.validate()
+                if not max(mean, validated) < state["untrained_loss"] + _EXPLODED:
+                    raise Explosion(f"{max(mean, validated):.4g} (untrained {state['untrained_loss']:.4g})")
+            except Explosion as explosion:
+                message = _advice(str(explosion), state, settings, checkpoint)
+                # What lies on disk is the state before this epoch.
+                before = load_checkpoint(checkpoint, key, settings) or state
+                if worker.rank == 0:
+                    _write(checkpoint, before | {"diverged": message, "rates": state["rates"]})
+                raise Diverged(message) from None
+            core_s = core_before + worker.total(time.process_time() - core)
+            row = [epoch + 1, mean, validated, run.rate, wall_before + time.perf_counter() - wall, core_s]
+            state["epoch"] = epoch + 1
+            state["history"].append(row)
+            if validated < state["best_loss"]:
+                weights = {k: v.detach().cpu().clone() for k, v in run.estimator.state_dict().items()}
+                state |= {"best_loss": validated, "best_epoch": epoch + 1, "best": weights}
+            _save(checkpoint, state, run)
+            on_epoch(dict(zip(HISTORY, row, strict=True)))
     return state
 
 
-def _optimiser(estimator: Estimator, learning_rate: float) -> torch.optim.Optimizer:
-    """SOAP (Vyas et al. 2024, arXiv:2409.11321): Adam in the eigenbasis of each weight matrix's gradients.
-
-    Posteriors are up to a thousand times narrower than the prior, and Adam's steps, each scaled element by
-    element, are slow to find them.
-    """
-    from pytorch_optimizer import SOAP
-
-    return SOAP(estimator.parameters(), lr=learning_rate, betas=(0.95, 0.95), weight_decay=0.0)
+def _rates(settings: TrainConfig) -> list[float]:
+    return [getattr(settings, name) for name in RATES]
 
 
-def _finite(loss: Tensor | float, epoch: int) -> float:
-    value = float(loss.detach()) if isinstance(loss, Tensor) else loss
-    if not math.isfinite(value):
-        raise StageError(
-            f"train: the loss is {value} in epoch {epoch + 1}; lower train.learning_rate or train.gradient_clip"
-        )
-    return value
+def _advice(loss: str, state: dict[str, Any], settings: TrainConfig, checkpoint: Path) -> str:
+    return (
+        f"train: the loss became {loss} in epoch {state['epoch'] + 1}. The weights of epoch {state['epoch']} are "
+        f"kept in {checkpoint}; lower train.learning_rate (now {settings.learning_rate:g}) or train.gradient_clip (now "
+        f"{settings.gradient_clip:g}), and the same command goes on from them"
+    )
 
 
-def _noisy(spectra: Tensor, noise: NoiseModel, generator: torch.Generator) -> Tensor:
-    rows, elements = spectra.shape
-    errors = None
-    if noise.config.kind != "fractional":
-        table = noise.pick(torch.rand(rows, generator=generator).numpy())
-        errors = torch.as_tensor(table, dtype=torch.float32)
-    noisy = noise.perturb(spectra, torch.randn(rows, noise.normals(elements), generator=generator), errors)
-    if not noise.config.missing.columns:
-        return noisy
-    lost = torch.rand(rows, noise.config.missing.columns, generator=generator)
-    return torch.from_numpy(noise.lose(noisy.numpy(), lost.numpy()))
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch's kernels run on one thread each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def _validation_set(config: SurveyConfig, spectra: Tensor, noise: NoiseModel) -> Tensor:
-    generator = torch.Generator().manual_seed(stream_key(config.seed, "validation"))
-    return _noisy(spectra, noise, generator)
+def _save(path: Path, state: dict[str, Any], run: Trainer) -> None:
+    if run.worker.rank == 0:
+        state |= {"weights": run.estimator.state_dict(), "optimiser": run.optimiser.state_dict()}
+        _write(path, state)
 
 
-@torch.no_grad()
-def _evaluate(estimator: Estimator, u: Tensor, flux: Tensor, device: torch.device) -> float:
-    estimator.eval()
-    blocks = zip(u.split(8192), flux.split(8192), strict=True)
-    return sum(float(-estimator.log_prob(a.to(device), b.to(device)).sum()) for a, b in blocks) / len(u)
-
-
-def _rate(peak: float, step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine down to a small share of the peak."""
-    warm = max(1, int(_WARM_UP * steps))
-    if step < warm:
-        return peak * (step + 1) / warm
-    done = (step - warm) / max(1, steps - warm)
-    return peak * (_FINAL_RATE + (1 - _FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * done)))
-
-
-def _save(path: Path, state: dict[str, Any]) -> None:
+def _write(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_bytes(path, buffer.getvalue())

@@ -1,39 +1,21 @@
-"""The neural posterior estimator: sbi's masked autoregressive flow over our features and coordinates."""
+"""The neural posterior estimator: one of sbi's flows over our features and coordinates."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from sbi.neural_nets.estimators import NFlowsFlow
 from torch import Tensor, nn
 
 from digs_survey.config import TrainConfig
+from digs_survey.estimator.embedding import build_embedding
 from digs_survey.estimator.features import Features
+from digs_survey.estimator.maf import flow_log_prob
 
-__all__ = ["Embedding", "Estimator", "build_estimator", "resolve_device"]
+if TYPE_CHECKING:
+    from sbi.neural_nets.estimators import NFlowsFlow, ZukoFlow
 
-
-class Embedding(nn.Module):
-    """Residual multilayer perceptron that condenses the features once for each spectrum.
-
-    Parameters
-    ----------
-    inputs, width, layers : int
-        Features in, features out and inside, and residual layers after the first.
-    """
-
-    def __init__(self, inputs: int, width: int, layers: int) -> None:
-        super().__init__()
-        self.first = nn.Linear(inputs, width)
-        self.layers = nn.ModuleList(
-            nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(layers)
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Embed features (n, inputs) into (n, width)."""
-        hidden = self.first(features)
-        for layer in self.layers:
-            hidden = hidden + layer(hidden)
-        return hidden
+__all__ = ["Estimator", "build_estimator", "resolve_device"]
 
 
 class Estimator(nn.Module):
@@ -42,20 +24,29 @@ class Estimator(nn.Module):
     Parameters
     ----------
     features : Features
-    flow : NFlowsFlow
-        Density of v, shape (ndim,), given features.
+    flow : NFlowsFlow or ZukoFlow
+        Density of v, shape (ndim,), given the context that ``features`` gives.
     """
 
-    def __init__(self, features: Features, flow: NFlowsFlow) -> None:
+    def __init__(self, features: Features, flow: NFlowsFlow | ZukoFlow) -> None:
         super().__init__()
         self.features: Features = features
-        self.flow: NFlowsFlow = flow
+        self.flow: NFlowsFlow | ZukoFlow = flow
 
     def log_prob(self, u: Tensor, flux: Tensor) -> Tensor:
-        """Log density (n,) of unconstrained coordinates u (n, ndim), given spectra (n, wavelength)."""
-        context = self.features(flux)
-        centre, scale = self.features.centring(context)
-        return -self.flow.loss((u - centre) / scale, context) - scale.log().sum(dim=-1)
+        """Log density (n,) of unconstrained coordinates u (n, ndim), given spectra (n, wavelength).
+
+        Where the amplitude is equivariant, it is that of q before it is cut at the prior's edges: the log of
+        P(inside | x) is still to be taken off, which the frozen posterior does and training has no need of.
+        """
+        # Three digits of bfloat16 would not tell the components of similar spectra apart.
+        with torch.autocast(flux.device.type, enabled=False):
+            features = self.features(flux)
+            centre, scale = self.features.centring(features)
+            y, log_det = self.features.coordinates.from_unconstrained(u)
+            v = (y - centre) / scale
+            context = self.features.context(features)
+        return log_det - scale.log().sum(dim=-1) + flow_log_prob(self.flow, v, context)
 
     def forward(self, u: Tensor, flux: Tensor) -> Tensor:
         """NPE loss, the mean of -log q(u | x)."""
@@ -63,27 +54,28 @@ class Estimator(nn.Module):
 
 
 def build_estimator(config: TrainConfig, features: Features, seed: int) -> Estimator:
-    """Build an untrained estimator; the same seed gives the same initial weights and permutations."""
+    """Build one untrained estimator; the same seed gives the same initial weights and permutations."""
     # Here, since a worker that only samples should not wait seconds for sbi.
-    from sbi.neural_nets.net_builders import build_maf
+    from sbi.neural_nets.net_builders import build_maf, build_zuko_maf, build_zuko_nsf
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        embedding = (
-            Embedding(features.size, config.embedding_features, config.embedding_layers)
-            if config.embedding_features
-            else nn.Identity()
-        )
-        flow = build_maf(
-            torch.zeros(2, features.ndim),
-            torch.zeros(2, features.size),
-            z_score_x="none",
-            z_score_y="none",
-            hidden_features=config.hidden_features,
-            num_transforms=config.transforms,
-            num_blocks=config.blocks,
-            embedding_net=embedding,
-        )
+        embedding = build_embedding(config, features)
+        examples = torch.zeros(2, features.ndim), torch.zeros(2, features.size)
+        unscaled = {"z_score_x": "none", "z_score_y": "none", "embedding_net": embedding}
+        if config.flow == "maf":
+            flow = build_maf(
+                *examples,
+                hidden_features=config.hidden_features,
+                num_transforms=config.transforms,
+                num_blocks=config.blocks,
+                **unscaled,
+            )
+        else:
+            build = {"zuko_maf": build_zuko_maf, "zuko_nsf": build_zuko_nsf}[config.flow]
+            # Given one number, sbi takes it for the width of as many hidden layers as there are transforms.
+            layers = [config.hidden_features] * (1 + config.blocks)
+            flow = build(*examples, hidden_features=layers, num_transforms=config.transforms, **unscaled)
     return Estimator(features, flow)
 
 

@@ -2,35 +2,110 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import ndtri
+from scipy.special import logsumexp, ndtri
 from scipy.stats import qmc
+from torch import nn
 
-from digs_survey.config import NoiseConfig, SurveyConfig
+from digs_survey.config import NoiseConfig, SurveyConfig, TrainConfig
 from digs_survey.errors import CatalogError
 from digs_survey.estimator.artefact import FORMAT, load_artefact, save_artefact
+from digs_survey.estimator.embedding import build_embedding
 from digs_survey.estimator.features import Features
-from digs_survey.estimator.network import Embedding, Estimator
+from digs_survey.estimator.network import Estimator
 from digs_survey.estimator.sampler import MaskedFlow
 from digs_survey.parameters import Prior
 from digs_survey.simulate.noise import NoiseModel
+from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.spectra import WavelengthGrid
 
-__all__ = ["FrozenPosterior", "base_points"]
+__all__ = ["FrozenPosterior", "base_points", "row_points"]
 
-_NETWORK = ("hidden_features", "transforms", "blocks", "embedding_features", "embedding_layers")
+_NETWORK = (
+    "flow",
+    "hidden_features",
+    "transforms",
+    "blocks",
+    "embedding",
+    "embedding_features",
+    "embedding_layers",
+    "features",
+    "whitening",
+    "components",
+    "amplitude",
+    "ensemble",
+)
+"""Settings of the network that rebuild it, by their names in the card's architecture."""
+_BUDGET = 16
+"""Most proposals for each draw, where some of them fall beyond the prior."""
+_INSIDE_POINTS = 4096
+"""Proposals that P(inside | x) of a density is measured with."""
+_PROBE_POINTS = 256
+"""Proposals that tell first whether an edge is near at all: nearer to them than the width that they span."""
+_LEAST_INSIDE = 1 / 256
+"""P(inside | x) below which a spectrum is outside the simulations: a 2.7 sigma event at the very edge."""
 
 
-def base_points(draws: int, ndim: int, seed: int) -> NDArray[np.float32]:
-    """Standard-normal points (ndim, draws): scrambled Sobol through the inverse CDF, shared by all galaxies."""
+_TAIL = 1e-9
+"""Least probability on either side of a base point."""
+
+Base = Literal["sobol", "random"]
+
+
+@lru_cache(maxsize=32)
+def base_points(draws: int, ndim: int, seed: int, member: int = 0) -> NDArray[np.float32]:
+    """Standard-normal points (ndim, draws): scrambled Sobol through the inverse CDF, shared by all galaxies.
+
+    The first points of a longer set are the shorter one. Each member of an ensemble has a scramble of its own.
+    """
     bits = int(np.ceil(np.log2(draws)))
-    cube = qmc.Sobol(ndim, scramble=True, rng=np.random.default_rng(seed)).random_base2(bits)[:draws]
-    return ndtri(np.clip(cube, 1e-9, 1 - 1e-9)).T.astype(np.float32)
+    cube = qmc.Sobol(ndim, scramble=True, rng=np.random.default_rng([seed, member])).random_base2(bits)[:draws]
+    points = np.ascontiguousarray(_standard_normal(cube.T))
+    points.setflags(write=False)
+    return points
+
+
+def row_points(draws: int, ndim: int, seed: int, row: int, member: int = 0, first: int = 0) -> NDArray[np.float32]:
+    """Standard-normal points (ndim, draws) that belong to one row: independent of those of other rows.
+
+    So are those of each member of an ensemble, and those that are drawn from another number ``first`` on.
+    """
+    uniform = row_uniforms(seed, f"posterior/{member}/{first}", row, row + 1, ndim * draws)
+    return _standard_normal(uniform.reshape(ndim, draws))
+
+
+def _standard_normal(cube: NDArray[np.float64]) -> NDArray[np.float32]:
+    return ndtri(np.clip(cube, _TAIL, 1 - _TAIL)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One flow and the embedding before it."""
+
+    embedding: nn.Module
+    flow: MaskedFlow
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one spectrum gives: a context (size,) for each member, and the coordinates' centre and scale (ndim, 1)."""
+
+    contexts: list[NDArray[np.float32]]
+    centre: NDArray[np.float32]
+    scale: NDArray[np.float32]
+
+
+Points = Callable[[int, int, int], NDArray[np.float32]]
+"""Base points (ndim, stop - first), numbers first to stop, of a member."""
 
 
 class FrozenPosterior:
@@ -57,17 +132,15 @@ class FrozenPosterior:
         self.prior = Prior.from_dict(card["parameters"])
         self.grid = WavelengthGrid.from_dict(card["grid"])
         self.noise = NoiseModel.from_config(NoiseConfig.model_validate(card["noise"]), arrays.get("noise.table"))
-        architecture = card["architecture"]
+        network = TrainConfig.model_validate({name: card["architecture"][name] for name in _NETWORK})
         tensors = {name: torch.as_tensor(value) for name, value in arrays.items()}
-        self._features = Features(len(self.grid), architecture["components"], self.prior)
+        self._features = Features(len(self.grid), network, self.prior)
         self._features.load_state_dict(_under(tensors, "features."))
-        self._embedding: torch.nn.Module = torch.nn.Identity()
-        if architecture["embedding_features"]:
-            self._embedding = Embedding(
-                self._features.size, architecture["embedding_features"], architecture["embedding_layers"]
-            )
-            self._embedding.load_state_dict(_under(tensors, "embedding."))
-        self._flow = MaskedFlow.from_tensors(tensors)
+        self._members = []
+        for k in range(network.ensemble):
+            embedding = build_embedding(network, self._features)
+            embedding.load_state_dict(_under(tensors, f"member.{k}.embedding."))
+            self._members.append(_Member(embedding, MaskedFlow.from_arrays(arrays, f"member.{k}.flow.")))
 
     @property
     def hash(self) -> str:
@@ -78,42 +151,50 @@ class FrozenPosterior:
     def freeze(
         cls,
         folder: Path,
-        estimator: Estimator,
+        estimators: Sequence[Estimator],
         config: SurveyConfig,
         grid: WavelengthGrid,
         noise: NoiseModel,
         training: dict[str, Any],
     ) -> FrozenPosterior:
-        """Write an estimator to ``folder`` and return it frozen.
+        """Write trained estimators to ``folder`` and return their equal mixture, frozen.
 
         Parameters
         ----------
         folder : Path
             Gets model.safetensors and card.json.
-        estimator : Estimator
+        estimators : sequence of Estimator
+            ``config.train.ensemble`` of them, over the same features.
         config : SurveyConfig
-            Whose model, prior, noise and network the estimator was built for.
+            Whose model, prior, noise and network the estimators were built for.
         grid : WavelengthGrid
         noise : NoiseModel
         training : dict
             What the card tells about how the weights came about.
+
+        Raises
+        ------
+        ValueError
+            If the estimators are not as many as configured, or their features differ.
         """
-        network = config.train.model_dump(mode="json", include=set(_NETWORK))
-        arrays = {
-            **{f"features.{k}": v.numpy() for k, v in estimator.features.state_dict().items()},
-            **{f"embedding.{k}": v.numpy() for k, v in estimator.flow.net._embedding_net.state_dict().items()},
-            **{k: v.numpy() for k, v in MaskedFlow.from_sbi(estimator.flow).tensors().items()},
-        }
+        if len(estimators) != config.train.ensemble:
+            raise ValueError(f"expected train.ensemble = {config.train.ensemble} estimators, found {len(estimators)}")
+        features = estimators[0].features.state_dict()
+        arrays = {f"features.{name}": value.numpy() for name, value in features.items()}
+        for k, estimator in enumerate(estimators):
+            found = estimator.features.state_dict()
+            if any(not torch.equal(found[name], value) for name, value in features.items()):
+                raise ValueError(f"estimator {k}: expected the features of estimator 0, found others")
+            embedding = estimator.flow.embedding_net.state_dict()
+            arrays |= {f"member.{k}.embedding.{name}": value.numpy() for name, value in embedding.items()}
+            arrays |= MaskedFlow.from_sbi(estimator.flow).arrays(f"member.{k}.flow.")
         if noise.table is not None:
             arrays["noise.table"] = np.asarray(noise.table, dtype=np.float32)
         card = {
             "format": FORMAT,
             "architecture": {
-                "flow": "maf",
-                **network,
-                "components": estimator.features.components,
-                "coordinates": "logit of the prior's CDF, centred on the amplitude",
-                "features": "mean log10 flux and principal components of log10 flux less its mean",
+                **config.train.model_dump(mode="json", include=set(_NETWORK)),
+                "coordinates": _COORDINATES[config.train.amplitude],
             },
             "parameters": config.make_prior().to_dict(),
             "grid": grid.to_dict(),
@@ -138,12 +219,19 @@ class FrozenPosterior:
                 "Train for this grid (digs-survey run with a new --run-dir), or resample the catalog."
             )
 
-    @torch.no_grad()
-    def sample(self, flux: NDArray[np.floating], draws: int, seed: int = 0) -> NDArray[np.float64]:
+    def sample(
+        self,
+        flux: NDArray[np.floating],
+        draws: int,
+        seed: int = 0,
+        *,
+        base: Base = "sobol",
+        rows: Sequence[int] | NDArray[np.integer] | None = None,
+    ) -> NDArray[np.float64]:
         """Posterior draws of theta.
 
-        Every spectrum is computed by itself with the same base points, so that its draws depend on
-        nothing but its flux, ``draws`` and ``seed``.
+        A spectrum's draws depend on its flux, ``draws``, ``seed`` and, with random base points, its row; they are
+        the same bytes whatever other spectrum comes with it, in any order and on any number of threads.
 
         Parameters
         ----------
@@ -151,21 +239,67 @@ class FrozenPosterior:
             f_lambda in erg/s/cm^2/Angstrom on the posterior's grid, at its reference distance.
         draws : int
             Draws for each spectrum.
+        seed : int
+            Seed of the base points.
+        base : {"sobol", "random"}
+            Base points: one scrambled Sobol sequence for all spectra, which makes smooth percentiles of few draws, or
+            random points that belong to each spectrum's row.
+        rows : sequence of int, shape (n,), optional
+            Rows whose random points these spectra get; 0, 1, ... if left out.
 
         Returns
         -------
         ndarray of float64, shape (n, draws, ndim)
-            Always inside the prior's bounds.
+            Always inside the prior's bounds; NaN where the network gives no finite number.
         """
-        base = torch.as_tensor(base_points(draws, self.prior.ndim, seed))
-        theta = np.empty((len(flux), draws, self.prior.ndim))
-        for row, spectrum in enumerate(np.asarray(flux, dtype=np.float32)):
-            context, centre, scale = self._context(spectrum)
-            u = self._flow.inverse(base, context) * scale[:, None] + centre[:, None]
-            theta[row] = self.prior.from_unconstrained(u.numpy().T)
+        u = self.sample_unconstrained(flux, draws, seed, base=base, rows=rows)
+        theta = np.empty((len(u), draws, self.prior.ndim))
+
+        def transform(row: int) -> None:
+            theta[row] = self.prior.from_unconstrained(u[row].T)
+
+        _each(transform, len(u))
         return theta
 
-    @torch.no_grad()
+    def sample_unconstrained(
+        self,
+        flux: NDArray[np.floating],
+        draws: int,
+        seed: int = 0,
+        *,
+        base: Base = "sobol",
+        rows: Sequence[int] | NDArray[np.integer] | None = None,
+        ordered: bool = False,
+    ) -> NDArray[np.float32]:
+        """Posterior draws in the unconstrained coordinates of the prior, as :meth:`sample` otherwise.
+
+        Parameters
+        ----------
+        flux, draws, seed, base, rows
+            As of :meth:`sample`.
+        ordered : bool
+            Sort the draws of every parameter by itself, as quantiles need them.
+
+        Returns
+        -------
+        ndarray of float32, shape (n, ndim, draws)
+            u, of which ``prior.from_unconstrained`` makes theta, each parameter increasing with its own u.
+        """
+        if rows is not None and len(rows) != len(flux):
+            raise ValueError(f"rows: expected one for each of the {len(flux)} spectra, found {len(rows)}")
+        numbers = range(len(flux)) if rows is None else rows
+        flux = np.asarray(flux)
+        u = np.empty((len(flux), self.prior.ndim, draws), dtype=np.float32)
+
+        def draw(row: int) -> None:
+            points = self._sobol(seed) if base == "sobol" else self._random(seed, int(numbers[row]))
+            u[row] = self._draw_inside(self._see(flux[row]), draws, points)
+            if ordered:
+                u[row].sort(axis=-1)
+
+        _each(draw, len(flux))
+        return u
+
     def log_prob(self, theta: NDArray[np.floating], flux: NDArray[np.floating]) -> NDArray[np.float64]:
         """Log density of theta given spectra, normalised over the prior's support.
 
@@ -179,26 +313,151 @@ class FrozenPosterior:
         ndarray of float64, shape (n, samples)
             -inf outside the prior.
         """
-        theta = np.asarray(theta, dtype=float)
+        theta, flux = np.asarray(theta, dtype=float), np.asarray(flux)
         out = np.empty(theta.shape[:2])
-        for row, spectrum in enumerate(np.asarray(flux, dtype=np.float32)):
-            context, centre, scale = self._context(spectrum)
-            u = self.prior.to_unconstrained(theta[row])
-            v = (torch.as_tensor(u.T, dtype=torch.float32) - centre[:, None]) / scale[:, None]
-            density = self._flow.log_prob(v, context).numpy().astype(float) - float(scale.log().sum())
-            out[row] = density - self.prior.log_abs_det_jacobian(u)
+
+        def evaluate(row: int) -> None:
+            seen = self._see(flux[row])
+            out[row] = self._log_mixture(theta[row], seen) - np.log(self._inside(seen))
+
+        _each(evaluate, len(theta))
         return np.where(np.isfinite(self.prior.log_prob(theta)), out, -np.inf)
 
     @torch.no_grad()
     def outside_training(self, flux: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Tell which spectra (n, wavelength) have features beyond those of the training simulations."""
+        """Tell which spectra (n, wavelength) have features beyond those of the training simulations, or next to no
+        posterior inside the prior.
+        """
         rows = [self._features(torch.as_tensor(row)[None])[0] for row in np.asarray(flux, dtype=np.float32)]
-        return self._features.outside(torch.stack(rows)).numpy() if rows else np.zeros(0, dtype=bool)
+        if not rows:
+            return np.zeros(0, dtype=bool)
+        outside = self._features.outside(torch.stack(rows)).numpy()
+        for row in np.flatnonzero(~outside) if self._unbounded is not None else ():
+            outside[row] = self._inside(self._see(np.asarray(flux[row]))) < _LEAST_INSIDE
+        return outside
 
-    def _context(self, spectrum: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        features = self._features(torch.as_tensor(spectrum)[None])
+    # -- one spectrum ------------------------------------------------------------------------------------------
+
+    # By itself, since a row's last bits may depend on its place in a product of several (MKL's small ones).
+    @torch.inference_mode()
+    def _see(self, spectrum: NDArray[np.floating]) -> _Seen:
+        features = self._features(torch.from_numpy(spectrum.astype(np.float32))[None])
         centre, scale = self._features.centring(features)
-        return self._embedding(features)[0], centre[0], scale[0]
+        context = self._features.context(features)
+        contexts = [member.embedding(context)[0].numpy() for member in self._members]
+        return _Seen(contexts, centre.T.numpy(), scale.T.numpy())
+
+    # -- base points -------------------------------------------------------------------------------------------
+
+    def _sobol(self, seed: int) -> Points:
+        def points(member: int, first: int, stop: int) -> NDArray[np.float32]:
+            # Of few lengths, so that few sets are made.
+            length = 2 ** int(np.ceil(np.log2(stop)))
+            return base_points(length, self.prior.ndim, seed, member)[:, first:stop]
+
+        return points
+
+    def _random(self, seed: int, row: int) -> Points:
+        def points(member: int, first: int, stop: int) -> NDArray[np.float32]:
+            return row_points(stop - first, self.prior.ndim, seed, row, member, first)
+
+        return points
+
+    # -- the mixture of the ensemble's members: y (ndim, n), the coordinates that are the same for all spectra ----
+
+    def _propose(self, seen: _Seen, start: int, stop: int, points: Points) -> NDArray[np.float32]:
+        """Draws number start to stop of the mixture, not cut: draw j is point j // K of member j % K."""
+        count = len(self._members)
+        y = np.empty((self.prior.ndim, stop - start), dtype=np.float32)
+        for k, member in enumerate(self._members):
+            first, last = (-(-(end - k) // count) for end in (start, stop))
+            if last > first:
+                v = member.flow.inverse(points(k, first, last), seen.contexts[k])
+                y[:, (k - start) % count :: count] = v * seen.scale + seen.centre
+        return y
+
+    def _log_mixture(self, theta: NDArray[np.float64], seen: _Seen) -> NDArray[np.float64]:
+        """Log density (n,) of the mixture, not cut, at theta (n, ndim) inside the prior."""
+        coordinates = self._features.coordinates
+        y = coordinates.from_theta(theta)
+        v = ((y.T - seen.centre) / seen.scale).astype(np.float32)
+        densities = [
+            member.flow.log_prob(v, context).astype(float)
+            for member, context in zip(self._members, seen.contexts, strict=True)
+        ]
+        mixture = logsumexp(densities, axis=0) - np.log(len(densities))
+        return mixture - coordinates.log_abs_det_jacobian(y) - np.log(seen.scale, dtype=float).sum()
+
+    # -- the cut at the prior's edges --------------------------------------------------------------------------
+
+    @property
+    def _unbounded(self) -> int | None:
+        return self._features.coordinates.unbounded
+
+    def _draw_inside(self, seen: _Seen, draws: int, points: Points) -> NDArray[np.float32]:
+        """Draws u (ndim, draws) of the mixture cut at the prior's edges: the first proposals that are inside.
+
+        Where the budget of proposals does not yield enough, those that are inside are used again in turn; where
+        none is, the mass is moved to the edge. Such rows are far outside the simulations.
+        """
+        y = self._propose(seen, 0, draws, points)
+        if self._unbounded is None:
+            return y
+        inside, proposed = self._are_inside(y), draws
+        while inside.sum() < draws and proposed < _BUDGET * draws:
+            y = np.concatenate([y, self._propose(seen, proposed, 2 * proposed, points)], axis=1)
+            inside, proposed = self._are_inside(y), 2 * proposed
+        chosen = np.resize(np.flatnonzero(inside), draws) if inside.any() else np.arange(draws)
+        y = y[:, chosen]
+        y[self._unbounded] = self.prior.to_unconstrained(self._features.coordinates.to_theta(y.T))[:, self._unbounded]
+        return y
+
+    def _inside(self, seen: _Seen) -> float:
+        """P(inside | x), not less than half a proposal's share; 1 where nothing is cut."""
+        if self._unbounded is None:
+            return 1.0
+        points = self._sobol(0)
+        mass = self._propose(seen, 0, _PROBE_POINTS, points)[self._unbounded]
+        low, high = (float(edge[self._unbounded]) for edge in (self.prior.low, self.prior.high))
+        if min(mass.min() - low, high - mass.max()) > np.ptp(mass):
+            return 1.0
+        inside = self._are_inside(self._propose(seen, 0, _INSIDE_POINTS, points))
+        return max(float(inside.mean()), 0.5 / _INSIDE_POINTS)
+
+    def _are_inside(self, y: NDArray[np.float32]) -> NDArray[np.bool_]:
+        coordinates = self._features.coordinates
+        return coordinates.inside(coordinates.to_theta(y.T))
+
+
+_COORDINATES = {
+    "feature": "logit of the prior's CDF",
+    "centred": "logit of the prior's CDF, that of logmass centred and scaled on the mass that the amplitude suggests",
+    "equivariant": "logit of the prior's CDF; logmass less the mass that the amplitude suggests, cut at its bounds",
+}
+
+
+def _each(function: Callable[[int], None], count: int) -> None:
+    """Call a function with 0 to count - 1 on as many threads as torch may use, on each of them with one of torch's.
+
+    The compiled loops release the lock. A product that torch shares out among its threads has other last bits.
+    """
+    allowed = torch.get_num_threads()
+    threads = max(min(allowed, count), 1)
+
+    def take(first: int) -> None:
+        for row in range(first, count, threads):
+            function(row)
+
+    torch.set_num_threads(1)
+    try:
+        if threads == 1:
+            take(0)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                for done in [pool.submit(take, first) for first in range(threads)]:
+                    done.result()
+    finally:
+        torch.set_num_threads(allowed)
 
 
 def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

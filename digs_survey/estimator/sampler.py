@@ -1,203 +1,164 @@
-r"""A masked autoregressive flow from plain arrays: its density, and its inverse in one incremental pass.
+r"""Autoregressive flows from plain arrays: their densities, and their inverses in one incremental pass.
 
-One transform maps v to :math:`z_i = s_i v_i + m_i`, where the scale and the shift of coordinate i come from a
-masked network of :math:`v_{<i}` and the context (Papamakarios et al. 2017, arXiv 1705.07057). Inverting it
-needs :math:`v_{<i}` first: the plain way runs the whole network once for each coordinate. Here the hidden
-units are sorted by degree (the number of coordinates that they may see), each pass evaluates only
-the units that have just become computable, and the context is projected once for each galaxy. All draws
-of a galaxy together cost about one evaluation of the network.
+One transform maps coordinate i of v to :math:`z_i = f(v_i; \phi_i)`, monotonic, where the parameters :math:`\phi_i`
+come from a masked network of :math:`v_{<i}` and the context (Papamakarios et al. 2017, arXiv 1705.07057).
+Inverting it needs :math:`v_{<i}` first: the plain way runs the whole network once for each coordinate. Here the
+hidden units are sorted by degree (the number of coordinates that they may see), each pass evaluates only the units
+that have just become computable, and the context is projected once for each galaxy. All draws of a galaxy together
+cost about one evaluation of the network.
 
-Everything is computed one galaxy at a time with shapes that depend on nothing else, so that a row's
-draws are the same bytes whatever else is in the batch.
+The loops are compiled with numba (:mod:`~digs_survey.estimator.compiled`); where that fails, or where the environment
+has :data:`PLAIN`, the same passes run in torch (:mod:`~digs_survey.estimator.plain`), more slowly and with other
+roundings. Either way everything is computed one galaxy at a time with shapes that depend on nothing else, so that a
+galaxy's draws are the same bytes whatever else is in the batch.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+import numpy as np
+from numpy.typing import NDArray
+
+from digs_survey.estimator import plain
 
 if TYPE_CHECKING:
-    from sbi.neural_nets.estimators import NFlowsFlow
+    from torch import nn
 
-__all__ = ["MaskedFlow", "MaskedTransform"]
+    from digs_survey.estimator.compiled import Packed
 
-_EPSILON = 1e-3
-"""Smallest scale, as in nflows' affine transform."""
+__all__ = ["KINDS", "PLAIN", "MaskedFlow", "compiled_loops"]
+
+KINDS = ("maf", "zuko_maf", "zuko_nsf")
+"""Flows by the names of sbi's builders.
+
+maf: tanh networks, scale softplus + 1e-3 and shift. zuko_maf: ReLU networks, shift and softly bounded log scale.
+zuko_nsf: ReLU networks, widths, heights and slopes of a monotonic rational-quadratic spline on [-5, 5].
+"""
+PLAIN = "DIGS_SURVEY_PLAIN_SAMPLER"
+"""Environment variable that keeps the loops from being compiled, if it is set to anything but 0."""
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def _compiled() -> ModuleType | None:
+    try:
+        from digs_survey.estimator import compiled
+
+        compiled.compile_all()
+    except Exception as error:  # Whatever keeps numba from working, the plain loops give the same answers.
+        log.warning(
+            "the sampler's loops could not be compiled (%s: %s); sampling goes on in plain torch, several times slower",
+            type(error).__name__,
+            error,
+        )
+        return None
+    return compiled
+
+
+def compiled_loops() -> ModuleType | None:
+    """Return :mod:`~digs_survey.estimator.compiled`, or None where the plain loops are to run; says why once."""
+    return None if os.environ.get(PLAIN, "0") not in ("", "0") else _compiled()
 
 
 @dataclass(frozen=True)
-class MaskedTransform:
-    """One autoregressive transform and the permutation after it, hidden units sorted by degree.
+class MaskedFlow:
+    """A stack of t autoregressive transforms over a standard normal base of d dimensions.
 
     Attributes
     ----------
-    w_in, b_in : Tensor, shape (hidden, ndim), (hidden,)
-    w_context, b_context : Tensor, shape (hidden, context), (hidden,)
-    w_hidden, b_hidden : Tensor, shape (blocks, hidden, hidden), (blocks, hidden)
-    w_out, b_out : Tensor, shape (ndim, 2, hidden), (ndim, 2)
-        Unconstrained scale and shift of each coordinate.
-    stops : Tensor of int, shape (ndim,)
-        ``stops[d]`` is the number of hidden units of degree <= d.
-    permutation : Tensor of int, shape (ndim,)
-        Applied to the coordinates after the transform.
+    kind : str
+        One of :data:`KINDS`.
+    w_in, b_in : ndarray of float32, shape (t, hidden, d), (t, hidden)
+        First hidden layers; the columns are the coordinates in the order of the transform.
+    w_context, b_context : ndarray of float32, shape (t, hidden, context), (t, hidden)
+        What the context adds to them; through tanh in the kind maf.
+    w_hidden, b_hidden : ndarray of float32, shape (t, layers, hidden, hidden), (t, layers, hidden)
+    w_out, b_out : ndarray of float32, shape (t, d, parameters, hidden), (t, d, parameters)
+        Unconstrained parameters of each coordinate's transform.
+    stops : ndarray of int64, shape (t, d)
+        ``stops[t, i]`` is the number of hidden units that see no coordinate after the first i.
+    reads, writes : ndarray of int64, shape (t, d)
+        The i-th coordinate of the transform is ``reads[i]`` of v and ``writes[i]`` of z.
     """
 
-    w_in: Tensor
-    b_in: Tensor
-    w_context: Tensor
-    b_context: Tensor
-    w_hidden: Tensor
-    b_hidden: Tensor
-    w_out: Tensor
-    b_out: Tensor
-    stops: Tensor
-    permutation: Tensor
+    kind: str
+    w_in: NDArray[np.float32]
+    b_in: NDArray[np.float32]
+    w_context: NDArray[np.float32]
+    b_context: NDArray[np.float32]
+    w_hidden: NDArray[np.float32]
+    b_hidden: NDArray[np.float32]
+    w_out: NDArray[np.float32]
+    b_out: NDArray[np.float32]
+    stops: NDArray[np.int64]
+    reads: NDArray[np.int64]
+    writes: NDArray[np.int64]
 
-    def project(self, context: Tensor) -> Tensor:
-        """Contribution (hidden, 1) of one galaxy's context (context,) to the first hidden layer."""
-        return (torch.tanh(self.w_context @ context + self.b_context) + self.b_in)[:, None]
+    @property
+    def ndim(self) -> int:
+        """Number of coordinates."""
+        return self.w_in.shape[-1]
 
-    def forward(self, v: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
-        """Map v (ndim, draws) to z (ndim, draws) and log |dz/dv| (draws,)."""
-        hidden = torch.tanh(self.w_in @ v + projected)
-        for weight, bias in zip(self.w_hidden, self.b_hidden, strict=True):
-            hidden = torch.tanh(torch.addmm(bias[:, None], weight, hidden))
-        raw = torch.einsum("dkh,hn->dkn", self.w_out, hidden) + self.b_out[..., None]
-        scale = functional.softplus(raw[:, 0]) + _EPSILON
-        return (scale * v + raw[:, 1])[self.permutation], scale.log().sum(dim=0)
+    def inverse(self, base: NDArray[np.float32], context: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Draws v (d, draws) of one galaxy from standard-normal points (d, draws) and its context (context,)."""
+        loops = compiled_loops()
+        if loops is None:
+            return plain.draw(self, base, context)
+        return loops.draw(self._packed, *_own(base, context))
+
+    def log_prob(self, v: NDArray[np.float32], context: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Log density (draws,) at v (d, draws) of one galaxy with this context (context,)."""
+        loops = compiled_loops()
+        if loops is None:
+            return plain.density(self, v, context)
+        return loops.density(self._packed, *_own(v, context))
 
     @cached_property
-    def _passes(self) -> list[_Pass]:
-        """The slices of the weights that each pass of the inverse needs, one pass for each coordinate."""
-        passes, start = [], 0
-        for d, stop in enumerate(self.stops.tolist()):
-            new = slice(start, stop)
-            passes.append(
-                _Pass(
-                    new,
-                    self.w_in[new, :d].contiguous(),
-                    [w[new, :stop].contiguous() for w in self.w_hidden],
-                    [b[new, None] for b in self.b_hidden],
-                    self.w_out[d, :, :stop].contiguous(),
-                    self.b_out[d, :, None],
-                )
-            )
-            start = stop
-        return passes
+    def _packed(self) -> Packed:
+        from digs_survey.estimator.compiled import STRIDE, Packed
 
-    def inverse(self, z: Tensor, projected: Tensor) -> Tensor:
-        """Map z (ndim, draws) back to v (ndim, draws)."""
-        z = z[torch.argsort(self.permutation)]
-        layers = z.new_empty((len(self.b_hidden) + 1, len(self.b_in), z.shape[1]))
-        v = torch.empty_like(z)
-        for d, step in enumerate(self._passes):
-            stop = step.new.stop
-            if stop > step.new.start:
-                unit = layers[0, step.new]
-                torch.addmm(projected[step.new], step.w_in, v[:d], out=unit).tanh_()
-                for k, (weight, bias) in enumerate(zip(step.w_hidden, step.b_hidden, strict=True)):
-                    unit = layers[k + 1, step.new]
-                    torch.addmm(bias, weight, layers[k, :stop], out=unit).tanh_()
-            raw = torch.addmm(step.b_out, step.w_out, layers[-1, :stop])
-            torch.div(z[d] - raw[1], functional.softplus(raw[0]) + _EPSILON, out=v[d])
-        return v
+        def pad(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+            return np.pad(weight, [(0, 0)] * (weight.ndim - 1) + [(0, -weight.shape[-1] % STRIDE)])
 
-
-@dataclass(frozen=True)
-class _Pass:
-    """One pass of the inverse: the hidden units that it newly needs, and the weights into and out of them."""
-
-    new: slice
-    w_in: Tensor
-    w_hidden: list[Tensor]
-    b_hidden: list[Tensor]
-    w_out: Tensor
-    b_out: Tensor
-
-
-_FIELDS = tuple(field.name for field in fields(MaskedTransform))
-
-
-class MaskedFlow:
-    """A stack of :class:`MaskedTransform` over a standard normal base."""
-
-    def __init__(self, transforms: list[MaskedTransform]) -> None:
-        self.transforms = transforms
-
-    def inverse(self, base: Tensor, context: Tensor) -> Tensor:
-        """Draws v (ndim, draws) of one galaxy from standard-normal points (ndim, draws) and its context."""
-        for transform in reversed(self.transforms):
-            base = transform.inverse(base, transform.project(context))
-        return base
-
-    def log_prob(self, v: Tensor, context: Tensor) -> Tensor:
-        """Log density (draws,) at v (ndim, draws) of one galaxy with this context."""
-        total = v.new_zeros(v.shape[1])
-        for transform in self.transforms:
-            v, log_det = transform.forward(v, transform.project(context))
-            total = total + log_det
-        return total - 0.5 * (v.square().sum(dim=0) + v.shape[0] * torch.log(v.new_tensor(2 * torch.pi)))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return every array under the name that :meth:`from_tensors` reads."""
-        return {
-            f"flow.{k}.{name}": value.contiguous()
-            for k, transform in enumerate(self.transforms)
-            for name in _FIELDS
-            for value in [getattr(transform, name)]
+        values: dict[str, Any] = {
+            **{name: np.array(getattr(self, name)) for name in Packed._fields if name != "kind"},
+            "kind": KINDS.index(self.kind),
+            "w_context": np.ascontiguousarray(self.w_context.transpose(0, 2, 1)),
+            **{name: pad(getattr(self, name)) for name in ("w_in", "w_hidden", "w_out")},
         }
+        return Packed(**values)
+
+    def arrays(self, prefix: str = "flow.") -> dict[str, NDArray[Any]]:
+        """Return every array, and the kind as its letters, for :meth:`from_arrays`; names start with ``prefix``."""
+        kind = np.frombuffer(self.kind.encode(), dtype=np.uint8)
+        return {f"{prefix}{field.name}": getattr(self, field.name) for field in fields(self)} | {f"{prefix}kind": kind}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> MaskedFlow:
-        """Rebuild a flow from :meth:`tensors`."""
-        count = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("flow."))
-        return cls([MaskedTransform(**{f: tensors[f"flow.{k}.{f}"] for f in _FIELDS}) for k in range(count)])
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]], prefix: str = "flow.") -> MaskedFlow:
+        """Rebuild a flow from :meth:`arrays`; others in the dictionary are left alone."""
+        values: dict[str, Any] = {field.name: arrays[f"{prefix}{field.name}"] for field in fields(cls)}
+        kind = values["kind"].tobytes().decode()
+        if kind not in KINDS:
+            raise ValueError(f"flow: expected one of the kinds {', '.join(KINDS)}, found {kind!r}")
+        return cls(**(values | {"kind": kind}))
 
     @classmethod
-    def from_sbi(cls, flow: NFlowsFlow) -> MaskedFlow:
-        """Take the weights of a flow that sbi's ``build_maf`` made without z-scoring."""
-        stack = list(flow.net._transform._transforms)
-        while len(stack) == 1 and hasattr(stack[0], "_transforms"):
-            stack = list(stack[0]._transforms)
-        if len(stack) % 2:
-            raise ValueError(f"expected pairs of transform and permutation, found {len(stack)} transforms")
-        transforms = [_extract(a, b) for a, b in zip(stack[::2], stack[1::2], strict=True)]
-        return cls(transforms)
+    def from_sbi(cls, flow: nn.Module) -> MaskedFlow:
+        """Take the weights of a flow that one of sbi's builders in :data:`KINDS` made without z-scoring."""
+        # Here, since sampling needs none of what training does.
+        from digs_survey.estimator.extract import flow_arrays
+
+        kind, tensors = flow_arrays(flow)
+        return cls(kind, **{name: tensor.cpu().numpy() for name, tensor in tensors.items()})
 
 
-@torch.no_grad()
-def _extract(affine: Any, permutation: Any) -> MaskedTransform:
-    made = affine.autoregressive_net
-    ndim = affine.features
-    layers = [made.initial_layer, *(block.linear for block in made.blocks)]
-    orders = [torch.argsort(layer.degrees, stable=True) for layer in layers]
-    if any(
-        not torch.equal(layer.degrees[o], layers[0].degrees[orders[0]]) for layer, o in zip(layers, orders, strict=True)
-    ):
-        raise ValueError("expected hidden layers of equal degrees")
-    degrees = layers[0].degrees[orders[0]]
-    masked = [(layer.weight * layer.mask).detach() for layer in layers]
-    out = (made.final_layer.weight * made.final_layer.mask).detach()[:, orders[-1]]
-    empty = masked[0].new_zeros
-    hidden = range(1, len(layers))
-    return MaskedTransform(
-        w_in=masked[0][orders[0]].clone(),
-        b_in=layers[0].bias[orders[0]].clone(),
-        w_context=made.context_layer.weight[orders[0]].clone(),
-        b_context=made.context_layer.bias[orders[0]].clone(),
-        w_hidden=torch.stack([masked[k][orders[k]][:, orders[k - 1]] for k in hidden])
-        if len(layers) > 1
-        else empty((0, len(degrees), len(degrees))),
-        b_hidden=torch.stack([layers[k].bias[orders[k]] for k in hidden])
-        if len(layers) > 1
-        else empty((0, len(degrees))),
-        w_out=out.reshape(ndim, 2, -1).clone(),
-        b_out=made.final_layer.bias.detach().reshape(ndim, 2).clone(),
-        stops=torch.stack([(degrees <= d).sum() for d in range(ndim)]),
-        permutation=permutation._permutation.clone(),
-    )
+def _own(*arrays: NDArray[np.floating]) -> tuple[NDArray[np.float32], ...]:
+    """Copies of one type, since numba compiles again for every layout and for what must not be written to."""
+    return tuple(np.array(array, dtype=np.float32, order="C") for array in arrays)

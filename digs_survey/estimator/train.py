@@ -12,17 +12,17 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
-from numpy.typing import NDArray
 
-from digs_survey.config import SurveyConfig
+from digs_survey.config import SurveyConfig, TrainConfig
 from digs_survey.errors import StageError
-from digs_survey.estimator.loop import HISTORY, Worker, fit, load_checkpoint, prepare_estimator
+from digs_survey.estimator.dataset import Simulations, check_recipe
+from digs_survey.estimator.loop import HISTORY, Diverged, Worker, blank_estimator, fit, load_checkpoint
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
@@ -40,6 +40,7 @@ def train(
     *,
     noise: NoiseModel,
     data_hash: str,
+    grid: WavelengthGrid | None = None,
     ray_address: str | None = None,
     advance: Callable[[int], None] = lambda epochs: None,
 ) -> tuple[FrozenPosterior, float]:
@@ -49,12 +50,16 @@ def train(
     ----------
     config : SurveyConfig
     simulations : Path
-        With ``theta`` (simulation, parameter) and noiseless ``flux`` (simulation, wavelength).
+        With ``theta`` (simulation, parameter) and noiseless ``flux`` (simulation, wavelength). Refused if it was made
+        with another model, prior or grid.
     folder : Path
-        Gets model.safetensors, card.json and history.csv; the checkpoint lies beside it while training runs.
+        Gets model.safetensors, card.json and history.csv (and history-1.csv ... of further members); the checkpoint
+        lies beside it while training runs.
     noise : NoiseModel
     data_hash : str
         Identifies the simulations, for the card and the checkpoint.
+    grid : WavelengthGrid, optional
+        That the simulations must have.
     ray_address : str, optional
         A Ray cluster to train on. Without one, one worker trains in this process.
     advance : callable
@@ -64,63 +69,97 @@ def train(
     -------
     FrozenPosterior, float
         And the core-seconds spent, interrupted attempts included up to their last checkpoint.
+
+    Raises
+    ------
+    StageError
+        If the simulations are not those that the configuration asks for, or some of them cannot be trained on, or
+        training diverged (its last good checkpoint is kept), or workers failed.
     """
-    folder, checkpoint = Path(folder), Path(folder).parent / "checkpoint" / "train.pt"
+    folder, checkpoints = Path(folder), Path(folder).parent / "checkpoint"
+    group: Any = zarr.open_group(str(simulations), mode="r")
+    check_recipe(group.attrs.get("recipe"), config, grid)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoints.mkdir(parents=True, exist_ok=True)
     key = _key(config, noise, data_hash)
-    state = load_checkpoint(checkpoint, key)
-    advance(state["epoch"] if state else 0)
-    if ray_address is None and config.train.workers == 1:
-        theta, flux = _read(simulations)
-        state = fit(config, theta, flux, noise, checkpoint, key, on_epoch=lambda row: advance(1))
-    else:
-        with _epochs_followed(checkpoint, key, advance, state["epoch"] if state else 0):
-            _fit_on_ray(config, simulations, noise, checkpoint, key, ray_address)
-        state = load_checkpoint(checkpoint, key)
-        if state is None:
-            raise StageError(
-                f"train: the Ray workers left no checkpoint at {checkpoint}; "
-                "the run directory must lie on storage that every node shares"
-            )
-        theta, flux = _read(simulations)
-    estimator = prepare_estimator(config, theta, flux, noise)
-    estimator.load_state_dict(state["best"])
+    estimators, states = [], []
+    for member in range(config.train.ensemble):
+        checkpoint = checkpoints / ("train.pt" if member == 0 else f"train-{member}.pt")
+        state = _train_member(config, simulations, noise, checkpoint, key, member, ray_address, advance)
+        estimator = blank_estimator(config, group["flux"].shape[1], member)
+        estimator.load_state_dict(state["best"])
+        estimators.append(estimator)
+        states.append(state)
     posterior = FrozenPosterior.freeze(
         folder,
-        estimator,
+        estimators,
         config,
-        _grid(simulations),
+        _grid(group),
         noise,
         training={
-            "simulations": len(theta),
+            "simulations": group["theta"].shape[0],
             "data_hash": data_hash,
             "seed": config.seed,
-            "epochs": state["epoch"],
-            "best_epoch": state["best_epoch"],
-            "best_validation_loss": state["best_loss"],
+            "members": [
+                {
+                    "epochs": state["epoch"],
+                    "best_epoch": state["best_epoch"],
+                    "best_validation_loss": state["best_loss"],
+                    "rates_from_epoch": state["rates"],
+                }
+                for state in states
+            ],
             "settings": config.train.model_dump(mode="json"),
         },
     )
-    write_text(folder / "history.csv", _history(state["history"]))
-    remove(checkpoint.parent)
-    return posterior, float(state["history"][-1][HISTORY.index("core_s")])
+    for member, state in enumerate(states):
+        name = "history.csv" if member == 0 else f"history-{member}.csv"
+        write_text(folder / name, _history(state["history"]))
+    remove(checkpoints)
+    return posterior, sum(float(state["history"][-1][HISTORY.index("core_s")]) for state in states)
+
+
+def _train_member(
+    config: SurveyConfig,
+    simulations: Path,
+    noise: NoiseModel,
+    checkpoint: Path,
+    key: str,
+    member: int,
+    ray_address: str | None,
+    advance: Callable[[int], None],
+) -> dict[str, Any]:
+    """Train one member of the ensemble, here or on Ray; return its last checkpoint."""
+    group: Any = zarr.open_group(str(simulations), mode="r")
+    theta, flux = group["theta"], group["flux"]
+    state = load_checkpoint(checkpoint, key, config.train)
+    done = state["epoch"] if state else 0
+    advance(done)
+    if ray_address is None and config.train.workers == 1:
+        return fit(config, theta, flux, noise, checkpoint, key, member=member, on_epoch=lambda row: advance(1))
+    for _ in Simulations(theta, flux, config.make_prior()).checked():
+        pass
+    with _epochs_followed(checkpoint, key, config.train, advance, done):
+        _fit_on_ray(config, simulations, noise, checkpoint, key, member, ray_address)
+    state = load_checkpoint(checkpoint, key, config.train)
+    if state is None:
+        raise StageError(
+            f"train: the Ray workers left no checkpoint at {checkpoint}; "
+            "the run directory must lie on storage that every node shares"
+        )
+    if state["diverged"]:
+        raise Diverged(state["diverged"])
+    return state
 
 
 def _key(config: SurveyConfig, noise: NoiseModel, data_hash: str) -> str:
-    digest = hashlib.sha256(config.hash("seed", "train", "prior").encode())
-    digest.update(data_hash.encode())
-    digest.update(json.dumps(noise.to_dict(), sort_keys=True).encode())
-    return digest.hexdigest()
+    """Hash of all that decides the weights but the rates, which a run that diverged goes on with others of."""
+    settings = config.train.model_dump(mode="json", exclude={"learning_rate", "gradient_clip"})
+    decisive = [config.hash("seed", "prior"), settings, data_hash, noise.to_dict()]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def _read(simulations: Path) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    group: Any = zarr.open_group(str(simulations), mode="r")
-    return np.asarray(group["theta"][...]), np.asarray(group["flux"][...], dtype=np.float32)
-
-
-def _grid(simulations: Path) -> WavelengthGrid:
-    group: Any = zarr.open_group(str(simulations), mode="r")
+def _grid(group: Any) -> WavelengthGrid:
     wave = group["wavelength"]
     return WavelengthGrid(np.asarray(wave[...]), str(wave.attrs["frame"]), str(wave.attrs["medium"]))
 
@@ -139,34 +178,37 @@ def _ray_loop(settings: Mapping[str, Any]) -> None:
     import torch
 
     context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    alone = context.get_world_size() == 1
+
+    def add(tensors: list[torch.Tensor]) -> None:
+        if not alone:
+            flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            torch.distributed.all_reduce(flat)
+            for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     def total(value: float) -> float:
-        if context.get_world_size() == 1:
-            return value
-        tensor = torch.tensor([value], dtype=torch.float64)
-        torch.distributed.all_reduce(tensor)
-        return float(tensor[0])
+        summed = torch.tensor([value], dtype=torch.float64, device=device)
+        if not alone:
+            torch.distributed.all_reduce(summed)
+        return float(summed[0])
 
     config = SurveyConfig.model_validate_json(settings["config"])
-    theta, flux = _read(Path(settings["simulations"]))
-    noise = NoiseModel.from_config(config.noise, settings["noise_table"])
-    fit(
-        config,
-        theta,
-        flux,
-        noise,
-        Path(settings["checkpoint"]),
-        settings["key"],
-        worker=Worker(
-            rank=context.get_world_rank(),
-            size=context.get_world_size(),
-            wrap=lambda module: ray.train.torch.prepare_model(
-                module, parallel_strategy_kwargs={"broadcast_buffers": False}
-            ),
-            total=total,
-        ),
-        on_epoch=lambda row: ray.train.report(dict(row)),
-    )
+    group: Any = zarr.open_group(settings["simulations"], mode="r")
+    # What diverged would diverge again: the checkpoint tells the driver, and Ray does not try anew.
+    with suppress(Diverged):
+        fit(
+            config,
+            group["theta"],
+            group["flux"],
+            NoiseModel.from_config(config.noise, settings["noise_table"]),
+            Path(settings["checkpoint"]),
+            settings["key"],
+            member=settings["member"],
+            worker=Worker(context.get_world_rank(), context.get_world_size(), add, total),
+            on_epoch=lambda row: ray.train.report(dict(row)),
+        )
 
 
 def _fit_on_ray(
@@ -175,6 +217,7 @@ def _fit_on_ray(
     noise: NoiseModel,
     checkpoint: Path,
     key: str,
+    member: int,
     address: str | None,
 ) -> None:
     from digs_survey.raysession import ray_session
@@ -194,6 +237,7 @@ def _fit_on_ray(
                 "noise_table": noise.table,
                 "checkpoint": str(checkpoint.resolve()),
                 "key": key,
+                "member": member,
             },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=config.train.workers,
@@ -205,7 +249,7 @@ def _fit_on_ray(
             ),
             run_config=ray.train.RunConfig(
                 name="train",
-                storage_path=str(checkpoint.parent.resolve() / "ray"),
+                storage_path=str(checkpoint.parent.resolve() / f"ray-{member}"),
                 failure_config=ray.train.FailureConfig(max_failures=2),
             ),
         )
@@ -216,7 +260,9 @@ def _fit_on_ray(
 
 
 @contextmanager
-def _epochs_followed(checkpoint: Path, key: str, advance: Callable[[int], None], done: int) -> Iterator[None]:
+def _epochs_followed(
+    checkpoint: Path, key: str, settings: TrainConfig, advance: Callable[[int], None], done: int
+) -> Iterator[None]:
     """Report epochs from the checkpoint while workers elsewhere write it."""
     stop = threading.Event()
 
@@ -227,7 +273,7 @@ def _epochs_followed(checkpoint: Path, key: str, advance: Callable[[int], None],
             stamp = checkpoint.stat().st_mtime_ns if checkpoint.is_file() else None
             if stamp != last:
                 last = stamp
-                state = load_checkpoint(checkpoint, key)
+                state = load_checkpoint(checkpoint, key, settings)
                 if state and state["epoch"] > seen:
                     advance(state["epoch"] - seen)
                     seen = state["epoch"]

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logit
 
 from digs_survey.config import MapConfig
 from digs_survey.infer.importance import Importance, Weigher
 from digs_survey.infer.prepare import PreparedRows
 from digs_survey.infer.psis import PARETO_K_LIMIT
+from digs_survey.parameters import Prior
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
 
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
 
-__all__ = ["RowResult", "draw_quantiles", "infer_rows", "piles_up"]
+__all__ = ["RowResult", "draw_quantiles", "infer_rows", "ordered_quantiles", "piles_up"]
 
 _BLOCK_ROWS = 64
 """Rows whose draws are held at the same time, so that memory does not grow with the shard."""
@@ -60,25 +62,50 @@ def draw_quantiles(theta: NDArray[np.float64], quantiles: tuple[float, ...]) -> 
         As ``numpy.quantile`` gives; sorting contiguous draws once is several times faster.
     """
     ordered = np.sort(np.ascontiguousarray(theta.transpose(0, 2, 1)), axis=-1)
-    position = np.asarray(quantiles) * (ordered.shape[-1] - 1)
+    below, above, part = _neighbours(quantiles, ordered.shape[-1])
+    return ordered[..., below] + part * (ordered[..., above] - ordered[..., below])
+
+
+def ordered_quantiles(u: NDArray[np.floating], quantiles: tuple[float, ...], prior: Prior) -> NDArray[np.float64]:
+    """Quantiles of theta over sorted draws of u: as :func:`draw_quantiles` of theta, of which few are computed.
+
+    Parameters
+    ----------
+    u : ndarray, shape (n, ndim, draws)
+        Unconstrained coordinates of the prior, each parameter's draws in increasing order.
+    quantiles : tuple of float
+    prior : Prior
+
+    Returns
+    -------
+    ndarray, shape (n, ndim, quantile)
+        In the parameters' units.
+    """
+    below, above, part = _neighbours(quantiles, u.shape[-1])
+    low, high = (prior.from_unconstrained(u[..., index].transpose(0, 2, 1)) for index in (below, above))
+    return (low + part[:, None] * (high - low)).transpose(0, 2, 1)
+
+
+def _neighbours(quantiles: tuple[float, ...], draws: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]]:
+    """Order statistics on both sides of each quantile, and the way from the first to the second."""
+    position = np.asarray(quantiles) * (draws - 1)
     below = np.floor(position).astype(int)
-    above = np.ceil(position).astype(int)
-    return ordered[..., below] + (position - below) * (ordered[..., above] - ordered[..., below])
+    return below, np.ceil(position).astype(int), position - below
 
 
-def piles_up(cdf: NDArray[np.float64], edge_fraction: float, edge_mass: float) -> NDArray[np.bool_]:
+def piles_up(u: NDArray[np.floating], edge_fraction: float, edge_mass: float) -> NDArray[np.bool_]:
     """Tell which posteriors (n,) have more than ``edge_mass`` of their draws at one edge of the prior.
 
     Parameters
     ----------
-    cdf : ndarray, shape (n, draws, ndim)
-        The prior's cumulative distribution at the draws.
+    u : ndarray, shape (n, ndim, draws)
+        Draws in the unconstrained coordinates of the prior, the logit of its cumulative distribution.
     edge_fraction : float
         Width of the strip at each edge, as a fraction of the prior's range.
     edge_mass : float
     """
-    low = (cdf < edge_fraction).mean(axis=1)
-    high = (cdf > 1 - edge_fraction).mean(axis=1)
+    low = (u < logit(edge_fraction)).mean(axis=-1)
+    high = (u > logit(1 - edge_fraction)).mean(axis=-1)
     return (np.maximum(low, high) > edge_mass).any(axis=-1)
 
 
@@ -114,14 +141,17 @@ def infer_rows(
     for start in range(0, with_posterior.size, _BLOCK_ROWS):
         rows = with_posterior[start : start + _BLOCK_ROWS]
         flux = prepared.flux[rows]
-        theta = posterior.sample(flux, map_config.draws)
-        finite = np.isfinite(theta).all(axis=(1, 2))
-        percentiles[rows[finite]] = draw_quantiles(theta[finite], map_config.quantiles)
-        edge = piles_up(posterior.prior.cdf(theta), map_config.edge_fraction, map_config.edge_mass)
+        u = posterior.sample_unconstrained(flux, map_config.draws, ordered=weigher is None)
+        ordered = u if weigher is None else np.sort(u, axis=-1)
+        # Sorted, what is not finite is at either end.
+        finite = np.isfinite(ordered[..., [0, -1]]).all(axis=(1, 2))
+        percentiles[rows[finite]] = ordered_quantiles(ordered[finite], map_config.quantiles, posterior.prior)
+        edge = piles_up(u, map_config.edge_fraction, map_config.edge_mass)
         quality[rows[finite & edge]] |= QualityFlag.PRIOR_EDGE
         quality[rows[~finite | posterior.outside_training(flux)]] |= QualityFlag.OUTSIDE_SIMULATIONS
         if weigher is not None and importance is not None:
             errors = posterior.noise.errors_of(flux, prepared.ivar[rows], prepared.good[rows])
+            theta = posterior.prior.from_unconstrained(u.transpose(0, 2, 1))
             importance.put(rows, weigher(flux, prepared.good[rows], errors, theta))
             uneven = finite & ~(importance.pareto_k[rows] <= PARETO_K_LIMIT)
             quality[rows[uneven]] |= QualityFlag.UNEVEN_WEIGHTS

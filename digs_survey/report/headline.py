@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from digs_survey.report.format import count, fixed, number, percent
+from digs_survey.audit.calibration import RANKS_SIGNIFICANCE
+from digs_survey.report.format import count, duration, fixed, number, percent
 from digs_survey.report.load import RunData
 
 __all__ = ["SHIFT_TOLERANCE", "Headline", "coverage_limits", "headlines", "nested"]
@@ -16,8 +17,8 @@ SHIFT_TOLERANCE = 0.3
 
 _LEVEL = 0.68
 _COVERAGE_TOLERANCE = 0.04
-_FALSE_ALARM = 0.05
-"""How often the ranks of a posterior that is right in all parameters are called uneven."""
+_WIDTH_TOLERANCE = 0.1
+"""Of the mean ratio of widths from 1, beyond twice its standard error."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def _coverage(run: RunData) -> Headline:
     first, last = (fixed(100 * round(side, 3), 1) for side in (min(covered.values()), max(covered.values())))
     words = f"The posterior is calibrated: its 68 % intervals hold {first}–{last} % of the true values."
     pvalues = nested(run.audit, "calibration", "ks_pvalue") or {}
-    uneven = [name for name, p in pvalues.items() if p is not None and p < _FALSE_ALARM / len(pvalues)]
+    uneven = [name for name, p in pvalues.items() if p is not None and p < RANKS_SIGNIFICANCE / len(pvalues)]
+    tarp = nested(run.audit, "calibration", "tarp") or {}
     if outside:
         words = words.replace("is calibrated", f"is NOT calibrated in {', '.join(outside)}")
     elif uneven:
@@ -91,12 +93,18 @@ def _coverage(run: RunData) -> Headline:
             f"The 68 % intervals hold {first}–{last} % of the true values, as they should, but the posterior "
             f"is shifted or skewed in {', '.join(uneven)}: its ranks are NOT uniform."
         )
+    if tarp.get("inside") is False:
+        off, allowed = (fixed(100 * tarp[key], 1) for key in ("max_deviation", "band"))
+        words += (
+            " All parameters together are NOT calibrated: the expected coverage of TARP is off by up to "
+            f"{off} percentage points, where {allowed} are allowed."
+        )
     return Headline(
         "coverage",
         title,
         words,
         f"{fixed(min(covered.values()), 3)}–{fixed(max(covered.values()), 3)}",
-        "attention" if outside or uneven else "good",
+        "attention" if outside or uneven or tarp.get("inside") is False else "good",
         f"Expected: {fixed(low, 2)}–{fixed(high, 2)} for each parameter. "
         f"On {count(simulations)} independent simulations.",
         [(f"coverage-{name}", name, fixed(value, 3)) for name, value in covered.items()],
@@ -116,14 +124,22 @@ def _agreement(run: RunData) -> Headline:
         return Headline("shift", title, words, status="attention", note=note)
     missing = galaxies - converged
     words = f"NPE and emcee differ by {fixed(shift, 2)} σ on average"
+    ratio, error = (
+        nested(run.audit, "agreement", key, "all") for key in ("mean_width_ratio", "mean_width_ratio_error")
+    )
+    if ratio is not None:
+        width = fixed(ratio, 2) + (f" ± {fixed(error, 2)}" if error is not None else "")
+        words += f", with widths {width} times emcee's"
+    fits = ratio is None or abs(ratio - 1) <= _WIDTH_TOLERANCE + 2 * (error or 0)
     words += f"; {missing} of {galaxies} chains did NOT converge." if missing else f", over {galaxies} galaxies."
     return Headline(
         "shift",
         title,
         words,
         f"{fixed(shift, 2)} σ",
-        "good" if shift < SHIFT_TOLERANCE and not missing else "attention",
-        f"Expected: below {SHIFT_TOLERANCE} σ. Over {converged} of {galaxies} galaxies, those with converged chains.",
+        "good" if shift < SHIFT_TOLERANCE and fits and not missing else "attention",
+        f"Expected: below {SHIFT_TOLERANCE} σ, and widths within {percent(_WIDTH_TOLERANCE, 0)} of emcee's. "
+        f"Over {converged} of {galaxies} galaxies, those with converged chains.",
         [(f"shift-{name}", name, f"{fixed(value, 2)} σ") for name, value in shifts.items() if name != "all"],
     )
 
@@ -134,13 +150,19 @@ def _speed(run: RunData) -> Headline:
     whole = nested(run.audit, "cost", "galaxies_per_mcmc_fit_with_training_at_catalog")
     if mapped is None:
         return Headline("speed", title, "What an emcee fit costs was not measured.")
+    words = f"For the price of one emcee fit, {number(mapped)} galaxies are mapped."
+    note = "On the same cores in the same run. The second number spreads simulation and training over this catalog."
+    if nested(run.audit, "cost", "mcmc_engine") == "batched":
+        words = words.replace("emcee fit", "emcee fit on spectra in batches")
+        slow = nested(run.audit, "cost", "mcmc_core_s_per_galaxy_by_prospector")
+        note += f" With Prospector's spectra the same likelihoods would take {duration(slow)} a galaxy."
     return Headline(
         "speed",
         title,
-        f"For the price of one emcee fit, {number(mapped)} galaxies are mapped.",
+        words,
         number(mapped),
         "measured",
-        "On the same cores in the same run. The second number spreads simulation and training over this catalog.",
+        note,
         [("speed-map", "mapping only", number(mapped)), ("speed-all", "simulation and training too", number(whole))],
     )
 
@@ -149,6 +171,11 @@ def _break_even(run: RunData) -> Headline:
     title = "Break-even"
     galaxies = nested(run.audit, "cost", "break_even_galaxies")
     rows = nested(run.manifest, "inputs", "catalog", "rows")
+    if name := nested(run.manifest, "stages", "train", "key", "pretrained"):
+        words = f"The posterior {name} ships with digs-survey: nothing was simulated or trained here."
+        cost = [nested(run.card or {}, "cost", key) for key in ("simulate_core_s", "train_core_s")]
+        note = f"Elsewhere, simulating took {number(cost[0])} core-seconds and training {number(cost[1])}."
+        return Headline("break-even", title, words, note=note)
     if galaxies is None:
         return Headline("break-even", title, "From how many galaxies on NPE is cheaper is not known.")
     value = f"{count(math.ceil(galaxies))} galaxies"

@@ -122,7 +122,7 @@ def learning_section(run: RunData) -> Picture | None:
 
 
 def calibration_section(run: RunData) -> dict[str, list[Picture]] | None:
-    """Return recovery, ranks, rank CDF and coverage, one picture a parameter each."""
+    """Return recovery, ranks, rank CDF and coverage, one picture a parameter each; coverage ends with TARP."""
     data = run.calibration
     if data is None:
         return None
@@ -143,6 +143,9 @@ def calibration_section(run: RunData) -> dict[str, list[Picture]] | None:
             pictures["cdf"].append(calibration.rank_cdf(name, rank, draws, pvalues.get(name)))
             level, covered = data["level"].values, data["coverage"].values[:, k]
             pictures["coverage"].append(calibration.coverage(name, level, covered, rank.size))
+    if tarp := nested(run.audit, "calibration", "tarp"):
+        level, covered = np.array(tarp["levels"]), np.array(tarp["coverage"])
+        pictures["coverage"].append(calibration.tarp(level, covered, tarp["band"]))
     return pictures
 
 

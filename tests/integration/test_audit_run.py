@@ -53,10 +53,9 @@ FAILING = 7
 
 
 class Smooth:
-    def spectrum(self, theta):
-        x = GRID.wavelength / 5000
-        shape = 1 + theta[3] * x**2 + theta[4] * x**3 / 9
-        return 10 ** (theta[0] - 18) * x ** theta[1] * np.exp(-theta[2] / x) * shape
+    def spectra(self, theta):
+        x, (mass, slope, dust, second, third) = GRID.wavelength / 5000, theta.T[..., None]
+        return 10 ** (mass - 18) * x**slope * np.exp(-dust / x) * (1 + second * x**2 + third * x**3 / 9)
 
 
 def fit(setup, job):
@@ -94,7 +93,7 @@ def inputs(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "fit_galaxies", partial(run.fit_galaxies, fit=fit))
     rng = np.random.default_rng(5)
     theta = PRIOR.from_unit_cube(rng.uniform(0.3, 0.7, (ROWS, 5)))
-    flux = np.stack([Smooth().spectrum(row) for row in theta])
+    flux = Smooth().spectra(theta)
     flux *= 1 + 0.05 * rng.normal(size=flux.shape)
     mask = np.zeros_like(flux, dtype=int)
     mask[0] = 1
@@ -118,7 +117,7 @@ def inputs(tmp_path, monkeypatch):
         {"quantile": list(CONFIG.map.quantiles)},
     ).to_zarr(run_dir / "posterior.zarr", zarr_format=3, consolidated=False)
     truth = PRIOR.from_unit_cube(rng.uniform(0.3, 0.7, (SIMULATIONS + 9, 5)))
-    spectra = np.stack([Smooth().spectrum(row) for row in truth])
+    spectra = Smooth().spectra(truth)
     arrays = {
         "theta": ArraySpec(("simulation", "parameter"), truth.shape, "float64"),
         "flux": ArraySpec(("simulation", "wavelength"), spectra.shape, "float32"),
@@ -140,6 +139,12 @@ def test_audit_writes_what_the_report_reads_and_does_it_once(inputs, monkeypatch
     assert (summary["agreement"]["failed"], summary["agreement"]["converged"]) == (1, ROWS - 2)
     assert summary["calibration"]["simulations"] == SIMULATIONS
     assert summary["calibration"]["ks_pvalue"]["logzsol"] < 1
+    assert not summary["calibration"]["ranks_uniform"]
+    assert set(summary["calibration"]["coverage_error"]) == {"0.5", "0.68", "0.9", "0.95"}
+    assert summary["mcmc"]["engine"] == "prospector"
+    assert summary["mcmc"]["likelihoods"] == (ROWS - 2) * 12 * 91
+    assert summary["mcmc"]["max_log_likelihood_difference"] == 0
+    assert summary["agreement"]["mean_width_ratio_error"]["all"] > 0
     cost = summary["cost"]
     assert cost["galaxies_per_mcmc_fit_map_only"] > 1000
     assert cost["cores"] >= 1
@@ -175,6 +180,9 @@ def test_audit_writes_what_the_report_reads_and_does_it_once(inputs, monkeypatch
         assert calibration["rank"].shape == (SIMULATIONS, 5)
         assert calibration["percentiles"].shape == (SIMULATIONS, 5, 5)
         assert calibration.attrs["draws"] == 100
+        share = (calibration["credibility"].values <= 0.9).mean()
+        tarp = summary["calibration"]["tarp"]
+        assert tarp["coverage"][tarp["levels"].index(0.9)] == pytest.approx(share)
         level = calibration["level"].values.tolist().index(0.9)
         reported = summary["calibration"]["coverage"]["0.9"]
         assert calibration["coverage"].values[level].tolist() == list(reported.values())

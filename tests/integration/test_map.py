@@ -62,11 +62,11 @@ def model(tmp_path_factory):
     flux, theta = flux_of(2000, seed=1)
     network = TrainConfig(hidden_features=12, transforms=2, embedding_features=8, embedding_layers=1, components=6)
     config = SurveyConfig(train=network)
-    features = Features(len(GRID), network.components, PRIOR)
-    features.fit(flux, theta)
+    features = Features(len(GRID), network, PRIOR)
+    features.fit(flux, spectra(theta), theta)
     folder = tmp_path_factory.mktemp("model")
     estimator = build_estimator(network, features, seed=3)
-    FrozenPosterior.freeze(folder, estimator, config, GRID, NoiseModel.from_config(config.noise), training={})
+    FrozenPosterior.freeze(folder, [estimator], config, GRID, NoiseModel.from_config(config.noise), training={})
     return folder
 
 

@@ -6,8 +6,10 @@ import csv
 
 import numpy as np
 import pytest
+import torch
 from estimators import GRID, simulations, small_config
 
+from digs_survey.errors import StageError
 from digs_survey.estimator.train import train
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.storage import ArraySpec, create_dataset
@@ -50,10 +52,20 @@ def test_two_workers_have_the_loss_of_one(tmp_path):
             advance=steps.append,
         )
         assert core_s > 0
-        assert posterior.card["training"]["epochs"] == epochs
+        assert posterior.card["training"]["members"][0]["epochs"] == epochs
         assert not (folder / "checkpoint").exists()
         found[workers] = losses(folder / "model")
     assert len(found[2]) == epochs
     # The order of sums differs, and the first eigenbases of the optimiser, of few gradients, amplify it.
     assert np.allclose(found[1], found[2], atol=2e-2)
     assert found[2][-1, 0] < found[2][0, 0]
+
+
+def test_workers_that_diverge_keep_their_checkpoint_and_say_what_to_lower(tmp_path):
+    settings = ("train.epochs=30", "train.batch_size=64", "train.threads_per_worker=1", "train.workers=2")
+    config = small_config(*settings, "train.learning_rate=1e3", "train.gradient_clip=1e9")
+    simulated = write_simulations(tmp_path / "simulations.zarr", config)
+    how = {"noise": NoiseModel.from_config(config.noise), "data_hash": "test"}
+    with pytest.raises(StageError, match="lower train.learning_rate"):
+        train(config, simulated, tmp_path / "model", **how)
+    assert torch.load(tmp_path / "checkpoint" / "train.pt", weights_only=True)["diverged"]

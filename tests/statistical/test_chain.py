@@ -6,6 +6,7 @@ from scipy.stats import truncnorm
 
 from digs_survey.audit.chain import run_chain, start_points
 from digs_survey.config import MCMCConfig
+from digs_survey.errors import StageError
 from digs_survey.parameters import Prior
 
 MEAN, COVARIANCE = np.array([1.0, -2.0]), np.array([[1.0, 0.8], [0.8, 1.0]])
@@ -13,7 +14,7 @@ PRECISION = np.linalg.inv(COVARIANCE)
 
 
 def gaussian(theta):
-    return -0.5 * float((theta - MEAN) @ PRECISION @ (theta - MEAN))
+    return -0.5 * ((theta - MEAN) @ PRECISION * (theta - MEAN)).sum(axis=-1)
 
 
 def start(walkers=16, ndim=2, at=MEAN):
@@ -30,13 +31,14 @@ def test_gaussian_moments(moves):
     np.testing.assert_allclose(np.cov(chain.draws.T), COVARIANCE, atol=0.12)
     assert 0.1 < chain.acceptance < 0.9
     assert chain.core_seconds > 0
-    assert chain.log_prob[100] == gaussian(chain.draws[100])
+    assert chain.log_prob[100] == pytest.approx(gaussian(chain.draws[100]))
+    assert chain.evaluations == 16 * 2301
 
 
 def test_default_moves_are_not_biased_in_five_dimensions():
     """A mixture with a fifth of emcee 3.1.6's snooker move narrows this density by 3 %."""
     config = MCMCConfig(walkers=32, burn_in=(300,), steps=6000, max_steps=6000)
-    chain = run_chain(lambda theta: -0.5 * float(theta @ theta), start(32, 5, 0.0), config, seed=2)
+    chain = run_chain(lambda theta: -0.5 * (theta**2).sum(axis=-1), start(32, 5, 0.0), config, seed=2)
     assert chain.draws.std() == pytest.approx(1, abs=0.01)
 
 
@@ -47,7 +49,7 @@ def test_box_cuts_the_density_and_nothing_leaks_out():
     at[0] = prior.high[0]
 
     def log_prob(theta):
-        return prior.log_prob(theta) - 0.5 * (((theta - at) / width) ** 2).sum()
+        return prior.log_prob(theta) - 0.5 * (((theta - at) / width) ** 2).sum(axis=-1)
 
     first = start_points(np.full((40, 5), 99.0), prior, 32, seed=3)
     config = MCMCConfig(walkers=32, burn_in=(400,), steps=2000, max_steps=2000)
@@ -76,11 +78,34 @@ def test_walkers_that_never_move_do_not_count_as_converged():
     origin = start()
 
     def log_prob(theta):
-        return 0.0 if (theta == origin).all(axis=1).any() else -np.inf
+        return np.where((theta[:, None] == origin).all(axis=2).any(axis=1), 0.0, -np.inf)
 
     stuck = run_chain(log_prob, origin, config, seed=0)
     assert not stuck.converged
     assert np.isnan(stuck.autocorrelation_time).all()
+
+
+def test_a_chain_that_begins_where_there_is_no_density_says_so_or_finds_its_way():
+    config = MCMCConfig(walkers=16, burn_in=(20,), steps=50, max_steps=50)
+    with pytest.raises(StageError, match="no walker is where the posterior density is above zero"):
+        run_chain(lambda theta: np.full(len(theta), -np.inf), start(), config, seed=0)
+    first = start()
+
+    def half_of_them(theta):
+        return np.where(theta[:, 0] > np.median(first[:, 0]), gaussian(theta), -np.inf)
+
+    assert np.isfinite(run_chain(half_of_them, first, config, seed=0).log_prob).all()
+
+
+def test_starting_from_a_wrong_posterior_leaves_no_trace_after_burn_in():
+    """As from neural draws that are three times too narrow and shifted by two sigma."""
+    wrong = MEAN + 2 + 0.3 * np.random.default_rng(1).normal(size=(32, 2))
+    config = MCMCConfig(walkers=32, burn_in=(250,), steps=2000, max_steps=2000)
+    chain = run_chain(gaussian, wrong, config, seed=7)
+    early = chain.draws[: 32 * 200]
+    assert early.mean(axis=0) == pytest.approx(MEAN, abs=0.15)
+    assert chain.draws.mean(axis=0) == pytest.approx(MEAN, abs=0.06)
+    np.testing.assert_allclose(chain.draws.std(axis=0), 1, rtol=0.05)
 
 
 def test_same_seed_same_chain():

@@ -17,6 +17,7 @@ import xarray as xr
 from pyarrow import parquet
 from scipy.stats import kstest, norm
 
+from digs_survey.audit.tarp import credibility, tarp_summary
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.storage import write_json
@@ -140,7 +141,10 @@ def _calibration(folder, model, rng, simulations, draws=400):
     names = list(model.prior.names)
     theta = model.theta(rng, simulations)
     mean = model.mean(model.flux(theta) * np.exp(NOISE * rng.normal(size=(simulations, model.wave.size))))
-    rank = (model.draws(rng, mean, draws) < theta[:, None]).sum(axis=1)
+    sample = model.draws(rng, mean, draws)
+    rank = (sample < theta[:, None]).sum(axis=1)
+    cube = model.prior.cdf(theta), model.prior.cdf(sample)
+    credible = credibility(*cube, np.random.default_rng(1).random((simulations, len(names) + 1)))
     z = (mean - theta) / model.width
     coverage = (np.abs(z)[None] < norm.ppf(0.5 + LEVELS / 2)[:, None, None]).mean(axis=1)
     xr.Dataset(
@@ -161,6 +165,8 @@ def _calibration(folder, model, rng, simulations, draws=400):
         "coverage": {str(q): by_name((np.abs(z) < norm.ppf(0.5 + q / 2)).mean(axis=0)) for q in (0.5, 0.68, 0.9, 0.95)},
         "chi_mean": by_name(z.mean(axis=0)),
         "chi_std": by_name(z.std(axis=0)),
+        "mean_half_width": by_name(model.width),
+        "tarp": tarp_summary(credible, LEVELS.tolist()),
     }
 
 
@@ -224,6 +230,8 @@ def _galaxies(folder, model, rng, flux, ids, converged, failed, known_truth, dra
         "agreement": {
             "converged": int(is_converged.sum()),
             "mean_abs_shift_sigma": mean_of(np.abs(shift), np.mean),
+            "mean_width_ratio": mean_of(ratio, np.mean),
+            "mean_width_ratio_error": mean_of(ratio, lambda v: v.std() / np.sqrt(len(v))),
             "median_width_ratio": mean_of(ratio, np.median),
         },
         "predictive": {

@@ -45,7 +45,29 @@ def test_only_converged_and_finite_chains_enter_the_summary():
     assert summary["mean_abs_shift_sigma"]["all"] == pytest.approx(0.0, abs=1e-9)
     none = compare(np.stack([good]), mcmc[1:2], [False]).summary(NAMES)
     assert none["mean_abs_shift_sigma"] == {"a": None, "b": None, "all": None}
+    assert none["ratio_of_mean_widths_error"] == none["median_width_ratio"] == none["mean_abs_shift_sigma"]
     json.dumps(none, allow_nan=False)
+
+
+def test_mean_ratios_of_widths_and_their_errors():
+    rng = np.random.default_rng(0)
+    width = rng.uniform(0.1, 2, (40, 2))
+    ratio = 1.1 + 0.2 * rng.normal(size=(40, 2))
+    mcmc = np.stack([normal_draws([0.0, 0.0], w) for w in width])
+    npe = np.stack([normal_draws([0.0, 0.0], w) for w in width * ratio])
+    summary = compare(npe, mcmc, np.ones(40, bool)).summary(NAMES)
+    mean, error = summary["mean_width_ratio"], summary["mean_width_ratio_error"]
+    assert list(mean.values()) == pytest.approx([*ratio.mean(axis=0), ratio.mean()], rel=1e-6)
+    # For a plain mean the jackknife is the textbook's standard error.
+    expected = [*ratio.std(axis=0, ddof=1), ratio.mean(axis=1).std(ddof=1)] / np.sqrt(40)
+    assert list(error.values()) == pytest.approx(expected.tolist(), rel=1e-6)
+    weighted = (width * ratio).sum(axis=0) / width.sum(axis=0)
+    assert list(summary["ratio_of_mean_widths"].values()) == pytest.approx([*weighted, weighted.mean()], rel=1e-6)
+    scatter = np.sqrt((((ratio - weighted) * width) ** 2).sum(axis=0)) / width.sum(axis=0)
+    assert [summary["ratio_of_mean_widths_error"][name] for name in NAMES] == pytest.approx(scatter.tolist(), rel=0.1)
+    one = compare(npe[:1], mcmc[:1], [True]).summary(NAMES)
+    assert one["mean_width_ratio_error"] == {"a": None, "b": None, "all": None}
+    assert one["ratio_of_mean_widths"]["a"] == pytest.approx(ratio[0, 0], rel=1e-6)
 
 
 @pytest.mark.parametrize("space", ["flux", "log10"])
@@ -85,6 +107,10 @@ def test_costs_by_hand():
     assert cost["galaxies_per_mcmc_fit_with_training_at_catalog"] == pytest.approx(200_000 / 610)
     assert cost["break_even_galaxies"] == 4
     assert cost["stages"] == STAGES
+    assert (cost["mcmc_engine"], cost["mcmc_core_s_per_galaxy_by_prospector"]) == ("prospector", pytest.approx(200))
+    fast = cost_summary(STAGES, [15.0, 25.0], 1000, 2, engine="batched", prospector_core_s=[150.0, 250.0])
+    assert fast["galaxies_per_mcmc_fit_map_only"] == pytest.approx(2_000)
+    assert (fast["mcmc_engine"], fast["mcmc_core_s_per_galaxy_by_prospector"]) == ("batched", pytest.approx(200))
 
 
 def test_at_break_even_the_neural_posterior_is_the_cheaper_and_one_galaxy_before_it_is_not():

@@ -9,7 +9,7 @@ from noises import KINDS, Case
 
 from digs_survey.catalog import CatalogRows
 from digs_survey.config import MissingConfig
-from digs_survey.estimator.loop import _noisy
+from digs_survey.estimator.noising import noisy_rows
 from digs_survey.infer.prepare import prepare
 from digs_survey.simulate.missing import fill, fill_flux, missing_elements
 
@@ -78,8 +78,8 @@ def test_training_is_shown_what_prepared_rows_hold(name):
     gaps = {"missing": {"probability": 0.7, "stretches": 2, "elements": [2, 12]}}
     case, whole = Case(name, ELEMENTS, **gaps), Case(name, ELEMENTS)
     spectra = torch.tensor(np.broadcast_to(case.flux, (400, ELEMENTS)), dtype=torch.float32)
-    seen = _noisy(spectra, case.noise, torch.Generator().manual_seed(1)).numpy()
-    noisy = _noisy(spectra, whole.noise, torch.Generator().manual_seed(1)).numpy()
+    seen = noisy_rows(spectra, case.noise, 1, "test").numpy()
+    noisy = noisy_rows(spectra, whole.noise, 1, "test").numpy()
     assert seen.dtype == np.float32
     good = seen == noisy
     assert good.any(axis=1).all()

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import logit
 from scipy.stats import norm
 
 from digs_survey.config import MapConfig
-from digs_survey.infer.percentiles import draw_quantiles, infer_rows, piles_up
+from digs_survey.infer.percentiles import draw_quantiles, infer_rows, ordered_quantiles, piles_up
 from digs_survey.infer.prepare import PreparedRows
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
@@ -18,12 +19,11 @@ class KnownPosterior:
 
     prior = Prior()
 
-    def sample(self, flux, draws):
+    def sample_unconstrained(self, flux, draws, ordered):
+        assert ordered
         points = norm.ppf((np.arange(draws) + 0.5) / draws)
-        cdf = np.clip(flux[:, None, None, 0] + flux[:, None, None, 1] * points[:, None], 0, 1)
-        # Shuffled draws, so that an answer that leans on their order shows.
-        order = np.random.default_rng(1).permutation(draws)
-        return self.prior.from_unit_cube(np.repeat(cdf[:, order], self.prior.ndim, axis=2))
+        cdf = np.clip(flux[:, 0, None] + flux[:, 1, None] * points, 1e-9, 1 - 1e-9)
+        return np.repeat(logit(cdf)[:, None], self.prior.ndim, axis=1)
 
     def outside_training(self, flux):
         return flux[:, 2] > 0
@@ -40,6 +40,14 @@ def test_quantiles_are_those_of_numpy():
     wanted = (0.025, 0.16, 0.5, 0.84, 0.975, 0.999)
     expected = np.moveaxis(np.quantile(theta, wanted, axis=1), 0, -1)
     np.testing.assert_allclose(draw_quantiles(theta, wanted), expected, rtol=0, atol=1e-13)
+
+
+def test_quantiles_of_sorted_coordinates_are_those_of_theta():
+    prior = Prior()
+    u = np.random.default_rng(3).normal(0, 3, size=(4, 5, 997)).astype(np.float32)
+    wanted = (0.025, 0.16, 0.5, 0.84, 0.975, 0.999, 1.0)
+    expected = draw_quantiles(prior.from_unconstrained(u.transpose(0, 2, 1)), wanted)
+    np.testing.assert_allclose(ordered_quantiles(np.sort(u, axis=-1), wanted, prior), expected, rtol=1e-12)
 
 
 def test_percentiles_of_a_known_posterior():
@@ -74,10 +82,10 @@ def test_every_row_gets_percentiles_or_a_bit_and_keeps_its_bits():
 )
 def test_prior_edge_counts_each_edge_by_itself(low, high, expected):
     draws = 1000
-    cdf = np.full((1, draws, 5), 0.5)
-    cdf[0, : int(low * draws), 3] = 0.01
-    cdf[0, draws - int(high * draws) :, 3] = 0.99
-    assert piles_up(cdf, 0.02, 0.25).tolist() == [expected]
+    cdf = np.full((1, 5, draws), 0.5)
+    cdf[0, 3, : int(low * draws)] = 0.01
+    cdf[0, 3, draws - int(high * draws) :] = 0.99
+    assert piles_up(logit(cdf), 0.02, 0.25).tolist() == [expected]
 
 
 def test_rows_do_not_depend_on_their_neighbours():

@@ -16,8 +16,8 @@ from scipy.stats import multivariate_normal
 from digs_survey.errors import CatalogError, RunDirectoryError
 from digs_survey.estimator.artefact import update_card
 from digs_survey.estimator.loop import prepare_estimator
-from digs_survey.estimator.posterior import FrozenPosterior, base_points
-from digs_survey.estimator.sampler import MaskedFlow
+from digs_survey.estimator.posterior import FrozenPosterior, base_points, row_points
+from digs_survey.estimator.sampler import PLAIN
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 
@@ -47,31 +47,21 @@ def flux(config):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "overrides", [(), ("train.blocks=1", "train.embedding_features=0"), ("train.hidden_features=5",)]
-)
-def test_inverse_and_density_are_those_of_sbi(overrides):
-    config = small_config(*overrides)
-    built = prepare_estimator(config, *simulations(config), NoiseModel.from_config(config.noise))
-    for parameter in built.parameters():
-        parameter.mul_(1.5)
-    context = built.flow.net._embedding_net(torch.randn(2, built.features.size))
-    base = torch.as_tensor(base_points(256, 5, seed=1))
-    ours = MaskedFlow.from_sbi(built.flow)
-    repeated = base.T.repeat(2, 1), context.repeat_interleave(256, 0)
-    expected, log_det = built.flow.net._transform.inverse(*repeated)
-    drawn = torch.cat([ours.inverse(base, row).T for row in context])
-    assert torch.allclose(drawn, expected, atol=1e-4)
-    density = torch.cat([ours.log_prob(block.T, row) for block, row in zip(drawn.split(256), context, strict=True)])
-    standard = torch.distributions.Normal(0, 1).log_prob(repeated[0]).sum(1)
-    assert torch.allclose(density, standard - log_det, atol=1e-3)
+def test_draws_are_those_of_sbi(posterior, estimator, flux):
+    features = estimator.features(torch.as_tensor(flux))
+    context = estimator.flow.net._embedding_net(features).repeat_interleave(256, 0)
+    v = estimator.flow.net._transform.inverse(torch.tensor(base_points(256, 5, seed=1).T).repeat(6, 1), context)[0]
+    centre, scale = estimator.features.centring(features)
+    expected = v.reshape(6, 256, 5) * scale[:, None] + centre[:, None]
+    found = posterior.sample_unconstrained(flux, 256, seed=1)
+    assert np.allclose(found.transpose(0, 2, 1), expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_noise_comes_back_whole(tmp_path, config, estimator, name):
     case = Case(name, len(GRID), missing={"probability": 0.5, "stretches": 2, "elements": [2, 6]})
     config = config.model_copy(update={"noise": case.noise.config})
-    FrozenPosterior.freeze(tmp_path, estimator, config, GRID, case.noise, training={})
+    FrozenPosterior.freeze(tmp_path, [estimator], config, GRID, case.noise, training={})
     noise = FrozenPosterior.load(tmp_path).noise
     assert noise.config == case.noise.config
     flux = np.broadcast_to(case.flux, (50, len(GRID)))
@@ -128,12 +118,73 @@ def test_no_draw_leaves_the_prior_whatever_the_spectrum(posterior, config):
     assert posterior.outside_training(odd).all()
 
 
-def test_a_row_does_not_depend_on_its_neighbours_or_its_place(posterior, flux):
-    whole = posterior.sample(flux, 300)
-    assert np.array_equal(posterior.sample(flux[::-1], 300)[::-1], whole)
-    assert np.array_equal(posterior.sample(flux[3:4], 300)[0], whole[3])
+@pytest.fixture(params=["compiled", "plain"])
+def loops(request, monkeypatch):
+    monkeypatch.setenv(PLAIN, "1" if request.param == "plain" else "0")
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("base", ["sobol", "random"])
+def test_a_row_does_not_depend_on_its_neighbours_or_its_place(posterior, config, loops, threads, base):
+    flux = simulations(config, count=150, seed=4)[1]
+    rows = np.arange(1000, 1150)
+    whole = posterior.sample(flux, 150, base=base, rows=rows)
+    order = np.random.default_rng(1).permutation(150)
+    assert np.array_equal(posterior.sample(flux[order], 150, base=base, rows=rows[order]), whole[order])
+    for row in (3, 63, 64, 149):
+        alone = slice(row, row + 1)
+        assert np.array_equal(posterior.sample(flux[alone], 150, base=base, rows=rows[alone]), whole[alone])
+    spoilt = flux.copy()
+    spoilt[::2] = np.nan
+    assert np.array_equal(posterior.sample(spoilt, 150, base=base, rows=rows)[1::2], whole[1::2])
+    for number in (1, 3):
+        threads(number)
+        assert np.array_equal(posterior.sample(flux, 150, base=base, rows=rows), whole)
     assert not np.array_equal(whole[0], whole[1])
-    assert not np.array_equal(posterior.sample(flux[:1], 300, seed=1)[0], whole[0])
+    assert not np.array_equal(posterior.sample(flux[:1], 150, seed=1, base=base, rows=rows[:1])[0], whole[0])
+
+
+def test_densities_do_not_depend_on_neighbours_either(posterior, config, loops, threads):
+    theta, flux = simulations(config, count=100, seed=4)
+    whole = posterior.log_prob(theta[:, None], flux)
+    threads(3)
+    assert np.array_equal(posterior.log_prob(theta[::-1, None], flux[::-1])[::-1], whole)
+    assert np.array_equal(posterior.log_prob(theta[70:71, None], flux[70:71]), whole[70:71])
+    outside = posterior.outside_training(flux * np.float32(1e3))
+    assert np.array_equal(posterior.outside_training(flux[70:71] * np.float32(1e3)), outside[70:71])
+
+
+def test_random_points_belong_to_rows(posterior, flux):
+    one, other = (row_points(20_000, 5, seed=3, row=row) for row in (7, 8))
+    assert np.abs(np.corrcoef(np.concatenate([one, other])) - np.eye(10)).max() < 0.03
+    assert np.abs(np.quantile(one, [0.16, 0.5, 0.84], axis=1) - [[-0.994], [0], [0.994]]).max() < 0.04
+    same = np.repeat(flux[:1], 2, axis=0)
+    drawn = posterior.sample(same, 4096, base="random", rows=[7, 8])
+    assert (drawn[0] != drawn[1]).mean() > 0.99
+    sobol = np.quantile(posterior.sample(same[:1], 4096)[0], [0.16, 0.5, 0.84], axis=0)
+    spread = sobol[2] - sobol[0]
+    for sample in drawn:
+        assert (np.abs(np.quantile(sample, [0.16, 0.5, 0.84], axis=0) - sobol) < 0.1 * spread).all()
+    with pytest.raises(ValueError, match="expected one for each of the 2 spectra, found 1"):
+        posterior.sample(same, 10, base="random", rows=[7])
+
+
+def test_no_spectra_no_draws(posterior):
+    none = np.zeros((0, 20), np.float32)
+    assert posterior.sample(none, 10).shape == (0, 10, 5)
+    assert posterior.log_prob(np.zeros((0, 4, 5)), none).shape == (0, 4)
+    assert posterior.outside_training(none).shape == (0,)
+
+
+def test_ordered_draws_are_the_draws_in_order(posterior, flux):
+    drawn = posterior.sample_unconstrained(flux, 100)
+    assert np.array_equal(posterior.sample_unconstrained(flux, 100, ordered=True), np.sort(drawn, axis=-1))
 
 
 def test_a_fresh_process_gives_the_same(tmp_path, posterior, config, estimator, flux):

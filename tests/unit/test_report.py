@@ -157,6 +157,10 @@ def test_the_numbers_are_those_of_the_audit(sound):
         row = [f"{audit['calibration']['coverage'][q][par]:.3f}" for q in ("0.5", "0.68", "0.9", "0.95")]
         assert "".join(row) in text
     assert "did NOT converge" not in page.html
+    assert f"p = {audit['calibration']['tarp']['pvalue']:.2g}" in page.by_id("coverage-curve-caption")["text"]
+    assert len([i for i in page.all("img") if page.by_id("coverage-curve") in i["inside"]]) == 6
+    ratio, error = (audit["agreement"][key]["tage"] for key in ("mean_width_ratio", "mean_width_ratio_error"))
+    assert f"{ratio:.3f} ± {error:.3f}" in page.by_id("agreement")["text"]
 
 
 def test_chains_that_did_not_converge_are_named_loudly(doubtful):
@@ -210,11 +214,22 @@ def test_the_same_run_gives_the_same_bytes_and_a_folder_that_is_none_is_refused(
         write_report(folder)
 
 
-def _verdict(covered=0.68, pvalue=0.5, converged=5, break_even=9):
+def _verdict(covered=0.68, pvalue=0.5, joint=True, converged=5, ratio=1.15, break_even=9):
+    tarp = {"inside": joint, "max_deviation": 0.051, "band": 0.03}
     audit = {
         "galaxies": 5,
-        "calibration": {"simulations": 2000, "coverage": {"0.68": {"tage": covered}}, "ks_pvalue": {"tage": pvalue}},
-        "agreement": {"converged": converged, "mean_abs_shift_sigma": {"tage": 0.1, "all": 0.1}},
+        "calibration": {
+            "simulations": 2000,
+            "coverage": {"0.68": {"tage": covered}},
+            "ks_pvalue": {"tage": pvalue},
+            "tarp": tarp,
+        },
+        "agreement": {
+            "converged": converged,
+            "mean_abs_shift_sigma": {"tage": 0.1, "all": 0.1},
+            "mean_width_ratio": {"tage": ratio, "all": ratio},
+            "mean_width_ratio_error": {"tage": 0.04, "all": 0.04},
+        },
         "cost": {"break_even_galaxies": break_even},
     }
     run = SimpleNamespace(audit=audit, manifest={"inputs": {"catalog": {"rows": 10}}}, catalog=None)
@@ -228,6 +243,9 @@ def _verdict(covered=0.68, pvalue=0.5, converged=5, break_even=9):
         ({"covered": 0.73}, "coverage", "NOT calibrated in tage"),
         # A shift hardly moves the coverage; the ranks see it.
         ({"pvalue": 1e-4}, "coverage", "ranks are NOT uniform"),
+        ({"joint": False}, "coverage", "TARP is off by up to 5.1 percentage points, where 3.0 are allowed"),
+        ({"ratio": 1.2}, "shift", "widths 1.20 ± 0.04 times emcee's"),
+        ({"ratio": 0.8}, "shift", "widths 0.80 ± 0.04 times emcee's"),
         ({"converged": 4}, "shift", "1 of 5 chains did NOT converge"),
         ({"break_even": 11}, "break-even", "11 galaxies"),
     ],
@@ -236,6 +254,18 @@ def test_the_verdict_points_at_what_is_wrong(fault, key, words):
     assert {h.status for h in _verdict().values()} == {"good", "unknown"}
     assert _verdict(**fault)[key].status == "attention"
     assert words in _verdict(**fault)[key].words
+
+
+def test_the_speed_names_the_spectra_that_the_chains_used():
+    cost = {"galaxies_per_mcmc_fit_map_only": 500, "mcmc_engine": "batched", "mcmc_core_s_per_galaxy_by_prospector": 90}
+
+    def speed(cost):
+        run = SimpleNamespace(audit={"cost": cost}, manifest={}, catalog=None)
+        return next(h for h in headlines(run) if h.key == "speed")
+
+    assert "one emcee fit on spectra in batches, 500 galaxies" in speed(cost).words
+    assert "With Prospector's spectra the same likelihoods would take 90.0 s a galaxy." in speed(cost).note
+    assert "batches" not in speed(cost | {"mcmc_engine": "prospector"}).words
 
 
 def test_contours_hold_the_mass_that_they_claim():
@@ -260,6 +290,8 @@ def test_calibration_figures_tell_a_right_posterior_from_a_wrong_one(width, shif
         bins = calibration.rank_histogram("tage", rank, draws).alt
         cdf = calibration.rank_cdf("tage", rank, draws).alt
         curve = calibration.coverage("tage", LEVELS, covered, count).alt
+        joint = calibration.tarp(LEVELS, covered, 0.03).alt
+    assert re.search(r"at most ([\d.]+) .* within 3\.0$", joint)[1] == re.search(r"at most ([\d.]+)", curve)[1]
     outside = int(re.search(r"(\d+) of 20 bins outside", bins)[1])
     largest, limit = map(float, re.search(r"at most ([\d.]+) .* within ([\d.]+)", cdf).groups())
     worst = float(re.search(r"at most ([\d.]+) percentage", curve)[1])

@@ -1,4 +1,4 @@
-"""Figures of the calibration on independent simulations: recovery, ranks, rank CDF and coverage.
+"""Figures of the calibration on independent simulations: recovery, ranks, rank CDF, coverage and TARP.
 
 Ranks follow Talts et al. 2018, arXiv:1804.06788: the number of posterior draws, out of L, that lie below
 the truth is uniform on 0..L if the posterior is right.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom, kstwo
@@ -25,7 +26,7 @@ from digs_survey.report.figures.style import (
     zero_line,
 )
 
-__all__ = ["binomial_band", "coverage", "rank_cdf", "rank_histogram", "recovery"]
+__all__ = ["binomial_band", "coverage", "rank_cdf", "rank_histogram", "recovery", "tarp"]
 
 _SHOWN = 1_000
 """Simulations that are drawn as points; numbers and running medians are of all."""
@@ -149,22 +150,42 @@ def rank_cdf(name: str, rank: NDArray, draws: int, ks_pvalue: float | None = Non
 
 def coverage(name: str, level: NDArray, covered: NDArray, simulations: int) -> Picture:
     """Share of simulations (level,) whose truth lies in the central interval, and its excess over the nominal level."""
-    figure = panel(4.3)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
     fine = np.linspace(0, 1, 201)
     low, high = binomial_band(simulations, fine)
+    picture, worst = _against_nominal(label(name, unit=False), level, covered, fine, low, high)
+    alt = f"{name}: coverage against nominal level, at most {worst:.1f} percentage points from it"
+    return encode(picture, alt)
+
+
+def tarp(level: NDArray, covered: NDArray, band: float) -> Picture:
+    """Expected coverage (level,) of the joint posterior by TARP, as :func:`coverage`, with its simultaneous band."""
+    fine = np.linspace(0, 1, 201)
+    low, high = np.clip(fine - band, 0, 1), np.clip(fine + band, 0, 1)
+    picture, worst = _against_nominal("all together (TARP)", level, covered, fine, low, high)
+    alt = (
+        f"all parameters together: expected coverage of TARP against nominal level, at most {worst:.1f} percentage "
+        f"points from it; 95 % of right posteriors stay within {100 * band:.1f}"
+    )
+    return encode(picture, alt)
+
+
+def _against_nominal(
+    title: str, level: NDArray, covered: NDArray, at: NDArray, low: NDArray, high: NDArray
+) -> tuple[Figure, float]:
+    """Draw coverage (level,) and its excess over a band given at other levels; also return the largest excess in %."""
+    figure = panel(4.3)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 1])
     excess = covered - level
-    top.fill_between(100 * fine, 100 * low, 100 * high, color=BAND, lw=0)
+    top.fill_between(100 * at, 100 * low, 100 * high, color=BAND, lw=0)
     top.plot([0, 100], [0, 100], color=INK, lw=0.9, ls="--")
     top.plot(100 * level, 100 * covered, color=NPE, lw=1.6)
-    top.text(0.05, 0.93, label(name, unit=False), transform=top.transAxes, va="top", fontsize=12)
+    top.text(0.05, 0.93, title, transform=top.transAxes, va="top", fontsize=12)
     top.text(0.95, 0.07, "overconfident", transform=top.transAxes, ha="right", fontsize=9, style="italic")
     top.set(ylim=(0, 100), ylabel="truths inside [%]")
-    bottom.fill_between(100 * fine, 100 * (low - fine), 100 * (high - fine), color=BAND, lw=0)
+    bottom.fill_between(100 * at, 100 * (low - at), 100 * (high - at), color=BAND, lw=0)
     zero_line(bottom)
     bottom.plot(100 * level, 100 * excess, color=NPE, lw=1.6)
-    reach = 130 * max(np.abs(high - fine).max(), np.nanmax(np.abs(excess), initial=0))
+    reach = 130 * max(np.abs(high - at).max(), np.nanmax(np.abs(excess), initial=0))
     bottom.set(xlim=(0, 100), ylim=(-reach, reach), xlabel="nominal level [%]", ylabel="excess [%]")
     _align(top, bottom)
-    worst = 100 * float(np.nanmax(np.abs(excess), initial=0))
-    return encode(figure, f"{name}: coverage against nominal level, at most {worst:.1f} percentage points from it")
+    return figure, 100 * float(np.nanmax(np.abs(excess), initial=0))

@@ -1,0 +1,71 @@
+"""Posteriors that ship with the package, trained by its own pipeline, and when one of them may be used.
+
+Each is a frozen posterior (``model.safetensors``, ``card.json``) in a folder below ``digs_survey/pretrained`` that has
+the name of the preset that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from digs_survey.config import SurveyConfig
+from digs_survey.spectra import WavelengthGrid
+from digs_survey.storage import read_json
+
+__all__ = ["find_shipped", "mismatches", "shipped"]
+
+
+def shipped() -> dict[str, Path]:
+    """Folders of the posteriors that ship with the package, by name."""
+    root = Path(str(files("digs_survey"))) / "pretrained"
+    return {card.parent.name: card.parent for card in sorted(root.glob("*/card.json"))}
+
+
+def mismatches(card: dict[str, Any], config: SurveyConfig, grid: WavelengthGrid) -> list[str]:
+    """Name what of a survey is not what a posterior with this card was trained for; empty if all of it is.
+
+    Parameters
+    ----------
+    card : dict
+        Of a frozen posterior.
+    config : SurveyConfig
+        Its model, prior and noise are compared.
+    grid : WavelengthGrid
+        The catalog's.
+
+    Returns
+    -------
+    list of str
+        Such as "grid" or "noise.fraction (0.05, not 0.1)".
+    """
+    found = [] if WavelengthGrid.from_dict(card["grid"]) == grid else ["grid"]
+    for section, trained, asked in (
+        ("model", card["model"], config.model.model_dump(mode="json")),
+        ("noise", card["noise"], config.noise.model_dump(mode="json")),
+        ("prior", _bounds(card["parameters"]), _bounds(config.make_prior().to_dict())),
+    ):
+        found += [f"{section}.{line}" for line in _differences(trained, asked)]
+    if config.noise.needs_catalog:
+        found.append("noise (the catalog's own)")
+    return found
+
+
+def find_shipped(config: SurveyConfig, grid: WavelengthGrid) -> Path | None:
+    """Folder of the shipped posterior that was trained for this model, prior, noise and grid, if there is one."""
+    for folder in shipped().values():
+        if not mismatches(read_json(folder / "card.json"), config, grid):
+            return folder
+    return None
+
+
+def _bounds(parameters: list[dict[str, Any]]) -> dict[str, Any]:
+    return {item["name"]: [item["low"], item["high"]] for item in parameters}
+
+
+def _differences(trained: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:
+    for name in sorted({*trained, *asked}):
+        if trained.get(name) != asked.get(name):
+            yield f"{name} ({trained.get(name)}, not {asked.get(name)})"

@@ -1,0 +1,47 @@
+"""Write the frozen posterior that later versions must still load: PYTHONPATH=tests python tests/golden/make.py.
+
+Only a new format of the artefact is a reason to do so. Its two networks learn from analytic spectra for a while.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from estimators import GRID, simulations, small_config
+
+from digs_survey.estimator.loop import prepare_estimator
+from digs_survey.estimator.network import build_estimator
+from digs_survey.estimator.posterior import FrozenPosterior
+from digs_survey.simulate.noise import NoiseModel
+
+STEPS, BATCH, GALAXIES, DRAWS = 600, 256, 4, 32
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    config = small_config("train.amplitude=equivariant", "train.ensemble=2", "train.transforms=2")
+    noise, rng = NoiseModel.from_config(config.noise), np.random.default_rng(5)
+    theta, flux = simulations(config, 4000)
+    u = torch.as_tensor(config.make_prior().to_unconstrained(theta), dtype=torch.float32)
+    first = prepare_estimator(config, theta, flux, noise)
+    estimators = [first, build_estimator(config.train, first.features, seed=1)]
+    for estimator in estimators:
+        optimiser = torch.optim.Adam(estimator.parameters(), lr=3e-3)
+        for _ in range(STEPS):
+            rows = rng.integers(len(theta), size=BATCH)
+            loss = estimator(u[rows], torch.as_tensor(noise.draw(flux[rows], rng), dtype=torch.float32))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        print(f"loss {loss.item():.2f}")
+    folder = Path(__file__).parent
+    posterior = FrozenPosterior.freeze(folder, estimators, config, GRID, noise, training={"steps": STEPS})
+    observed = noise.draw(simulations(config, GALAXIES, seed=6)[1], rng).astype(np.float32)
+    draws = posterior.sample(observed, DRAWS)
+    np.savez(folder / "expected.npz", flux=observed, draws=draws, log_prob=posterior.log_prob(draws, observed))
+
+
+if __name__ == "__main__":
+    main()
