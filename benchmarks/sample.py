@@ -1,34 +1,51 @@
-"""Posterior draws: our sampler against sbi's own on the same network, one core, percentiles left out.
+"""Percentiles of posterior draws: our sampler against sbi's ``sample_batched`` on the same network, all cores.
 
-Both draw the same number of samples for the same spectra. The network is the paper's (25 x 10, no embedding)
-or the preset quick's; its weights are random, which costs the same as trained ones.
+Both draw the same number of samples of the same spectra and condense them to the configuration's quantiles. The
+network is the paper's (25 x 10, no embedding) or another preset's; its weights are random, which costs the same as
+trained ones. sbi's posterior is a DirectPosterior over all of the unconstrained coordinates: it rejects nothing.
+
+The roofline is what the incremental inverse would give if it did nothing but its multiplications, at the rate of a
+large matrix product, and its hyperbolic tangents, at the rate of the sampler's own on rows in cache.
 """
 
 from __future__ import annotations
 
+import logging
 import statistics
 import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from sbi.inference.posteriors import DirectPosterior
+from torch.distributions import Independent, Normal
 
 from benchmarks._form import finish, parser, repeat
 from digs_survey.config import load_config
 from digs_survey.estimator.loop import prepare_estimator
 from digs_survey.estimator.posterior import FrozenPosterior
+from digs_survey.estimator.sampler import MaskedFlow, compiled_loops
+from digs_survey.infer.percentiles import infer_rows
+from digs_survey.infer.prepare import PreparedRows
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 
 DRAWS = 1_000
+CORES = 2
 
 
 def main() -> None:
     options = parser("sample", __doc__ or "")
     options.add_argument("--preset", default="digs2022", help="whose network (default: %(default)s)")
     args = options.parse_args()
-    galaxies, sbi_galaxies, times = (50, 10, 3) if args.quick else (400, 50, 7)
-    torch.set_num_threads(1)
+    galaxies, sbi_galaxies, times = (200, 20, 3) if args.quick else (2_000, 100, 5)
+    torch.set_num_threads(CORES)
+    logging.disable(logging.INFO)
 
     config = load_config(args.preset)
     prior, grid, noise = (
@@ -42,38 +59,97 @@ def main() -> None:
     estimator = prepare_estimator(config, theta, flux, noise).eval()
     with tempfile.TemporaryDirectory() as folder:
         posterior = FrozenPosterior.freeze(Path(folder), [estimator], config, grid, noise, training={})
-    features = estimator.features(torch.as_tensor(flux))
+    settings = config.map.model_copy(update={"draws": DRAWS})
+    rows = PreparedRows(
+        flux[:galaxies],
+        np.ones((galaxies, len(grid))),
+        np.ones((galaxies, len(grid)), dtype=bool),
+        np.zeros(galaxies, dtype=np.int64),
+    )
+
+    everywhere = Independent(Normal(torch.zeros(prior.ndim), 1e3 * torch.ones(prior.ndim)), 1)
+    direct = DirectPosterior(estimator.flow, everywhere)
 
     @torch.no_grad()
     def theirs() -> None:
-        v = estimator.flow.sample((DRAWS,), estimator.features.context(features[:sbi_galaxies]))
-        centre, scale = estimator.features.centring(features[:sbi_galaxies])
-        estimator.features.coordinates.to_theta((v * scale + centre).numpy())
+        features = estimator.features(torch.as_tensor(flux[:sbi_galaxies]))
+        centre, scale = estimator.features.centring(features)
+        context = estimator.features.context(features)
+        with warnings.catch_warnings(action="ignore"):  # that it takes several batches
+            v = direct.sample_batched((DRAWS,), context, show_progress_bars=False)
+        theta = estimator.features.coordinates.to_theta((v * scale + centre).numpy())
+        np.quantile(theta, settings.quantiles, axis=0)
 
-    ours_s, theirs_s = repeat([lambda: posterior.sample(flux[:galaxies], DRAWS), theirs], times)
-    ours_rate = [galaxies / s for s in ours_s]
-    theirs_rate = [sbi_galaxies / s for s in theirs_s]
+    seconds = repeat([lambda: infer_rows(posterior, rows, settings), theirs, *_ceilings()], times)
+    ours_rate = [galaxies / s for s in seconds[0]]
+    theirs_rate = [sbi_galaxies / s for s in seconds[1]]
     ratios = [a / b for a, b in zip(ours_rate, theirs_rate, strict=True)]
+    products_rate, tanh_rate = ([_WORK / s for s in found] for found in seconds[2:])
+    products, tanhs = _needs(MaskedFlow.from_sbi(estimator.flow))
+    roofline = [1 / (DRAWS * (products / p + tanhs / t)) for p, t in zip(products_rate, tanh_rate, strict=True)]
+    core_ms = [1e3 * _core_seconds(lambda: infer_rows(posterior, rows, settings)) / galaxies for _ in range(times)]
     network = f"{config.train.hidden_features} x {config.train.transforms}"
     finish(
-        f"{DRAWS} draws a galaxy from a {network} flow, one core; against sbi's own sampling of the same flow",
+        f"{DRAWS} draws a galaxy from a {network} flow, and their percentiles, on {CORES} cores",
         [
             ("ours", ours_rate, "galaxies/s"),
-            ("sbi", theirs_rate, "galaxies/s"),
+            ("sbi's sample_batched", theirs_rate, "galaxies/s"),
             ("ratio", ratios, ""),
+            ("matrix product", [rate / 1e9 for rate in products_rate], "1e9 multiply-adds/s"),
+            ("tanh", [rate / 1e9 for rate in tanh_rate], "1e9/s"),
+            ("roofline", roofline, "galaxies/s"),
+            ("ours, time of a core", core_ms, "ms a galaxy"),
         ],
         {
             "benchmark": "sample",
             "network": network,
             "draws": DRAWS,
-            "cores": 1,
+            "cores": CORES,
             "repeats": times,
             "galaxies_per_s": statistics.median(ours_rate),
             "sbi_galaxies_per_s": statistics.median(theirs_rate),
             "ratio": statistics.median(ratios),
+            "roofline_galaxies_per_s": statistics.median(roofline),
+            "core_ms_per_galaxy": statistics.median(core_ms),
         },
         args.json,
     )
+
+
+_SIDE = 1_024
+_WORK = _SIDE**3
+"""Multiply-adds and tanhs that the roofline's rates are measured on."""
+
+
+def _ceilings() -> list[Callable[[], Any]]:
+    """Functions that do :data:`_WORK` multiply-adds and :data:`_WORK` tanhs on all cores."""
+    compiled = compiled_loops()
+    if compiled is None:
+        raise SystemExit("the roofline needs the compiled loops; see the warning above")
+    left, right = torch.randn(_SIDE, _SIDE), torch.randn(_SIDE, _SIDE)
+    height = 16
+
+    def tanhs(_: int) -> None:
+        values = np.linspace(-3, 3, height * compiled.BLOCK, dtype=np.float32)
+        compiled.tanh_repeatedly(values, height, _WORK // CORES // values.size)
+
+    def all_tanhs() -> None:
+        with ThreadPoolExecutor(CORES) as pool:
+            list(pool.map(tanhs, range(CORES)))
+
+    return [lambda: left @ right, all_tanhs]
+
+
+def _needs(flow: MaskedFlow) -> tuple[int, int]:
+    """Multiply-adds with weights that are not masked, and tanhs, of one draw."""
+    weights = sum(int(np.count_nonzero(w)) for w in (flow.w_in, flow.w_hidden, flow.w_out))
+    return weights, flow.b_in.size + flow.b_hidden.size
+
+
+def _core_seconds(function: Callable[[], Any]) -> float:
+    start = time.process_time()
+    function()
+    return time.process_time() - start
 
 
 def _spectra(theta: np.ndarray, grid: WavelengthGrid, rng: np.random.Generator) -> np.ndarray:

@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,8 @@ def _sbi(config: SurveyConfig, theta: NDArray[np.float64], log_flux: torch.Tenso
     from sbi.neural_nets import posterior_nn
 
     build = posterior_nn("maf", hidden_features=config.train.hidden_features, num_transforms=config.train.transforms)
-    with warnings.catch_warnings():
+    # sbi logs its training into the working directory.
+    with tempfile.TemporaryDirectory() as folder, chdir(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         inference = NPE(config.make_prior().torch_distribution(), density_estimator=build, show_progress_bars=False)
         inference.append_simulations(torch.as_tensor(theta, dtype=torch.float32), log_flux)

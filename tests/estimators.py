@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from digs_survey.config import SurveyConfig, load_config
 from digs_survey.estimator.loop import prepare_estimator
@@ -32,6 +33,20 @@ def analytic_spectra(theta: np.ndarray) -> np.ndarray:
 def simulations(config: SurveyConfig, count: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     theta = config.make_prior().from_unit_cube(np.random.default_rng(seed).random((count, 5)))
     return theta, analytic_spectra(theta)
+
+
+def learn(estimator: Estimator, config: SurveyConfig, theta: np.ndarray, flux: np.ndarray, steps: int) -> float:
+    """Take so many steps of Adam, with fresh noise for every batch; return the last loss."""
+    noise, rng = NoiseModel.from_config(config.noise), np.random.default_rng(5)
+    u = torch.as_tensor(config.make_prior().to_unconstrained(theta), dtype=torch.float32)
+    optimiser = torch.optim.Adam(estimator.parameters(), lr=3e-3)
+    for _ in range(steps):
+        rows = rng.integers(len(theta), size=256)
+        loss = estimator(u[rows], torch.as_tensor(noise.draw(flux[rows], rng), dtype=torch.float32))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return loss.item()
 
 
 def freeze(folder: Path, config: SurveyConfig, estimator: Estimator | None = None) -> FrozenPosterior:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from digs_survey.config import TrainConfig
@@ -39,7 +38,10 @@ class ResidualEmbedding(nn.Module):
 
 
 class ConvolutionalEmbedding(nn.Module):
-    """Residual convolutions along the elements, each followed by pooling to half; the amplitude joins at the end.
+    """Residual convolutions along the elements, each followed by pooling to half, beside a linear map of all features.
+
+    Without that map, through which the amplitude comes too, training is many times slower: most of what the flow needs
+    is linear in the elements, and pooling blurs it.
 
     Parameters
     ----------
@@ -58,17 +60,17 @@ class ConvolutionalEmbedding(nn.Module):
         )
         self.pool = nn.AvgPool1d(2, ceil_mode=True)
         places = -(-elements // 2 ** (1 + layers))
-        self.join = nn.Linear(others + _CHANNELS * places, width)
+        self.straight = nn.Linear(others + elements, width)
+        self.join = nn.Linear(_CHANNELS * places, width)
         self.last = nn.Sequential(nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, features: Tensor) -> Tensor:
         """Embed features (n, others + elements) into (n, width)."""
-        others, elements = features[..., : self.others], features[..., self.others :]
+        elements = features[..., self.others :]
         hidden = self.first(elements.reshape(-1, 1, elements.shape[-1]))
         for layer in self.layers:
             hidden = self.pool(hidden + layer(hidden))
-        hidden = hidden.reshape(*elements.shape[:-1], -1)
-        joined = self.join(torch.cat([others, hidden], dim=-1))
+        joined = self.straight(features) + self.join(hidden.reshape(*elements.shape[:-1], -1))
         return joined + self.last(joined)
 
 

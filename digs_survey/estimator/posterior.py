@@ -323,17 +323,21 @@ class FrozenPosterior:
         _each(evaluate, len(theta))
         return np.where(np.isfinite(self.prior.log_prob(theta)), out, -np.inf)
 
-    @torch.no_grad()
     def outside_training(self, flux: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Tell which spectra (n, wavelength) have features beyond those of the training simulations, or next to no
         posterior inside the prior.
         """
-        rows = [self._features(torch.as_tensor(row)[None])[0] for row in np.asarray(flux, dtype=np.float32)]
-        if not rows:
-            return np.zeros(0, dtype=bool)
-        outside = self._features.outside(torch.stack(rows)).numpy()
-        for row in np.flatnonzero(~outside) if self._unbounded is not None else ():
-            outside[row] = self._inside(self._see(np.asarray(flux[row]))) < _LEAST_INSIDE
+        flux = np.asarray(flux)
+        outside = np.zeros(len(flux), dtype=bool)
+
+        @torch.inference_mode()
+        def look(row: int) -> None:
+            features = self._features(_tensor(flux[row]))
+            outside[row] = bool(self._features.outside(features)[0])
+            if not outside[row] and self._unbounded is not None:
+                outside[row] = self._inside(self._see(flux[row])) < _LEAST_INSIDE
+
+        _each(look, len(flux))
         return outside
 
     # -- one spectrum ------------------------------------------------------------------------------------------
@@ -341,7 +345,7 @@ class FrozenPosterior:
     # By itself, since a row's last bits may depend on its place in a product of several (MKL's small ones).
     @torch.inference_mode()
     def _see(self, spectrum: NDArray[np.floating]) -> _Seen:
-        features = self._features(torch.from_numpy(spectrum.astype(np.float32))[None])
+        features = self._features(_tensor(spectrum))
         centre, scale = self._features.centring(features)
         context = self._features.context(features)
         contexts = [member.embedding(context)[0].numpy() for member in self._members]
@@ -439,7 +443,8 @@ _COORDINATES = {
 def _each(function: Callable[[int], None], count: int) -> None:
     """Call a function with 0 to count - 1 on as many threads as torch may use, on each of them with one of torch's.
 
-    The compiled loops release the lock. A product that torch shares out among its threads has other last bits.
+    The compiled loops release the lock. A product that torch shares out among its threads has other last bits, and
+    its threads wait longer for each other than one spectrum takes.
     """
     allowed = torch.get_num_threads()
     threads = max(min(allowed, count), 1)
@@ -458,6 +463,10 @@ def _each(function: Callable[[int], None], count: int) -> None:
                     done.result()
     finally:
         torch.set_num_threads(allowed)
+
+
+def _tensor(spectrum: NDArray[np.floating]) -> torch.Tensor:
+    return torch.from_numpy(spectrum.astype(np.float32))[None]
 
 
 def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from estimators import GRID, simulations, small_config
+from estimators import GRID, learn, simulations, small_config
 
 from digs_survey.estimator.loop import prepare_estimator
 from digs_survey.estimator.network import build_estimator
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.simulate.noise import NoiseModel
 
-STEPS, BATCH, GALAXIES, DRAWS = 600, 256, 4, 32
+STEPS, GALAXIES, DRAWS = 600, 4, 32
 
 
 def main() -> None:
@@ -24,18 +24,11 @@ def main() -> None:
     config = small_config("train.amplitude=equivariant", "train.ensemble=2", "train.transforms=2")
     noise, rng = NoiseModel.from_config(config.noise), np.random.default_rng(5)
     theta, flux = simulations(config, 4000)
-    u = torch.as_tensor(config.make_prior().to_unconstrained(theta), dtype=torch.float32)
     first = prepare_estimator(config, theta, flux, noise)
     estimators = [first, build_estimator(config.train, first.features, seed=1)]
     for estimator in estimators:
-        optimiser = torch.optim.Adam(estimator.parameters(), lr=3e-3)
-        for _ in range(STEPS):
-            rows = rng.integers(len(theta), size=BATCH)
-            loss = estimator(u[rows], torch.as_tensor(noise.draw(flux[rows], rng), dtype=torch.float32))
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-        print(f"loss {loss.item():.2f}")
+        loss = learn(estimator, config, theta, flux, STEPS)
+        print(f"loss {loss:.2f}")
     folder = Path(__file__).parent
     posterior = FrozenPosterior.freeze(folder, estimators, config, GRID, noise, training={"steps": STEPS})
     observed = noise.draw(simulations(config, GALAXIES, seed=6)[1], rng).astype(np.float32)
