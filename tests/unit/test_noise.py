@@ -171,3 +171,22 @@ def test_one_number_is_constant_noise_of_every_element():
         assert noise.draw(flux, np.random.default_rng(0)).std(axis=0) == pytest.approx([2e-8] * 2, rel=0.01)
     assert noise.negative_share(np.full((5000, 4), 1e-9)) == pytest.approx(stats.norm.cdf(-0.05), abs=0.02)
     assert noise.negative_share(np.full((5000, 4), 1e-5)) == 0.0
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_observed_spectrum_knows_its_own_noise(name):
+    """What is good is as it was drawn, what is not was filled; with the errors, ranks of residuals are right."""
+    gaps = {"probability": 0.8, "stretches": 2, "elements": [2, 9]}
+    case, whole = Case(name, 30, missing=gaps), Case(name, 30)
+    flux = np.broadcast_to(case.flux, (2000, 30))
+    uniform = np.random.default_rng(3).uniform(1e-9, 1, (2000, case.noise.columns(30)))
+    noisy, good, errors = case.noise.observe(flux, uniform)
+    drawn, all_good, _ = whole.noise.observe(flux, uniform[:, : whole.noise.columns(30)])
+    np.testing.assert_array_equal(noisy, case.noise.from_uniform(flux, uniform))
+    np.testing.assert_array_equal(noisy[good], drawn[good])
+    assert all_good.all()
+    assert (~good).any(axis=1).mean() == pytest.approx(0.8, abs=0.05)
+    assert (noisy[~good] != drawn[~good]).mean() > 0.99
+    residuals = case.noise.residuals(noisy, flux, good, errors)[good]
+    assert abs(residuals.mean()) < 5 / np.sqrt(residuals.size)
+    assert residuals.std() == pytest.approx(1, abs=0.02)

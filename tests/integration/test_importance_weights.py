@@ -149,10 +149,10 @@ def posterior_folder(model, tmp_path_factory):
     network = TrainConfig(hidden_features=12, transforms=2, components=6)
     config = SurveyConfig(train=network)
     noise = NoiseModel.from_config(config.noise)
-    features = Features(len(GRID), network.components, PRIOR)
-    features.fit(noise.draw(model.spectra(theta), np.random.default_rng(0)), theta)
+    features, flux = Features(len(GRID), network, PRIOR), model.spectra(theta)
+    features.fit(noise.draw(flux, np.random.default_rng(0)), flux, theta)
     folder = tmp_path_factory.mktemp("model")
-    FrozenPosterior.freeze(folder, build_estimator(network, features, seed=3), config, GRID, noise, training={})
+    FrozenPosterior.freeze(folder, [build_estimator(network, features, seed=3)], config, GRID, noise, training={})
     return folder
 
 
