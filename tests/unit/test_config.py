@@ -18,7 +18,7 @@ def test_presets_load_and_digs2022_is_the_papers():
     assert prior.names == ("logmass", "logzsol", "dust2", "tage", "logtau")
     assert prior.low.tolist() == [8.0, -2.0, 0.1, 0.01, -1.0]
     assert prior.high.tolist() == [13.0, 0.2, 1.0, 4.0, 1.0]
-    assert (config.train.hidden_features, config.train.transforms) == (25, 10)
+    assert (config.train.amplitude, config.simulate.simulations) == ("equivariant", 2_000_000)
 
 
 def test_overrides_win_over_the_file(tmp_path):
