@@ -1,0 +1,50 @@
+"""Posteriors that ship with the package: whole, small, and used only where they fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from digs_survey.config import load_config
+from digs_survey.estimator.posterior import FrozenPosterior
+from digs_survey.estimator.shipped import find_shipped, mismatches, shipped
+from digs_survey.spectra import WavelengthGrid
+
+CONFIG = load_config("digs2022")
+GRID = WavelengthGrid.from_config(CONFIG.grid)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_each_is_whole_and_small(name):
+    folder = shipped()[name]
+    posterior = FrozenPosterior.load(folder)
+    assert posterior.card["calibration"]["simulations"] >= 5_000
+    assert posterior.card["cost"]["train_core_s"] > 0
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 2 * 2**20
+
+
+def test_digs2022_fits_its_preset_and_a_preset_that_differs_in_training_alone():
+    assert find_shipped(CONFIG, GRID) == shipped()["digs2022"]
+    assert find_shipped(load_config("quick"), GRID) == shipped()["digs2022"]
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("noise.fraction=0.1", "noise.fraction (0.05, not 0.1)"),
+        ("model.smoothing_kms=200.0", "model.smoothing_kms (350.0, not 200.0)"),
+        ("prior.tage.high=3.0", "prior.tage ([0.01, 4.0], not [0.01, 3.0])"),
+        ("noise.kind='catalog'", "noise (the catalog's own)"),
+    ],
+)
+def test_another_survey_is_told_what_differs(override, named):
+    config = load_config("digs2022", [override])
+    card = FrozenPosterior.load(shipped()["digs2022"]).card
+    assert named in mismatches(card, config, GRID)
+    assert find_shipped(config, GRID) is None
+
+
+def test_another_grid_does_not_fit():
+    assert find_shipped(CONFIG, WavelengthGrid(GRID.wavelength[:-1])) is None
+    assert find_shipped(CONFIG, WavelengthGrid(GRID.wavelength, medium="air")) is None
+    assert find_shipped(CONFIG, WavelengthGrid(GRID.wavelength + np.float64(1e-8))) == shipped()["digs2022"]
