@@ -18,9 +18,10 @@ PAPER_NETWORK = (
     "train.hidden_features=25",
     "train.transforms=10",
     "train.embedding=none",
-    "train.components=138",
+    "train.whitening=element",
+    "train.amplitude=feature",
 )
-"""Overrides that give a configuration the network of Khullar et al. (2022)."""
+"""Overrides that give a configuration the network of Khullar et al. (2022), and its whitened log10 flux."""
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
