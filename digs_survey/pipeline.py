@@ -176,7 +176,7 @@ class Survey:
                 update_card(
                     self.run_dir / "model",
                     cost={
-                        "simulate_core_s": self.manifest.stages["simulate"]["core_s"],
+                        "simulate_core_s": self.manifest.stages["simulate"].get("core_s"),
                         "train_core_s": todo.record.core_s,
                     },
                 )

@@ -307,6 +307,6 @@ def test_the_stage_goes_on_at_a_lower_rate_after_it_diverged(tmp_path, monkeypat
         survey("train.learning_rate=1e-3", "train.epochs=5").train()
     assert survey("train.learning_rate=1e-3").train()
     card = read_json(tmp_path / "model" / "card.json")
-    assert card["training"]["rates_from_epoch"] == [[0, 1e-2, 2.0], [2, 1e-3, 2.0]]
+    assert card["training"]["members"][0]["rates_from_epoch"] == [[0, 1e-2, 2.0], [2, 1e-3, 2.0]]
     with pytest.raises(RunDirectoryError, match="train.learning_rate"):
         survey().train()
