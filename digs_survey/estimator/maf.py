@@ -10,6 +10,8 @@ forward pass stored:
     (r, m) = W_o h_L + b_o, \quad z = (\mathrm{softplus}(r) + \epsilon)\,v + m
 
 for each transform (Papamakarios et al. 2017, arXiv 1705.07057), a permutation after it, and a standard normal base.
+On the CPU, float32 goes by compiled loops of the same formulas (:mod:`~digs_survey.estimator.gradient`) where the
+sampler's are compiled (see :mod:`~digs_survey.estimator.sampler`), anything else by torch.
 The parameters stay those of nflows' modules: what is optimised, saved and read by others is sbi's own network.
 """
 
@@ -22,11 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from digs_survey.estimator.sampler import compiled_loops
+
 __all__ = ["affine_transforms", "flow_log_prob", "maf_log_prob"]
 
 _EPSILON = 1e-3
 """Smallest scale, as in nflows' affine transform."""
 _LOG_2PI = math.log(2 * math.pi)
+_USED_UP = "the gradients of this density were computed already; evaluate it again"
 
 
 def flow_log_prob(flow: Any, v: Tensor, features: Tensor) -> Tensor:
@@ -96,7 +101,31 @@ def maf_log_prob(pairs: list[tuple[Any, Any]], v: Tensor, context: Tensor) -> Te
     b_out = b_out.unflatten(1, (ndim, 2)).transpose(1, 2).flatten(1, 2)
     permutations = [permutation._permutation for _, permutation in pairs]
     parameters = [w_in, b_in, w_context, b_context, w_out, b_out, *(tensor for pair in hidden for tensor in pair)]
+    if v.device.type == "cpu" and v.dtype == w_in.dtype == torch.float32 and compiled_loops() is not None:
+        return _CompiledDensity.apply(v, context, permutations, *parameters)
     return _Density.apply(v, context, permutations, *parameters)
+
+
+class _CompiledDensity(torch.autograd.Function):
+    """What :class:`_Density` is, by compiled loops, for float32 on the CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, context: Tensor, permutations: list[Tensor], *parameters: Tensor) -> Tensor:
+        from digs_survey.estimator import gradient as loops
+
+        density, ctx.stored = loops.forward(v, context, permutations, parameters)
+        return density
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        from digs_survey.estimator import gradient as loops
+
+        if ctx.stored is None:
+            raise RuntimeError(_USED_UP)
+        stored, ctx.stored = ctx.stored, None
+        to_v, to_context, grads = loops.backward(stored, gradient, ctx.needs_input_grad[1])
+        return to_v if ctx.needs_input_grad[0] else None, to_context, None, *grads
 
 
 class _Density(torch.autograd.Function):
@@ -131,7 +160,7 @@ class _Density(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         w_in, b_in, w_context, b_context, w_out, b_out, *hidden = ctx.saved_tensors
         if ctx.stored is None:
-            raise RuntimeError("the gradients of this density were computed already; evaluate it again")
+            raise RuntimeError(_USED_UP)
         context, projected, saved, z, permutations = ctx.stored
         ctx.stored = None
         count, units, ndim = w_in.shape

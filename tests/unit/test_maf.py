@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from estimators import simulations, small_config
@@ -10,6 +12,7 @@ from torch import nn
 
 from digs_survey.estimator.loop import prepare_estimator
 from digs_survey.estimator.maf import affine_transforms, flow_log_prob, maf_log_prob
+from digs_survey.estimator.sampler import PLAIN, compiled_loops
 from digs_survey.simulate.noise import NoiseModel
 
 NETWORKS = {
@@ -20,19 +23,27 @@ NETWORKS = {
 }
 
 
-def build(builder=build_maf, ndim=5, context=30, **network):
+@pytest.fixture(autouse=True, params=["compiled", "plain"])
+def loops(request, monkeypatch):
+    monkeypatch.setenv(PLAIN, "1" if request.param == "plain" else "0")
+    if request.param == "compiled":
+        assert compiled_loops() is not None
+    return request.param
+
+
+def build(builder=build_maf, ndim=5, context=30, rows=200, **network):
     torch.manual_seed(3)
     flow = builder(torch.zeros(2, ndim), torch.zeros(2, context), z_score_x="none", z_score_y="none", **network)
     for parameter in flow.parameters():
         nn.init.normal_(parameter, std=0.3)
-    return flow, torch.randn(200, ndim), torch.randn(200, context)
+    return flow, torch.randn(rows, ndim), torch.randn(rows, context)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=list(NETWORKS))
-@pytest.mark.parametrize("ndim", [1, 5])
-def test_density_and_gradients_are_those_of_nflows(network, ndim, dtype):
-    flow, v, context = (thing.to(dtype) for thing in build(ndim=ndim, **network))
+@pytest.mark.parametrize(("ndim", "rows"), [(1, 200), (5, 1), (5, 127), (5, 128), (5, 300)])
+def test_density_and_gradients_are_those_of_nflows(network, ndim, rows, dtype):
+    flow, v, context = (thing.to(dtype) for thing in build(ndim=ndim, rows=rows, **network))
     v.requires_grad_()
     context.requires_grad_()
     weights = torch.rand(len(v), dtype=dtype)
@@ -48,6 +59,24 @@ def test_density_and_gradients_are_those_of_nflows(network, ndim, dtype):
         strict=True,
     ):
         assert torch.allclose(one, other, rtol=tolerance, atol=tolerance * float(other.abs().max() + 1))
+
+
+def test_gradients_are_the_same_bytes_in_any_thread(loops):
+    flow, v, context = build(hidden_features=25, num_transforms=3, rows=300)
+    parameters = list(flow.parameters())
+
+    def gradients(_=None):
+        loss = flow_log_prob(flow, v, context).mean()
+        return [loss.detach(), *torch.autograd.grad(loss, parameters, materialize_grads=True)]
+
+    def same(one, other):
+        return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+    once = gradients()
+    with ThreadPoolExecutor(2) as pool:
+        assert all(same(once, again) for again in pool.map(gradients, range(6)))
+    node = type(flow_log_prob(flow, v, context).grad_fn).__name__
+    assert ("Compiled" in node) == (loops == "compiled")
 
 
 def test_gradients_reach_the_embedding():
