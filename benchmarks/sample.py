@@ -16,17 +16,19 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sbi.inference.posteriors import DirectPosterior
 from torch.distributions import Independent, Normal
 
 from benchmarks._form import PAPER_NETWORK, finish, parser, repeat
-from digs_survey.config import load_config
+from digs_survey.config import MapConfig, load_config
 from digs_survey.estimator.loop import prepare_estimator
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.estimator.sampler import MaskedFlow, compiled_loops
@@ -57,15 +59,12 @@ def main() -> None:
     theta = prior.from_unit_cube(rng.random((2_000, prior.ndim)))
     flux = _spectra(theta, grid, rng)
     estimator = prepare_estimator(config, theta, flux, noise).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        posterior = FrozenPosterior.freeze(Path(folder), [estimator], config, grid, noise, training={})
-    settings = config.map.model_copy(update={"draws": DRAWS})
-    rows = PreparedRows(
-        flux[:galaxies],
-        np.ones((galaxies, len(grid))),
-        np.ones((galaxies, len(grid)), dtype=bool),
-        np.zeros(galaxies, dtype=np.int64),
-    )
+    folder = tempfile.TemporaryDirectory()
+    FrozenPosterior.freeze(Path(folder.name), [estimator], config, grid, noise, training={})
+    # One process a core with one thread each, as the map's actors are.
+    workers = ProcessPoolExecutor(CORES, get_context("spawn"), _start, (Path(folder.name), config.map))
+    shares = np.array_split(flux[:galaxies].astype(float), CORES)
+    list(workers.map(_infer, shares))
 
     everywhere = Independent(Normal(torch.zeros(prior.ndim), 1e3 * torch.ones(prior.ndim)), 1)
     direct = DirectPosterior(estimator.flow, everywhere)
@@ -78,16 +77,18 @@ def main() -> None:
         with warnings.catch_warnings(action="ignore"):  # that it takes several batches
             v = direct.sample_batched((DRAWS,), context, show_progress_bars=False)
         theta = estimator.features.coordinates.to_theta((v * scale + centre).numpy())
-        np.quantile(theta, settings.quantiles, axis=0)
+        np.quantile(theta, config.map.quantiles, axis=0)
 
-    seconds = repeat([lambda: infer_rows(posterior, rows, settings), theirs, *_ceilings()], times)
+    seconds = repeat([lambda: list(workers.map(_infer, shares)), theirs, *_ceilings()], times)
+    core_ms = [1e3 * sum(workers.map(_infer, shares)) / galaxies for _ in range(times)]
+    workers.shutdown()
+    folder.cleanup()
     ours_rate = [galaxies / s for s in seconds[0]]
     theirs_rate = [sbi_galaxies / s for s in seconds[1]]
     ratios = [a / b for a, b in zip(ours_rate, theirs_rate, strict=True)]
     products_rate, tanh_rate = ([_WORK / s for s in found] for found in seconds[2:])
     products, tanhs = _needs(MaskedFlow.from_sbi(estimator.flow))
     roofline = [1 / (DRAWS * (products / p + tanhs / t)) for p, t in zip(products_rate, tanh_rate, strict=True)]
-    core_ms = [1e3 * _core_seconds(lambda: infer_rows(posterior, rows, settings)) / galaxies for _ in range(times)]
     network = f"{config.train.hidden_features} x {config.train.transforms}"
     finish(
         f"{DRAWS} draws a galaxy from a {network} flow, and their percentiles, on {CORES} cores",
@@ -114,6 +115,25 @@ def main() -> None:
         },
         args.json,
     )
+
+
+_worker: tuple[FrozenPosterior, MapConfig]
+
+
+def _start(folder: Path, settings: MapConfig) -> None:
+    """Load the posterior into a worker's process."""
+    global _worker
+    torch.set_num_threads(1)
+    _worker = FrozenPosterior.load(folder), settings.model_copy(update={"draws": DRAWS})
+
+
+def _infer(flux: NDArray[np.float64]) -> float:
+    """Percentiles of spectra (n, wavelength) in a worker; core-seconds that they took."""
+    posterior, settings = _worker
+    good = np.ones(flux.shape, dtype=bool)
+    started = time.process_time()
+    infer_rows(posterior, PreparedRows(flux, good.astype(float), good, np.zeros(len(flux), dtype=np.int64)), settings)
+    return time.process_time() - started
 
 
 _SIDE = 1_024
@@ -144,12 +164,6 @@ def _needs(flow: MaskedFlow) -> tuple[int, int]:
     """Multiply-adds with weights that are not masked, and tanhs, of one draw."""
     weights = sum(int(np.count_nonzero(w)) for w in (flow.w_in, flow.w_hidden, flow.w_out))
     return weights, flow.b_in.size + flow.b_hidden.size
-
-
-def _core_seconds(function: Callable[[], Any]) -> float:
-    start = time.process_time()
-    function()
-    return time.process_time() - start
 
 
 def _spectra(theta: np.ndarray, grid: WavelengthGrid, rng: np.random.Generator) -> np.ndarray:

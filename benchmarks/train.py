@@ -31,14 +31,17 @@ SCHEDULE = 2_000_000 * 87
 
 def main() -> None:
     options = parser("train", __doc__ or "")
-    options.add_argument("--batch-size", type=int, help="ours (default: the preset's)")
+    options.add_argument("--batch-size", type=int, default=8192, help="ours (default: %(default)s)")
     options.add_argument("--cores", type=int, default=2)
     args = options.parse_args()
     count, epochs, sbi_count, sbi_epochs, times = (40_000, 2, 5_000, 1, 1) if args.quick else (100_000, 3, 20_000, 2, 3)
-    overrides = [*PAPER_NETWORK, f"train.threads_per_worker={args.cores}", f"train.epochs={epochs}", "train.device=cpu"]
-    if args.batch_size:
-        overrides.append(f"train.batch_size={args.batch_size}")
-    config = load_config("digs2022", overrides)
+    settings = {
+        "threads_per_worker": args.cores,
+        "epochs": epochs,
+        "batch_size": args.batch_size,
+        "device": "cpu",
+    }
+    config = load_config("digs2022", [*PAPER_NETWORK, *(f"train.{name}={value}" for name, value in settings.items())])
     prior, noise = config.make_prior(), NoiseModel.from_config(config.noise)
     rng = np.random.default_rng(1)
     theta = prior.from_unit_cube(rng.random((count, prior.ndim)))
