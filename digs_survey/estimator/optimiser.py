@@ -20,12 +20,15 @@ _EPSILON = 1e-8
 
 
 class _Stack:
-    """The parameters of one shape, and their moments and bases with the parameter as first dimension."""
+    """The parameters of one shape, and their moments and bases with the parameter as first dimension.
+
+    The kernels of a convolution are one matrix, of a row for each channel that it makes.
+    """
 
     def __init__(self, parameters: Sequence[nn.Parameter], largest: int) -> None:
-        self.parameters: list[Tensor] = list(parameters)
-        shape = parameters[0].shape
-        like = parameters[0].new_zeros((len(parameters), *shape), requires_grad=False)
+        self.parameters = [_matrix(parameter.detach()) for parameter in parameters]
+        shape = self.parameters[0].shape
+        like = self.parameters[0].new_zeros((len(parameters), *shape))
         sides = [side if len(shape) == 2 and side <= largest else None for side in shape]
         self.state: dict[str, Any] = {
             "mean": like.clone(),
@@ -72,7 +75,7 @@ class Soap:
         self.steps += 1
         done = self.steps - 1
         for places, stack in zip(self._places, self._stacks, strict=True):
-            gradient, state = torch.stack([gradients[i] for i in places]), stack.state
+            gradient, state = torch.stack([_matrix(gradients[i]) for i in places]), stack.state
             if not first:
                 bias = math.sqrt(1 - self.betas[1] ** done) / (1 - self.betas[0] ** done)
                 state["mean"].lerp_(gradient, 1 - self.betas[0])
@@ -110,6 +113,10 @@ class Soap:
                 stack.state[name] = saved[name].to(device, copy=True)
             for name in ("covariance", "basis"):
                 stack.state[name] = [None if part is None else part.to(device, copy=True) for part in saved[name]]
+
+
+def _matrix(parameter: Tensor) -> Tensor:
+    return parameter.flatten(1) if parameter.dim() > 2 else parameter
 
 
 def _project(stack: Tensor, basis: list[Tensor | None], back: bool = False) -> Tensor:

@@ -67,3 +67,18 @@ def test_it_minimises_whatever_the_shapes(largest):
     for step in range(600):
         optimiser.step(gradients(parameters), 0.05 * (1 - step / 600))
     assert sum(float(g.square().sum()) for g in gradients(parameters)) < 0.01 * first
+
+
+def test_kernels_of_a_convolution_are_one_matrix():
+    shapes = [(6, 2, 3), (6, 2, 3), (5, 1, 4)]
+    flat = [(shape[0], shape[1] * shape[2]) for shape in shapes]
+    matrices, gradients = problem(flat)
+    kernels = [nn.Parameter(matrix.detach().reshape(shape)) for matrix, shape in zip(matrices, shapes, strict=True)]
+    one, other = Soap(matrices), Soap(kernels)
+    for _ in range(25):
+        found = gradients(matrices)
+        one.step(found, 0.02)
+        other.step([gradient.reshape(shape) for gradient, shape in zip(found, shapes, strict=True)], 0.02)
+    for matrix, kernel in zip(matrices, kernels, strict=True):
+        assert torch.equal(matrix, kernel.flatten(1))
+        assert matrix.abs().max() > 0.1
