@@ -1,11 +1,13 @@
 """Make ``catalogs/sample.zarr``: spectra of our own simulator with noise, and their truth beside them.
 
 Run from the root of the checkout: ``python catalogs/make_sample.py``. Every ``true_<parameter>`` column holds
-the parameter that made the row; rows are drawn from the prior of the preset ``quick`` in a stream of their own.
+the parameter that made the row; rows are drawn from the prior of the preset ``quick``, or of another one
+(``python catalogs/make_sample.py faint.zarr --config faint``), in a stream of their own.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,11 @@ OUT = Path(__file__).with_name("sample.zarr")
 
 def main() -> None:
     """Write the catalog."""
-    config = load_config("quick")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", nargs="?", type=Path, default=OUT)
+    parser.add_argument("--config", default="quick")
+    arguments = parser.parse_args()
+    config = load_config(arguments.config)
     prior, grid = config.make_prior(), WavelengthGrid.from_config(config.grid)
     theta = draw_theta(prior, config.seed, "sample", 0, ROWS)
     noiseless = ProspectorSimulator(config.model, prior, grid).spectra(theta)
@@ -36,7 +42,7 @@ def main() -> None:
         for i, p in enumerate(prior.parameters)
     }
     write_catalog(
-        OUT,
+        arguments.out,
         grid=grid,
         flux=flux,
         ivar=noise.sigma(flux) ** -2.0,
@@ -45,7 +51,7 @@ def main() -> None:
         galaxy_id=np.array([f"sample-{row:04d}" for row in range(ROWS)]),
         flux_unit=FLUX_UNIT,
         columns=columns,
-        attrs={"description": f"{ROWS} simulated galaxies, preset quick, BC03-MILES, 5 % noise"},
+        attrs={"description": f"{ROWS} simulated galaxies, preset {arguments.config}, BC03-MILES"},
         rows_per_shard=ROWS,
     )
 

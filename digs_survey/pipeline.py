@@ -130,6 +130,7 @@ class Survey:
         key = self._key("noise", "augment") | {
             "simulations": self._simulations_hash(),
             "noise_table": noise.to_dict()["table"],
+            "keeps_negative": noise.keeps_negative,
         }
         ledger = Ledger(self.run_dir / "ledger" / "augment")
         with self._stage("augment", key, total, "pairs") as todo:
@@ -376,17 +377,18 @@ class Survey:
     def _noise(self, simulations: Path) -> NoiseModel:
         flux: Any = zarr.open_group(str(simulations), mode="r")["flux"]
         self.config.noise.check_elements(flux.shape[1])
-        noise = NoiseModel.from_config(self.config.noise)
+        noise = NoiseModel.from_config(self.config.noise, features=self.config.train.features)
         if self.config.noise.needs_catalog:
             entry = self.manifest.data["inputs"].get("catalog")
             if entry is None:
                 raise self._no_catalog()
             noise = survey_noise(self.config, Catalog.open(Path(entry["path"])))
         negative = noise.negative_share(flux[:_NOISE_TRIAL_ROWS])
-        if negative > _MUCH_NEGATIVE:
+        if negative > _MUCH_NEGATIVE and not noise.keeps_negative:
             self.progress.say(
                 f"noise: it makes {negative:.0%} of the simulations' elements negative, where log10 flux tells the "
-                "network nothing; a prior nearer to the survey's brightness, or other noise settings, would help"
+                "network nothing; set train.features = 'asinh', which knows negative flux, or bring the prior nearer "
+                "to the survey's brightness"
             )
         return noise
 

@@ -28,7 +28,8 @@ DESCRIPTIONS: dict[QualityFlag, str] = {
     "they were treated as masked",
     QualityFlag.FEW_GOOD_ELEMENTS: "fewer good elements than map.min_good_fraction asks for; no posterior",
     QualityFlag.FILLED_ELEMENTS: "masked elements were filled by interpolation before inference",
-    QualityFlag.NONPOSITIVE_FLUX: "good elements have zero or negative flux; no posterior if the amplitude is lost",
+    QualityFlag.NONPOSITIVE_FLUX: "unmasked elements have zero or negative flux, whose log10 means nothing; "
+    "they were treated as masked",
     QualityFlag.BAD_REDSHIFT: "the redshift is not finite or not positive; no posterior",
     QualityFlag.DUPLICATE_ID: "another row of the catalog has the same galaxy_id",
     QualityFlag.OUTSIDE_SIMULATIONS: "features lie outside the range of the training simulations",

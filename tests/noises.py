@@ -36,7 +36,7 @@ class Case:
     correlation : ndarray, shape (elements, elements)
     """
 
-    def __init__(self, name: str, elements: int = 3, **settings: object) -> None:
+    def __init__(self, name: str, elements: int = 3, features: str = "log10", **settings: object) -> None:
         kind, kernel = name.split("-")
         self.flux = np.geomspace(3e-9, 2e-4, elements)
         self.row_flux = self.flux * np.linspace(0.4, 3, elements)
@@ -45,9 +45,9 @@ class Case:
         if kind == "constant":
             given["sigma_flam"] = self.row_sigma
         config = NoiseConfig(**given)
-        bare = NoiseModel.from_config(config)
+        bare = NoiseModel.from_config(config, features=features)
         row = bare.errors_of(self.row_flux[None], self.row_sigma[None] ** -2.0, np.ones((1, elements), dtype=bool))
-        self.noise = bare if row is None else NoiseModel.from_config(config, row)
+        self.noise = bare if row is None else NoiseModel.from_config(config, row, features)
         self.errors = None if row is None else row[:, 0]
         self.logarithmic = config.space == "log10"
         self.width = self._width(config)

@@ -85,7 +85,8 @@ def run_audit(
         config.map.quantiles,
         limit=settings.calibration_simulations,
     )
-    sample = read_sample(catalog, run_dir / "posterior.zarr", prior, config)
+    posterior_path = run_dir / "posterior.zarr"
+    sample = read_sample(catalog, posterior_path, prior, config, keeps_negative=noise.keeps_negative)
     seen = sample.prepared
     npe = posterior.sample(seen.flux, config.map.draws)
     errors = noise.errors_of(seen.flux, seen.ivar, seen.good)

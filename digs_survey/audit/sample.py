@@ -46,7 +46,9 @@ class Sample:
     truth: NDArray[np.float64]
 
 
-def read_sample(catalog: Catalog, posterior_path: Path, prior: Prior, config: SurveyConfig) -> Sample:
+def read_sample(
+    catalog: Catalog, posterior_path: Path, prior: Prior, config: SurveyConfig, *, keeps_negative: bool = False
+) -> Sample:
     """Choose ``audit.galaxies`` rows that have a posterior, and read them.
 
     Parameters
@@ -57,6 +59,8 @@ def read_sample(catalog: Catalog, posterior_path: Path, prior: Prior, config: Su
         ``posterior.zarr`` of the same catalog.
     prior : Prior
     config : SurveyConfig
+    keeps_negative : bool
+        As :func:`~digs_survey.infer.prepare.prepare` takes it.
 
     Raises
     ------
@@ -84,11 +88,16 @@ def read_sample(catalog: Catalog, posterior_path: Path, prior: Prior, config: Su
         config.audit.galaxies,
         config.seed,
     )
-    return _read(catalog, selection, snr, prior, config)
+    return _read(catalog, selection, snr, prior, config, keeps_negative)
 
 
 def _read(
-    catalog: Catalog, selection: Selection, snr: NDArray[np.float64], prior: Prior, config: SurveyConfig
+    catalog: Catalog,
+    selection: Selection,
+    snr: NDArray[np.float64],
+    prior: Prior,
+    config: SurveyConfig,
+    keeps_negative: bool,
 ) -> Sample:
     elements, count = len(catalog.grid), selection.rows.size
     flux, ivar = np.ones((count, elements)), np.zeros((count, elements))
@@ -97,7 +106,13 @@ def _read(
     galaxy_id = [catalog.galaxy_id(0, 0)]
     for i, row in enumerate(selection.rows.tolist()):
         raw = catalog.rows(row, row + 1)
-        one = prepare(raw, catalog.grid.frame, config.model.zred, config.map.min_good_fraction)
+        one = prepare(
+            raw,
+            catalog.grid.frame,
+            config.model.zred,
+            config.map.min_good_fraction,
+            keeps_negative=keeps_negative,
+        )
         flux[i], ivar[i], good[i], quality[i] = one.flux[0], one.ivar[0], one.good[0], one.quality[0]
         redshift[i] = raw.redshift[0]
         galaxy_id.append(raw.galaxy_id)

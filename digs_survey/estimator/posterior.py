@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import logsumexp, ndtri
-from scipy.stats import qmc
+from scipy.special import logsumexp
 from torch import nn
 
 from digs_survey.config import NoiseConfig, SurveyConfig, TrainConfig
@@ -22,13 +20,13 @@ from digs_survey.estimator.artefact import FORMAT, load_artefact, save_artefact
 from digs_survey.estimator.embedding import build_embedding
 from digs_survey.estimator.features import Features
 from digs_survey.estimator.network import Estimator
+from digs_survey.estimator.points import base_points, row_points
 from digs_survey.estimator.sampler import MaskedFlow
 from digs_survey.parameters import Prior
 from digs_survey.simulate.noise import NoiseModel
-from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.spectra import WavelengthGrid
 
-__all__ = ["FrozenPosterior", "base_points", "row_points"]
+__all__ = ["FrozenPosterior"]
 
 _NETWORK = (
     "flow",
@@ -54,37 +52,7 @@ _PROBE_POINTS = 256
 _LEAST_INSIDE = 1 / 256
 """P(inside | x) below which a spectrum is outside the simulations: a 2.7 sigma event at the very edge."""
 
-
-_TAIL = 1e-9
-"""Least probability on either side of a base point."""
-
 Base = Literal["sobol", "random"]
-
-
-@lru_cache(maxsize=32)
-def base_points(draws: int, ndim: int, seed: int, member: int = 0) -> NDArray[np.float32]:
-    """Standard-normal points (ndim, draws): scrambled Sobol through the inverse CDF, shared by all galaxies.
-
-    The first points of a longer set are the shorter one. Each member of an ensemble has a scramble of its own.
-    """
-    bits = int(np.ceil(np.log2(draws)))
-    cube = qmc.Sobol(ndim, scramble=True, rng=np.random.default_rng([seed, member])).random_base2(bits)[:draws]
-    points = np.ascontiguousarray(_standard_normal(cube.T))
-    points.setflags(write=False)
-    return points
-
-
-def row_points(draws: int, ndim: int, seed: int, row: int, member: int = 0, first: int = 0) -> NDArray[np.float32]:
-    """Standard-normal points (ndim, draws) that belong to one row: independent of those of other rows.
-
-    So are those of each member of an ensemble, and those that are drawn from another number ``first`` on.
-    """
-    uniform = row_uniforms(seed, f"posterior/{member}/{first}", row, row + 1, ndim * draws)
-    return _standard_normal(uniform.reshape(ndim, draws))
-
-
-def _standard_normal(cube: NDArray[np.float64]) -> NDArray[np.float32]:
-    return ndtri(np.clip(cube, _TAIL, 1 - _TAIL)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -131,8 +99,9 @@ class FrozenPosterior:
         self.arrays = arrays
         self.prior = Prior.from_dict(card["parameters"])
         self.grid = WavelengthGrid.from_dict(card["grid"])
-        self.noise = NoiseModel.from_config(NoiseConfig.model_validate(card["noise"]), arrays.get("noise.table"))
         network = TrainConfig.model_validate({name: card["architecture"][name] for name in _NETWORK})
+        noise = NoiseConfig.model_validate(card["noise"])
+        self.noise = NoiseModel.from_config(noise, arrays.get("noise.table"), network.features)
         tensors = {name: torch.as_tensor(value) for name, value in arrays.items()}
         self._features = Features(len(self.grid), network, self.prior)
         self._features.load_state_dict(_under(tensors, "features."))

@@ -177,7 +177,9 @@ class _Worker:
         rows, settings = task.rows(shard), task.config.map
         block = self.catalog.rows(rows.start, rows.stop)
         frame = self.catalog.grid.frame
-        prepared = prepare(block, frame, task.config.model.zred, settings.min_good_fraction)
+        keeps_negative = self.posterior.noise.keeps_negative
+        zred = task.config.model.zred
+        prepared = prepare(block, frame, zred, settings.min_good_fraction, keeps_negative=keeps_negative)
         result = infer_rows(self.posterior, prepared, settings, self.weigher)
         arrays: dict[str, NDArray[Any]] = {
             "percentiles": result.percentiles,

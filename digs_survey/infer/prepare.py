@@ -28,12 +28,12 @@ class PreparedRows:
     Attributes
     ----------
     flux : ndarray of float64, shape (galaxy, wavelength)
-        Positive and finite throughout: elements that are not good hold a fill, and rows without a
-        posterior hold ones.
+        Finite throughout, and positive unless negative flux is kept: elements that are not good hold a fill, and
+        rows without a posterior hold ones.
     ivar : ndarray of float64, shape (galaxy, wavelength)
         Inverse variance at the same amplitude; 0 where not good.
     good : ndarray of bool, shape (galaxy, wavelength)
-        Unmasked elements with positive flux and inverse variance.
+        Unmasked elements with positive inverse variance and, unless negative flux is kept, positive flux.
     quality : ndarray of int64, shape (galaxy,)
         Bits of :class:`~digs_survey.quality.QualityFlag`.
     """
@@ -87,11 +87,14 @@ def require_rest_frame(frame: str) -> None:
         )
 
 
-def prepare(rows: CatalogRows, frame: str, zred: float, min_good_fraction: float) -> PreparedRows:
+def prepare(
+    rows: CatalogRows, frame: str, zred: float, min_good_fraction: float, *, keeps_negative: bool = False
+) -> PreparedRows:
     """Bring rows to the amplitude of the simulations, fill what is masked and set their quality bits.
 
-    Masked and unusable elements are filled by interpolation, linear in log flux along the elements of
-    the row (the nearest good value beyond the last good one). Every row is treated by itself.
+    Masked and unusable elements are filled by interpolation along the elements of the row (the nearest good
+    value beyond the last good one), linear in log flux, or in flux where negative flux is kept. Every row is
+    treated by itself.
 
     Parameters
     ----------
@@ -102,6 +105,9 @@ def prepare(rows: CatalogRows, frame: str, zred: float, min_good_fraction: float
         ``model.zred`` of the simulations.
     min_good_fraction : float
         Share of good elements below which a row gets FEW_GOOD_ELEMENTS and no posterior.
+    keeps_negative : bool
+        :attr:`~digs_survey.simulate.noise.NoiseModel.keeps_negative` of the posterior's noise: whether flux that
+        is not positive is data, or gets NONPOSITIVE_FLUX and a fill.
 
     Raises
     ------
@@ -118,7 +124,7 @@ def prepare(rows: CatalogRows, frame: str, zred: float, min_good_fraction: float
         ivar = rows.ivar / factor[:, None] ** 2
     usable, bits = usable_elements(flux, ivar, rows.good)
     quality = quality | bits
-    good = usable & (flux > 0)
+    good = usable if keeps_negative else usable & (flux > 0)
     quality[(usable & ~good).any(axis=1)] |= QualityFlag.NONPOSITIVE_FLUX
     few = ~good.any(axis=1) | (good.mean(axis=1) < min_good_fraction)
     quality[few] |= QualityFlag.FEW_GOOD_ELEMENTS
@@ -126,5 +132,5 @@ def prepare(rows: CatalogRows, frame: str, zred: float, min_good_fraction: float
     quality[~lost & ~good.all(axis=1)] |= QualityFlag.FILLED_ELEMENTS
     flux[lost] = 1.0
     filled = (quality & QualityFlag.FILLED_ELEMENTS) != 0
-    flux[filled] = fill_flux(flux[filled], good[filled])
+    flux[filled] = fill_flux(flux[filled], good[filled], linear=keeps_negative)
     return PreparedRows(flux, np.where(good, ivar, 0.0), good, quality)

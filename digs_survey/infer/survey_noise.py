@@ -24,14 +24,22 @@ def survey_noise(config: SurveyConfig, catalog: Catalog) -> NoiseModel:
     CatalogError
         If the catalog is in the observed frame, or none of these rows has errors for half its elements.
     """
+    features = config.train.features
+    keeps_negative = NoiseModel.from_config(config.noise, features=features).keeps_negative
     last = max(0, catalog.n_rows - _BLOCK_ROWS)
     errors, goods = [], []
     for start in np.unique(np.linspace(0, last, _BLOCKS).astype(int)):
         raw = catalog.rows(int(start), min(catalog.n_rows, int(start) + _BLOCK_ROWS))
-        rows = prepare(raw, catalog.grid.frame, config.model.zred, config.map.min_good_fraction)
+        rows = prepare(
+            raw,
+            catalog.grid.frame,
+            config.model.zred,
+            config.map.min_good_fraction,
+            keeps_negative=keeps_negative,
+        )
         # Rows that cannot be inferred hold a stand-in for their flux.
         good = rows.good & ((rows.quality & NO_POSTERIOR) == 0)[:, None]
         errors.append(row_errors(config.noise, rows.flux, rows.ivar, good))
         goods.append(good)
     table = noise_table(config.noise, np.concatenate(errors, axis=1), np.concatenate(goods), config.seed)
-    return NoiseModel.from_config(config.noise, table)
+    return NoiseModel.from_config(config.noise, table, features)

@@ -81,15 +81,17 @@ def fill(values: ArrayLike, known: ArrayLike) -> NDArray[np.float64]:
     return filled
 
 
-def fill_flux(flux: NDArray[Any], good: ArrayLike) -> NDArray[Any]:
-    """Fill gaps in spectra, linear in log flux along the elements.
+def fill_flux(flux: NDArray[Any], good: ArrayLike, *, linear: bool = False) -> NDArray[Any]:
+    """Fill gaps in spectra by interpolation along the elements, linear in log flux.
 
     Parameters
     ----------
     flux : ndarray, shape (..., wavelength)
-        Positive where good.
+        Positive where good, unless ``linear``.
     good : array_like of bool, shape (..., wavelength)
         Elements to keep.
+    linear : bool
+        Interpolate in flux itself, which may then be negative.
 
     Returns
     -------
@@ -100,6 +102,9 @@ def fill_flux(flux: NDArray[Any], good: ArrayLike) -> NDArray[Any]:
     keep = np.asarray(good, dtype=bool).reshape(filled.shape)
     rows = np.flatnonzero(keep.any(axis=1) & ~keep.all(axis=1))
     part, kept = filled[rows], keep[rows]
-    part[~kept] = np.exp(fill(np.log(np.where(kept, part, 1.0), dtype=float), kept)[~kept])
+    if linear:
+        part[~kept] = fill(part, kept)[~kept]
+    else:
+        part[~kept] = np.exp(fill(np.log(np.where(kept, part, 1.0), dtype=float), kept)[~kept])
     filled[rows] = part
     return filled.reshape(flux.shape)

@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -55,13 +55,18 @@ class NoiseModel:
     table : ndarray of float64, shape (terms, rows, wavelength), or None
         Errors that draws pick rows from, as :func:`~digs_survey.simulate.noise_table.noise_table` gives them;
         one row for constant noise, None for fractional noise.
+    keeps_negative : bool
+        Whether flux that is not positive is data like any other, or an element to be filled.
     """
 
     config: NoiseConfig
     table: NDArray[np.float64] | None = None
+    keeps_negative: bool = False
 
     @classmethod
-    def from_config(cls, config: NoiseConfig, table: ArrayLike | None = None) -> NoiseModel:
+    def from_config(
+        cls, config: NoiseConfig, table: ArrayLike | None = None, features: Literal["log10", "asinh"] = "log10"
+    ) -> NoiseModel:
         """Build the noise that a configuration describes.
 
         Parameters
@@ -70,11 +75,15 @@ class NoiseModel:
         table : array_like, shape (terms, rows, wavelength), optional
             Where ``config.needs_catalog``: what :func:`~digs_survey.simulate.noise_table.noise_table` gives.
             Without it the noise cannot be drawn.
+        features : {"log10", "asinh"}
+            ``train.features`` of the posterior that is shown the noisy spectra. asinh knows negative flux, which is
+            then kept, unless noise is Gaussian in log10 flux, where no model gives it.
         """
+        keeps_negative = features == "asinh" and config.space == "flux"
         if config.sigma_flam:
             table = np.reshape(config.sigma_flam, (1, 1, -1))
         if config.kind == "fractional" or table is None:
-            return cls(config)
+            return cls(config, keeps_negative=keeps_negative)
         values = np.array(table, dtype=np.float64)
         terms = 1 if config.poisson_share is None else 2
         if (
@@ -88,13 +97,14 @@ class NoiseModel:
                 f"{values.shape}; noise_table makes such a table"
             )
         values.setflags(write=False)
-        return cls(config, values)
+        return cls(config, values, keeps_negative)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration, with the checksum of the table in place of its numbers."""
         return {
             **self.config.model_dump(mode="json"),
             "table": None if self.table is None else checksum(self.table),
+            "keeps_negative": self.keeps_negative,
         }
 
     # -- drawing ---------------------------------------------------------------------------------------
@@ -140,11 +150,11 @@ class NoiseModel:
         """Take stretches out of noisy spectra (..., wavelength), and fill them as a catalog's rows are filled.
 
         ``uniform`` (..., config.missing.columns) chooses them. As in a catalog's rows, elements that are not
-        positive are filled too. Nothing happens if no spectrum is to lack any.
+        positive are filled too, unless negative flux is kept. Nothing happens if no spectrum is to lack any.
         """
         if self.config.missing.probability == 0:
             return noisy
-        return fill_flux(noisy, self._kept(noisy, uniform))
+        return fill_flux(noisy, self._kept(noisy, uniform), linear=self.keeps_negative)
 
     def columns(self, elements: int) -> int:
         """Random numbers that :meth:`from_uniform` takes for a spectrum of so many elements."""
@@ -272,7 +282,8 @@ class NoiseModel:
         """Elements (..., wavelength) that :meth:`lose` leaves as they are."""
         if self.config.missing.probability == 0:
             return np.ones(noisy.shape, dtype=bool)
-        return ~missing_elements(self.config.missing, uniform, noisy.shape[-1]) & (noisy > 0)
+        missing = missing_elements(self.config.missing, uniform, noisy.shape[-1])
+        return ~missing & (self.keeps_negative | (noisy > 0))
 
     def _noisy(self, flux: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
         rows, elements = flux.shape[:-1], flux.shape[-1]

@@ -32,11 +32,13 @@ def row_errors(config: NoiseConfig, flux: ArrayLike, ivar: ArrayLike, good: Arra
     ndarray of float64, shape (terms, n, wavelength)
         With S the 1-sigma error. Constant noise: S. Catalog noise: S / F. With ``poisson_share`` p: the error
         of read-out and sky, S sqrt(1 - p), and the Poisson error at unit flux, S sqrt(p / max(F, S)).
-        Elements that are not good, or have no positive flux, are filled from their neighbours in the row
-        (NaN if the row has no other).
+        Elements that are not good are filled from their neighbours in the row (NaN if the row has no other); so are,
+        for S / F, those without positive flux.
     """
     flux, ivar = np.asarray(flux, dtype=float), np.asarray(ivar, dtype=float)
-    known = np.asarray(good, dtype=bool) & (flux > 0) & (ivar > 0)
+    known = np.asarray(good, dtype=bool) & (ivar > 0)
+    if config.kind == "catalog" and config.poisson_share is None:
+        known &= flux > 0
     flux, error = np.where(known, flux, 1.0), 1.0 / np.sqrt(np.where(known, ivar, 1.0))
     if config.kind == "constant":
         terms = [error]

@@ -10,7 +10,7 @@ from digs_survey.parameters import Prior
 
 
 def test_presets_load_and_digs2022_is_the_papers():
-    assert {"digs2022", "quick", "sdss"} <= set(presets())
+    assert {"digs2022", "faint", "quick", "sdss"} <= set(presets())
     for name in presets():
         load_config(name)
     config = load_config("digs2022")

@@ -14,7 +14,8 @@ from scipy.special import logsumexp
 from digs_survey.errors import RunDirectoryError
 from digs_survey.estimator.loop import prepare_estimator
 from digs_survey.estimator.network import build_estimator
-from digs_survey.estimator.posterior import FrozenPosterior, base_points
+from digs_survey.estimator.points import base_points
+from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.simulate.noise import NoiseModel
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

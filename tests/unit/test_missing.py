@@ -73,17 +73,20 @@ def test_fill_is_numpys_interpolation_to_the_bit():
         np.testing.assert_array_equal(flux[row], np.where(use, values[row], np.exp(log)))
 
 
+@pytest.mark.parametrize("features", ["log10", "asinh"])
 @pytest.mark.parametrize("name", KINDS)
-def test_training_is_shown_what_prepared_rows_hold(name):
+def test_training_is_shown_what_prepared_rows_hold(name, features):
     gaps = {"missing": {"probability": 0.7, "stretches": 2, "elements": [2, 12]}}
-    case, whole = Case(name, ELEMENTS, **gaps), Case(name, ELEMENTS)
+    case, whole = Case(name, ELEMENTS, features, **gaps), Case(name, ELEMENTS)
+    keeps = case.noise.keeps_negative
     spectra = torch.tensor(np.broadcast_to(case.flux, (400, ELEMENTS)), dtype=torch.float32)
     seen = noisy_rows(spectra, case.noise, 1, "test").numpy()
     noisy = noisy_rows(spectra, whole.noise, 1, "test").numpy()
     assert seen.dtype == np.float32
     good = seen == noisy
     assert good.any(axis=1).all()
-    assert (~good & (noisy > 0)).any(axis=1).mean() == pytest.approx(0.7, abs=0.1)
+    lost = ~good if keeps else ~good & (noisy > 0)
+    assert lost.any(axis=1).mean() == pytest.approx(0.7, abs=0.1)
     rows = CatalogRows(
         flux=noisy.astype(float),
         ivar=np.ones(seen.shape),
@@ -92,8 +95,22 @@ def test_training_is_shown_what_prepared_rows_hold(name):
         galaxy_id=np.arange(400),
         quality=np.zeros(400, dtype=np.int64),
     )
-    np.testing.assert_allclose(seen, prepare(rows, "rest", 1e-5, 0.01).flux, rtol=1e-6)
-    assert (case.noise.draw(np.broadcast_to(case.flux, (400, ELEMENTS)), np.random.default_rng(0)) > 0).all()
+    ready = prepare(rows, "rest", 1e-5, 0.01, keeps_negative=keeps)
+    np.testing.assert_allclose(seen, ready.flux, rtol=1e-5, atol=1e-6 * case.flux.max())
+    np.testing.assert_array_equal(ready.good, good)
+    drawn = case.noise.draw(np.broadcast_to(case.flux, (400, ELEMENTS)), np.random.default_rng(0))
+    assert (drawn > 0).all() == ((noisy > 0).all() or not keeps)
+
+
+def test_asinh_features_keep_negative_flux_but_not_where_noise_is_in_its_log():
+    kept = {name: Case(name, ELEMENTS, "asinh").noise.keeps_negative for name in KINDS}
+    assert kept == {name: not name.startswith("log10") for name in KINDS}
+    case = Case("constant-white", ELEMENTS, "asinh", missing={"probability": 1.0, "elements": [5, 5]})
+    noisy = np.linspace(-3, 3, ELEMENTS)[None]
+    seen = case.noise.lose(noisy, np.array([[0.5, 0.5, 0.5]]))
+    np.testing.assert_allclose(seen, noisy, atol=1e-12)
+    noisy[0, 30] = 1e3
+    assert (case.noise.lose(noisy, np.array([[0.5, 0.5, 0.5]])) != noisy).sum() == 5
 
 
 def test_rows_of_negative_flux_do_not_become_nan():

@@ -30,7 +30,7 @@ def test_errors_of_observed_rows():
     relative = NoiseModel.from_config(CATALOG).errors_of(flux, ivar, good)
     np.testing.assert_allclose(relative, [[[0.25, 0.125, 0.09375, 0.0625], [1.0, 0.75, 0.5, 0.5], nothing]])
     constant = row_errors(NoiseConfig(kind="constant"), flux, ivar, good)
-    np.testing.assert_allclose(constant, [[[0.5, 0.5, 0.375, 0.25], [1.0, 0.75, 0.5, 0.5], nothing]])
+    np.testing.assert_allclose(constant, [[[0.5, 0.5, 0.375, 0.25], [1.0, 1.0, 0.5, 0.5], nothing]])
     for kind in ("fractional", "constant"):
         assert NoiseModel.from_config(NoiseConfig(kind=kind)).errors_of(flux, ivar, good) is None
 

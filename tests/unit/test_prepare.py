@@ -27,8 +27,8 @@ def make_rows(n: int = 5, elements: int = 20) -> CatalogRows:
     )
 
 
-def run(rows: CatalogRows) -> PreparedRows:
-    return prepare(rows, "rest", ZRED, 0.8)
+def run(rows: CatalogRows, **how: bool) -> PreparedRows:
+    return prepare(rows, "rest", ZRED, 0.8, **how)
 
 
 def test_reference_factor() -> None:
@@ -66,6 +66,27 @@ def test_fill_is_exact_for_a_power_law_in_the_elements() -> None:
     flags = QualityFlag.NONFINITE_FLUX | QualityFlag.BAD_IVAR | QualityFlag.NONPOSITIVE_FLUX
     flags |= QualityFlag.FILLED_ELEMENTS
     assert ready.quality.tolist() == [0, flags, 0, 0, 0]
+
+
+def test_negative_flux_is_data_where_it_is_kept() -> None:
+    rows = make_rows()
+    rows.flux[1, 12] = -1e-17
+    rows.flux[2] = -rows.flux[2]
+    rows.flux[3, :] = np.linspace(-1, 1, 20) * 1e-17
+    rows.good[3, [5, 19]] = False
+    rows.flux[4, 7] = np.inf
+    ready = run(rows, keeps_negative=True)
+    factor = reference_factor(rows.redshift, ZRED)[:, None]
+    filled, bad = QualityFlag.FILLED_ELEMENTS, QualityFlag.NONFINITE_FLUX
+    assert ready.quality.tolist() == [0, 0, 0, filled, filled | bad]
+    assert ready.n_good.tolist() == [20, 20, 20, 18, 19]
+    np.testing.assert_array_equal(ready.flux[:3], (rows.flux * factor)[:3])
+    np.testing.assert_allclose(ready.ivar[:3], (rows.ivar / factor**2)[:3])
+    # Fills are linear in flux, through zero.
+    expected = rows.flux[3] * factor[3]
+    np.testing.assert_allclose(ready.flux[3, :19], expected[:19], rtol=1e-12)
+    assert ready.flux[3, 19] == ready.flux[3, 18]
+    assert run(rows).quality[2] & QualityFlag.NONPOSITIVE_FLUX
 
 
 def test_a_masked_end_takes_the_nearest_good_value() -> None:
