@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from digs_survey.errors import CatalogError
 from digs_survey.quality import QualityFlag
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.storage import ArraySpec, create_dataset, remove
+from digs_survey.storage import ArraySpec, create_dataset, remove, shard_count, shard_rows
 from digs_survey.validation import (
     FLUX_UNIT,
     ValidationReport,
@@ -36,9 +37,10 @@ from digs_survey.validation import (
     usable_elements,
 )
 
-__all__ = ["Catalog", "CatalogRows", "ValidationReport", "validate_catalog", "write_catalog"]
+__all__ = ["Catalog", "CatalogRows", "ValidationReport", "new_catalog", "validate_catalog", "write_catalog"]
 
 _BLOCK_BYTES = 8 * 2**20
+_CHUNK_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -228,45 +230,118 @@ def write_catalog(
     CatalogError
         A shape, unit or name that the schema does not allow, or values out of float32's range.
     """
-    path = Path(path)
     arrays: dict[str, NDArray[Any]] = {
-        "flux": _float32("flux", flux),
-        "ivar": _float32("ivar", ivar),
-        "mask": np.asarray(mask).astype(np.uint8),
+        "flux": np.asarray(flux, dtype=np.float64),
+        "ivar": np.asarray(ivar, dtype=np.float64),
+        "mask": np.asarray(mask),
         "redshift": np.asarray(redshift, dtype=np.float64),
         "galaxy_id": _plain(np.asarray(galaxy_id)),
     }
-    try:
-        ivar_unit = (parse_unit(flux_unit) ** -2).to_string()
-    except ValueError as error:
-        raise CatalogError(f"catalog {path}: flux_unit {flux_unit!r} cannot be read: {error}") from error
-    described: dict[str, Mapping[str, Any]] = {"flux": {"units": flux_unit}, "ivar": {"units": ivar_unit}}
+    described: dict[str, tuple[Any, Mapping[str, Any]]] = {}
     for name, (values, attributes) in (columns or {}).items():
-        arrays[name], described[name] = _plain(np.asarray(values)), attributes
-    size = (arrays["redshift"].size, len(grid))
+        arrays[name] = _plain(np.asarray(values))
+        described[name] = arrays[name].dtype, attributes
+    rows = arrays["redshift"].size
     wrong = []
     for name, array in arrays.items():
-        expected = size if name in ("flux", "ivar", "mask") else size[:1]
+        expected = (rows, len(grid)) if name in ("flux", "ivar", "mask") else (rows,)
         if array.shape != expected:
             wrong.append(f"{name}: expected shape {expected}, found {array.shape}")
     if wrong:
         raise CatalogError(f"catalog {path} cannot be written:", wrong)
+    with new_catalog(
+        path,
+        grid=grid,
+        rows=rows,
+        id_dtype=arrays["galaxy_id"].dtype,
+        flux_unit=flux_unit,
+        columns=described,
+        attrs=attrs,
+        rows_per_shard=rows_per_shard,
+    ) as (shards, write):
+        for part in shards:
+            write(part, {name: array[part] for name, array in arrays.items()})
+
+
+@contextmanager
+def new_catalog(
+    path: Path | str,
+    *,
+    grid: WavelengthGrid,
+    rows: int,
+    id_dtype: Any,
+    flux_unit: str,
+    columns: Mapping[str, tuple[Any, Mapping[str, Any]]] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+    rows_per_shard: int = 1024,
+) -> Iterator[tuple[list[slice], Callable[[slice, Mapping[str, NDArray[Any]]], None]]]:
+    """Write a catalog shard by shard; it appears at ``path`` when all is written and valid, or not at all.
+
+    Parameters
+    ----------
+    path : path-like
+        What stood there before is replaced.
+    rows : int
+        Rows in all.
+    id_dtype : dtype
+        Of ``galaxy_id``: of integers or strings.
+    columns : mapping of name to (dtype, attributes), optional
+        The survey's own columns.
+    grid, flux_unit, attrs
+        As :func:`write_catalog` takes them.
+
+    Yields
+    ------
+    shards : list of slice
+        The rows of each shard.
+    write : callable
+        Takes the rows of a shard and the values of every array in them, wavelengths excepted.
+
+    Raises
+    ------
+    CatalogError
+        As :func:`write_catalog`.
+    """
+    path = Path(path)
+    try:
+        ivar_unit = (parse_unit(flux_unit) ** -2).to_string()
+    except ValueError as error:
+        raise CatalogError(f"catalog {path}: flux_unit {flux_unit!r} cannot be read: {error}") from error
+    wanted: dict[str, tuple[Any, Mapping[str, Any]]] = {
+        "flux": ("float32", {"units": flux_unit}),
+        "ivar": ("float32", {"units": ivar_unit}),
+        "mask": ("uint8", {}),
+        "redshift": ("float64", {}),
+        "galaxy_id": (id_dtype, {}),
+        **(columns or {}),
+    }
+    # A shard is whole chunks.
+    chunk_rows = max(1, min(_CHUNK_ROWS, rows_per_shard, rows))
+    shard_size = -(-max(1, min(rows_per_shard, rows)) // chunk_rows) * chunk_rows
+    spectra = ("flux", "ivar", "mask")
     specs = {
         name: ArraySpec(
-            ("galaxy", "wavelength")[: array.ndim],
-            array.shape,
-            "str" if array.dtype.kind == "U" else str(array.dtype),
-            shard_rows=max(1, min(rows_per_shard, size[0])),
-            chunk_rows=256,
-            attrs=described.get(name, {}),
+            ("galaxy", "wavelength") if name in spectra else ("galaxy",),
+            (rows, len(grid)) if name in spectra else (rows,),
+            "str" if np.dtype(dtype).kind == "U" else str(np.dtype(dtype)),
+            shard_rows=shard_size,
+            chunk_rows=chunk_rows,
+            attrs=attributes,
         )
-        for name, array in arrays.items()
+        for name, (dtype, attributes) in wanted.items()
     }
     wave_attrs = {"units": "Angstrom", "frame": grid.frame, "medium": grid.medium}
     specs["wavelength"] = ArraySpec(("wavelength",), (len(grid),), "float64", attrs=wave_attrs)
     building = path.with_name(f".{path.name}-unchecked-{os.getpid()}")
     try:
-        create_dataset(building, specs, {**arrays, "wavelength": grid.wavelength}, attrs)
+        create_dataset(building, specs, {"wavelength": grid.wavelength}, attrs)
+        group: Any = zarr.open_group(str(building), mode="r+", use_consolidated=False)
+
+        def write(part: slice, values: Mapping[str, NDArray[Any]]) -> None:
+            for name in wanted:
+                group[name][part] = _float32(name, values[name]) if name in ("flux", "ivar") else values[name]
+
+        yield [shard_rows(shard, rows, shard_size) for shard in range(shard_count(rows, shard_size))], write
         violations = schema_violations(open_group(building))
         if violations:
             raise CatalogError(f"catalog {path} cannot be written:", violations)

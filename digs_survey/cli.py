@@ -51,7 +51,7 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         "-c",
-        help="TOML file or preset (digs2022, quick, sdss); default: the run directory's own.",
+        help="TOML file or preset (digs2022, quick, sdss, faint); default: the run directory's own.",
     ),
 ]
 SetOption = Annotated[
@@ -273,6 +273,32 @@ def validate(catalog: CatalogArgument) -> None:
     for name in found.not_carried:
         print(f"{name}: not one value per galaxy; it will not travel to the result tables")
     print(f"{catalog}: keeps to the schema, {found.n_rows} rows")
+
+
+@app.command("fake-catalog")
+def fake_catalog_command(
+    out: Annotated[Path, typer.Argument(help="The catalog to write, OUT.zarr.", show_default=False)],
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Galaxies.")] = 10_000,
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", help="TOML file or preset: model, prior, grid, noise, seed.")
+    ] = None,
+    overrides: SetOption = None,
+    bad: Annotated[
+        float, typer.Option("--bad", min=0.0, max=1.0, help="Share of rows with a fault, such as NaN flux.")
+    ] = 0.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the catalog if it is there.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Simulated galaxies of any number, streamed, with their truth beside them: to test and to time."""
+    from digs_survey.config import load_config
+    from digs_survey.infer.fake import fake_catalog
+
+    if out.exists() and not overwrite:
+        raise typer.BadParameter(f"{out} exists; choose another name or give --overwrite")
+    settings = load_config(config, overrides or [])
+    with ProgressReporter(quiet=quiet).task("fake-catalog", rows, "galaxies") as advance:
+        fake_catalog(out, settings, rows, bad=bad, advance=advance)
+    print(out)
 
 
 @ingest_app.command("sdss")
