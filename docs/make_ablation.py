@@ -1,6 +1,6 @@
 """Make the table of docs/ablation.md: what each part of the estimator is worth.
 
-Run from the root of the checkout: ``PYTHONPATH=. python docs/make_ablation.py`` (half an hour on 2 cores). Every row is
+Run from the root of the checkout: ``PYTHONPATH=. python docs/make_ablation.py`` (25 minutes on 2 cores). Every row is
 a posterior that was trained on as many noisy pairs as all others, and is tested on the same independent simulations.
 Rows that are done are kept in ``runs/ablation`` and not made again; ``--rows NAME ...`` makes some of them only.
 """

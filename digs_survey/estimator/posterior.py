@@ -65,8 +65,11 @@ class _Member:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What one spectrum gives: a context (size,) for each member, and the coordinates' centre and scale (ndim, 1)."""
+    """What one spectrum gives: its features (1, n), a context (size,) for each member, and the coordinates' centre and
+    scale (ndim, 1).
+    """
 
+    features: torch.Tensor
     contexts: list[NDArray[np.float32]]
     centre: NDArray[np.float32]
     scale: NDArray[np.float32]
@@ -262,12 +265,38 @@ class FrozenPosterior:
 
         def draw(row: int) -> None:
             points = self._sobol(seed) if base == "sobol" else self._random(seed, int(numbers[row]))
-            u[row] = self._draw_inside(self._see(flux[row]), draws, points)
+            u[row] = self._draw_inside(self._see(flux[row]), draws, points)[0]
             if ordered:
                 u[row].sort(axis=-1)
 
         _each(draw, len(flux))
         return u
+
+    def draw_and_judge(
+        self, flux: NDArray[np.floating], draws: int, *, ordered: bool = False
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Draws from the shared points, and whether a spectrum is outside the simulations, at one cost for both.
+
+        Returns
+        -------
+        u : ndarray of float32, shape (n, ndim, draws)
+            As :meth:`sample_unconstrained` gives them.
+        outside : ndarray of bool, shape (n,)
+            As :meth:`outside_training` gives it.
+        """
+        flux = np.asarray(flux)
+        u = np.empty((len(flux), self.prior.ndim, draws), dtype=np.float32)
+        outside = np.zeros(len(flux), dtype=bool)
+
+        def draw(row: int) -> None:
+            seen = self._see(flux[row])
+            u[row], inside = self._draw_inside(seen, draws, self._sobol(0))
+            outside[row] = self._is_outside(seen, inside)
+            if ordered:
+                u[row].sort(axis=-1)
+
+        _each(draw, len(flux))
+        return u, outside
 
     def log_prob(self, theta: NDArray[np.floating], flux: NDArray[np.floating]) -> NDArray[np.float64]:
         """Log density of theta given spectra, normalised over the prior's support.
@@ -299,12 +328,8 @@ class FrozenPosterior:
         flux = np.asarray(flux)
         outside = np.zeros(len(flux), dtype=bool)
 
-        @torch.inference_mode()
         def look(row: int) -> None:
-            features = self._features(_tensor(flux[row]))
-            outside[row] = bool(self._features.outside(features)[0])
-            if not outside[row] and self._unbounded is not None:
-                outside[row] = self._inside(self._see(flux[row])) < _LEAST_INSIDE
+            outside[row] = self._is_outside(self._see(flux[row]))
 
         _each(look, len(flux))
         return outside
@@ -318,7 +343,15 @@ class FrozenPosterior:
         centre, scale = self._features.centring(features)
         context = self._features.context(features)
         contexts = [member.embedding(context)[0].numpy() for member in self._members]
-        return _Seen(contexts, centre.T.numpy(), scale.T.numpy())
+        return _Seen(features, contexts, centre.T.numpy(), scale.T.numpy())
+
+    @torch.inference_mode()
+    def _is_outside(self, seen: _Seen, inside: int = 0) -> bool:
+        """Tell whether a spectrum is outside the simulations, if ``inside`` of its first proposals are in the prior."""
+        if self._features.outside(seen.features)[0]:
+            return True
+        enough = inside >= _LEAST_INSIDE * _INSIDE_POINTS
+        return self._unbounded is not None and not enough and self._inside(seen) < _LEAST_INSIDE
 
     # -- base points -------------------------------------------------------------------------------------------
 
@@ -367,15 +400,16 @@ class FrozenPosterior:
     def _unbounded(self) -> int | None:
         return self._features.coordinates.unbounded
 
-    def _draw_inside(self, seen: _Seen, draws: int, points: Points) -> NDArray[np.float32]:
+    def _draw_inside(self, seen: _Seen, draws: int, points: Points) -> tuple[NDArray[np.float32], int]:
         """Draws u (ndim, draws) of the mixture cut at the prior's edges: the first proposals that are inside.
 
         Where the budget of proposals does not yield enough, those that are inside are used again in turn; where
-        none is, the mass is moved to the edge. Such rows are far outside the simulations.
+        none is, the mass is moved to the edge. Such rows are far outside the simulations. The second value is how many
+        of those among the first :data:`_INSIDE_POINTS` proposals that were made are inside.
         """
         y = self._propose(seen, 0, draws, points)
         if self._unbounded is None:
-            return y
+            return y, draws
         inside, proposed = self._are_inside(y), draws
         while inside.sum() < draws and proposed < _BUDGET * draws:
             y = np.concatenate([y, self._propose(seen, proposed, 2 * proposed, points)], axis=1)
@@ -383,7 +417,7 @@ class FrozenPosterior:
         chosen = np.resize(np.flatnonzero(inside), draws) if inside.any() else np.arange(draws)
         y = y[:, chosen]
         y[self._unbounded] = self.prior.to_unconstrained(self._features.coordinates.to_theta(y.T))[:, self._unbounded]
-        return y
+        return y, int(inside[:_INSIDE_POINTS].sum())
 
     def _inside(self, seen: _Seen) -> float:
         """P(inside | x), not less than half a proposal's share; 1 where nothing is cut."""

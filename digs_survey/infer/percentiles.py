@@ -141,14 +141,14 @@ def infer_rows(
     for start in range(0, with_posterior.size, _BLOCK_ROWS):
         rows = with_posterior[start : start + _BLOCK_ROWS]
         flux = prepared.flux[rows]
-        u = posterior.sample_unconstrained(flux, map_config.draws, ordered=weigher is None)
+        u, outside = posterior.draw_and_judge(flux, map_config.draws, ordered=weigher is None)
         ordered = u if weigher is None else np.sort(u, axis=-1)
         # Sorted, what is not finite is at either end.
         finite = np.isfinite(ordered[..., [0, -1]]).all(axis=(1, 2))
         percentiles[rows[finite]] = ordered_quantiles(ordered[finite], map_config.quantiles, posterior.prior)
         edge = piles_up(u, map_config.edge_fraction, map_config.edge_mass)
         quality[rows[finite & edge]] |= QualityFlag.PRIOR_EDGE
-        quality[rows[~finite | posterior.outside_training(flux)]] |= QualityFlag.OUTSIDE_SIMULATIONS
+        quality[rows[~finite | outside]] |= QualityFlag.OUTSIDE_SIMULATIONS
         if weigher is not None and importance is not None:
             errors = posterior.noise.errors_of(flux, prepared.ivar[rows], prepared.good[rows])
             theta = posterior.prior.from_unconstrained(u.transpose(0, 2, 1))

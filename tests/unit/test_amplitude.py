@@ -211,6 +211,18 @@ def test_without_posterior_inside_the_prior_a_spectrum_is_outside(posterior):
     np.testing.assert_allclose(draws[-1, :, 0], 13.0, atol=1e-7)
 
 
+@pytest.mark.parametrize("draws", [8, 300, 5000])
+def test_draws_and_verdict_at_one_cost_are_those_of_two(posterior, draws):
+    masses = np.concatenate([np.linspace(7.5, 8.2, 15), np.linspace(12.8, 13.5, 15), [10.0]])
+    flux = np.concatenate([galaxy(mass) for mass in masses])
+    outside = posterior.outside_training(flux)
+    assert 10 < outside.sum() < 25
+    for ordered in (False, True):
+        u, found = posterior.draw_and_judge(flux, draws, ordered=ordered)
+        np.testing.assert_array_equal(u, posterior.sample_unconstrained(flux, draws, ordered=ordered))
+        np.testing.assert_array_equal(found, outside)
+
+
 @pytest.mark.parametrize(
     "noise", ["noise.kind=constant", 'noise={kind = "catalog", poisson_share = 0.5}'], ids=["constant", "photons"]
 )

@@ -19,14 +19,11 @@ class KnownPosterior:
 
     prior = Prior()
 
-    def sample_unconstrained(self, flux, draws, ordered):
+    def draw_and_judge(self, flux, draws, ordered):
         assert ordered
         points = norm.ppf((np.arange(draws) + 0.5) / draws)
         cdf = np.clip(flux[:, 0, None] + flux[:, 1, None] * points, 1e-9, 1 - 1e-9)
-        return np.repeat(logit(cdf)[:, None], self.prior.ndim, axis=1)
-
-    def outside_training(self, flux):
-        return flux[:, 2] > 0
+        return np.repeat(logit(cdf)[:, None], self.prior.ndim, axis=1), flux[:, 2] > 0
 
 
 def prepared(rows, quality=None):
