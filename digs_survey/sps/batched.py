@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from digs_survey.config import ModelConfig
 from digs_survey.parameters import Prior
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.sps.arrays import as_like, namespace
+from digs_survey.sps.arrays import as_like, namespace, one_thread
 from digs_survey.sps.grid import SSPGrid, calzetti_curve, check_coverage
 from digs_survey.sps.history import HistoryWeights, mass_formed, mass_weighted_age, star_formation_rate
 from digs_survey.sps.prospector import import_prospector
@@ -111,8 +111,10 @@ class BatchedModel:
             If the source's data are missing.
         """
         import_prospector()
-        sampling = GridSampling(model, grid)
-        return cls(_populations(model, prior, sampling.wavelength), sampling, model, prior)
+        # So that processes with any number of threads build the same model to the bit.
+        with one_thread():
+            sampling = GridSampling(model, grid)
+            return cls(_populations(model, prior, sampling.wavelength), sampling, model, prior)
 
     def spectra(self, theta: Any) -> Any:
         """Predict spectra (n, wavelength) in erg/s/cm2/Angstrom for theta (n, ndim), inside the prior.

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
+from threadpoolctl import threadpool_limits
 
 from digs_survey.config import GridConfig, ModelConfig, load_config
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import Prior
+from digs_survey.simulate.draws import draw_theta
 from digs_survey.spectra import WavelengthGrid
+from digs_survey.sps.arrays import one_thread
 from digs_survey.sps.batched import BatchedModel
 from digs_survey.sps.bc03 import read_bc03
 from digs_survey.sps.history import bin_weights
@@ -134,3 +137,16 @@ def test_derived_quantities(sfh):
             assert derived[name][i] == pytest.approx(expected, rel=1e-5, abs=1e-6 * mass / 1e9)
         _, _, fraction = prospector.model.predict(row, obs=prospector.obs, sps=prospector.sps)
         assert derived["surviving_mass"][i] == pytest.approx(mass * fraction, rel=1e-6)
+
+
+def test_a_model_built_on_any_number_of_threads_is_the_same_to_the_bit():
+    config = load_config("digs2022")
+    prior, grid = config.make_prior(), WavelengthGrid.from_config(config.grid)
+    theta = draw_theta(prior, 1, "simulate", 0, 50)
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            model = BatchedModel.from_config(config.model, prior, grid)
+            with one_thread():
+                found.append(model.spectra(theta))
+    np.testing.assert_array_equal(*found)
