@@ -85,6 +85,16 @@ def test_every_fault_has_its_bit_and_leaves_the_others_as_they_are(clean, tmp_pa
     assert rows.flux[good].tobytes() == ready(clean).flux[good].tobytes()
 
 
+def test_negative_flux_is_measured_and_only_missing_stretches_are_masked(tmp_path):
+    missing = ["noise.missing.probability=0.5", "noise.missing.elements=[3, 3]", "noise.missing.stretches=1"]
+    config = load_config("faint", missing)
+    fake_catalog(tmp_path / "faint.zarr", config, 200, models=50)
+    rows = Catalog.open(tmp_path / "faint.zarr").rows(0, 200)
+    assert 0.05 < (rows.flux <= 0).mean() < 0.3
+    assert set((~rows.good).sum(axis=1)) <= {0, 1, 2, 3}
+    assert (~rows.good).any(axis=1).mean() == pytest.approx(0.5, abs=0.12)
+
+
 @pytest.mark.parametrize(
     ("overrides", "settings", "message"),
     [
