@@ -36,7 +36,7 @@ class Case:
     correlation : ndarray, shape (elements, elements)
     """
 
-    def __init__(self, name: str, elements: int = 3, features: str = "log10", **settings: object) -> None:
+    def __init__(self, name: str, elements: int = 3, features: str | None = None, **settings: object) -> None:
         kind, kernel = name.split("-")
         self.flux = np.geomspace(3e-9, 2e-4, elements)
         self.row_flux = self.flux * np.linspace(0.4, 3, elements)

@@ -48,7 +48,7 @@ def noisy_rows(spectra: Tensor, noise: NoiseModel, seed: int, stream: str, first
     if tables:
         errors = torch.as_tensor(noise.pick(uniform[:, 0].cpu().numpy()), dtype=torch.float32).to(spectra.device)
     noisy = noise.perturb(spectra, normal, errors)
-    if not stretches:
+    if not stretches and (noise.keeps_negative or bool((noisy > 0).all())):
         return noisy
     return torch.from_numpy(noise.lose(noisy.cpu().numpy(), lost.cpu().numpy())).to(spectra)
 

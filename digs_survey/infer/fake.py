@@ -97,8 +97,7 @@ def fake_catalog(
             raise ConfigError(f"fake-catalog: {name}: expected {expected}, found {value}")
     prior, grid = config.make_prior(), WavelengthGrid.from_config(config.grid)
     config.noise.check_elements(len(grid))
-    # A survey measures what it measures: whether negative flux is filled is the posterior's affair.
-    noise = NoiseModel.from_config(config.noise, features="asinh")
+    noise = NoiseModel.from_config(config.noise)
     theta = draw_theta(prior, config.seed, "fake", 0, models)
     clean = BatchedModel.from_config(config.model, prior, grid).spectra(theta)
     distances = np.linspace(*redshifts, _REDSHIFTS)

@@ -56,16 +56,16 @@ class NoiseModel:
         Errors that draws pick rows from, as :func:`~digs_survey.simulate.noise_table.noise_table` gives them;
         one row for constant noise, None for fractional noise.
     keeps_negative : bool
-        Whether flux that is not positive is data like any other, or an element to be filled.
+        Whether flux that is not positive is shown to the posterior as it is, or filled like a masked element.
     """
 
     config: NoiseConfig
     table: NDArray[np.float64] | None = None
-    keeps_negative: bool = False
+    keeps_negative: bool = True
 
     @classmethod
     def from_config(
-        cls, config: NoiseConfig, table: ArrayLike | None = None, features: Literal["log10", "asinh"] = "log10"
+        cls, config: NoiseConfig, table: ArrayLike | None = None, features: Literal["log10", "asinh"] | None = None
     ) -> NoiseModel:
         """Build the noise that a configuration describes.
 
@@ -75,11 +75,12 @@ class NoiseModel:
         table : array_like, shape (terms, rows, wavelength), optional
             Where ``config.needs_catalog``: what :func:`~digs_survey.simulate.noise_table.noise_table` gives.
             Without it the noise cannot be drawn.
-        features : {"log10", "asinh"}
-            ``train.features`` of the posterior that is shown the noisy spectra. asinh knows negative flux, which is
-            then kept, unless noise is Gaussian in log10 flux, where no model gives it.
+        features : {"log10", "asinh"}, optional
+            ``train.features`` of the posterior that is shown the noisy spectra: with log10, which does not know
+            negative flux, it is filled; so it is where noise is Gaussian in log10 flux and no model gives it. Without a
+            posterior spectra are as they were measured.
         """
-        keeps_negative = features == "asinh" and config.space == "flux"
+        keeps_negative = features != "log10" and config.space == "flux"
         if config.sigma_flam:
             table = np.reshape(config.sigma_flam, (1, 1, -1))
         if config.kind == "fractional" or table is None:
@@ -150,10 +151,8 @@ class NoiseModel:
         """Take stretches out of noisy spectra (..., wavelength), and fill them as a catalog's rows are filled.
 
         ``uniform`` (..., config.missing.columns) chooses them. As in a catalog's rows, elements that are not
-        positive are filled too, unless negative flux is kept. Nothing happens if no spectrum is to lack any.
+        positive are filled too, unless negative flux is kept.
         """
-        if self.config.missing.probability == 0:
-            return noisy
         return fill_flux(noisy, self._kept(noisy, uniform), linear=self.keeps_negative)
 
     def columns(self, elements: int) -> int:
@@ -280,10 +279,10 @@ class NoiseModel:
 
     def _kept(self, noisy: NDArray[Any], uniform: ArrayLike) -> NDArray[np.bool_]:
         """Elements (..., wavelength) that :meth:`lose` leaves as they are."""
-        if self.config.missing.probability == 0:
-            return np.ones(noisy.shape, dtype=bool)
-        missing = missing_elements(self.config.missing, uniform, noisy.shape[-1])
-        return ~missing & (self.keeps_negative | (noisy > 0))
+        kept = np.ones(noisy.shape, dtype=bool) if self.keeps_negative else noisy > 0
+        if self.config.missing.probability:
+            kept &= ~missing_elements(self.config.missing, uniform, noisy.shape[-1])
+        return kept
 
     def _noisy(self, flux: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
         rows, elements = flux.shape[:-1], flux.shape[-1]

@@ -73,10 +73,11 @@ def test_fill_is_numpys_interpolation_to_the_bit():
         np.testing.assert_array_equal(flux[row], np.where(use, values[row], np.exp(log)))
 
 
+@pytest.mark.parametrize("probability", [0.0, 0.7])
 @pytest.mark.parametrize("features", ["log10", "asinh"])
 @pytest.mark.parametrize("name", KINDS)
-def test_training_is_shown_what_prepared_rows_hold(name, features):
-    gaps = {"missing": {"probability": 0.7, "stretches": 2, "elements": [2, 12]}}
+def test_training_is_shown_what_prepared_rows_hold(name, features, probability):
+    gaps = {"missing": {"probability": probability, "stretches": 2, "elements": [2, 12]}}
     case, whole = Case(name, ELEMENTS, features, **gaps), Case(name, ELEMENTS)
     keeps = case.noise.keeps_negative
     spectra = torch.tensor(np.broadcast_to(case.flux, (400, ELEMENTS)), dtype=torch.float32)
@@ -86,7 +87,7 @@ def test_training_is_shown_what_prepared_rows_hold(name, features):
     good = seen == noisy
     assert good.any(axis=1).all()
     lost = ~good if keeps else ~good & (noisy > 0)
-    assert lost.any(axis=1).mean() == pytest.approx(0.7, abs=0.1)
+    assert lost.any(axis=1).mean() == pytest.approx(probability, abs=0.1)
     rows = CatalogRows(
         flux=noisy.astype(float),
         ivar=np.ones(seen.shape),
@@ -114,7 +115,7 @@ def test_asinh_features_keep_negative_flux_but_not_where_noise_is_in_its_log():
 
 
 def test_rows_of_negative_flux_do_not_become_nan():
-    case = Case("constant-white", ELEMENTS, missing={"probability": 1.0, "elements": [5, 30]})
+    case = Case("constant-white", ELEMENTS, "log10", missing={"probability": 1.0, "elements": [5, 30]})
     noisy = -np.ones((3, ELEMENTS))
     noisy[1, 7] = 2.0
     seen = case.noise.lose(noisy, np.full((3, 3), 0.5))

@@ -60,7 +60,8 @@ def test_draws_are_those_of_sbi(posterior, estimator, flux):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_noise_comes_back_whole(tmp_path, config, estimator, name):
-    case = Case(name, len(GRID), missing={"probability": 0.5, "stretches": 2, "elements": [2, 6]})
+    missing = {"probability": 0.5, "stretches": 2, "elements": [2, 6]}
+    case = Case(name, len(GRID), config.train.features, missing=missing)
     config = config.model_copy(update={"noise": case.noise.config})
     FrozenPosterior.freeze(tmp_path, [estimator], config, GRID, case.noise, training={})
     noise = FrozenPosterior.load(tmp_path).noise
