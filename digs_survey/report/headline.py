@@ -138,7 +138,8 @@ def _agreement(run: RunData) -> Headline:
         words,
         f"{fixed(shift, 2)} σ",
         "good" if shift < SHIFT_TOLERANCE and fits and not missing else "attention",
-        f"Expected: below {SHIFT_TOLERANCE} σ, and widths within {percent(_WIDTH_TOLERANCE, 0)} of emcee's. "
+        f"Expected: below {SHIFT_TOLERANCE} σ, and widths within {percent(_WIDTH_TOLERANCE, 0)} of emcee's, "
+        "give or take two standard errors. "
         f"Over {converged} of {galaxies} galaxies, those with converged chains.",
         [(f"shift-{name}", name, f"{fixed(value, 2)} σ") for name, value in shifts.items() if name != "all"],
     )
