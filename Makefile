@@ -21,7 +21,7 @@ lint: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,fsps]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,fsps,s3,dashboards]'
 	touch $@
 
 clean:
