@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,12 +19,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
 
-from digs_survey.errors import CatalogError
+from digs_survey.errors import CatalogError, ConfigError
 from digs_survey.quality import QualityFlag
+from digs_survey.retry import persistent
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.storage import ArraySpec, create_dataset, remove, shard_count, shard_rows
 from digs_survey.validation import (
@@ -39,7 +42,11 @@ from digs_survey.validation import (
 
 __all__ = ["Catalog", "CatalogRows", "ValidationReport", "new_catalog", "validate_catalog", "write_catalog"]
 
+log = logging.getLogger(__name__)
+
 _BLOCK_BYTES = 8 * 2**20
+_DAMAGE = (ValueError, RuntimeError, KeyError, IndexError)
+"""What Zarr and its codecs raise on bytes that are not what was written."""
 _CHUNK_ROWS = 256
 
 
@@ -99,14 +106,23 @@ class Catalog:
     def rows(self, start: int, stop: int) -> CatalogRows:
         """Read the spectra of rows ``start`` to ``stop`` (excluded).
 
-        The first call also reads all of ``galaxy_id``, to know which rows share one.
+        Rows in a damaged part of the catalog get UNREADABLE, and nothing of them is good. The first call also reads
+        all of ``galaxy_id``, to know which rows share one, unless :attr:`duplicate_rows` was set.
+
+        Raises
+        ------
+        CatalogError
+            If identifiers are damaged, without which a row is nobody's.
         """
         part = slice(start, stop)
-        flux = self._read("flux", part).astype(np.float64) * self._scale
-        ivar = self._read("ivar", part).astype(np.float64) / self._scale**2
-        good = self._read("mask", part) == 0
-        redshift = self.redshift(start, stop)
+        damaged = np.zeros(stop - start, dtype=bool)
+        flux = self._read_or_mark("flux", part, np.nan, damaged).astype(np.float64) * self._scale
+        ivar = self._read_or_mark("ivar", part, 0, damaged).astype(np.float64) / self._scale**2
+        good = self._read_or_mark("mask", part, 1, damaged) == 0
+        redshift = self._read_or_mark("redshift", part, np.nan, damaged).astype(np.float64)
+        good[damaged] = False
         quality = usable_elements(flux, ivar, good)[1] | redshift_quality(redshift)
+        quality[damaged] |= QualityFlag.UNREADABLE
         low, high = np.searchsorted(self.duplicate_rows, [start, stop])
         quality[self.duplicate_rows[low:high] - start] |= QualityFlag.DUPLICATE_ID
         return CatalogRows(flux, ivar, good, redshift, self.galaxy_id(start, stop), quality)
@@ -123,6 +139,16 @@ class Catalog:
         """Read the survey's own columns of rows ``start`` to ``stop`` (excluded)."""
         return {name: self._read(name, slice(start, stop)) for name in self.survey_columns}
 
+    def column(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Read one of the survey's own columns of rows ``start`` to ``stop`` (excluded)."""
+        return self._read(name, slice(start, stop))
+
+    def require_column(self, name: str, setting: str) -> None:
+        """Refuse a setting that names a column which the catalog has not, or not of numbers."""
+        if name not in self.survey_columns or self._arrays[name].dtype.kind not in "biuf":
+            known = ", ".join(n for n in self.survey_columns if self._arrays[n].dtype.kind in "biuf") or "none"
+            raise ConfigError(f"{setting}: expected one of the catalog's columns of numbers ({known}), found {name!r}")
+
     def column_attrs(self, name: str) -> dict[str, Any]:
         """Return the attributes of a variable, ``units`` and ``description`` among them where given."""
         return {key: value for key, value in self._arrays[name].attrs.items() if not key.startswith("_")}
@@ -130,10 +156,11 @@ class Catalog:
     @cached_property
     def duplicate_rows(self) -> NDArray[np.int64]:
         """Rows (in order) whose ``galaxy_id`` another row has as well."""
-        # hashes, since 8 bytes a row fit into memory whatever the length of the identifiers
+        # Hashes of strings, since 8 bytes a row fit into memory whatever the length of the identifiers.
         keys = np.empty(self.n_rows, dtype=np.int64)
         for block in _blocks(self._arrays["galaxy_id"]):
-            keys[block] = [hash(i) for i in self._read("galaxy_id", block).tolist()]
+            values = self._read("galaxy_id", block)
+            keys[block] = [hash(i) for i in values.tolist()] if values.dtype.kind == "U" else values.astype(np.int64)
         order = np.argsort(keys, kind="stable")
         same = keys[order][1:] == keys[order][:-1]
         repeated = np.concatenate([same, [False]]) | np.concatenate([[False], same])
@@ -146,12 +173,25 @@ class Catalog:
             head = [name, array.shape, str(array.dtype), self.column_attrs(name)]
             digest.update(json.dumps(head, sort_keys=True, default=str).encode())
             for block in _blocks(array):
-                value = self._read(name, block)
+                try:
+                    value = self._read(name, block)
+                except CatalogError:
+                    value = np.array(["damaged"])
                 if value.dtype.kind == "U":
                     digest.update(json.dumps(value.tolist()).encode())
                 else:
                     digest.update(np.ascontiguousarray(value).tobytes())
         return digest.hexdigest()
+
+    def state(self) -> str:
+        """SHA-256 over the names, sizes and times of all files; while it stays, so does the fingerprint.
+
+        Like make and git it trusts that who changes a file changes its size, its time or (in an object store) its tag.
+        """
+        store, root = fsspec.url_to_fs(str(self.path))
+        found = store.find(root, detail=True)
+        told = [[n, i["size"], str(i.get("ETag") or i.get("etag") or i.get("mtime"))] for n, i in found.items()]
+        return hashlib.sha256(json.dumps(sorted(told)).encode()).hexdigest()
 
     def check_rows(self) -> tuple[dict[QualityFlag, NDArray[np.int64]], list[str]]:
         """Read every row, block by block: the rows of each quality bit, and what cannot be read."""
@@ -168,10 +208,28 @@ class Catalog:
 
     def _read(self, name: str, part: slice) -> NDArray[Any]:
         try:
-            return _plain(self._arrays[name][part])
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            return _plain(persistent(self._arrays[name].__getitem__, part))
+        except _DAMAGE as error:
             where = f"{name}: rows {part.start} to {part.stop - 1} of {self.path}"
             raise CatalogError(f"{where} cannot be read ({error}); write the catalog again") from error
+
+    def _read_or_mark(self, name: str, part: slice, fill: float, damaged: NDArray[np.bool_]) -> NDArray[Any]:
+        """Read values; where a chunk of them is damaged, ``fill`` takes its place and its rows are marked."""
+        try:
+            return self._read(name, part)
+        except CatalogError:
+            array = self._arrays[name]
+            values = np.full((part.stop - part.start, *array.shape[1:]), fill, dtype=array.dtype)
+            chunk = array.chunks[0]
+            for start in range(part.start - part.start % chunk, part.stop, chunk):
+                some = slice(max(start, part.start), min(start + chunk, part.stop))
+                here = slice(some.start - part.start, some.stop - part.start)
+                try:
+                    values[here] = self._read(name, some)
+                except CatalogError as error:
+                    log.warning("%s", error)
+                    damaged[here] = True
+            return values
 
 
 def validate_catalog(path: Path | str) -> ValidationReport:

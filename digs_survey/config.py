@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 ResolvingPower = Annotated[float, Field(ge=10.0, allow_inf_nan=False)]
+DerivedName = Literal["surviving_mass", "mass_weighted_age", "sfr_10", "sfr_100", "ssfr_10", "ssfr_100"]
 
 
 class ModelConfig(Section):
@@ -191,7 +193,15 @@ class MapConfig(Section):
 
     draws: Annotated[int, Field(ge=16)] = 1_000
     quantiles: tuple[Fraction, ...] = (0.025, 0.16, 0.5, 0.84, 0.975)
-    rows_per_shard: Count = 512
+    rows_per_shard: Annotated[int, Field(ge=0)] = 0
+    """Rows that are computed, written and marked as done together; 0 takes a power of two between 256 and 65,536 that
+    makes some 256 shards. Results do not depend on it."""
+    derived: tuple[DerivedName, ...] = ()
+    """What percentiles are wanted of besides the parameters; surviving mass needs the model's populations."""
+    samples: Annotated[int, Field(ge=0)] = 0
+    """Draws of each row, evenly thinned, that are kept in posterior.zarr."""
+    samples_column: str = ""
+    """Column of the catalog whose nonzero rows keep them; without one, every row does."""
     min_good_fraction: Fraction = 0.8
     """Rows with fewer good elements get a quality bit and no posterior."""
     edge_fraction: Fraction = 0.02
@@ -200,6 +210,22 @@ class MapConfig(Section):
     """Posterior mass in that strip from which on a row gets PRIOR_EDGE."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Ray actors; 0 takes one for each core of the cluster."""
+
+    def shard_rows(self, rows: int) -> int:
+        """Return the rows of a shard of a catalog of so many rows."""
+        if self.rows_per_shard:
+            return self.rows_per_shard
+        return min(max(2 ** math.ceil(math.log2(rows / 256)), 256), 65_536)
+
+    @model_validator(mode="after")
+    def _samples(self) -> MapConfig:
+        if self.samples > self.draws:
+            raise ValueError(f"samples: expected at most the {self.draws} draws, found {self.samples}")
+        if self.samples_column and not self.samples:
+            raise ValueError("samples_column: expected samples = 1 or more with it, found 0")
+        if len(set(self.derived)) < len(self.derived):
+            raise ValueError("derived: expected each quantity once")
+        return self
 
     @model_validator(mode="after")
     def _quantiles(self) -> MapConfig:

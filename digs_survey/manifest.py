@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from digs_survey.catalog import Catalog
 from digs_survey.errors import RunDirectoryError
 from digs_survey.storage import read_json, write_json
 
@@ -128,21 +129,27 @@ class RunManifest:
             )
         return bool(record["status"] == "done")
 
+    def knows(self, catalog: Catalog) -> bool:
+        """Tell whether a catalog is the one that the run recorded, unchanged since; it need not be read again then."""
+        entry = self.data["inputs"].get("catalog", {})
+        same = entry.get("path") == str(catalog.path.resolve())
+        return same and entry.get("state") == catalog.state()
+
     def forget(self, stage: str) -> None:
         """Drop the record of a stage."""
         self.stages.pop(stage, None)
         self.save()
 
     @contextmanager
-    def run(self, stage: str, key: Mapping[str, Any]) -> Iterator[StageRecord]:
-        """Record a stage: running, then done or failed, with wall time and core-seconds.
+    def run(self, stage: str, key: Mapping[str, Any], total: int) -> Iterator[StageRecord]:
+        """Record a stage of ``total`` units: running, then done or failed, with wall time and core-seconds.
 
         Times of earlier, interrupted attempts at the same stage are added up. Core-seconds are those of this
         process and its children unless the stage sets ``core_s`` itself (to its total, attempts included).
         """
         before = self.stages.get(stage, {})
         wall_before, core_before = before.get("wall_s", 0.0), before.get("core_s", 0.0)
-        entry = {"status": "running", "started": before.get("started", _now()), "key": dict(key)}
+        entry = {"status": "running", "started": before.get("started", _now()), "key": dict(key), "total": total}
         self.stages[stage] = entry | {"wall_s": wall_before, "core_s": core_before}
         self.save()
         record = StageRecord()

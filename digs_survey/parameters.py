@@ -21,7 +21,7 @@ from digs_survey.errors import ConfigError
 if TYPE_CHECKING:
     from torch.distributions import Distribution
 
-__all__ = ["PARAMETERS", "Parameter", "Prior"]
+__all__ = ["DERIVED", "PARAMETERS", "Parameter", "Prior", "Quantity"]
 
 _EDGE = 1e-9
 """Distance from 0 and 1, in the prior's CDF, to which values are drawn before the logit."""
@@ -71,6 +71,38 @@ PARAMETERS: dict[str, Parameter] = {
     )
 }
 """The parameters of the galaxy model with the bounds of the preset ``digs2022``."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What follows from the parameters of a galaxy.
+
+    Attributes
+    ----------
+    name : str
+    unit : str
+        A unit that :mod:`astropy.units` reads.
+    description : str
+        One line for people.
+    """
+
+    name: str
+    unit: str
+    description: str
+
+
+DERIVED: dict[str, Quantity] = {
+    q.name: q
+    for q in (
+        Quantity("surviving_mass", "solMass", "mass of the stars that are left"),
+        Quantity("mass_weighted_age", "Gyr", "mean age of the stellar mass formed"),
+        Quantity("sfr_10", "solMass / yr", "mean star formation rate over the last 10 Myr"),
+        Quantity("sfr_100", "solMass / yr", "mean star formation rate over the last 100 Myr"),
+        Quantity("ssfr_10", "1 / yr", "sfr_10 over surviving_mass"),
+        Quantity("ssfr_100", "1 / yr", "sfr_100 over surviving_mass"),
+    )
+}
+"""What the map stage can derive from posterior draws."""
 
 
 class Prior:

@@ -22,11 +22,12 @@ from digs_survey.config import SurveyConfig, load_config
 from digs_survey.errors import CatalogError, RunDirectoryError
 from digs_survey.infer.prepare import require_rest_frame
 from digs_survey.infer.survey_noise import survey_noise
+from digs_survey.ledger import Ledger
 from digs_survey.manifest import RunManifest, versions
 from digs_survey.progress import ProgressReporter
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.storage import Ledger, read_json, remove, write_bytes, write_text
+from digs_survey.storage import read_json, remove, write_bytes, write_text
 
 __all__ = ["OUTPUTS", "STAGES", "Survey", "open_survey"]
 
@@ -204,7 +205,6 @@ class Survey:
         """Apply the frozen posterior to every row of a catalog and write the tables."""
         from digs_survey.estimator.posterior import FrozenPosterior
         from digs_survey.infer.map import map_catalog
-        from digs_survey.infer.table import write_table
 
         folder = model or self._needs("train", "model/card.json").parent
         posterior = FrozenPosterior.load(folder)
@@ -212,6 +212,7 @@ class Survey:
         posterior.check_grid(opened.grid)
         fingerprint = self._record_catalog(opened)
         key = self._key("map") | {"posterior": posterior.hash, "catalog": fingerprint}
+        del key["map"]["workers"]
         if self.config.infer.importance == "all":
             key["infer"] = {"importance": "all", "importance_draws": self.config.infer.importance_draws}
         ledger = Ledger(self.run_dir / "ledger" / "map")
@@ -225,8 +226,8 @@ class Survey:
                     ledger=ledger,
                     address=self.ray_address,
                     advance=todo.advance,
+                    fingerprint=fingerprint,
                 )
-                write_table(self.run_dir / "posterior.zarr", opened, self.run_dir / "percentiles.parquet")
                 todo.record.rows, todo.record.core_s = ledger.totals()
         return bool(todo)
 
@@ -322,7 +323,7 @@ class Survey:
             config_hash=self.config.hash(),
             versions=versions(),
         )
-        with self.manifest.run(name, key) as record, self.progress.task(name, total, unit) as advance:
+        with self.manifest.run(name, key, total) as record, self.progress.task(name, total, unit) as advance:
             yield _Todo(record, advance)
 
     def _needs(self, stage: str, output: str) -> Path:
@@ -335,10 +336,16 @@ class Survey:
         return path
 
     def _record_catalog(self, catalog: Catalog) -> str:
-        fingerprint = catalog.fingerprint()
-        entry = {"path": str(catalog.path.resolve()), "rows": catalog.n_rows, "fingerprint": fingerprint}
-        self.manifest.update(inputs={**self.manifest.data["inputs"], "catalog": entry})
-        return fingerprint
+        if not self.manifest.knows(catalog):
+            entry = {
+                "path": str(catalog.path.resolve()),
+                "rows": catalog.n_rows,
+                # Found first: what changes while the catalog is read is not taken for what was read.
+                "state": catalog.state(),
+                "fingerprint": catalog.fingerprint(),
+            }
+            self.manifest.update(inputs={**self.manifest.data["inputs"], "catalog": entry})
+        return str(self.manifest.data["inputs"]["catalog"]["fingerprint"])
 
     def _train_key(self) -> Mapping[str, Any]:
         return self.manifest.stages.get("train", {}).get("key", {})
@@ -448,14 +455,17 @@ def open_survey(
     stored = run_dir / "config.toml"
     config = load_config(config_source or (stored if stored.is_file() else None), overrides)
     grid = WavelengthGrid.from_config(config.grid)
+    manifest = RunManifest(run_dir)
     if catalog is not None:
-        report = validate_catalog(catalog)
-        report.raise_for_errors()
-        grid = Catalog.open(catalog).grid
+        opened = Catalog.open(catalog)
+        grid = opened.grid
         require_rest_frame(grid.frame)
-        for line in report.row_lines():
-            progress.say(f"catalog: {line}")
-    simulated = RunManifest(run_dir).stages.get("simulate", {}).get("status") == "done"
+        if not manifest.knows(opened):
+            report = validate_catalog(catalog)
+            report.raise_for_errors()
+            for line in report.row_lines():
+                progress.say(f"catalog: {line}")
+    simulated = manifest.stages.get("simulate", {}).get("status") == "done"
     if simulates and (redo == "simulate" or not simulated):
         from digs_survey.sps.coverage import check_source
 

@@ -20,6 +20,7 @@ class QualityFlag(IntFlag):
     OUTSIDE_SIMULATIONS = 1 << 7
     PRIOR_EDGE = 1 << 8
     UNEVEN_WEIGHTS = 1 << 9
+    UNREADABLE = 1 << 10
 
 
 DESCRIPTIONS: dict[QualityFlag, str] = {
@@ -36,9 +37,11 @@ DESCRIPTIONS: dict[QualityFlag, str] = {
     QualityFlag.PRIOR_EDGE: "the posterior piles up at an edge of the prior in at least one parameter",
     QualityFlag.UNEVEN_WEIGHTS: "a few draws have most of the importance weight (Pareto k above 0.7): the posterior "
     "misses part of the exact one, and weighted percentiles and evidence are not to be trusted",
+    QualityFlag.UNREADABLE: "the row's part of the catalog is damaged: its checksum fails or it cannot be decoded; "
+    "no posterior",
 }
 
-NO_POSTERIOR = QualityFlag.FEW_GOOD_ELEMENTS | QualityFlag.BAD_REDSHIFT
+NO_POSTERIOR = QualityFlag.FEW_GOOD_ELEMENTS | QualityFlag.BAD_REDSHIFT | QualityFlag.UNREADABLE
 """Rows with one of these bits have NaN percentiles."""
 
 

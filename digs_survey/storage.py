@@ -1,8 +1,4 @@
-"""Zarr templates, done-markers and atomic small files.
-
-A unit of work is one whole shard of its output: it is computed, checked, written once and then marked
-done in the :class:`Ledger`. That a chunk exists says nothing; only its marker does.
-"""
+"""Zarr templates, whole shards and atomic small files."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +15,15 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.store import ByteRequest
+from zarr.codecs import ZstdCodec
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import LocalStore, WrapperStore
 
 __all__ = [
     "ArraySpec",
-    "Ledger",
     "checksum",
+    "create_bytes",
     "create_dataset",
     "read_json",
     "remove",
@@ -93,6 +93,7 @@ def create_dataset(
             dtype=spec.dtype,
             chunks=(chunk_rows, *rest),
             shards=None if spec.shard_rows is None else (rows, *rest),
+            compressors=ZstdCodec(checksum=True),
             dimension_names=spec.dims,
             attributes=dict(spec.attrs),
             **fill,
@@ -107,14 +108,21 @@ def create_dataset(
 def write_shard(path: Path, shard: int, rows: slice, values: Mapping[str, NDArray[Any]]) -> None:
     """Write one whole shard of arrays of the dataset at ``path``, in place of whatever stands there.
 
-    Zarr reads a shard before it writes to it, and could not mend one that was left damaged.
+    Each array's shard is either the old one or the new one at any time, also where two processes write the same.
     """
-    group: Any = zarr.open_group(str(path), mode="r+", use_consolidated=False)
+    store = _WriteOnly(LocalStore(path))
+    group: Any = zarr.open_group(store, mode="r+", use_consolidated=False)
     for name, value in values.items():
-        array = group[name]
-        key = array.metadata.encode_chunk_key((shard, *[0] * (array.ndim - 1)))
-        (Path(path) / name / key).unlink(missing_ok=True)
-        array[rows] = value
+        group[name][rows] = value
+
+
+class _WriteOnly(WrapperStore[LocalStore]):
+    """A store that shows metadata, and no values: Zarr reads a shard before it writes to it, even a damaged one."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        if not key.endswith("zarr.json"):
+            return None
+        return await super().get(key, prototype, byte_range)
 
 
 def remove(path: Path) -> None:
@@ -148,14 +156,8 @@ def checksum(*arrays: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file that is either the old one or the new one, never half of it."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file that is either the old one or the new one, never half of it."""
-    path = Path(path)
+def create_bytes(path: Path, data: bytes) -> bool:
+    """Write a file unless there is one: of several processes that try, one succeeds. Return whether this one did."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
@@ -164,54 +166,45 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
+        os.link(name, path)
+    except FileExistsError:
+        return False
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return True
+
+
+def write_text(path: Path, text: str, *, lasting: bool = True) -> None:
+    """Write a text file as :func:`write_bytes` does."""
+    write_bytes(path, text.encode(), lasting=lasting)
+
+
+def write_bytes(path: Path, data: bytes, *, lasting: bool = True) -> None:
+    """Write a file that is either the old one or the new one, never half of it.
+
+    A ``lasting`` one is on the disk when this returns, also if the power fails then.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
+        os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON atomically; numbers that are not finite are refused rather than written."""
-    write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+def write_json(path: Path, data: Any, *, lasting: bool = True) -> None:
+    """Write JSON as :func:`write_bytes` does; numbers that are not finite are refused rather than written."""
+    write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n", lasting=lasting)
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
-
-
-class Ledger:
-    """Done-markers of one stage, one small file for each finished shard.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the markers lie, one folder a stage.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
-
-    def mark(self, shard: int, *, rows: int, checksum: str, core_seconds: float, **extra: Any) -> None:
-        """Record that a shard was written in full: to be called last."""
-        record = {"shard": shard, "rows": rows, "checksum": checksum, "core_seconds": core_seconds, **extra}
-        write_json(self.folder / f"{shard:08d}.json", record)
-
-    def records(self) -> dict[int, dict[str, Any]]:
-        """Return the record of every finished shard."""
-        found = (read_json(path) for path in sorted(self.folder.glob("[0-9]*.json")))
-        return {record["shard"]: record for record in found}
-
-    def pending(self, shards: int) -> list[int]:
-        """Return the shards, of ``shards`` in all, that are not done."""
-        done = self.records()
-        return [shard for shard in range(shards) if shard not in done]
-
-    def totals(self) -> tuple[int, float]:
-        """Return the rows and core-seconds of the finished shards."""
-        records: Sequence[dict[str, Any]] = list(self.records().values())
-        return sum(r["rows"] for r in records), sum(r["core_seconds"] for r in records)
-
-    def clear(self) -> None:
-        """Forget all markers."""
-        remove(self.folder)

@@ -19,7 +19,7 @@ from astropy import units
 from numpy.typing import NDArray
 
 from digs_survey.errors import CatalogError
-from digs_survey.parameters import PARAMETERS
+from digs_survey.parameters import DERIVED, PARAMETERS
 from digs_survey.quality import QualityFlag
 
 __all__ = [
@@ -54,7 +54,7 @@ SCHEMA: dict[str, tuple[tuple[str, ...], str, str]] = {
 """Required variables: dimensions, numpy kinds of their dtype, and these kinds in words."""
 
 _COLUMN_KINDS = "biufSUTO"
-_RESULT_COLUMNS = re.compile(rf"(n_good|quality|({'|'.join(PARAMETERS)})_p[0-9_]+)")
+_RESULT_COLUMNS = re.compile(rf"(n_good|quality|({'|'.join([*PARAMETERS, *DERIVED])})_p[0-9_]+)")
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ import numpy as np
 
 from digs_survey.audit.fit import FitSetup, GalaxyFit, GalaxyJob, fit_with
 from digs_survey.errors import StageError
+from digs_survey.ledger import Ledger
 from digs_survey.raysession import ray_session
-from digs_survey.storage import Ledger, checksum
+from digs_survey.storage import checksum
 
 if TYPE_CHECKING:
     from digs_survey.audit.likelihood import Simulator
@@ -78,6 +79,8 @@ def fit_galaxies(
     fits = {row: GalaxyFit.load(_file(folder, row)) for row in kept}
     advance(len(fits))
     pending = [job for job in jobs if job.row not in fits]
+    for job in pending:
+        ledger.forget(job.row)
     for row, outcome, cores in _run(setup, pending, fit or _fit_in_worker, address) if pending else ():
         fits[row] = outcome
         if outcome.error:

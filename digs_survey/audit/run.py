@@ -22,7 +22,8 @@ from digs_survey.audit.sample import Sample, read_sample
 from digs_survey.audit.speedup import cost_summary
 from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
-from digs_survey.storage import Ledger, write_json
+from digs_survey.ledger import Ledger
+from digs_survey.storage import write_json
 
 __all__ = ["run_audit"]
 

@@ -10,30 +10,29 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
-
-import numpy as np
-import zarr
-from numpy.typing import NDArray
 
 from digs_survey import __version__
 from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
-from digs_survey.errors import StageError
-from digs_survey.infer.importance import Weigher
-from digs_survey.infer.likelihood import SpectrumLikelihood, check_model
-from digs_survey.infer.percentiles import infer_rows
-from digs_survey.infer.prepare import prepare
-from digs_survey.infer.template import importance_arrays, lay_out, reconcile
+from digs_survey.errors import DigsError, MissingDependencyError, StageError
+from digs_survey.infer.derived import DerivedQuantities
+from digs_survey.infer.likelihood import check_model
+from digs_survey.infer.template import lay_out, reconcile
+from digs_survey.infer.worker import ShardWorker, Task
+from digs_survey.ledger import Ledger
 from digs_survey.raysession import ray_session
-from digs_survey.simulate.template import recorded_recipe
-from digs_survey.storage import Ledger, checksum, shard_count, shard_rows, write_shard
+from digs_survey.retry import is_full
+from digs_survey.storage import remove, shard_count
 
 __all__ = ["map_catalog"]
 
 _RETRIES = 3
 """Fresh workers that a shard is given to after a worker died on it."""
+_MOST_FAILURES = 3
+"""Shards that may fail before the map gives up: many that fail have one cause."""
 _PATIENCE_S = 60.0
+_STALLED_S, _STALLED_TIMES = 900.0, 30.0
+"""A shard is taken from a worker that has had it for so long, and so many times longer than any shard has taken."""
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +46,18 @@ def map_catalog(
     ledger: Ledger,
     address: str | None = None,
     advance: Callable[[int], None] = lambda rows: None,
+    fingerprint: str | None = None,
 ) -> None:
-    """Write ``posterior.zarr``, every row of the catalog in its order; go on where an earlier call stopped.
+    """Write ``posterior.zarr`` and ``percentiles.parquet`` beside it; go on where an earlier call stopped.
 
-    The dataset has ``percentiles`` (galaxy, parameter, quantile) float32, ``quality`` (galaxy,) int64,
-    ``n_good`` (galaxy,) int32, and the coordinates ``galaxy_id``, ``parameter`` and ``quantile``; with
-    ``infer.importance = "all"``, also what :func:`~digs_survey.infer.template.importance_arrays` names. It opens
-    with ``xarray.open_zarr(path, consolidated=False)``. Its bytes do not depend on the number of workers.
+    Both have every row of the catalog in its order. The dataset has ``percentiles`` (galaxy, parameter, quantile)
+    float32, ``quality`` (galaxy,) int64, ``n_good`` (galaxy,) int32, and the coordinates ``galaxy_id``, ``parameter``
+    and ``quantile``; with ``map.derived``, ``derived`` (galaxy, quantity, quantile); with ``map.samples``,
+    ``samples`` (galaxy, parameter, sample); with ``infer.importance = "all"``, also what
+    :func:`~digs_survey.infer.template.importance_arrays` names. It opens with
+    ``xarray.open_zarr(path, consolidated=False)``. The table is a folder of Parquet files, one for each shard, whose
+    columns :class:`~digs_survey.infer.table.ResultTable` names. No value depends on the number of workers, on the
+    size of shards or on a row's place.
 
     Parameters
     ----------
@@ -70,17 +74,20 @@ def map_catalog(
         A running Ray cluster; without it, this machine's cores are used.
     advance : callable
         Called with the number of rows that were done before, and then of each shard that finishes.
+    fingerprint : str, optional
+        The catalog's, where it is known already: finding it reads the whole catalog.
 
     Raises
     ------
     CatalogError
         The catalog breaks its schema, or the posterior was not trained for its grid.
     ConfigError
-        Rows are to be weighed with another model than the posterior's.
+        Rows are to be weighed with another model than the posterior's, or draws of rows are to be kept by a column
+        that the catalog has not.
     MissingDependencyError
-        No Ray cluster answers at ``address``.
+        No Ray cluster answers at ``address``, or no space is left.
     StageError
-        A shard failed, with the worker's own error as its cause; or the rows do not add up.
+        Shards failed (the others are done), with the first one's own error as its cause; or the rows do not add up.
     """
     from digs_survey.estimator.posterior import FrozenPosterior
 
@@ -88,187 +95,164 @@ def map_catalog(
     model = Path(model_folder).absolute()
     posterior = FrozenPosterior.load(model)
     posterior.check_grid(catalog.grid)
+    settings = config.map
     recipe = {
         "digs_survey": __version__,
         "model": posterior.hash,
-        "catalog": catalog.fingerprint(),
+        "catalog": fingerprint or catalog.fingerprint(),
         "rows": catalog.n_rows,
         "zred": config.model.zred,
-        "map": config.map.model_dump(mode="json", exclude={"workers"}),
+        "map": settings.model_dump(mode="json", exclude={"workers"}),
     }
+    if settings.samples_column:
+        catalog.require_column(settings.samples_column, "map.samples_column")
     importance_draws = None
     if config.infer.importance == "all":
         check_model(posterior, config.model)
         importance_draws = recipe["importance_draws"] = config.infer.importance_draws
     out, ledger = Path(out_path).absolute(), Ledger(ledger.folder.absolute())
-    lay_out(
+    table = out.with_name("percentiles.parquet")
+    kept = lay_out(
         out,
         recipe,
         ledger,
         rows=catalog.n_rows,
         prior=posterior.prior,
-        config=config.map,
+        config=settings,
         id_dtype=catalog.galaxy_id(0, 1).dtype,
         importance_draws=importance_draws,
     )
+    if not kept:
+        remove(table)
     advance(ledger.totals()[0])
-    pending = ledger.pending(shard_count(catalog.n_rows, config.map.rows_per_shard))
+    per_shard = settings.shard_rows(catalog.n_rows)
+    pending = ledger.pending(shard_count(catalog.n_rows, per_shard))
     if pending:
-        task = _Task(catalog.path, model, out, ledger.folder, config, catalog.n_rows, recipe)
+        derive = None
+        if settings.derived:
+            check_model(posterior, config.model)
+            derive = _derive(posterior, config)
+        task = Task(
+            catalog.path,
+            model,
+            out,
+            table,
+            ledger.folder,
+            config,
+            catalog.n_rows,
+            recipe,
+            catalog.duplicate_rows,
+            derive,
+        )
         with ray_session(address) as cores:
-            workers = min(config.map.workers or cores, len(pending))
+            workers = min(settings.workers or cores, len(pending))
             with closing(_spread(task, pending, workers)) as finished:
                 for rows in finished:
                     advance(rows)
-    reconcile(out, ledger, rows=catalog.n_rows, rows_per_shard=config.map.rows_per_shard)
+    reconcile(out, table, ledger, rows=catalog.n_rows, rows_per_shard=per_shard)
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What a worker needs besides the number of the shard."""
+def _derive(posterior: Any, config: SurveyConfig) -> DerivedQuantities:
+    from digs_survey.sps.batched import BatchedModel
 
-    catalog: Path
-    model: Path
-    out: Path
-    ledger: Path
-    config: SurveyConfig
-    n_rows: int
-    recipe: dict[str, Any]
-
-    def rows(self, shard: int) -> slice:
-        return shard_rows(shard, self.n_rows, self.config.map.rows_per_shard)
-
-    def failed(self, shard: int | None, why: str) -> StageError:
-        if shard is None:
-            return StageError(f"map: a worker could not start: {why}")
-        rows = self.rows(shard)
-        return StageError(
-            f"map: shard {shard} (rows {rows.start} to {rows.stop - 1}) of {self.out} failed: {why}; "
-            "finished shards are kept, and the same command goes on from them"
-        )
+    model = BatchedModel.from_config(config.model, posterior.prior, posterior.grid)
+    return DerivedQuantities.of_model(config.map.derived, config.model.sfh, model)
 
 
-class _Worker:
-    """A Ray actor that holds the catalog and the posterior, and turns numbers of shards into shards."""
+@dataclass
+class _Running:
+    """What a worker is at: a shard, or (None) its start."""
 
-    def __init__(self, task: _Task) -> None:
-        import torch
-
-        from digs_survey.estimator.posterior import FrozenPosterior
-
-        # Ray gives an actor of one core one BLAS thread, but only if the environment does not ask for more.
-        torch.set_num_threads(1)
-        self.task = task
-        self.catalog = Catalog.open(task.catalog)
-        self.posterior = FrozenPosterior.load(task.model)
-        self.weigher = None
-        if task.config.infer.importance == "all":
-            likelihood = SpectrumLikelihood.of_posterior(self.posterior)
-            draws, quantiles = task.config.infer.importance_draws, task.config.map.quantiles
-            self.weigher = Weigher(self.posterior, likelihood, draws, quantiles)
-        self.counted_s = 0.0
-
-    def ready(self) -> None:
-        """Answer once the actor has started."""
-
-    def write(self, shard: int) -> int:
-        """Compute one shard, write it, read it back, then mark it done; return its number of rows."""
-        task = self.task
-        rows, settings = task.rows(shard), task.config.map
-        block = self.catalog.rows(rows.start, rows.stop)
-        frame = self.catalog.grid.frame
-        keeps_negative = self.posterior.noise.keeps_negative
-        zred = task.config.model.zred
-        prepared = prepare(block, frame, zred, settings.min_good_fraction, keeps_negative=keeps_negative)
-        result = infer_rows(self.posterior, prepared, settings, self.weigher)
-        arrays: dict[str, NDArray[Any]] = {
-            "percentiles": result.percentiles,
-            "quality": result.quality,
-            "n_good": result.n_good,
-            "galaxy_id": block.galaxy_id,
-        }
-        if result.importance is not None:
-            arrays |= importance_arrays(result.importance)
-        if recorded_recipe(task.out) != task.recipe:
-            raise StageError(f"{task.out} was replaced by another run while this one was writing to it")
-        write_shard(task.out, shard, rows, arrays)
-        group: Any = zarr.open_group(str(task.out), mode="r", use_consolidated=False)
-        written = _digest(arrays)
-        stored = _digest({name: group[name][rows] for name in arrays})
-        if stored != written:
-            raise StageError(f"read back other values than were written (SHA-256 {stored}, not {written})")
-        # The first shard of a worker carries the cost of starting the process.
-        used_s = time.process_time()
-        Ledger(task.ledger).mark(
-            shard,
-            rows=len(result.quality),
-            checksum=written,
-            core_seconds=used_s - self.counted_s,
-            attempt=uuid4().hex,
-        )
-        self.counted_s = used_s
-        return len(result.quality)
+    worker: Any
+    shard: int | None
+    since: float
 
 
-def _digest(arrays: dict[str, Any]) -> str:
-    return checksum(*(_fixed_width(value) for value in arrays.values()))
-
-
-def _fixed_width(values: Any) -> NDArray[Any]:
-    array = np.asarray(values)
-    return np.array(array.tolist(), dtype=str) if array.dtype.kind in "TOU" else array
-
-
-def _spread(task: _Task, pending: list[int], workers: int) -> Generator[int, None, None]:
+def _spread(task: Task, pending: list[int], workers: int) -> Generator[int, None, None]:
     """Keep every worker busy with one shard at a time; yield the rows of each shard that finishes.
 
     A worker is given its first shard when it has started, so that one for which the cluster has no room
-    holds nothing up.
+    holds nothing up. A shard that fails leaves the others alone, until too many do.
     """
     import ray
     from ray.exceptions import RayError, RayTaskError
 
-    actor: Any = ray.remote(num_cpus=1)(_Worker)
+    actor: Any = ray.remote(num_cpus=1)(ShardWorker)
+    # The same for all workers, and as long as the catalog has duplicates.
+    shared = ray.put(task)
     queue, unfinished = deque(pending), len(pending)
     losses: Counter[int | None] = Counter()
-    running: dict[Any, tuple[Any, int | None]] = {}
+    failures: list[tuple[StageError, BaseException]] = []
+    running: dict[Any, _Running] = {}
+    longest = 0.0
 
     def hire() -> None:
-        worker = actor.remote(task)
-        running[worker.ready.remote()] = worker, None
+        worker = actor.remote(shared)
+        running[worker.ready.remote()] = _Running(worker, None, time.monotonic())
+
+    def lose(lost: _Running, why: str, error: BaseException | None) -> None:
+        """Replace a worker, and give its shard to the next one unless that happened too often."""
+        ray.kill(lost.worker)
+        losses[lost.shard] += 1
+        if losses[lost.shard] > _RETRIES * (workers if lost.shard is None else 1):
+            why = f"{losses[lost.shard]} workers died, the last one with {why}"
+            raise task.failed(lost.shard, why) from error
+        if lost.shard is not None:
+            queue.appendleft(lost.shard)
+        hire()
 
     for _ in range(workers):
         hire()
     try:
         while unfinished:
             finished, _ = ray.wait(list(running), timeout=_PATIENCE_S)
+            now = time.monotonic()
             if not finished:
-                if all(shard is None for _, shard in running.values()):
+                if all(work.shard is None for work in running.values()):
                     log.warning("map: no worker started for %g s; is a core free?", _PATIENCE_S)
+                limit = max(_STALLED_S, _STALLED_TIMES * longest)
+                for reference, work in list(running.items()):
+                    if work.shard is not None and now - work.since > limit:
+                        log.warning("map: shard %d is given to another worker after %.0f s", work.shard, limit)
+                        lose(running.pop(reference), f"no answer for {limit:.0f} s", None)
                 continue
-            worker, shard = running.pop(finished[0])
+            work = running.pop(finished[0])
             try:
                 rows = ray.get(finished[0])
             except RayTaskError as error:
-                raise task.failed(shard, f"{type(error.cause).__name__}: {error.cause}") from error
+                cause = error.cause if isinstance(error.cause, BaseException) else error
+                failure = task.failed(work.shard, _told(cause))
+                if is_full(cause):
+                    raise MissingDependencyError(f"{failure}; free some space first") from cause
+                failures.append((failure, cause))
+                unfinished -= 1
+                if work.shard is None or len(failures) == min(_MOST_FAILURES, len(pending)):
+                    break
+                log.warning("%s", failure)
             except RayError as error:
                 if getattr(error, "actor_init_failed", False):
                     raise task.failed(None, str(error)) from error
-                ray.kill(worker)
-                losses[shard] += 1
-                if losses[shard] > _RETRIES * (workers if shard is None else 1):
-                    why = f"{losses[shard]} workers died, the last one with {type(error).__name__}: {error}"
-                    raise task.failed(shard, why) from error
-                if shard is not None:
-                    queue.appendleft(shard)
-                hire()
+                lose(work, f"{type(error).__name__}: {error}", error)
                 continue
-            if shard is not None:
-                unfinished -= 1
-                yield rows
+            else:
+                if work.shard is not None:
+                    unfinished -= 1
+                    longest = max(longest, now - work.since)
+                    yield rows
             if queue:
                 shard = queue.popleft()
-                running[worker.write.remote(shard)] = worker, shard
+                running[work.worker.write.remote(shard)] = _Running(work.worker, shard, time.monotonic())
     finally:
-        for worker, _ in running.values():
-            ray.kill(worker)
+        for work in running.values():
+            ray.kill(work.worker)
+    if failures:
+        first, cause = failures[0]
+        if len(failures) == 1:
+            raise first from cause
+        raise StageError(
+            "\n".join(["map: several shards failed:", *(f"  - {error}" for error, _ in failures)])
+        ) from cause
+
+
+def _told(error: BaseException) -> str:
+    return str(error) if isinstance(error, DigsError) else f"{type(error).__name__}: {error}"

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import logit
 
 from digs_survey.config import MapConfig
+from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.infer.importance import Importance, Weigher
 from digs_survey.infer.prepare import PreparedRows
 from digs_survey.infer.psis import PARETO_K_LIMIT
@@ -39,12 +40,18 @@ class RowResult:
         Good wavelength elements.
     importance : Importance or None
         Where the draws were weighed.
+    derived : ndarray of float32, shape (galaxy, quantity, quantile), or None
+        Where derived quantities are wanted; NaN as percentiles.
+    samples : ndarray of float32, shape (galaxy, parameter, sample), or None
+        Where draws are kept; NaN for rows of which none are.
     """
 
     percentiles: NDArray[np.float32]
     quality: NDArray[np.int64]
     n_good: NDArray[np.int32]
     importance: Importance | None = None
+    derived: NDArray[np.float32] | None = None
+    samples: NDArray[np.float32] | None = None
 
 
 def draw_quantiles(theta: NDArray[np.float64], quantiles: tuple[float, ...]) -> NDArray[np.float64]:
@@ -110,7 +117,12 @@ def piles_up(u: NDArray[np.floating], edge_fraction: float, edge_mass: float) ->
 
 
 def infer_rows(
-    posterior: FrozenPosterior, prepared: PreparedRows, map_config: MapConfig, weigher: Weigher | None = None
+    posterior: FrozenPosterior,
+    prepared: PreparedRows,
+    map_config: MapConfig,
+    weigher: Weigher | None = None,
+    derive: DerivedQuantities | None = None,
+    keep: NDArray[np.bool_] | None = None,
 ) -> RowResult:
     """Percentiles and quality bits of prepared rows; each row's result depends on that row alone.
 
@@ -120,9 +132,13 @@ def infer_rows(
     prepared : PreparedRows
         Rows on the posterior's grid, n in all.
     map_config : MapConfig
-        Its draws, quantiles, edge_fraction and edge_mass are used.
+        Its draws, quantiles, samples, edge_fraction and edge_mass are used.
     weigher : Weigher, optional
         Of the same posterior, where importance weights are wanted.
+    derive : DerivedQuantities, optional
+        Of the posterior's model, where derived quantities are wanted.
+    keep : ndarray of bool, shape (n,), optional
+        Rows whose draws are kept, as far as ``map_config.samples`` asks for any; all, if left out.
 
     Returns
     -------
@@ -132,21 +148,23 @@ def infer_rows(
         finite draws; they have OUTSIDE_SIMULATIONS.
     """
     quality = prepared.quality.copy()
-    shape = (quality.size, posterior.prior.ndim, len(map_config.quantiles))
-    percentiles = np.full(shape, np.nan, dtype=np.float32)
-    importance = None
-    if weigher is not None:
-        importance = Importance.unknown(quality.size, posterior.prior.ndim, len(weigher.quantiles))
+    size, ndim, quantiles = quality.size, posterior.prior.ndim, map_config.quantiles
+    percentiles = _nan(size, ndim, len(quantiles))
+    importance = None if weigher is None else Importance.unknown(size, ndim, len(weigher.quantiles))
+    derived = None if derive is None else _nan(size, len(derive.names), len(quantiles))
+    samples = _nan(size, ndim, map_config.samples) if map_config.samples else None
+    thinned = np.linspace(0, map_config.draws - 1, map_config.samples).round().astype(int)
+    joint = not (weigher is None and derive is None and samples is None)
     with_posterior = np.flatnonzero((quality & NO_POSTERIOR) == 0)
     for start in range(0, with_posterior.size, _BLOCK_ROWS):
         rows = with_posterior[start : start + _BLOCK_ROWS]
         flux = prepared.flux[rows]
-        u, outside = posterior.draw_and_judge(flux, map_config.draws, ordered=weigher is None)
-        ordered = u if weigher is None else np.sort(u, axis=-1)
+        u, outside = posterior.draw_and_judge(flux, map_config.draws, ordered=not joint)
+        ordered = np.sort(u, axis=-1) if joint else u
         # Sorted, what is not finite is at either end.
         finite = np.isfinite(ordered[..., [0, -1]]).all(axis=(1, 2))
-        percentiles[rows[finite]] = ordered_quantiles(ordered[finite], map_config.quantiles, posterior.prior)
-        edge = piles_up(u, map_config.edge_fraction, map_config.edge_mass)
+        percentiles[rows[finite]] = ordered_quantiles(ordered[finite], quantiles, posterior.prior)
+        edge = piles_up(ordered, map_config.edge_fraction, map_config.edge_mass)
         quality[rows[finite & edge]] |= QualityFlag.PRIOR_EDGE
         quality[rows[~finite | outside]] |= QualityFlag.OUTSIDE_SIMULATIONS
         if weigher is not None and importance is not None:
@@ -155,4 +173,15 @@ def infer_rows(
             importance.put(rows, weigher(flux, prepared.good[rows], errors, theta))
             uneven = finite & ~(importance.pareto_k[rows] <= PARETO_K_LIMIT)
             quality[rows[uneven]] |= QualityFlag.UNEVEN_WEIGHTS
-    return RowResult(percentiles, quality, prepared.n_good, importance)
+        if derive is not None and derived is not None:
+            theta = posterior.prior.from_unconstrained(u[finite].transpose(0, 2, 1))
+            derived[rows[finite]] = draw_quantiles(derive(theta), quantiles)
+        if samples is not None:
+            some = finite if keep is None else finite & keep[rows]
+            theta = posterior.prior.from_unconstrained(u[some][..., thinned].transpose(0, 2, 1))
+            samples[rows[some]] = theta.transpose(0, 2, 1)
+    return RowResult(percentiles, quality, prepared.n_good, importance, derived, samples)
+
+
+def _nan(*shape: int) -> NDArray[np.float32]:
+    return np.full(shape, np.nan, dtype=np.float32)

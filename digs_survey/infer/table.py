@@ -1,181 +1,158 @@
-"""``percentiles.parquet``: one row for each row of the catalog, in its order."""
+"""``percentiles.parquet``: one row for each row of the catalog, in its order, one part for each shard."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from digs_survey import __version__
 from digs_survey.catalog import Catalog
 from digs_survey.errors import StageError
-from digs_survey.infer.template import IMPORTANCE
-from digs_survey.parameters import PARAMETERS
+from digs_survey.infer.percentiles import RowResult
+from digs_survey.infer.template import IMPORTANCE, importance_arrays
+from digs_survey.parameters import DERIVED, PARAMETERS, Prior
 from digs_survey.quality import DESCRIPTIONS, NO_POSTERIOR, QualityFlag
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["column_name", "write_table"]
+__all__ = ["ResultTable", "column_name", "part_name"]
 
-_ROWS_AT_ONCE = 65_536
 _MAY_BE_NAN = NO_POSTERIOR | QualityFlag.OUTSIDE_SIMULATIONS
-
-
 _WEIGHTED = "_weighted"
 
 
-def column_name(parameter: str, quantile: float, weighted: bool = False) -> str:
+def column_name(quantity: str, quantile: float, weighted: bool = False) -> str:
     """Name of a percentile's column: ``tage_p50``, ``tage_p2_5``, ``tage_p50_weighted``."""
-    return f"{parameter}_p{100 * quantile:.6g}".replace(".", "_") + _WEIGHTED * weighted
+    return f"{quantity}_p{100 * quantile:.6g}".replace(".", "_") + _WEIGHTED * weighted
 
 
-def write_table(posterior_zarr: Path, catalog: Catalog, out: Path) -> None:
-    """Join the percentiles with the survey's own columns in one Parquet file.
+def part_name(shard: int) -> str:
+    """Name of the file with a shard's rows; in their order, names are in that of the rows."""
+    return f"part-{shard:08d}.parquet"
 
-    Columns: galaxy_id, redshift, the survey's columns, one column for each parameter and quantile, those of the
-    importance weights where there are any, n_good and quality. Fields carry ``unit`` and ``description`` as
+
+@dataclass(frozen=True)
+class ResultTable:
+    """The table of a survey's results, made part by part.
+
+    Columns: galaxy_id, redshift, the survey's own, one for each quantile of each parameter and derived quantity, those
+    of the importance weights where there are any, n_good and quality. Fields carry ``unit`` and ``description`` as
     metadata; the schema carries ``digs_survey`` (version), ``model_hash``, ``catalog_fingerprint`` and
-    ``quality_bits`` (JSON). The file appears at ``out`` complete or not at all, and memory is bounded whatever the
-    catalog's size.
+    ``quality_bits`` (JSON).
 
-    Parameters
+    Attributes
     ----------
-    posterior_zarr : Path
-        A finished ``posterior.zarr``.
     catalog : Catalog
-        The catalog that it was made from.
-    out : Path
-        The Parquet file.
-
-    Raises
-    ------
-    StageError
-        If a row has no counterpart, or neither a result nor a quality bit that says why.
+    prior : Prior
+    quantiles : sequence of float
+    derived : sequence of str
+        Of :data:`~digs_survey.parameters.DERIVED`.
+    model_hash, fingerprint : str
+        Of the posterior and of the catalog.
+    importance_draws : int or None
+        Draws that were weighed, where any were.
     """
-    import pyarrow as pa
-    from pyarrow import parquet
 
-    group: Any = zarr.open_group(str(posterior_zarr), mode="r")
-    if (found := group["quality"].shape[0]) != catalog.n_rows:
-        raise StageError(
-            f"{posterior_zarr}: expected {catalog.n_rows} rows, as {catalog.path} has, found {found}; "
-            "run the map stage for this catalog"
+    catalog: Catalog
+    prior: Prior
+    quantiles: Sequence[float]
+    derived: Sequence[str]
+    model_hash: str
+    fingerprint: str
+    importance_draws: int | None = None
+
+    def part(self, rows: slice, galaxy_id: NDArray[Any], redshift: NDArray[np.float64], result: RowResult) -> bytes:
+        """Return the Parquet file of some rows.
+
+        Raises
+        ------
+        StageError
+            If a row has neither a result nor a quality bit that says why.
+        """
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        missing = np.isnan(result.percentiles).any(axis=(1, 2))
+        silent = np.flatnonzero(missing & ((result.quality & _MAY_BE_NAN) == 0))
+        if silent.size:
+            raise StageError(
+                f"row {rows.start + silent[0]} ({galaxy_id[silent[0]]!r}) has neither percentiles nor a "
+                f"bit that says why ({silent.size} such rows of its shard); report it"
+            )
+        columns = {
+            "galaxy_id": galaxy_id,
+            "redshift": redshift,
+            **self.catalog.columns(rows.start, rows.stop),
+            **self._percentiles(self.prior.names, result.percentiles),
+            **self._percentiles(self.derived, result.derived),
+            **self._importance(result),
+            "n_good": result.n_good,
+            "quality": result.quality,
+        }
+        # Arrow knows the machine's own byte order only.
+        native = {name: value.astype(value.dtype.newbyteorder("="), copy=False) for name, value in columns.items()}
+        schema = self._schema(native)
+        table = pa.Table.from_arrays([pa.array(value) for value in native.values()], schema=schema)
+        sink = pa.BufferOutputStream()
+        parquet.write_table(table, sink, compression="zstd")
+        return sink.getvalue().to_pybytes()
+
+    def _percentiles(
+        self, names: Sequence[str], values: NDArray[Any] | None, weighted: bool = False
+    ) -> dict[str, NDArray[Any]]:
+        if values is None:
+            return {}
+        return {
+            column_name(name, q, weighted): np.ascontiguousarray(values[:, i, j])
+            for i, name in enumerate(names)
+            for j, q in enumerate(self.quantiles)
+        }
+
+    def _importance(self, result: RowResult) -> dict[str, NDArray[Any]]:
+        if result.importance is None:
+            return {}
+        arrays = importance_arrays(result.importance)
+        weighted = self._percentiles(self.prior.names, arrays["percentiles_weighted"], weighted=True)
+        return weighted | {name: arrays[name] for name in IMPORTANCE}
+
+    def _schema(self, columns: dict[str, NDArray[Any]]) -> pa.Schema:
+        import pyarrow as pa
+
+        fields = []
+        for name, values in columns.items():
+            unit, description = self._meaning(name)
+            kind = pa.string() if values.dtype.kind == "U" else pa.from_numpy_dtype(values.dtype)
+            fields.append(pa.field(name, kind, metadata={"unit": unit, "description": description}))
+        bits = {str(flag.name): {"bit": flag.value, "meaning": text} for flag, text in DESCRIPTIONS.items()}
+        return pa.schema(
+            fields,
+            metadata={
+                "digs_survey": __version__,
+                "model_hash": self.model_hash,
+                "catalog_fingerprint": self.fingerprint,
+                "quality_bits": json.dumps(bits),
+            },
         )
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = out.with_name(f".{out.name}-{uuid4().hex}")
-    writer = None
-    try:
-        for block in _blocks(group, catalog.n_rows):
-            columns = _read(group, catalog, block)
-            if writer is None:
-                schema = _schema(group, catalog, columns)
-                writer = parquet.ParquetWriter(building, schema, compression="zstd")
-            writer.write_table(pa.Table.from_arrays([pa.array(v) for v in columns.values()], schema=schema))
-        if writer is not None:
-            writer.close()
-        written = parquet.read_metadata(building).num_rows
-        if written != catalog.n_rows:
-            raise StageError(f"{out}: expected {catalog.n_rows} rows, found {written} after writing")
-        os.replace(building, out)
-    finally:
-        building.unlink(missing_ok=True)
 
-
-def _blocks(group: Any, n_rows: int) -> Iterator[slice]:
-    shard = group["quality"].shards[0]
-    rows = max(1, _ROWS_AT_ONCE // shard) * shard
-    for start in range(0, n_rows, rows):
-        yield slice(start, min(start + rows, n_rows))
-
-
-def _read(group: Any, catalog: Catalog, block: slice) -> dict[str, NDArray[Any]]:
-    data: dict[str, Any] = {name: group[name][block] for name in ("percentiles", "quality", "n_good")}
-    galaxy_id = catalog.galaxy_id(block.start, block.stop)
-    other = np.flatnonzero(np.asarray(group["galaxy_id"][block]) != galaxy_id)
-    if other.size:
-        row = block.start + int(other[0])
-        raise StageError(
-            f"row {row} of the posterior belongs to another galaxy than row {row} of {catalog.path} "
-            f"({galaxy_id[other[0]]!r}); run the map stage for this catalog"
-        )
-    missing = np.isnan(data["percentiles"]).any(axis=(1, 2))
-    silent = np.flatnonzero(missing & ((data["quality"] & _MAY_BE_NAN) == 0))
-    if silent.size:
-        raise StageError(
-            f"row {block.start + silent[0]} ({galaxy_id[silent[0]]!r}) has neither percentiles nor a "
-            f"bit that says why ({silent.size} such rows in this block); run the map stage to its end"
-        )
-    columns = {
-        "galaxy_id": galaxy_id,
-        "redshift": catalog.redshift(block.start, block.stop),
-        **catalog.columns(block.start, block.stop),
-        **_percentile_columns(group, data["percentiles"]),
-        **_importance_columns(group, block),
-        "n_good": data["n_good"],
-        "quality": data["quality"],
-    }
-    # Arrow knows the machine's own byte order only.
-    return {name: value.astype(value.dtype.newbyteorder("="), copy=False) for name, value in columns.items()}
-
-
-def _percentile_columns(group: Any, percentiles: NDArray[Any], weighted: bool = False) -> dict[str, NDArray[Any]]:
-    return {
-        column_name(name, q, weighted): np.ascontiguousarray(percentiles[:, i, j])
-        for i, name in enumerate(group["parameter"][:].tolist())
-        for j, q in enumerate(group["quantile"][:].tolist())
-    }
-
-
-def _importance_columns(group: Any, block: slice) -> dict[str, NDArray[Any]]:
-    if "percentiles_weighted" not in group:
-        return {}
-    weighted = _percentile_columns(group, group["percentiles_weighted"][block], weighted=True)
-    return weighted | {name: group[name][block] for name in IMPORTANCE}
-
-
-def _schema(group: Any, catalog: Catalog, columns: dict[str, NDArray[Any]]) -> pa.Schema:
-    import pyarrow as pa
-
-    fields = []
-    for name, values in columns.items():
-        unit, description = _meaning(name, catalog, group)
-        kind = pa.string() if values.dtype.kind == "U" else pa.from_numpy_dtype(values.dtype)
-        fields.append(pa.field(name, kind, metadata={"unit": unit, "description": description}))
-    recipe = group.attrs["recipe"]
-    bits = {str(flag.name): {"bit": flag.value, "meaning": text} for flag, text in DESCRIPTIONS.items()}
-    return pa.schema(
-        fields,
-        metadata={
-            "digs_survey": __version__,
-            "model_hash": recipe["model"],
-            "catalog_fingerprint": recipe["catalog"],
-            "quality_bits": json.dumps(bits),
-        },
-    )
-
-
-def _meaning(name: str, catalog: Catalog, group: Any) -> tuple[str, str]:
-    """Return a column's unit and its description."""
-    if name == "n_good":
-        return "", "wavelength elements that were used"
-    if name in IMPORTANCE and name in group:
-        return "", f"{IMPORTANCE[name]} ({group[name].attrs['draws']} draws)"
-    if name == "quality":
-        return "", "quality bits, 0 if nothing was found wrong; see quality_bits in the schema's metadata"
-    parameter, _, percentile = name.removesuffix(_WEIGHTED).rpartition("_p")
-    if parameter in PARAMETERS and name not in catalog.survey_columns:
-        p = PARAMETERS[parameter]
-        draws = "the posterior's draws with importance weights" if name.endswith(_WEIGHTED) else "the posterior"
-        return p.unit, f"{p.description}: {percentile.replace('_', '.')} % quantile of {draws}"
-    attrs = catalog.column_attrs(name)
-    text = attrs.get("description", attrs.get("long_name", ""))
-    return str(attrs.get("units", attrs.get("unit", ""))), str(text)
+    def _meaning(self, name: str) -> tuple[str, str]:
+        """Return a column's unit and its description."""
+        if name == "n_good":
+            return "", "wavelength elements that were used"
+        if name == "quality":
+            return "", "quality bits, 0 if nothing was found wrong; see quality_bits in the schema's metadata"
+        if name in IMPORTANCE and self.importance_draws is not None:
+            return "", f"{IMPORTANCE[name]} ({self.importance_draws} draws)"
+        quantity, _, percentile = name.removesuffix(_WEIGHTED).rpartition("_p")
+        known = PARAMETERS.get(quantity) or DERIVED.get(quantity)
+        if known and name not in self.catalog.survey_columns:
+            draws = "the posterior's draws with importance weights" if name.endswith(_WEIGHTED) else "the posterior"
+            return known.unit, f"{known.description}: {percentile.replace('_', '.')} % quantile of {draws}"
+        attrs = self.catalog.column_attrs(name)
+        text = attrs.get("description", attrs.get("long_name", ""))
+        return str(attrs.get("units", attrs.get("unit", ""))), str(text)

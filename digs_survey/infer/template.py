@@ -13,12 +13,17 @@ from numpy.typing import NDArray
 from digs_survey.config import MapConfig
 from digs_survey.errors import StageError
 from digs_survey.infer.importance import Importance
-from digs_survey.parameters import Prior
+from digs_survey.infer.percentiles import RowResult
+from digs_survey.ledger import Ledger
+from digs_survey.parameters import DERIVED, Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.simulate.template import open_or_create
-from digs_survey.storage import ArraySpec, Ledger, shard_count
+from digs_survey.storage import ArraySpec, shard_count
 
-__all__ = ["IMPORTANCE", "importance_arrays", "lay_out", "reconcile"]
+__all__ = ["IMPORTANCE", "importance_arrays", "lay_out", "reconcile", "result_arrays"]
+
+_CHUNK_ROWS = 4096
+"""Rows that are compressed together: whoever wants one row reads so many."""
 
 IMPORTANCE = {
     "importance_ess": "effective sample size of the importance weights of the row's draws",
@@ -39,7 +44,7 @@ def lay_out(
     config: MapConfig,
     id_dtype: np.dtype[Any],
     importance_draws: int | None = None,
-) -> None:
+) -> bool:
     """Keep the dataset at ``path`` if the same recipe made it; otherwise replace it and clear the ledger.
 
     Parameters
@@ -57,48 +62,99 @@ def lay_out(
         Of the catalog's ``galaxy_id``.
     importance_draws : int, optional
         Draws of each row that are weighed, where any are.
+
+    Returns
+    -------
+    bool
+        Whether the dataset was kept.
     """
-    n_parameters, n_quantiles = prior.ndim, len(config.quantiles)
+    shard = config.shard_rows(rows)
+    # A task's rows are those of a shard only if a shard is whole chunks.
+    chunk = _CHUNK_ROWS if shard % _CHUNK_ROWS == 0 else shard
+    units = {p.name: p.unit for p in prior.parameters}
 
-    def per_row(dtype: str, description: str, fill_value: float | None = None, **attrs: Any) -> ArraySpec:
-        attrs = {"description": description, **attrs}
-        return ArraySpec(("galaxy",), (rows,), dtype, config.rows_per_shard, attrs=attrs, fill_value=fill_value)
+    def array(dims: tuple[str, ...], sizes: tuple[int, ...], dtype: str, description: str, **attrs: Any) -> ArraySpec:
+        attrs = {"description": description, "coordinates": "galaxy_id", **attrs}
+        fill_value = float("nan") if dtype.startswith("float") else None
+        shape = (rows, *sizes)
+        return ArraySpec(("galaxy", *dims), shape, dtype, shard, chunk, attrs=attrs, fill_value=fill_value)
 
-    def quantiles(description: str) -> ArraySpec:
-        return ArraySpec(
-            ("galaxy", "parameter", "quantile"),
-            (rows, n_parameters, n_quantiles),
-            "float32",
-            config.rows_per_shard,
-            attrs={
-                "description": description,
-                "parameter_units": {p.name: p.unit for p in prior.parameters},
-                "coordinates": "galaxy_id",
-            },
-            fill_value=float("nan"),
-        )
-
+    of_draws = (prior.ndim, len(config.quantiles))
     arrays = {
-        "percentiles": quantiles("quantiles of the posterior of each parameter; NaN for rows without one"),
-        "quality": per_row(
+        "percentiles": array(
+            ("parameter", "quantile"),
+            of_draws,
+            "float32",
+            "quantiles of the posterior of each parameter; NaN for rows without one",
+            parameter_units=units,
+        ),
+        "quality": array(
+            (),
+            (),
             "int64",
             "why a row is not to be trusted, as bits; 0 if nothing was found wrong",
             flag_masks=[flag.value for flag in QualityFlag],
             flag_meanings=" ".join(str(flag.name) for flag in QualityFlag),
-            coordinates="galaxy_id",
         ),
-        "n_good": per_row("int32", "wavelength elements that were used", coordinates="galaxy_id"),
-        "galaxy_id": per_row("str" if id_dtype.kind == "U" else id_dtype.name, "identifier in the survey"),
-        "parameter": ArraySpec(("parameter",), (n_parameters,), "str"),
-        "quantile": ArraySpec(("quantile",), (n_quantiles,), "float64"),
+        "n_good": array((), (), "int32", "wavelength elements that were used"),
+        "galaxy_id": ArraySpec(
+            ("galaxy",),
+            (rows,),
+            "str" if id_dtype.kind == "U" else id_dtype.name,
+            shard,
+            chunk,
+            attrs={"description": "identifier in the survey"},
+        ),
+        "parameter": ArraySpec(("parameter",), (prior.ndim,), "str"),
+        "quantile": ArraySpec(("quantile",), (len(config.quantiles),), "float64"),
     }
+    values: dict[str, NDArray[Any]] = {"parameter": np.array(prior.names), "quantile": np.array(config.quantiles)}
+    if config.derived:
+        arrays["derived"] = array(
+            ("quantity", "quantile"),
+            (len(config.derived), len(config.quantiles)),
+            "float32",
+            "quantiles of what follows from the posterior's draws; NaN for rows without a posterior",
+            quantity_units={name: DERIVED[name].unit for name in config.derived},
+        )
+        arrays["quantity"] = ArraySpec(("quantity",), (len(config.derived),), "str")
+        values["quantity"] = np.array(config.derived)
+    if config.samples:
+        arrays["samples"] = array(
+            ("parameter", "sample"),
+            (prior.ndim, config.samples),
+            "float32",
+            "draws of the posterior, evenly thinned; NaN for rows of which none are kept",
+            parameter_units=units,
+        )
     if importance_draws is not None:
-        arrays["percentiles_weighted"] = quantiles("quantiles of the draws with importance weights, tail smoothed")
+        arrays["percentiles_weighted"] = array(
+            ("parameter", "quantile"),
+            of_draws,
+            "float32",
+            "quantiles of the draws with importance weights, tail smoothed",
+            parameter_units=units,
+        )
         for name, description in IMPORTANCE.items():
             dtype = "float64" if name.startswith("log_evidence") else "float32"
-            arrays[name] = per_row(dtype, description, float("nan"), draws=importance_draws, coordinates="galaxy_id")
-    values = {"parameter": np.array(prior.names), "quantile": np.array(config.quantiles)}
-    open_or_create(path, recipe, ledger, arrays, values)
+            arrays[name] = array((), (), dtype, description, draws=importance_draws)
+    return open_or_create(path, recipe, ledger, arrays, values)
+
+
+def result_arrays(result: RowResult) -> dict[str, NDArray[Any]]:
+    """Return the arrays of the dataset that a result fills, by their names in it."""
+    arrays: dict[str, NDArray[Any]] = {
+        "percentiles": result.percentiles,
+        "quality": result.quality,
+        "n_good": result.n_good,
+    }
+    if result.derived is not None:
+        arrays["derived"] = result.derived
+    if result.samples is not None:
+        arrays["samples"] = result.samples
+    if result.importance is not None:
+        arrays |= importance_arrays(result.importance)
+    return arrays
 
 
 def importance_arrays(importance: Importance) -> dict[str, NDArray[Any]]:
@@ -112,21 +168,22 @@ def importance_arrays(importance: Importance) -> dict[str, NDArray[Any]]:
     }
 
 
-def reconcile(path: Path, ledger: Ledger, *, rows: int, rows_per_shard: int) -> None:
+def reconcile(path: Path, table: Path, ledger: Ledger, *, rows: int, rows_per_shard: int) -> None:
     """Check that the rows that came out are those that went in.
 
     Raises
     ------
     StageError
-        With the numbers, if the finished shards, their rows and the dataset do not agree.
+        With the numbers, if the finished shards, their rows, the dataset and the table's parts do not agree.
     """
     records = ledger.records()
     shards = shard_count(rows, rows_per_shard)
     marked = sum(record["rows"] for record in records.values())
     quality: Any = zarr.open_group(str(path), mode="r")["quality"]
-    if set(records) != set(range(shards)) or not marked == quality.shape[0] == rows:
+    parts = len(list(table.glob("part-*.parquet")))
+    if set(records) != set(range(shards)) or parts != shards or not marked == quality.shape[0] == rows:
         raise StageError(
             f"map: expected the catalog's {rows} rows in {shards} shards, found {marked} rows in "
-            f"{len(records)} finished shards and {quality.shape[0]} rows in {path}; "
+            f"{len(records)} finished shards, {quality.shape[0]} rows in {path} and {parts} parts in {table}; "
             f"delete {ledger.folder} and run the command again"
         )

@@ -12,10 +12,11 @@ import zarr
 from numpy.typing import NDArray
 
 from digs_survey.errors import StageError
+from digs_survey.ledger import Ledger
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.simulate.template import open_or_create
-from digs_survey.storage import ArraySpec, Ledger, checksum, shard_count, shard_rows, write_shard
+from digs_survey.storage import ArraySpec, checksum, shard_count, shard_rows, write_shard
 
 __all__ = ["augment"]
 

@@ -14,11 +14,12 @@ import numpy as np
 
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import MissingDependencyError, StageError
+from digs_survey.ledger import Ledger
 from digs_survey.parameters import Prior
 from digs_survey.simulate.shard import Shards, in_batches
 from digs_survey.simulate.template import open_or_create
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.storage import ArraySpec, Ledger, shard_count
+from digs_survey.storage import ArraySpec, shard_count
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from digs_survey.config import ModelConfig, SurveyConfig
 from digs_survey.errors import StageError
+from digs_survey.ledger import Ledger
 from digs_survey.parameters import Prior
 from digs_survey.simulate.draws import draw_theta
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.simulate.template import recorded_recipe
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import one_thread
-from digs_survey.storage import Ledger, checksum, shard_rows, write_shard
+from digs_survey.storage import checksum, shard_rows, write_shard
 
 if TYPE_CHECKING:
     from digs_survey.sps.batched import BatchedModel
@@ -86,8 +87,9 @@ class Shards:
                 ) from error
 
     def _simulate(self, shard: int) -> None:
-        with _simulator_lock:
-            started = time.process_time()
+        ledger = Ledger(self.ledger)
+        with _simulator_lock, ledger.attempt(shard) as token:
+            started, began = time.process_time(), time.monotonic()
             rows, recipe = self.rows(shard), self.recipe
             prior = self.config.make_prior()
             theta = draw_theta(prior, recipe["seed"], recipe["stream"], rows.start, rows.stop, recipe["draws"])
@@ -96,9 +98,14 @@ class Shards:
             if recorded_recipe(self.path) != recipe:
                 raise StageError(f"{self.path} was replaced by another run while shard {shard} was computed")
             write_shard(self.path, shard, rows, {"theta": theta, "flux": flux})
-            core_seconds = time.process_time() - started
-            Ledger(self.ledger).mark(
-                shard, rows=len(theta), checksum=checksum(theta, flux), core_seconds=core_seconds, **check
+            ledger.mark(
+                shard,
+                rows=len(theta),
+                checksum=checksum(theta, flux),
+                core_seconds=time.process_time() - started,
+                seconds=time.monotonic() - began,
+                attempt=token,
+                **check,
             )
 
     def _spectra(

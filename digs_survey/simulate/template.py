@@ -9,7 +9,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from digs_survey.storage import ArraySpec, Ledger, create_dataset, read_json
+from digs_survey.ledger import Ledger
+from digs_survey.storage import ArraySpec, create_dataset, read_json
 
 __all__ = ["open_or_create", "recorded_recipe"]
 
@@ -20,7 +21,7 @@ def open_or_create(
     ledger: Ledger,
     arrays: Mapping[str, ArraySpec],
     values: Mapping[str, NDArray[Any]],
-) -> None:
+) -> bool:
     """Keep the dataset at ``path`` if it was laid out by the same recipe; lay it out anew otherwise.
 
     Parameters
@@ -33,13 +34,19 @@ def open_or_create(
         Cleared if the dataset is laid out anew.
     arrays, values
         As :func:`~digs_survey.storage.create_dataset` takes them.
+
+    Returns
+    -------
+    bool
+        Whether the dataset was kept.
     """
     if recorded_recipe(path) == json.loads(json.dumps(recipe)):
         for partial in path.rglob("*.partial"):
             partial.unlink(missing_ok=True)
-        return
+        return True
     ledger.clear()
     create_dataset(path, arrays, values, attrs={"recipe": dict(recipe)})
+    return False
 
 
 def recorded_recipe(path: Path) -> Any:

@@ -26,7 +26,7 @@ from digs_survey.parameters import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import as_like, namespace, one_thread
 from digs_survey.sps.grid import SSPGrid, calzetti_curve, check_coverage
-from digs_survey.sps.history import HistoryWeights, mass_formed, mass_weighted_age, star_formation_rate
+from digs_survey.sps.history import HistoryWeights, formed_since, mass_weighted_age, star_formation_rate
 from digs_survey.sps.prospector import import_prospector
 from digs_survey.sps.sampling import GridSampling
 
@@ -76,6 +76,7 @@ class BatchedModel:
         self._columns = {name: prior.index(name) for name in prior.names}
         shortest = 10 ** prior.low[prior.index("logtau")] if "logtau" in prior.names else math.inf
         self._history = HistoryWeights(populations.log_age, shortest)
+        self._living_nodes = populations.log_z
         self._living = _Part(populations.log_z, 1, populations.living_fraction[..., None])
         matrix = sampling.matrix(populations.wavelength)
         curve = calzetti_curve(populations.wavelength)
@@ -182,8 +183,7 @@ class BatchedModel:
         left = [self._surviving_fraction(theta[start : start + _ROWS]) for start in starts]
 
         def rate(time_gyr: float) -> NDArray[np.float64]:
-            before = mass_formed(self._sfh, np.clip(tage - time_gyr, 0, None), tau)
-            return mass * (1 - before / mass_formed(self._sfh, tage, tau)) / (time_gyr * 1e9)
+            return mass * formed_since(self._sfh, time_gyr, tage, tau) / (time_gyr * 1e9)
 
         return {
             "surviving_mass": mass * np.concatenate([np.empty(0), *left]),
@@ -191,6 +191,25 @@ class BatchedModel:
             "sfr_10": rate(0.01),
             "sfr_100": rate(0.1),
         }
+
+    def surviving_fraction(
+        self, tage: NDArray[np.float64], tau: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Share of the mass formed that is left, at the metallicities between which it is linear.
+
+        Parameters
+        ----------
+        tage, tau : ndarray, shape (n,)
+            Ages and e-folding times in Gyr; the latter count for nothing where the history has none.
+
+        Returns
+        -------
+        logzsol : ndarray, shape (node,)
+        fraction : ndarray, shape (n, node)
+        """
+        weights = self._history(star_formation_rate(self._sfh, tau), tage)
+        nodes = self._living_nodes
+        return nodes, np.stack([self._living(weights, np.full(len(tage), z))[:, 0] for z in nodes], axis=1)
 
     def _check(self, theta: Any) -> None:
         low, high = as_like(self.prior.low, theta), as_like(self.prior.high, theta)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import BarycentricInterpolator
-from scipy.special import gammainc
 
 from digs_survey.sps.arrays import as_like, namespace
 
@@ -23,6 +22,7 @@ __all__ = [
     "AgeQuadrature",
     "HistoryWeights",
     "bin_weights",
+    "formed_since",
     "mass_formed",
     "mass_weighted_age",
     "star_formation_rate",
@@ -31,6 +31,7 @@ __all__ = [
 _POWERS = {"tau": 1, "delayed_tau": 2}
 """Of the incomplete gamma function that is the integral of the rate."""
 
+_SERIES_BELOW, _SERIES_TERMS = 0.05, 6
 _ORDER = 12
 _PANEL, _PANEL_ORDER = 2.0, 9
 """Width in shortest times of a panel of age intervals, and the points that interpolate exp over it to 1e-8."""
@@ -234,7 +235,21 @@ def mass_formed(sfh: str, time: Any, tau: Any) -> Any:
     """Integral of the rate up to times (n,) in Gyr, in a unit that is the same for one tau; arguments as above."""
     if sfh == "constant":
         return time
-    return gammainc(_POWERS[sfh], time / tau)
+    return _gamma(_POWERS[sfh], time / tau)
+
+
+def formed_since(sfh: str, time_gyr: float, tage: Any, tau: Any) -> Any:
+    """Share (n,) of the mass that galaxies of age ``tage`` (n,) in Gyr have formed within the last ``time_gyr``.
+
+    A sum of positive terms, so that rates far down an exponential keep their digits.
+    """
+    if sfh == "constant":
+        return np.minimum(time_gyr / tage, 1.0)
+    before, span = np.clip(tage - time_gyr, 0, None) / tau, np.minimum(time_gyr, tage) / tau
+    late = _gamma(1, span)
+    if sfh == "delayed_tau":
+        late = before * late + _gamma(2, span)
+    return np.exp(-before) * late / mass_formed(sfh, tage, tau)
 
 
 def mass_weighted_age(sfh: str, tage: Any, tau: Any) -> Any:
@@ -242,7 +257,27 @@ def mass_weighted_age(sfh: str, tage: Any, tau: Any) -> Any:
     if sfh == "constant":
         return tage / 2
     power, x = _POWERS[sfh], tage / tau
-    return tage - tau * power * gammainc(power + 1, x) / gammainc(power, x)
+    return tage - tau * power * _gamma(power + 1, x) / _gamma(power, x)
+
+
+def _gamma(power: int, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    r"""Regularised lower incomplete gamma function of 1, 2 or 3: :math:`1 - e^{-x} \sum_{k<power} x^k / k!`.
+
+    Several times faster than scipy's for any power. Where its terms cancel, their series takes over.
+    """
+    value = -np.expm1(-x)
+    if power == 1:
+        return value
+    decay, term = np.exp(-x), x.copy()
+    for k in range(1, power):
+        value -= term * decay
+        term = term * x / (k + 1)
+    small = x < _SERIES_BELOW
+    if small.any():
+        some = x[small]
+        terms = [(-some) ** j / (math.factorial(j) * (power + j)) for j in range(_SERIES_TERMS)]
+        value[small] = some**power / math.factorial(power - 1) * sum(terms)
+    return value
 
 
 def bin_weights(log_age: ArrayLike, agebins: ArrayLike) -> NDArray[np.float64]:

@@ -8,8 +8,8 @@ from digs_survey.audit import calibration
 from digs_survey.audit.calibration import calibrate_model, calibrate_posterior
 from digs_survey.config import load_config
 from digs_survey.errors import ConfigError
+from digs_survey.ledger import Ledger
 from digs_survey.simulate.dask import simulate
-from digs_survey.storage import Ledger
 
 pytestmark = pytest.mark.slow
 

@@ -26,6 +26,7 @@ from digs_survey.infer.map import map_catalog
 from digs_survey.infer.percentiles import infer_rows
 from digs_survey.infer.prepare import prepare
 from digs_survey.infer.table import write_table
+from digs_survey.ledger import Ledger
 from digs_survey.parameters import Prior
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
 from digs_survey.raysession import ray_session
@@ -35,7 +36,7 @@ from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.batched import BatchedModel
 from digs_survey.sps.prospector import ProspectorSimulator
-from digs_survey.storage import ArraySpec, Ledger, create_dataset
+from digs_survey.storage import ArraySpec, create_dataset
 
 GRID, PRIOR, MODEL = WavelengthGrid(np.arange(4000.0, 7001.0, 100.0)), Prior(), ModelConfig()
 ROWS, BAD, DRAWS = 20, 13, 128

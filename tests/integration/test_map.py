@@ -15,7 +15,6 @@ import pandas as pd
 import psutil
 import pytest
 import xarray as xr
-import zarr
 from pyarrow import parquet
 
 from digs_survey.catalog import Catalog, write_catalog
@@ -28,14 +27,14 @@ from digs_survey.infer import map as map_stage
 from digs_survey.infer.map import map_catalog
 from digs_survey.infer.percentiles import infer_rows
 from digs_survey.infer.prepare import prepare
-from digs_survey.infer.table import column_name, write_table
+from digs_survey.infer.table import ResultTable, column_name
 from digs_survey.infer.template import reconcile
+from digs_survey.ledger import Ledger
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.raysession import ray_session
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.storage import Ledger
 
 ROWS = 150
 ZRED = 1e-5
@@ -112,7 +111,7 @@ def run(folder, catalog, model, *, shard=7, workers=1, draws=200, address=None):
     config = load_config(None, [f"map.rows_per_shard={shard}", f"map.workers={workers}", f"map.draws={draws}"])
     out, ledger, calls = folder / "posterior.zarr", Ledger(folder / "ledger" / "map"), []
     map_catalog(catalog, model, out, config, ledger=ledger, address=address, advance=calls.append)
-    return SimpleNamespace(out=out, ledger=ledger, calls=calls, config=config)
+    return SimpleNamespace(out=out, table=folder / "percentiles.parquet", ledger=ledger, calls=calls, config=config)
 
 
 def copy_of(done, folder):
@@ -218,14 +217,14 @@ def test_a_failing_shard_is_named_with_its_cause(embedded, mapped, catalog, mode
 def test_two_workers_of_which_one_dies_write_the_same_bytes(embedded, mapped, catalog, model, tmp_path, monkeypatch):
     died = tmp_path / "died"
 
-    class DiesOnce(map_stage._Worker):
+    class DiesOnce(map_stage.ShardWorker):
         def write(self, shard):
             if shard == 2 and not died.exists():
                 died.touch()
                 os._exit(1)
             return super().write(shard)
 
-    monkeypatch.setattr(map_stage, "_Worker", DiesOnce)
+    monkeypatch.setattr(map_stage, "ShardWorker", DiesOnce)
     once = run(tmp_path, catalog, model, workers=2)
     assert died.exists()
     assert files(once.out) == files(mapped.out)
@@ -233,13 +232,13 @@ def test_two_workers_of_which_one_dies_write_the_same_bytes(embedded, mapped, ca
 
 @pytest.mark.slow
 def test_a_shard_that_kills_its_workers_is_named(embedded, mapped, catalog, model, tmp_path, monkeypatch):
-    class AlwaysDies(map_stage._Worker):
+    class AlwaysDies(map_stage.ShardWorker):
         def write(self, shard):
             os._exit(1)
 
     done = copy_of(mapped, tmp_path)
     (done.ledger.folder / "00000002.json").unlink()
-    monkeypatch.setattr(map_stage, "_Worker", AlwaysDies)
+    monkeypatch.setattr(map_stage, "ShardWorker", AlwaysDies)
     monkeypatch.setattr(map_stage, "_RETRIES", 1)
     with pytest.raises(StageError, match=r"shard 2 \(rows 14 to 20\).*2 workers died"):
         run(tmp_path, catalog, model)
@@ -247,11 +246,11 @@ def test_a_shard_that_kills_its_workers_is_named(embedded, mapped, catalog, mode
 
 
 def test_a_worker_that_cannot_start_says_why(embedded, catalog, model, tmp_path, monkeypatch):
-    class Unable(map_stage._Worker):
+    class Unable(map_stage.ShardWorker):
         def __init__(self, task):
             raise OSError("no such model on this node")
 
-    monkeypatch.setattr(map_stage, "_Worker", Unable)
+    monkeypatch.setattr(map_stage, "ShardWorker", Unable)
     with pytest.raises(StageError, match=r"(?s)could not start.*no such model on this node"):
         run(tmp_path, catalog, model)
 
@@ -261,9 +260,10 @@ def test_counts_that_do_not_add_up_are_an_error(mapped, tmp_path):
     for shard, record in mapped.ledger.records().items():
         ledger.mark(shard, rows=record["rows"] - (shard == 5), checksum="", core_seconds=0)
     with pytest.raises(StageError, match="150 rows in 22 shards, found 149 rows"):
-        reconcile(mapped.out, ledger, rows=ROWS, rows_per_shard=7)
+        reconcile(mapped.out, mapped.table, ledger, rows=ROWS, rows_per_shard=7)
+    ledger.forget(5)
     ledger.mark(5, rows=7, checksum="", core_seconds=0)
-    reconcile(mapped.out, ledger, rows=ROWS, rows_per_shard=7)
+    reconcile(mapped.out, mapped.table, ledger, rows=ROWS, rows_per_shard=7)
 
 
 def test_another_grid_is_refused_naming_both(model, tmp_path):
@@ -273,12 +273,9 @@ def test_another_grid_is_refused_naming_both(model, tmp_path):
     assert not (tmp_path / "posterior.zarr").exists()
 
 
-def test_table_joins_the_survey_columns_in_order(mapped, catalog, tmp_path):
-    opened = Catalog.open(catalog)
-    out = tmp_path / "percentiles.parquet"
-    write_table(mapped.out, opened, out)
-    assert [p.name for p in tmp_path.iterdir()] == [out.name]
-    frame, data = pd.read_parquet(out), values(mapped.out)
+def test_table_joins_the_survey_columns_in_order(mapped):
+    assert len(list(mapped.table.iterdir())) == len(mapped.ledger.records()) == 22
+    frame, data = pd.read_parquet(mapped.table), values(mapped.out)
     assert frame.galaxy_id.tolist() == data.galaxy_id.values.tolist()
     assert frame.ra.tolist() == np.linspace(0, 90, ROWS).tolist()
     assert frame.field.tolist()[:2] == ["north", "südlich"]
@@ -288,7 +285,7 @@ def test_table_joins_the_survey_columns_in_order(mapped, catalog, tmp_path):
     np.testing.assert_array_equal(frame.quality, data.quality)
     np.testing.assert_array_equal(frame.n_good, data.n_good)
 
-    schema = parquet.read_schema(out)
+    schema = parquet.read_schema(mapped.table / "part-00000000.parquet")
     assert schema.field("ra").metadata[b"unit"] == b"deg"
     assert schema.field("tage_p2_5").metadata[b"unit"] == b"Gyr"
     assert b"2.5 %" in schema.field("tage_p2_5").metadata[b"description"]
@@ -297,18 +294,16 @@ def test_table_joins_the_survey_columns_in_order(mapped, catalog, tmp_path):
     assert column_name("dust2", 0.29) == "dust2_p29"
 
 
-def test_table_refuses_rows_that_do_not_belong_together(mapped, catalog, tmp_path):
-    out = tmp_path / "percentiles.parquet"
-    copy = Path(shutil.copytree(mapped.out, tmp_path / "posterior.zarr"))
-    group = zarr.open_group(str(copy), mode="r+")
-    group["percentiles"][44] = np.nan
-    group["quality"][44] = int(QualityFlag.PRIOR_EDGE | QualityFlag.FILLED_ELEMENTS)
+def test_table_refuses_rows_without_a_result_or_a_reason(mapped, catalog, model):
+    opened, posterior = Catalog.open(catalog), FrozenPosterior.load(model)
+    rows, settings = slice(40, 47), mapped.config.map
+    block = opened.rows(rows.start, rows.stop)
+    result = infer_rows(posterior, prepare(block, "rest", ZRED, 0.8), settings)
+    result.percentiles[4] = np.nan
+    result.quality[4] = int(QualityFlag.PRIOR_EDGE | QualityFlag.FILLED_ELEMENTS)
+    table = ResultTable(opened, PRIOR, settings.quantiles, (), posterior.hash, "")
     with pytest.raises(StageError, match=r"row 44 .* neither percentiles nor a bit"):
-        write_table(copy, Catalog.open(catalog), out)
-    group["galaxy_id"][44] = "another"
-    with pytest.raises(StageError, match="row 44 of the posterior belongs to another galaxy"):
-        write_table(copy, Catalog.open(catalog), out)
-    assert not out.exists()
+        table.part(rows, block.galaxy_id, block.redshift, result)
 
 
 def test_a_dead_address_is_named_within_seconds(tmp_path, catalog, model, monkeypatch):
@@ -334,7 +329,7 @@ import sys
 from pathlib import Path
 from digs_survey.config import load_config
 from digs_survey.infer.map import map_catalog
-from digs_survey.storage import Ledger
+from digs_survey.ledger import Ledger
 catalog, model, folder = map(Path, sys.argv[1:])
 config = load_config(None, ["map.rows_per_shard=7", "map.workers=2", "map.draws=20000"])
 map_catalog(catalog, model, folder / "posterior.zarr", config, ledger=Ledger(folder / "ledger" / "map"))

@@ -12,11 +12,11 @@ from digs_survey.audit.fit import FitSetup, GalaxyFit, GalaxyJob, fit_with, mcmc
 from digs_survey.audit.mcmc import fit_galaxies
 from digs_survey.config import MCMCConfig, ModelConfig, NoiseConfig
 from digs_survey.errors import StageError
+from digs_survey.ledger import Ledger
 from digs_survey.parameters import Prior
 from digs_survey.raysession import ray_session
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.storage import Ledger
 
 pytestmark = pytest.mark.slow
 

@@ -15,6 +15,7 @@ from distributed import Client, LocalCluster
 
 from digs_survey.config import NoiseConfig, load_config
 from digs_survey.errors import MissingDependencyError, StageError
+from digs_survey.ledger import Ledger
 from digs_survey.simulate import dask as dask_stage
 from digs_survey.simulate import shard as shard_module
 from digs_survey.simulate.augment import augment
@@ -24,7 +25,7 @@ from digs_survey.simulate.noise import NoiseModel
 from digs_survey.simulate.shard import Shards
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.prospector import ProspectorSimulator
-from digs_survey.storage import Ledger, checksum
+from digs_survey.storage import checksum
 
 COUNT = 478
 OVERRIDES = [

@@ -9,8 +9,9 @@ import pytest
 import xarray as xr
 
 from digs_survey.errors import RunDirectoryError
+from digs_survey.ledger import Ledger
 from digs_survey.manifest import RunManifest
-from digs_survey.storage import ArraySpec, Ledger, checksum, create_dataset, shard_rows, write_json, write_text
+from digs_survey.storage import ArraySpec, checksum, create_dataset, shard_rows, write_json, write_text
 
 
 def test_dataset_opens_with_xarray_and_shards_are_whole(tmp_path):
@@ -56,7 +57,7 @@ def test_manifest_reuses_only_what_was_made_alike(tmp_path):
     manifest = RunManifest(tmp_path)
     key = {"train": {"epochs": 5, "seed": 1}, "data": "abc"}
     assert not manifest.reusable("train", key)
-    with manifest.run("train", key) as record:
+    with manifest.run("train", key, 1) as record:
         record.rows, record.core_s = 7, 1.5
     again = RunManifest(tmp_path)
     assert again.reusable("train", key)
@@ -67,12 +68,12 @@ def test_manifest_reuses_only_what_was_made_alike(tmp_path):
 
 def test_a_failed_stage_is_not_reused_and_its_time_counts(tmp_path):
     manifest = RunManifest(tmp_path)
-    with pytest.raises(KeyError), manifest.run("map", {"a": 1}):
+    with pytest.raises(KeyError), manifest.run("map", {"a": 1}, 1):
         raise KeyError("x")
     assert manifest.stages["map"]["status"] == "failed"
     manifest.stages["map"]["wall_s"] = 100.0
     assert not manifest.reusable("map", {"a": 1})
-    with manifest.run("map", {"a": 1}):
+    with manifest.run("map", {"a": 1}, 1):
         pass
     assert manifest.stages["map"]["status"] == "done"
     assert manifest.stages["map"]["wall_s"] >= 100.0

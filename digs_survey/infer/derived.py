@@ -1,0 +1,102 @@
+"""What follows from posterior draws: surviving mass, mass-weighted age, star formation rates.
+
+Rates and ages are the closed forms of the model's history. The share of the mass that is left comes from a table of
+:class:`~digs_survey.sps.batched.BatchedModel`'s, made once: a survey has a thousand draws for every galaxy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
+
+from digs_survey.parameters import Prior
+from digs_survey.sps.batched import BatchedModel
+from digs_survey.sps.history import formed_since, mass_weighted_age
+
+__all__ = ["DerivedQuantities"]
+
+_AGES, _TIMES = 192, 96
+"""Points of the table along log tage and log tau: it is linear in between to a few 1e-4 of the fraction."""
+
+
+@dataclass(frozen=True)
+class DerivedQuantities:
+    """Computes derived quantities of draws; small enough to be sent to workers.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Of :data:`~digs_survey.parameters.DERIVED`.
+    prior : Prior
+    sfh : str
+        The model's history.
+    log_tage, logtau, logzsol : ndarray
+        Axes of the table: log10 of Gyr, the first two evenly spaced; the third are the populations' metallicities.
+    fraction : ndarray of float64, shape (log_tage, logtau, logzsol)
+        Share of the mass formed that is left.
+    """
+
+    names: tuple[str, ...]
+    prior: Prior
+    sfh: str
+    log_tage: NDArray[np.float64]
+    logtau: NDArray[np.float64]
+    logzsol: NDArray[np.float64]
+    fraction: NDArray[np.float64]
+
+    @classmethod
+    def of_model(cls, names: Sequence[str], sfh: str, model: BatchedModel) -> DerivedQuantities:
+        """Tabulate the surviving fraction of a model over its prior."""
+        prior = model.prior
+        tage = prior.index("tage")
+        log_tage = np.linspace(np.log10(prior.low[tage]), np.log10(prior.high[tage]), _AGES)
+        logtau = np.zeros(1)
+        if "logtau" in prior.names:
+            column = prior.index("logtau")
+            logtau = np.linspace(prior.low[column], prior.high[column], _TIMES)
+        ages, times = (10 ** values.ravel() for values in np.meshgrid(log_tage, logtau, indexing="ij"))
+        ages = np.minimum(ages, prior.high[tage])
+        logzsol, fraction = model.surviving_fraction(ages, times)
+        return cls(
+            tuple(names), prior, sfh, log_tage, logtau, logzsol, fraction.reshape(_AGES, logtau.size, logzsol.size)
+        )
+
+    def __call__(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Quantities (..., name) of theta (..., ndim), inside the prior, in the units of DERIVED."""
+        column = {name: np.ascontiguousarray(theta[..., self.prior.index(name)]) for name in self.prior.names}
+        tage, mass = column["tage"], _power_of_ten(column["logmass"])
+        logtau = column.get("logtau", np.zeros_like(tage))
+        tau = _power_of_ten(logtau)
+        known = {
+            "surviving_mass": mass * self._left(tage, logtau, column["logzsol"]),
+            "mass_weighted_age": mass_weighted_age(self.sfh, tage, tau),
+            "sfr_10": mass * formed_since(self.sfh, 0.01, tage, tau) / 1e7,
+            "sfr_100": mass * formed_since(self.sfh, 0.1, tage, tau) / 1e8,
+        }
+        known |= {f"s{name}": known[name] / known["surviving_mass"] for name in ("sfr_10", "sfr_100")}
+        return np.stack([known[name] for name in self.names], axis=-1)
+
+    def _left(
+        self, tage: NDArray[np.float64], logtau: NDArray[np.float64], logzsol: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Share of the mass that is left, interpolated in the table."""
+        where = [
+            _even_steps(np.log10(tage), self.log_tage),
+            _even_steps(logtau, self.logtau),
+            np.interp(logzsol, self.logzsol, np.arange(self.logzsol.size, dtype=float)),
+        ]
+        return map_coordinates(self.fraction, where, order=1, mode="nearest", prefilter=False)
+
+
+def _even_steps(values: NDArray[np.float64], axis: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Places of values along an evenly spaced axis, in steps."""
+    return (values - axis[0]) * ((axis.size - 1) / (axis[-1] - axis[0])) if axis.size > 1 else np.zeros_like(values)
+
+
+def _power_of_ten(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """10**values, by the exponential that numpy is quicker with."""
+    return np.exp(values * np.log(10))
