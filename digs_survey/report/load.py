@@ -148,12 +148,11 @@ def _catalog(path: Path, config: SurveyConfig, block: int = _BLOCK_ROWS) -> Cata
 
 
 def _first_rows(path: Path, rows: int = 10) -> FirstRows | None:
-    if not path.is_file():
+    if not path.exists():
         return None
-    from pyarrow.parquet import ParquetFile
+    from pyarrow.dataset import dataset
 
-    with ParquetFile(path) as file:
-        columns, total = list(file.schema_arrow.names), file.metadata.num_rows
-        batch = next(file.iter_batches(batch_size=rows), None)
-    values = [[record[name] for name in columns] for record in batch.to_pylist()] if batch is not None else []
+    table = dataset(path, format="parquet")
+    columns, total = list(table.schema.names), table.count_rows()
+    values = [[record[name] for name in columns] for record in table.head(rows).to_pylist()]
     return FirstRows(columns, values, total)

@@ -164,12 +164,33 @@ def test_bad_rows_get_bits_and_are_no_error(path: Path) -> None:
     assert part.quality.tolist() == [QualityFlag.FEW_GOOD_ELEMENTS, QualityFlag.DUPLICATE_ID]
 
 
-def test_a_damaged_shard_is_named(path: Path) -> None:
+def test_rows_in_a_damaged_shard_are_told_and_have_no_posterior(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shard = path / "ivar" / "c" / "1" / "0"
+    shard.write_bytes(shard.read_bytes()[:-20])
+    found = validate_catalog(path)
+    assert found.ok
+    assert found.row_problems[QualityFlag.UNREADABLE].tolist() == [4, 5]
+    assert "ivar: rows 4 to 5" in caplog.text
+    rows, whole = Catalog.open(path).rows(0, 6), catalog_arguments()
+    assert not rows.good[4:].any()
+    np.testing.assert_array_equal(rows.redshift, whole["redshift"])
+    np.testing.assert_allclose(rows.ivar[:4] / 1e34, whole["ivar"][:4], rtol=1e-6)
+
+
+def test_a_flipped_bit_is_found(path: Path) -> None:
+    shard = path / "flux" / "c" / "0" / "0"
+    data = bytearray(shard.read_bytes())
+    data[20] ^= 1
+    shard.write_bytes(data)
+    assert validate_catalog(path).row_problems[QualityFlag.UNREADABLE].tolist() == [0, 1, 2, 3]
+
+
+def test_damaged_identifiers_are_an_error(path: Path) -> None:
+    shard = path / "galaxy_id" / "c" / "1"
     shard.write_bytes(shard.read_bytes()[:-20])
     errors = validate_catalog(path).errors
     assert len(errors) == 1
-    assert errors[0].startswith("ivar: rows 0 to 5")
+    assert errors[0].startswith("galaxy_id: rows 0 to 5")
 
 
 def test_fingerprint_follows_contents_and_not_the_layout(path: Path, tmp_path: Path) -> None:
