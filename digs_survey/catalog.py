@@ -131,6 +131,20 @@ class Catalog:
         """Read the identifiers of rows ``start`` to ``stop`` (excluded): integers or strings."""
         return self._read("galaxy_id", slice(start, stop))
 
+    def find(self, galaxy_id: str) -> NDArray[np.int64]:
+        """Return the rows (in order) with an identifier, given as text; reads all of ``galaxy_id``."""
+        rows = []
+        for block in _blocks(self._arrays["galaxy_id"]):
+            values = self._read("galaxy_id", block)
+            wanted: Any = galaxy_id
+            if values.dtype.kind != "U":
+                try:
+                    wanted = int(galaxy_id)
+                except ValueError:
+                    break
+            rows.append(np.flatnonzero(values == wanted) + block.start)
+        return np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
+
     def redshift(self, start: int, stop: int) -> NDArray[np.float64]:
         """Read the redshifts of rows ``start`` to ``stop`` (excluded)."""
         return self._read("redshift", slice(start, stop)).astype(np.float64)

@@ -5,6 +5,7 @@ Progress and messages go to stderr, paths of results to stdout.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from digs_survey import __version__
-from digs_survey.errors import DigsError, MissingDependencyError
+from digs_survey.errors import DigsError, MissingDependencyError, StageError
 from digs_survey.progress import ProgressReporter
 
 if TYPE_CHECKING:
@@ -360,20 +361,81 @@ def export(
 
 
 @app.command()
-def status(run_dir: RunDir = RunDirDefault) -> None:
-    """Say how far each stage of a run is, from its files alone."""
+def status(
+    run_dir: RunDir = RunDirDefault,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON document.")] = False,
+) -> None:
+    """Say how far each stage of a run is, from its files alone: done, running, failed, pace and time left."""
+    from dataclasses import asdict
+    from datetime import timedelta
+
     from rich.console import Console
     from rich.table import Table
 
-    from digs_survey.pipeline import stage_progress
+    from digs_survey.status import run_status
 
+    stages = run_status(run_dir)
+    if as_json:
+        print(json.dumps([asdict(stage) for stage in stages], indent=1))
+        return
     table = Table(title=str(run_dir))
-    for name in ("stage", "status", "rows", "wall [s]", "core [s]"):
+    for name in ("stage", "status", "rows", "of", "running", "failed", "rows/s", "left", "wall [s]", "core [s]"):
         table.add_column(name, justify="left" if name in ("stage", "status") else "right")
-    for row in stage_progress(run_dir):
-        numbers = [f"{row[k]:,.1f}" if row[k] is not None else "-" for k in ("wall_s", "core_s")]
-        table.add_row(row["stage"], row["status"], f"{row['rows']:,}" if row["rows"] else "-", *numbers)
-    Console().print(table)
+    for stage in stages:
+        left = None if stage.left_s is None else str(timedelta(seconds=round(stage.left_s)))
+        counts = [stage.rows, stage.total, len(stage.running) or None, len(stage.failed) or None]
+        numbers = [f"{n:,}" if n else "-" for n in counts]
+        pace = "-" if stage.rows_per_s is None else f"{stage.rows_per_s:,.4g}"
+        times = [f"{t:,.1f}" if t is not None else "-" for t in (stage.wall_s, stage.core_s)]
+        table.add_row(stage.stage, stage.status, *numbers, pace, left or "-", *times)
+    console = Console()
+    console.print(table)
+    for stage in stages:
+        for note in stage.failed:
+            console.print(
+                f"{stage.stage}: shard {note['shard']} failed on {note['host']}: {note['error']}", markup=False
+            )
+
+
+@app.command()
+def verify(run_dir: RunDir = RunDirDefault, quiet: QuietOption = False) -> None:
+    """Check every finished shard against its checksum; damaged ones are named, and made again by the next run."""
+    from digs_survey.ledger import Ledger
+    from digs_survey.verify import verify_run
+
+    total = sum(Ledger(run_dir / "ledger" / stage).totals()[0] for stage in ("simulate", "map"))
+    with _survey(run_dir, None, None, quiet) as survey, survey.progress.task("verify", total, "rows") as advance:
+        damaged = verify_run(run_dir, advance)
+    for damage in damaged:
+        print(damage)
+    if damaged:
+        raise StageError(
+            f"{run_dir}: {len(damaged)} damaged shard(s); the command that made them makes them again, and only them"
+        )
+    print(f"{run_dir}: every finished shard is what was written")
+
+
+@app.command()
+def replay(
+    galaxy_id: Annotated[str, typer.Argument(help="Identifier in the catalog.", show_default=False)],
+    run_dir: RunDir = RunDirDefault,
+) -> None:
+    """Compute one galaxy's row again, bit for bit, and print where everything in it came from (JSON)."""
+    from digs_survey.config import load_config
+    from digs_survey.errors import RunDirectoryError
+    from digs_survey.replay import replay as replay_rows
+
+    if not (run_dir / "config.toml").is_file():
+        raise RunDirectoryError(f"{run_dir}: no config.toml there; expected a run directory of digs-survey")
+    found = replay_rows(run_dir, load_config(run_dir / "config.toml"), galaxy_id)
+    for row in found:
+        print(json.dumps(row.to_dict(), indent=1))
+    changed = sorted({name for row in found for name in row.differing})
+    if changed:
+        raise StageError(
+            f"galaxy_id {galaxy_id}: {', '.join(changed)} came out otherwise than in {run_dir}; compare versions with "
+            "versions_now, and check the results with 'digs-survey verify'"
+        )
 
 
 @app.command()

@@ -27,11 +27,10 @@ from digs_survey.manifest import RunManifest, versions
 from digs_survey.progress import ProgressReporter
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.storage import read_json, remove, write_bytes, write_text
+from digs_survey.status import STAGES
+from digs_survey.storage import remove, write_bytes, write_text
 
 __all__ = ["OUTPUTS", "STAGES", "Survey", "open_survey"]
-
-STAGES = ("simulate", "train", "map", "audit", "report")
 
 OUTPUTS: dict[str, tuple[str, ...]] = {
     "simulate": ("simulations.zarr", "ledger/simulate"),
@@ -215,6 +214,8 @@ class Survey:
         del key["map"]["workers"]
         if self.config.infer.importance == "all":
             key["infer"] = {"importance": "all", "importance_draws": self.config.infer.importance_draws}
+        inputs = self.manifest.data["inputs"] | {"model": str(folder.resolve())}
+        self.manifest.update(inputs=inputs)
         ledger = Ledger(self.run_dir / "ledger" / "map")
         with self._stage("map", key, opened.n_rows, "galaxies") as todo:
             if todo:
@@ -485,25 +486,3 @@ def open_survey(
         yield survey
     finally:
         lock.release()
-
-
-def stage_progress(run_dir: Path) -> list[dict[str, Any]]:
-    """Say for each stage of a run directory how far it is, from its manifest and ledgers alone."""
-    manifest = run_dir / "manifest.json"
-    if not manifest.is_file():
-        raise RunDirectoryError(f"{run_dir}: no manifest.json there; expected a run directory of digs-survey")
-    recorded = read_json(manifest)["stages"]
-    rows = []
-    for name in STAGES:
-        record = recorded.get(name, {"status": "not started"})
-        done, core_s = Ledger(run_dir / ("audit-jobs/ledger" if name == "audit" else f"ledger/{name}")).totals()
-        rows.append(
-            {
-                "stage": name,
-                "status": record["status"],
-                "rows": record.get("rows") or done or None,
-                "wall_s": record.get("wall_s"),
-                "core_s": record.get("core_s") or core_s or None,
-            }
-        )
-    return rows

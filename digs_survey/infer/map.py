@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from digs_survey import __version__
 from digs_survey.catalog import Catalog
@@ -24,7 +24,10 @@ from digs_survey.raysession import ray_session
 from digs_survey.retry import is_full
 from digs_survey.storage import remove, shard_count
 
-__all__ = ["map_catalog"]
+if TYPE_CHECKING:
+    from digs_survey.estimator.posterior import FrozenPosterior
+
+__all__ = ["derived_quantities", "map_catalog"]
 
 _RETRIES = 3
 """Fresh workers that a shard is given to after a worker died on it."""
@@ -128,10 +131,6 @@ def map_catalog(
     per_shard = settings.shard_rows(catalog.n_rows)
     pending = ledger.pending(shard_count(catalog.n_rows, per_shard))
     if pending:
-        derive = None
-        if settings.derived:
-            check_model(posterior, config.model)
-            derive = _derive(posterior, config)
         task = Task(
             catalog.path,
             model,
@@ -142,7 +141,7 @@ def map_catalog(
             catalog.n_rows,
             recipe,
             catalog.duplicate_rows,
-            derive,
+            derived_quantities(posterior, config),
         )
         with ray_session(address) as cores:
             workers = min(settings.workers or cores, len(pending))
@@ -152,9 +151,21 @@ def map_catalog(
     reconcile(out, table, ledger, rows=catalog.n_rows, rows_per_shard=per_shard)
 
 
-def _derive(posterior: Any, config: SurveyConfig) -> DerivedQuantities:
+def derived_quantities(posterior: FrozenPosterior, config: SurveyConfig) -> DerivedQuantities | None:
+    """Make what derives ``map.derived`` from draws of a posterior; None if nothing is wanted.
+
+    Raises
+    ------
+    ConfigError
+        The configured model is not the posterior's.
+    MissingDependencyError
+        The data of the model's populations are missing.
+    """
     from digs_survey.sps.batched import BatchedModel
 
+    if not config.map.derived:
+        return None
+    check_model(posterior, config.model)
     model = BatchedModel.from_config(config.model, posterior.prior, posterior.grid)
     return DerivedQuantities.of_model(config.map.derived, config.model.sfh, model)
 
