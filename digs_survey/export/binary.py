@@ -25,7 +25,7 @@ from digs_survey.export.records import (
     text_extents,
 )
 from digs_survey.export.source import Column, ResultTable
-from digs_survey.export.units import as_astropy
+from digs_survey.export.units import as_astropy, as_fits
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -87,7 +87,7 @@ def _header(source: ResultTable, dtypes: dict[str, np.dtype[Any]], nulls: dict[s
     for i, column in enumerate(source.columns, start=1):
         place = f"TFORM{i}"
         for keyword, value in (
-            ("TUNIT", column.unit and as_astropy(column.unit).to_string()),
+            ("TUNIT", as_fits(column.unit)),
             ("TCOMM", column.description),
             ("TUCD", column.ucd),
         ):

@@ -179,7 +179,8 @@ def _read_part(part: Path, rows: int, names: Sequence[str] | None) -> Iterator[p
 
 
 def _unreadable(part: Path, error: Exception) -> DigsError:
-    return DigsError(f"export: {part}: expected a Parquet table, but it cannot be read ({error}); {_REMEDY}")
+    said = " ".join(str(error).split())
+    return DigsError(f"export: {part}: expected a Parquet table, but it cannot be read ({said}); {_REMEDY}")
 
 
 def _difference(expected: pa.Schema, found: pa.Schema) -> str:

@@ -18,7 +18,7 @@ from digs_survey.export.units import as_astropy
 __all__ = ["write_csv", "write_ecsv", "write_parquet"]
 
 _ROWS = 16_384
-_ROW_GROUP = 131_072
+_ROW_GROUP = 65_536
 """Rows of a row group: many enough for readers that take whole groups, few enough for memory."""
 
 

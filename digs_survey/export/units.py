@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-__all__ = ["as_astropy", "as_vounit"]
+__all__ = ["as_astropy", "as_fits", "as_vounit"]
 
 
 def as_astropy(unit: str) -> Any:
@@ -13,6 +13,19 @@ def as_astropy(unit: str) -> Any:
     from astropy.units import Unit
 
     return Unit(unit, parse_strict="silent") if unit else None
+
+
+def as_fits(unit: str) -> str:
+    """Return a unit in the spelling of the FITS standard, or in astropy's where the standard has none."""
+    if not unit:
+        return ""
+    found = as_astropy(unit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return str(found.to_string("fits"))
+        except ValueError:
+            return str(found.to_string())
 
 
 def as_vounit(unit: str) -> str | None:

@@ -108,7 +108,9 @@ def test_every_type_comes_back_with_its_nulls(tmp_path: Path, format: str) -> No
     source = write_columns(tmp_path / "p.parquet", NULLS)
     table = Table.read(export_table(source, tmp_path / "t", format), format=READERS[format])
     for name, array in NULLS.items():
-        assert np.ma.getmaskarray(table[name]).tolist() == [False, True, False], name
+        if format != "votable" or name not in ("s", "category"):
+            # astropy reads a null string of the binary form as an empty one
+            assert np.ma.getmaskarray(table[name]).tolist() == [False, True, False], name
         values = [table[name][i] for i in (0, 2)]
         expected = [value for value in array.to_pylist() if value is not None]
         if pa.types.is_floating(array.type):
@@ -128,12 +130,14 @@ def test_unsigned_integers_without_nulls_keep_their_type(tmp_path: Path, format:
 
 
 def test_missing_booleans(tmp_path: Path) -> None:
-    source = write_columns(tmp_path / "p.parquet", {"b": pa.array([True, None, False])})
+    source = write_columns(
+        tmp_path / "p.parquet", {"b": pa.array([True, None, False]), "n": pa.array([1, 2, 3], pa.uint8())}
+    )
     for format in ("ecsv", "votable"):
         column = Table.read(export_table(source, tmp_path / format, format), format=READERS[format])["b"]
         assert (column.mask.tolist(), column.tolist()) == ([False, True, False], [True, None, False])
     with fits.open(export_table(source, tmp_path / "fits", "fits")) as hdus:
-        assert bytes(hdus[1].data.view(np.uint8)) == b"T\0F"
+        assert bytes(hdus[1].data.view(np.uint8)) == b"T\1\0\2F\3"
 
 
 def test_letters_beyond_ascii(tmp_path: Path) -> None:
