@@ -14,13 +14,13 @@ from pathlib import Path
 
 from digs_survey.errors import DigsError
 from digs_survey.export.binary import write_fits
-from digs_survey.export.source import ResultTable
+from digs_survey.export.source import StoredTable
 from digs_survey.export.tabular import write_csv, write_ecsv, write_parquet
 from digs_survey.export.votable import write_votable
 
-__all__ = ["FORMATS", "ResultTable", "export_table"]
+__all__ = ["FORMATS", "StoredTable", "export_table"]
 
-FORMATS: dict[str, Callable[[ResultTable, Path], None]] = {
+FORMATS: dict[str, Callable[[StoredTable, Path], None]] = {
     "fits": write_fits,
     "ecsv": write_ecsv,
     "votable": write_votable,
@@ -67,7 +67,7 @@ def export_table(
     target = Path(out)
     if format not in FORMATS:
         raise DigsError(f"export: expected a format out of {', '.join(FORMATS)}, found {format!r}")
-    source = ResultTable(Path(percentiles_parquet), rows)
+    source = StoredTable(Path(percentiles_parquet), rows)
     if target.is_dir():
         raise DigsError(f"export: {target} is a folder; expected a file")
     if target.exists() and not overwrite:

@@ -24,7 +24,7 @@ from digs_survey.export.records import (
     pack,
     text_extents,
 )
-from digs_survey.export.source import Column, ResultTable
+from digs_survey.export.source import Column, StoredTable
 from digs_survey.export.units import as_astropy, as_fits
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["write_fits"]
 
 
-def write_fits(source: ResultTable, target: Path) -> None:
+def write_fits(source: StoredTable, target: Path) -> None:
     """Write the table as the extension PERCENTILES, with TUNITn, TCOMMn and TUCDn.
 
     A missing float is NaN, a missing integer the value of TNULLn, a missing string is empty.
@@ -63,7 +63,7 @@ def _stored_dtype(column: Column, texts: dict[str, TextExtent], integers: dict[s
     return dtype
 
 
-def _header(source: ResultTable, dtypes: dict[str, np.dtype[Any]], nulls: dict[str, int]) -> Header:
+def _header(source: StoredTable, dtypes: dict[str, np.dtype[Any]], nulls: dict[str, int]) -> Header:
     """Return the header that astropy writes for a table without rows, and what it leaves out."""
     from astropy.io import fits
     from astropy.table import Column as AstropyColumn

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from digs_survey.errors import DigsError
-from digs_survey.export.source import ResultTable
+from digs_survey.export.source import StoredTable
 
 __all__ = [
     "ROWS",
@@ -57,7 +57,7 @@ class IntegerExtent:
     high: int = 0
 
 
-def text_extents(source: ResultTable) -> dict[str, TextExtent]:
+def text_extents(source: StoredTable) -> dict[str, TextExtent]:
     """Measure the columns of strings, in a pass of its own over them, since a record's width must be known first."""
     extents = {column.name: TextExtent() for column in source.columns if column.is_text}
     if extents:
@@ -76,7 +76,7 @@ def _add_text(extent: TextExtent, values: pa.ChunkedArray) -> None:
     extent.width = max(extent.width, width)
 
 
-def integer_extents(source: ResultTable) -> dict[str, IntegerExtent]:
+def integer_extents(source: StoredTable) -> dict[str, IntegerExtent]:
     """Measure the columns of integers, in a pass of its own over them: a null must be a value that none has."""
     extents = {column.name: IntegerExtent() for column in source.columns if column.is_integer}
     if extents:

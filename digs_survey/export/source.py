@@ -15,7 +15,7 @@ from pyarrow import parquet
 from digs_survey.errors import DigsError
 from digs_survey.ucd import ucd
 
-__all__ = ["Column", "ResultTable"]
+__all__ = ["Column", "StoredTable"]
 
 _PART = re.compile(r"part-(\d{8})\.parquet")
 _BUFFER_BYTES = 2**20
@@ -61,7 +61,7 @@ class Column:
         return str if self.is_text else self.type.to_pandas_dtype()
 
 
-class ResultTable:
+class StoredTable:
     """A table of results: one Parquet file, or a folder of ``part-00000000.parquet``, ``part-00000001.parquet``, ...
 
     Only the files' footers are read here, and only names, schema and number of rows are kept.

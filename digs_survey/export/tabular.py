@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyarrow import parquet
 from pyarrow.csv import CSVWriter, WriteOptions
 
-from digs_survey.export.source import ResultTable
+from digs_survey.export.source import StoredTable
 from digs_survey.export.units import as_astropy
 
 __all__ = ["write_csv", "write_ecsv", "write_parquet"]
@@ -22,7 +22,7 @@ _ROW_GROUP = 65_536
 """Rows of a row group: many enough for readers that take whole groups, few enough for memory."""
 
 
-def write_ecsv(source: ResultTable, target: Path) -> None:
+def write_ecsv(source: StoredTable, target: Path) -> None:
     """Write the table after a header by astropy, with units, descriptions and types."""
     from astropy.table import Column, Table
 
@@ -43,14 +43,14 @@ def write_ecsv(source: ResultTable, target: Path) -> None:
     _write_rows(source, target, header.getvalue())
 
 
-def write_csv(source: ResultTable, target: Path) -> None:
+def write_csv(source: StoredTable, target: Path) -> None:
     """Write the table after a line with the columns' names."""
     header = io.StringIO()
     csv.writer(header, lineterminator="\n").writerow(column.name for column in source.columns)
     _write_rows(source, target, header.getvalue())
 
 
-def _write_rows(source: ResultTable, target: Path, header: str) -> None:
+def _write_rows(source: StoredTable, target: Path, header: str) -> None:
     switches = [column.name for column in source.columns if pa.types.is_boolean(column.type)]
     schema = pa.schema([(c.name, pa.string() if c.name in switches else c.type) for c in source.columns])
     options = WriteOptions(include_header=False)
@@ -71,7 +71,7 @@ def _spelled(batch: pa.Table, switches: list[str]) -> pa.Table:
     return batch
 
 
-def write_parquet(source: ResultTable, target: Path) -> None:
+def write_parquet(source: StoredTable, target: Path) -> None:
     """Write the table as one file, with the metadata of the schema; one file is copied."""
     if source.parts == [source.path]:
         shutil.copyfile(source.path, target)

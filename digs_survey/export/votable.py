@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from digs_survey.export.records import ROWS, WIDER, StoredAs, TextExtent, logical, pack, text_extents
-from digs_survey.export.source import Column, ResultTable
+from digs_survey.export.source import Column, StoredTable
 from digs_survey.export.units import as_vounit
 
 __all__ = ["write_votable"]
@@ -31,7 +31,7 @@ _LINE_BYTES = 57
 """Bytes that make one line of base64."""
 
 
-def write_votable(source: ResultTable, target: Path) -> None:
+def write_votable(source: StoredTable, target: Path) -> None:
     """Write the table with UCDs, units and descriptions.
 
     A unit that VOUnits cannot spell, such as ``dex(solMass)``, stands at the end of the description in brackets.
@@ -51,7 +51,7 @@ def write_votable(source: ResultTable, target: Path) -> None:
         out.write(f"</STREAM>\n</BINARY2>\n</DATA>\n{end}{tail}".encode())
 
 
-def _envelope(source: ResultTable, texts: dict[str, TextExtent]) -> str:
+def _envelope(source: StoredTable, texts: dict[str, TextExtent]) -> str:
     """Return the document of a table without rows."""
     from astropy.io.votable.tree import Field, Resource, TableElement, VOTableFile
 
