@@ -341,10 +341,14 @@ def export(
     """Write the percentile table as FITS, ECSV, VOTable, CSV or Parquet, with units and descriptions."""
     from digs_survey.errors import RunDirectoryError
     from digs_survey.export import export_table
+    from digs_survey.manifest import RunManifest
 
     source = run_dir / "percentiles.parquet"
-    if not source.is_file():
+    if not source.exists():
         raise RunDirectoryError(f"{run_dir} has no percentiles.parquet; run 'digs-survey map' first")
+    made = RunManifest(run_dir).stages.get("map", {})
+    if made.get("status", "done") != "done":
+        raise RunDirectoryError(f"{run_dir}: the map stage is {made['status']}, not done; run 'digs-survey map' first")
     endings = {
         ".fits": "fits",
         ".ecsv": "ecsv",
@@ -356,7 +360,7 @@ def export(
     chosen = table_format.value if table_format else endings.get(out.suffix)
     if chosen is None:
         raise typer.BadParameter(f"{out.name}: expected an ending of {', '.join(endings)}, or --format")
-    export_table(source, out, chosen, overwrite=overwrite)
+    export_table(source, out, chosen, overwrite=overwrite, rows=made.get("rows"))
     print(out)
 
 
