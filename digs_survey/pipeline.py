@@ -14,7 +14,6 @@ from typing import Any
 
 import tomli_w
 import zarr
-from filelock import FileLock, Timeout
 
 from digs_survey import __version__
 from digs_survey.catalog import Catalog, validate_catalog
@@ -22,6 +21,7 @@ from digs_survey.config import SurveyConfig, load_config
 from digs_survey.errors import CatalogError, RunDirectoryError
 from digs_survey.infer.prepare import require_rest_frame
 from digs_survey.infer.survey_noise import survey_noise
+from digs_survey.lock import run_lock
 from digs_survey.manifest import RunManifest, versions
 from digs_survey.progress import ProgressReporter
 from digs_survey.simulate.noise import NoiseModel
@@ -461,20 +461,11 @@ def open_survey(
 
         check_source(config.model, config.make_prior(), grid)
     run_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run_dir / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunDirectoryError(
-            f"{run_dir}: another digs-survey process works in this run directory; wait for it, or use another --run-dir"
-        ) from None
-    try:
+    with run_lock(run_dir, progress.say):
         survey = Survey(run_dir, config, RunManifest(run_dir), progress, dask_address, ray_address)
         if redo is not None:
             survey.redo(redo)
         yield survey
-    finally:
-        lock.release()
 
 
 def stage_progress(run_dir: Path) -> list[dict[str, Any]]:
