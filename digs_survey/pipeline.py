@@ -22,6 +22,7 @@ from digs_survey.errors import CatalogError, RunDirectoryError
 from digs_survey.infer.prepare import require_rest_frame
 from digs_survey.infer.survey_noise import survey_noise
 from digs_survey.lock import run_lock
+from digs_survey.logs import run_log, stage_log
 from digs_survey.manifest import RunManifest, versions
 from digs_survey.progress import ProgressReporter
 from digs_survey.simulate.noise import NoiseModel
@@ -312,7 +313,7 @@ class Survey:
     @contextmanager
     def _stage(self, name: str, key: Mapping[str, Any], total: int, unit: str) -> Iterator[_Todo]:
         if self.manifest.reusable(name, key) and all((self.run_dir / out).exists() for out in OUTPUTS[name][:1]):
-            self.progress.say(f"{name}: done already")
+            self.progress.say(f"{name}: done already", kind="stage_kept", stage=name)
             yield _Todo(None, lambda count: None)
             return
         write_text(self.run_dir / "config.toml", tomli_w.dumps(self.config.model_dump(mode="json", exclude_none=True)))
@@ -322,7 +323,11 @@ class Survey:
             config_hash=self.config.hash(),
             versions=versions(),
         )
-        with self.manifest.run(name, key) as record, self.progress.task(name, total, unit) as advance:
+        with (
+            stage_log(name, total, unit, lambda: self.manifest.stages[name]),
+            self.manifest.run(name, key) as record,
+            self.progress.task(name, total, unit) as advance,
+        ):
             yield _Todo(record, advance)
 
     def _needs(self, stage: str, output: str) -> Path:
@@ -445,27 +450,29 @@ def open_survey(
         If another process works in the directory.
     """
     run_dir = Path(run_dir)
-    stored = run_dir / "config.toml"
-    config = load_config(config_source or (stored if stored.is_file() else None), overrides)
-    grid = WavelengthGrid.from_config(config.grid)
-    if catalog is not None:
-        report = validate_catalog(catalog)
-        report.raise_for_errors()
-        grid = Catalog.open(catalog).grid
-        require_rest_frame(grid.frame)
-        for line in report.row_lines():
-            progress.say(f"catalog: {line}")
-    simulated = RunManifest(run_dir).stages.get("simulate", {}).get("status") == "done"
-    if simulates and (redo == "simulate" or not simulated):
-        from digs_survey.sps.coverage import check_source
+    with run_log(run_dir, progress.show) as log:
+        stored = run_dir / "config.toml"
+        config = load_config(config_source or (stored if stored.is_file() else None), overrides)
+        grid = WavelengthGrid.from_config(config.grid)
+        if catalog is not None:
+            report = validate_catalog(catalog)
+            report.raise_for_errors()
+            grid = Catalog.open(catalog).grid
+            require_rest_frame(grid.frame)
+            for line in report.row_lines():
+                progress.say(f"catalog: {line}")
+        simulated = RunManifest(run_dir).stages.get("simulate", {}).get("status") == "done"
+        if simulates and (redo == "simulate" or not simulated):
+            from digs_survey.sps.coverage import check_source
 
-        check_source(config.model, config.make_prior(), grid)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with run_lock(run_dir, progress.say):
-        survey = Survey(run_dir, config, RunManifest(run_dir), progress, dask_address, ray_address)
-        if redo is not None:
-            survey.redo(redo)
-        yield survey
+            check_source(config.model, config.make_prior(), grid)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        log.begin(config_hash=config.hash())
+        with run_lock(run_dir, progress.say):
+            survey = Survey(run_dir, config, RunManifest(run_dir), progress, dask_address, ray_address)
+            if redo is not None:
+                survey.redo(redo)
+            yield survey
 
 
 def stage_progress(run_dir: Path) -> list[dict[str, Any]]:
