@@ -18,6 +18,7 @@ import zarr
 from digs_survey import __version__
 from digs_survey.catalog import Catalog, validate_catalog
 from digs_survey.config import SurveyConfig, load_config
+from digs_survey.dashboards import check_dashboards, with_dashboards
 from digs_survey.errors import CatalogError, RunDirectoryError
 from digs_survey.infer.prepare import require_rest_frame
 from digs_survey.infer.survey_noise import survey_noise
@@ -59,6 +60,8 @@ class Survey:
     progress : ProgressReporter
     dask_address, ray_address : str or None
         Clusters; None runs on this machine's cores.
+    dashboards : bool
+        Clusters that start on this machine have dashboards.
     """
 
     run_dir: Path
@@ -67,6 +70,7 @@ class Survey:
     progress: ProgressReporter
     dask_address: str | None = None
     ray_address: str | None = None
+    dashboards: bool = False
 
     # -- the whole way ---------------------------------------------------------------------------------
 
@@ -327,6 +331,7 @@ class Survey:
             stage_log(name, total, unit, lambda: self.manifest.stages[name]),
             self.manifest.run(name, key) as record,
             self.progress.task(name, total, unit) as advance,
+            with_dashboards(self.dashboards, lambda line: self.progress.say(line, kind="dashboard")),
         ):
             yield _Todo(record, advance)
 
@@ -428,6 +433,7 @@ def open_survey(
     *,
     dask_address: str | None = None,
     ray_address: str | None = None,
+    dashboards: bool = False,
     redo: str | None = None,
     catalog: Path | None = None,
     simulates: bool = False,
@@ -443,7 +449,7 @@ def open_survey(
     ConfigError
         If the configuration cannot be used, or the source does not cover its prior or the grid.
     MissingDependencyError
-        If the source does not work.
+        If the source does not work, or ``dashboards`` are to start and are not installed.
     CatalogError
         If the catalog breaks the schema; rows that will carry a quality bit are only told.
     RunDirectoryError
@@ -466,10 +472,12 @@ def open_survey(
             from digs_survey.sps.coverage import check_source
 
             check_source(config.model, config.make_prior(), grid)
+        if dashboards and None in (dask_address, ray_address):
+            check_dashboards()
         run_dir.mkdir(parents=True, exist_ok=True)
         log.begin(config_hash=config.hash())
         with run_lock(run_dir, progress.say):
-            survey = Survey(run_dir, config, RunManifest(run_dir), progress, dask_address, ray_address)
+            survey = Survey(run_dir, config, RunManifest(run_dir), progress, dask_address, ray_address, dashboards)
             if redo is not None:
                 survey.redo(redo)
             yield survey

@@ -156,7 +156,8 @@ class _Rate(ProgressColumn):
 class _Left(ProgressColumn):
     def render(self, task: Task) -> Text:
         meter = task.fields["meter"]
-        return Text("" if meter.done >= meter.total else f"{_clock(meter.left_s)} left")
+        left = "-:--:--" if meter.left_s is None else _clock(meter.left_s)
+        return Text("" if meter.done >= meter.total else f"{left} left")
 
 
 def _clock(seconds: float | None) -> str:
