@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from digs_survey import __version__
+from digs_survey import __version__, metrics
 from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import StageError
@@ -173,14 +173,16 @@ class _Worker:
 
     def write(self, shard: int) -> int:
         """Compute one shard, write it, read it back, then mark it done; return its number of rows."""
-        task = self.task
+        task, phases = self.task, metrics.Phases()
         rows, settings = task.rows(shard), task.config.map
         block = self.catalog.rows(rows.start, rows.stop)
         frame = self.catalog.grid.frame
         keeps_negative = self.posterior.noise.keeps_negative
         zred = task.config.model.zred
         prepared = prepare(block, frame, zred, settings.min_good_fraction, keeps_negative=keeps_negative)
+        phases.end("read")
         result = infer_rows(self.posterior, prepared, settings, self.weigher)
+        phases.end("infer")
         arrays: dict[str, NDArray[Any]] = {
             "percentiles": result.percentiles,
             "quality": result.quality,
@@ -207,6 +209,8 @@ class _Worker:
             attempt=uuid4().hex,
         )
         self.counted_s = used_s
+        phases.end("write")
+        metrics.shard_done(phases.seconds, result.quality)
         return len(result.quality)
 
 
@@ -250,11 +254,13 @@ def _spread(task: _Task, pending: list[int], workers: int) -> Generator[int, Non
             try:
                 rows = ray.get(finished[0])
             except RayTaskError as error:
+                metrics.shard_failed(error)
                 raise task.failed(shard, f"{type(error.cause).__name__}: {error.cause}") from error
             except RayError as error:
                 if getattr(error, "actor_init_failed", False):
                     raise task.failed(None, str(error)) from error
                 ray.kill(worker)
+                metrics.shard_failed(error)
                 losses[shard] += 1
                 if losses[shard] > _RETRIES * (workers if shard is None else 1):
                     why = f"{losses[shard]} workers died, the last one with {type(error).__name__}: {error}"
