@@ -10,7 +10,8 @@ from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 from digs_survey.logs import event
@@ -58,7 +59,7 @@ class ProgressReporter:
         meter = _Meter(name, total, unit, self.show if plain else lambda line: None)
         if self.live and not self.quiet:
             with self._display() as bars:
-                task = bars.add_task(f"{name} [{unit}]".replace("[", r"\["), total=total, meter=meter)
+                task = bars.add_task(f"{name} [{unit}]", total=total, meter=meter)
 
                 def advance(count: int) -> None:
                     meter.advance(count)
@@ -75,8 +76,9 @@ class ProgressReporter:
         if self._bars is not None:
             yield self._bars
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate())
-        with Progress(*columns, TimeElapsedColumn(), _Left(), console=self.console) as self._bars:
+        # In a narrow terminal the bar and the name give way; numbers that wrap cannot be read.
+        numbers = (kind(table_column=Column(no_wrap=True)) for kind in _NUMBERS)
+        with Progress(_Name(), BarColumn(), *numbers, console=self.console) as self._bars:
             try:
                 yield self._bars
             finally:
@@ -147,6 +149,11 @@ class _Meter:
         self.show(line)
 
 
+class _Name(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.description, no_wrap=True, overflow="ellipsis")
+
+
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         rate = task.fields["meter"].rate
@@ -158,6 +165,9 @@ class _Left(ProgressColumn):
         meter = task.fields["meter"]
         left = "-:--:--" if meter.left_s is None else _clock(meter.left_s)
         return Text("" if meter.done >= meter.total else f"{left} left")
+
+
+_NUMBERS = (MofNCompleteColumn, _Rate, TimeElapsedColumn, _Left)
 
 
 def _clock(seconds: float | None) -> str:

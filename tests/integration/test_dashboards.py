@@ -21,6 +21,7 @@ from digs_survey.audit.mcmc import fit_galaxies
 from digs_survey.catalog import write_catalog
 from digs_survey.config import MCMCConfig, ModelConfig, load_config
 from digs_survey.dashboards import with_dashboards
+from digs_survey.errors import StageError
 from digs_survey.infer.map import map_catalog
 from digs_survey.metrics import METRICS
 from digs_survey.parameters import Prior
@@ -141,6 +142,16 @@ def test_map_counts_rows_shards_bits_and_seconds(told, tmp_path):
         assert found["digs_survey_map_shard_seconds_count", phase] == shards
         assert found["digs_survey_map_shard_seconds_bucket", "+Inf", phase] == shards
     assert not any(name == "digs_survey_map_failures_total" for name, *_ in found)
+
+    (tmp_path / "ledger" / "00000003.json").unlink()
+    (out / "quality" / "c" / "3").unlink()
+    (out / "quality" / "c" / "3").mkdir()
+    with pytest.raises(StageError, match="shard 3"):
+        map_catalog(tmp_path / "catalog.zarr", tmp_path / "model", out, config, ledger=Ledger(tmp_path / "ledger"))
+    failed = ("digs_survey_map_failures_total", "IsADirectoryError")
+    found = scraped(told["Ray metrics for Prometheus"], lambda found: failed in found)
+    assert found[failed] == 1
+    assert found["digs_survey_map_rows_total",] == ROWS
 
 
 def test_audit_counts_galaxies(told, tmp_path):
