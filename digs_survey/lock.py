@@ -96,7 +96,7 @@ def run_lock(run_dir: Path, say: Callable[[str], None] = log.warning) -> Iterato
             if before.host != me.host and _silent_s(note, run_dir / ".lock") < STALE_S:
                 raise _taken(run_dir, before)
             say(
-                f"{run_dir}: the digs-survey process before this one ({before}) did not end properly; "
+                f"{run_dir}: the digs-survey process before this one did not end properly: {before}; "
                 "this one goes on from its finished shards"
             )
         write_json(note, asdict(me))
