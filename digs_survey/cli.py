@@ -65,6 +65,14 @@ DaskOption = Annotated[
 RayOption = Annotated[
     str | None, typer.Option("--ray-address", envvar="RAY_ADDRESS", help="Ray cluster, host:port or auto.")
 ]
+DashboardsOption = Annotated[
+    bool,
+    typer.Option(
+        "--dashboards",
+        envvar="DIGS_SURVEY_DASHBOARDS",
+        help="Dask and Ray that start on this machine have dashboards and metrics to watch, on 127.0.0.1.",
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 RunDirDefault = Path("runs/survey")
 
@@ -121,6 +129,7 @@ def _survey(
     redo: Stage | None = None,
     catalog: Path | None = None,
     simulates: bool = False,
+    dashboards: bool = False,
 ) -> Iterator[Survey]:
     from digs_survey.pipeline import open_survey
 
@@ -131,6 +140,7 @@ def _survey(
         ProgressReporter(quiet=quiet),
         dask_address=dask,
         ray_address=ray,
+        dashboards=dashboards,
         redo=None if redo is None else redo.value,
         catalog=catalog,
         simulates=simulates,
@@ -158,10 +168,13 @@ def run(
             "--retrain", help="Simulate and train here, even where a posterior that ships with digs-survey would do."
         ),
     ] = False,
+    dashboards: DashboardsOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Do everything: simulate, train, map, audit, report. Run again to resume; a finished run does nothing."""
-    with _survey(run_dir, config, overrides, quiet, dask, ray, redo, catalog, simulates=True) as survey:
+    with _survey(
+        run_dir, config, overrides, quiet, dask, ray, redo, catalog, simulates=True, dashboards=dashboards
+    ) as survey:
         if not survey.run(catalog, retrain):
             survey.progress.say(f"nothing to do: {run_dir} is complete for this catalog and configuration")
     _results(run_dir, "percentiles.parquet", "report.html")
@@ -179,12 +192,15 @@ def simulate(
     overrides: SetOption = None,
     dask: DaskOption = None,
     redo: Annotated[bool, typer.Option("--redo", help="Make it again, and delete what follows from it.")] = False,
+    dashboards: DashboardsOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Compute noiseless spectra of prior draws on Dask."""
     stage = Stage.simulate if redo else None
     overrides = [*(overrides or []), *([] if count is None else [f"simulate.simulations={count}"])]
-    with _survey(run_dir, config, overrides, quiet, dask, redo=stage, catalog=catalog, simulates=True) as survey:
+    with _survey(
+        run_dir, config, overrides, quiet, dask, redo=stage, catalog=catalog, simulates=True, dashboards=dashboards
+    ) as survey:
         survey.simulate(catalog)
     _results(run_dir, "simulations.zarr")
 
@@ -209,10 +225,13 @@ def train(
     overrides: SetOption = None,
     ray: RayOption = None,
     redo: Annotated[bool, typer.Option("--redo", help="Make it again, and delete what follows from it.")] = False,
+    dashboards: DashboardsOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Train the neural posterior estimator and freeze it."""
-    with _survey(run_dir, config, overrides, quiet, ray=ray, redo=Stage.train if redo else None) as survey:
+    with _survey(
+        run_dir, config, overrides, quiet, ray=ray, redo=Stage.train if redo else None, dashboards=dashboards
+    ) as survey:
         survey.train()
     _results(run_dir, "model")
 
@@ -229,11 +248,14 @@ def map_(
     overrides: SetOption = None,
     ray: RayOption = None,
     redo: Annotated[bool, typer.Option("--redo", help="Make it again, and delete what follows from it.")] = False,
+    dashboards: DashboardsOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Apply the frozen posterior to every row of a catalog on Ray."""
     stage = Stage.map if redo else None
-    with _survey(run_dir, config, overrides, quiet, ray=ray, redo=stage, catalog=catalog) as survey:
+    with _survey(
+        run_dir, config, overrides, quiet, ray=ray, redo=stage, catalog=catalog, dashboards=dashboards
+    ) as survey:
         survey.map(catalog, model)
     _results(run_dir, "posterior.zarr", "percentiles.parquet")
 
@@ -246,10 +268,13 @@ def audit(
     dask: DaskOption = None,
     ray: RayOption = None,
     redo: Annotated[bool, typer.Option("--redo", help="Make it again, and delete what follows from it.")] = False,
+    dashboards: DashboardsOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Check the posterior: calibration on independent simulations, emcee on a sampled subset, cost."""
-    with _survey(run_dir, config, overrides, quiet, dask, ray, Stage.audit if redo else None) as survey:
+    with _survey(
+        run_dir, config, overrides, quiet, dask, ray, Stage.audit if redo else None, dashboards=dashboards
+    ) as survey:
         survey.audit()
     _results(run_dir, "audit.zarr", "audit.json")
 

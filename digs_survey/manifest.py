@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import resource
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from digs_survey.catalog import Catalog
+from digs_survey.commandline import safe_command
 from digs_survey.errors import RunDirectoryError
 from digs_survey.storage import read_json, write_json
 
@@ -172,7 +172,7 @@ class RunManifest:
 
     def describe_run(self, **entries: Any) -> None:
         """Record the command, commit and the like of the present run."""
-        self.update(command=" ".join(["digs-survey", *sys.argv[1:]]), git_commit=git_commit(), **entries)
+        self.update(command=safe_command(), git_commit=git_commit(), **entries)
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:

@@ -14,15 +14,17 @@ from typing import Any
 
 import tomli_w
 import zarr
-from filelock import FileLock, Timeout
 
 from digs_survey import __version__
 from digs_survey.catalog import Catalog, validate_catalog
 from digs_survey.config import SurveyConfig, load_config
+from digs_survey.dashboards import check_dashboards, with_dashboards
 from digs_survey.errors import CatalogError, RunDirectoryError
 from digs_survey.infer.prepare import require_rest_frame
 from digs_survey.infer.survey_noise import survey_noise
 from digs_survey.ledger import Ledger
+from digs_survey.lock import run_lock
+from digs_survey.logs import run_log, stage_log
 from digs_survey.manifest import RunManifest, versions
 from digs_survey.progress import ProgressReporter
 from digs_survey.simulate.noise import NoiseModel
@@ -58,6 +60,8 @@ class Survey:
     progress : ProgressReporter
     dask_address, ray_address : str or None
         Clusters; None runs on this machine's cores.
+    dashboards : bool
+        Clusters that start on this machine have dashboards.
     """
 
     run_dir: Path
@@ -66,6 +70,7 @@ class Survey:
     progress: ProgressReporter
     dask_address: str | None = None
     ray_address: str | None = None
+    dashboards: bool = False
 
     # -- the whole way ---------------------------------------------------------------------------------
 
@@ -314,7 +319,7 @@ class Survey:
     @contextmanager
     def _stage(self, name: str, key: Mapping[str, Any], total: int, unit: str) -> Iterator[_Todo]:
         if self.manifest.reusable(name, key) and all((self.run_dir / out).exists() for out in OUTPUTS[name][:1]):
-            self.progress.say(f"{name}: done already")
+            self.progress.say(f"{name}: done already", kind="stage_kept", stage=name)
             yield _Todo(None, lambda count: None)
             return
         write_text(self.run_dir / "config.toml", tomli_w.dumps(self.config.model_dump(mode="json", exclude_none=True)))
@@ -324,7 +329,12 @@ class Survey:
             config_hash=self.config.hash(),
             versions=versions(),
         )
-        with self.manifest.run(name, key, total) as record, self.progress.task(name, total, unit) as advance:
+        with (
+            stage_log(name, total, unit, lambda: self.manifest.stages[name]),
+            self.manifest.run(name, key, total) as record,
+            self.progress.task(name, total, unit) as advance,
+            with_dashboards(self.dashboards, lambda line: self.progress.say(line, kind="dashboard")),
+        ):
             yield _Todo(record, advance)
 
     def _needs(self, stage: str, output: str) -> Path:
@@ -431,6 +441,7 @@ def open_survey(
     *,
     dask_address: str | None = None,
     ray_address: str | None = None,
+    dashboards: bool = False,
     redo: str | None = None,
     catalog: Path | None = None,
     simulates: bool = False,
@@ -446,43 +457,38 @@ def open_survey(
     ConfigError
         If the configuration cannot be used, or the source does not cover its prior or the grid.
     MissingDependencyError
-        If the source does not work.
+        If the source does not work, or ``dashboards`` are to start and are not installed.
     CatalogError
         If the catalog breaks the schema; rows that will carry a quality bit are only told.
     RunDirectoryError
         If another process works in the directory.
     """
     run_dir = Path(run_dir)
-    stored = run_dir / "config.toml"
-    config = load_config(config_source or (stored if stored.is_file() else None), overrides)
-    grid = WavelengthGrid.from_config(config.grid)
-    manifest = RunManifest(run_dir)
-    if catalog is not None:
-        opened = Catalog.open(catalog)
-        grid = opened.grid
-        require_rest_frame(grid.frame)
-        if not manifest.knows(opened):
-            report = validate_catalog(catalog)
-            report.raise_for_errors()
-            for line in report.row_lines():
-                progress.say(f"catalog: {line}")
-    simulated = manifest.stages.get("simulate", {}).get("status") == "done"
-    if simulates and (redo == "simulate" or not simulated):
-        from digs_survey.sps.coverage import check_source
+    with run_log(run_dir, progress.show) as log:
+        stored = run_dir / "config.toml"
+        config = load_config(config_source or (stored if stored.is_file() else None), overrides)
+        grid = WavelengthGrid.from_config(config.grid)
+        manifest = RunManifest(run_dir)
+        if catalog is not None:
+            opened = Catalog.open(catalog)
+            grid = opened.grid
+            require_rest_frame(grid.frame)
+            if not manifest.knows(opened):
+                report = validate_catalog(catalog)
+                report.raise_for_errors()
+                for line in report.row_lines():
+                    progress.say(f"catalog: {line}")
+        simulated = manifest.stages.get("simulate", {}).get("status") == "done"
+        if simulates and (redo == "simulate" or not simulated):
+            from digs_survey.sps.coverage import check_source
 
-        check_source(config.model, config.make_prior(), grid)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run_dir / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunDirectoryError(
-            f"{run_dir}: another digs-survey process works in this run directory; wait for it, or use another --run-dir"
-        ) from None
-    try:
-        survey = Survey(run_dir, config, RunManifest(run_dir), progress, dask_address, ray_address)
-        if redo is not None:
-            survey.redo(redo)
-        yield survey
-    finally:
-        lock.release()
+            check_source(config.model, config.make_prior(), grid)
+        if dashboards and None in (dask_address, ray_address):
+            check_dashboards()
+        run_dir.mkdir(parents=True, exist_ok=True)
+        log.begin(config_hash=config.hash())
+        with run_lock(run_dir, progress.say):
+            survey = Survey(run_dir, config, RunManifest(run_dir), progress, dask_address, ray_address, dashboards)
+            if redo is not None:
+                survey.redo(redo)
+            yield survey

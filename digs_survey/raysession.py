@@ -8,12 +8,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from digs_survey.dashboards import dashboards_wanted, tell_dashboard
 from digs_survey.errors import MissingDependencyError
 
 __all__ = ["probe_ray", "ray_session"]
 
 _OBJECT_STORE_BYTES = 200 * 2**20
 """Workers read and write files themselves; only small messages pass through Ray's memory."""
+_LOOPBACK = "127.0.0.1"
 _PROBE_TIMEOUT_S = 10.0
 """Ray itself retries a dead address for minutes."""
 
@@ -26,7 +28,8 @@ def ray_session(address: str | None = None) -> Iterator[int]:
     ----------
     address : str, optional
         A running cluster, as ``host:port``, ``ray://host:port`` or ``auto``. Without it Ray starts on this
-        machine's cores and stops at the end. A session that is open already is used and left open.
+        machine's cores, listens on its loopback interface alone and stops at the end. A session that is open
+        already is used and left open.
 
     Yields
     ------
@@ -55,21 +58,52 @@ def ray_session(address: str | None = None) -> Iterator[int]:
 def _start() -> None:
     import ray
 
+    watched = dashboards_wanted()
     try:
-        # "local" and not None: None would join whatever cluster RAY_ADDRESS or an earlier `ray start` left.
-        ray.init(
-            address="local",
-            num_cpus=os.cpu_count(),
-            object_store_memory=_OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _loopback_only():
+            # "local" and not None: None would join whatever cluster RAY_ADDRESS or an earlier `ray start` left.
+            context = ray.init(
+                address="local",
+                num_cpus=os.cpu_count(),
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=watched,
+                dashboard_host=_LOOPBACK,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (OSError, RuntimeError, ValueError) as error:
         raise MissingDependencyError(
             f"Ray: expected to start on this machine's cores, found {type(error).__name__}: {error}; "
             "it needs a writable home folder and /tmp, which `digs-survey doctor` checks"
         ) from error
+    if watched:
+        _tell(context.dashboard_url)
+        (node,) = ray.nodes()
+        tell_dashboard("Ray metrics for Prometheus", f"http://{_LOOPBACK}:{node['MetricsExportPort']}/metrics")
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Keep the servers of a session that starts inside off the network.
+
+    Whoever reaches Ray's ports can run code, and Ray opens them on all interfaces, whatever node address it is
+    given. On systems where it supports no clusters it keeps to the loopback interface; this makes it take the
+    present one for such a system (the switch is Ray's own, and a test looks at the ports).
+    """
+    from ray._private import ray_constants
+
+    before = getattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _tell(url: str | None) -> None:
+    """Say where Ray's dashboard is (Ray leaves the scheme away), and where the token is that it may ask for."""
+    hint = "its token: ray get-auth-token" if os.environ.get("RAY_AUTH_MODE") == "token" else ""
+    tell_dashboard("Ray dashboard", url and (url if "://" in url else f"http://{url}"), hint)
 
 
 def _connect(address: str) -> None:
@@ -88,13 +122,14 @@ def _connect(address: str) -> None:
                 f"Ray cluster {address}: expected an answer within {limit:g} s, found {error}; {remedy}"
             ) from error
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise MissingDependencyError(
             f"Ray cluster {address}: expected to be let in, found {type(error).__name__}: {error}; {remedy}. "
             "The cluster must run the same versions of Ray and Python; where it asks for a token, set "
             "RAY_AUTH_MODE=token and give its token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         ) from error
+    _tell(context.dashboard_url)
 
 
 def probe_ray(address: str | None = None) -> str:

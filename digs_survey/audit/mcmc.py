@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from digs_survey import metrics
 from digs_survey.audit.fit import FitSetup, GalaxyFit, GalaxyJob, fit_with
 from digs_survey.errors import StageError
 from digs_survey.ledger import Ledger
@@ -152,6 +153,7 @@ def _run(
             try:
                 outcome = ray.get(ready[0])
             except ray.exceptions.RayError as error:
+                metrics.galaxy_failed(error)
                 outcome = GalaxyFit.failed(setup, _reason(error))
             yield row, outcome, cores
 
@@ -166,8 +168,11 @@ def _fit_in_worker(setup: FitSetup, job: GalaxyJob) -> GalaxyFit:
     """Fit a galaxy with this process's simulators, which are built once and kept."""
     prospector = _simulator(setup, "prospector")
     if setup.mcmc.engine == "prospector":
-        return fit_with(prospector, setup, job)
-    return fit_with(_simulator(setup, "batched"), setup, job, prospector)
+        outcome = fit_with(prospector, setup, job)
+    else:
+        outcome = fit_with(_simulator(setup, "batched"), setup, job, prospector)
+    metrics.galaxy_fitted(outcome.core_seconds, outcome.converged)
+    return outcome
 
 
 def _simulator(setup: FitSetup, engine: str) -> Simulator:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from digs_survey import __version__
+from digs_survey import __version__, metrics
 from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import DigsError, MissingDependencyError, StageError
@@ -235,6 +235,7 @@ def _spread(task: Task, pending: list[int], workers: int) -> Generator[int, None
                 failure = task.failed(work.shard, _told(cause))
                 if is_full(cause):
                     raise MissingDependencyError(f"{failure}; free some space first") from cause
+                metrics.shard_failed(error)
                 failures.append((failure, cause))
                 unfinished -= 1
                 if work.shard is None or len(failures) == min(_MOST_FAILURES, len(pending)):
@@ -243,6 +244,7 @@ def _spread(task: Task, pending: list[int], workers: int) -> Generator[int, None
             except RayError as error:
                 if getattr(error, "actor_init_failed", False):
                     raise task.failed(None, str(error)) from error
+                metrics.shard_failed(error)
                 lose(work, f"{type(error).__name__}: {error}", error)
                 continue
             else:

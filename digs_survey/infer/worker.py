@@ -11,6 +11,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from digs_survey import metrics
 from digs_survey.catalog import Catalog, CatalogRows
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import StageError
@@ -155,18 +156,18 @@ class ShardWorker:
         if self.ledger.is_done(shard):
             return rows.stop - rows.start
         with self.ledger.attempt(shard) as token:
-            started = time.monotonic()
+            phases = metrics.Phases()
             block = self.catalog.rows(rows.start, rows.stop)
-            read = time.monotonic()
+            phases.end("read")
             result = self.infer(rows, block)
-            inferred = time.monotonic()
+            phases.end("infer")
             arrays = result_arrays(result) | {"galaxy_id": block.galaxy_id}
             part = self.table.part(rows, block.galaxy_id, block.redshift, result)
             if recorded_recipe(self.task.out) != self.task.recipe:
                 raise StageError(f"{self.task.out} was replaced by another run while this one was writing to it")
             if not self.ledger.is_done(shard):
                 self._write(shard, rows, arrays, part)
-            ended = time.monotonic()
+            phases.end("write")
             # The first shard of a worker carries the cost of starting the process.
             used_s = time.process_time()
             self.ledger.mark(
@@ -174,12 +175,13 @@ class ShardWorker:
                 rows=len(result.quality),
                 checksum=digest(arrays),
                 core_seconds=used_s - self.counted_s,
-                seconds=ended - started,
-                phases={"read": read - started, "infer": inferred - read, "write": ended - inferred},
+                seconds=sum(phases.seconds.values()),
+                phases=phases.seconds,
                 table=checksum(np.frombuffer(part, dtype=np.uint8)),
                 attempt=token,
             )
             self.counted_s = used_s
+        metrics.shard_done(phases.seconds, result.quality)
         return len(result.quality)
 
     def _write(self, shard: int, rows: slice, arrays: dict[str, NDArray[Any]], part: bytes) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from digs_survey.config import SurveyConfig
+from digs_survey.dashboards import dashboards_wanted, tell_dashboard
 from digs_survey.errors import MissingDependencyError, StageError
 from digs_survey.ledger import Ledger
 from digs_survey.parameters import Prior
@@ -191,20 +192,25 @@ def _connect(address: str | None, workers: int | None, shards: int) -> Iterator[
                     f"found {error}; start the scheduler, correct the address, "
                     "or leave it away to use this machine's cores"
                 ) from error
+            tell_dashboard("Dask dashboard", client.dashboard_link)
             yield client
             return
+        watched = dashboards_wanted()
         stack.enter_context(dask.config.set(_LOCAL))
         cluster = stack.enter_context(
             LocalCluster(
                 n_workers=min(workers or CPU_COUNT, shards),
                 threads_per_worker=1,
                 dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard": False},
+                scheduler_kwargs={"dashboard": watched},
                 silence_logs=logging.CRITICAL,
                 env=_ONE_THREAD,
             )
         )
-        yield stack.enter_context(Client(cluster, set_as_default=False))
+        client = stack.enter_context(Client(cluster, set_as_default=False))
+        if watched:
+            tell_dashboard("Dask dashboard", client.dashboard_link)
+        yield client
 
 
 def _run(client: Client, shards: Shards, pending: list[int]) -> Iterator[Sequence[int]]:

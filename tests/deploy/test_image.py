@@ -21,7 +21,7 @@ PLANTED = [
     (r"python:[^@]+", "python:latest", "FROM"),
     (r"USER 10001:10001", "USER root", "USER"),
     (r"USER 10001:10001\n", "", "USER"),
-    (r"--constraint constraints.txt \.", ".", "constraints"),
+    (r"--constraint constraints.txt \"\.", '".', "constraints"),
     (r"COPY catalogs catalogs", "ADD https://example.org/catalogs.tar catalogs", "ADD"),
     (r"COPY digs_survey digs_survey", "COPY digs_survye digs_survey", "digs_survye"),
     (r"COPY catalogs catalogs", "COPY tests tests", "tests"),
@@ -114,3 +114,6 @@ def test_whatever_the_image_installs_beyond_the_package_is_pinned():
     wanted = [Requirement(text) for text in requires("ray") or []]
     for extra in (r for r in wanted if r.marker and r.marker.evaluate({"extra": "default"})):
         assert pinned(extra.name)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for requirement in project["optional-dependencies"]["dashboards"]:
+        assert pinned(Requirement(requirement).name)

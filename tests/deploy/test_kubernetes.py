@@ -136,6 +136,19 @@ def test_whoever_computes_sees_the_same_storage(folder):
         assert mounted[claim["metadata"]["name"]] == "/data"
 
 
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_prometheus_finds_the_metrics_of_every_ray_pod(folder):
+    cluster = rendered(folder)["RayJob"]["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        annotations = group["template"]["metadata"]["annotations"]
+        (container,) = group["template"]["spec"]["containers"]
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        exported = group["rayStartParams"]["metrics-export-port"]
+        assert annotations["prometheus.io/scrape"] == "true"
+        assert annotations["prometheus.io/path"] == "/metrics"
+        assert annotations["prometheus.io/port"] == exported == str(ports["metrics"])
+
+
 def test_dask_arguments_are_what_dask_offers():
     from distributed.cli import dask_scheduler, dask_worker
 

@@ -255,3 +255,21 @@ def test_two_processes_do_not_share_a_run_directory(cli, catalog, tmp_path):
         code, _, err = cli("simulate", "-o", tmp_path / "run", "-q")
     assert code == 6
     assert "another digs-survey process" in err
+
+
+def test_dashboards_that_are_not_installed_are_refused_by_the_extra(cli, tmp_path, monkeypatch):
+    from digs_survey import dashboards
+
+    monkeypatch.setattr(dashboards, "_NEEDED", ("bokeh_of_another_world",))
+    for ask in ([], ["by environment"]):
+        if ask:
+            monkeypatch.setenv("DIGS_SURVEY_DASHBOARDS", "1")
+        code, _, err = cli("train", "-o", tmp_path / "run", *([] if ask else ["--dashboards"]))
+        assert code == 5
+        assert "bokeh_of_another_world" in err
+        assert "digs-survey[dashboards]" in err
+        assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("DIGS_SURVEY_DASHBOARDS", "0")
+    code, _, err = cli("train", "-o", tmp_path / "run")
+    assert code == 6
+    assert "run 'digs-survey simulate" in err
