@@ -19,6 +19,7 @@ import typer
 from digs_survey import __version__
 from digs_survey.errors import DigsError, MissingDependencyError, StageError
 from digs_survey.progress import ProgressReporter
+from digs_survey.retry import is_full
 
 if TYPE_CHECKING:
     from digs_survey.pipeline import Survey
@@ -495,6 +496,12 @@ def main() -> None:
     except DigsError as error:
         print(f"digs-survey: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        remedy = "free some space, and the same command goes on from what is finished"
+        print(f"digs-survey: {error}; {remedy}", file=sys.stderr)
+        sys.exit(MissingDependencyError.exit_code)
     except KeyboardInterrupt:
         print("digs-survey: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -17,6 +17,7 @@ from digs_survey.infer.percentiles import RowResult
 from digs_survey.infer.template import IMPORTANCE, importance_arrays
 from digs_survey.parameters import DERIVED, PARAMETERS, Prior
 from digs_survey.quality import DESCRIPTIONS, NO_POSTERIOR, QualityFlag
+from digs_survey.ucd import ucd
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,9 +43,9 @@ class ResultTable:
     """The table of a survey's results, made part by part.
 
     Columns: galaxy_id, redshift, the survey's own, one for each quantile of each parameter and derived quantity, those
-    of the importance weights where there are any, n_good and quality. Fields carry ``unit`` and ``description`` as
-    metadata; the schema carries ``digs_survey`` (version), ``model_hash``, ``catalog_fingerprint`` and
-    ``quality_bits`` (JSON).
+    of the importance weights where there are any, n_good and quality. Fields carry ``unit``, ``description`` and
+    (where the IVOA has words for it) ``ucd`` as metadata; the schema carries ``digs_survey`` (version), ``model_hash``,
+    ``catalog_fingerprint`` and ``quality_bits`` (JSON).
 
     Attributes
     ----------
@@ -128,7 +129,10 @@ class ResultTable:
         for name, values in columns.items():
             unit, description = self._meaning(name)
             kind = pa.string() if values.dtype.kind == "U" else pa.from_numpy_dtype(values.dtype)
-            fields.append(pa.field(name, kind, metadata={"unit": unit, "description": description}))
+            meaning = {"unit": unit, "description": description}
+            if (words := ucd(name)) is not None:
+                meaning["ucd"] = words
+            fields.append(pa.field(name, kind, metadata=meaning))
         bits = {str(flag.name): {"bit": flag.value, "meaning": text} for flag, text in DESCRIPTIONS.items()}
         return pa.schema(
             fields,

@@ -14,84 +14,26 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-import xarray as xr
+from mapping import GRID, PRIOR, ROWS, ZRED, files, make_catalog, make_model, run, values
 from pyarrow import parquet
 
-from digs_survey.catalog import Catalog, write_catalog
-from digs_survey.config import SurveyConfig, TrainConfig, load_config
+from digs_survey.catalog import Catalog
 from digs_survey.errors import CatalogError, MissingDependencyError, StageError
-from digs_survey.estimator.features import Features
-from digs_survey.estimator.network import build_estimator
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.infer import map as map_stage
-from digs_survey.infer.map import map_catalog
 from digs_survey.infer.percentiles import infer_rows
 from digs_survey.infer.prepare import prepare
 from digs_survey.infer.table import ResultTable, column_name
 from digs_survey.infer.template import reconcile
 from digs_survey.ledger import Ledger
-from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.raysession import ray_session
-from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
-
-ROWS = 150
-ZRED = 1e-5
-PRIOR = Prior()
-GRID = WavelengthGrid(np.arange(4000.0, 5000.0, 50.0))
-
-
-def spectra(theta):
-    """Smooth positive spectra: mass is the amplitude, every other parameter bends them in its own way."""
-    x = np.linspace(-1, 1, len(GRID))
-    shapes = np.stack([x, x**2, np.sin(3 * x), np.cos(5 * x)])
-    return 10 ** (theta[:, :1] - 18 + 0.2 * PRIOR.cdf(theta)[:, 1:] @ shapes)
-
-
-def flux_of(rows, seed):
-    rng = np.random.default_rng(seed)
-    theta = PRIOR.from_unit_cube(rng.uniform(size=(rows, PRIOR.ndim)))
-    return spectra(theta) * (1 + 0.05 * rng.normal(size=(rows, len(GRID)))), theta
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """Folder of a frozen posterior with random weights: plumbing needs no training."""
-    flux, theta = flux_of(2000, seed=1)
-    network = TrainConfig(hidden_features=12, transforms=2, embedding_features=8, embedding_layers=1, components=6)
-    config = SurveyConfig(train=network)
-    features = Features(len(GRID), network, PRIOR)
-    features.fit(flux, spectra(theta), theta)
-    folder = tmp_path_factory.mktemp("model")
-    estimator = build_estimator(network, features, seed=3)
-    FrozenPosterior.freeze(folder, [estimator], config, GRID, NoiseModel.from_config(config.noise), training={})
-    return folder
-
-
-def make_catalog(path, spoil=lambda flux, mask: None, grid=GRID):
-    flux = flux_of(ROWS, seed=2)[0] / 1e-8
-    mask = np.zeros(flux.shape, dtype=np.uint8)
-    mask[17, 4:6] = 1
-    ivar = 1 / (0.05 * flux) ** 2
-    spoil(flux, mask)
-    ra = np.linspace(0, 90, ROWS)
-    write_catalog(
-        path,
-        grid=grid,
-        flux=flux,
-        ivar=ivar,
-        mask=mask,
-        redshift=np.full(ROWS, ZRED),
-        galaxy_id=np.array([f"J{k:05d}+{'ab' * (k % 3)}" for k in range(ROWS)]),
-        flux_unit="1e-8 erg / (s cm2 Angstrom)",
-        columns={
-            "ra": (ra, {"units": "deg", "description": "right ascension"}),
-            "field": (np.array(["north", "südlich"])[np.arange(ROWS) % 2], {}),
-        },
-        rows_per_shard=40,
-    )
-    return path
+    return make_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -106,27 +48,10 @@ def embedded():
         yield cores
 
 
-def run(folder, catalog, model, *, shard=7, workers=1, draws=200, address=None):
-    """Map into ``folder``; return the dataset, the ledger and what ``advance`` was called with."""
-    config = load_config(None, [f"map.rows_per_shard={shard}", f"map.workers={workers}", f"map.draws={draws}"])
-    out, ledger, calls = folder / "posterior.zarr", Ledger(folder / "ledger" / "map"), []
-    map_catalog(catalog, model, out, config, ledger=ledger, address=address, advance=calls.append)
-    return SimpleNamespace(out=out, table=folder / "percentiles.parquet", ledger=ledger, calls=calls, config=config)
-
-
 def copy_of(done, folder):
     """Copy a finished map, so that a test may damage it."""
     shutil.copytree(done.out.parent, folder, dirs_exist_ok=True)
     return SimpleNamespace(out=folder / done.out.name, ledger=Ledger(folder / "ledger" / "map"))
-
-
-def files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def values(path):
-    with xr.open_zarr(path, consolidated=False) as data:
-        return data.load()
 
 
 def same_rows(one, other):

@@ -18,7 +18,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import zarr
-from survey import ROWS, contents, environment, kill_when, make_survey, run
+from survey import ROWS, command, contents, environment, make_survey, run
 
 pytestmark = pytest.mark.slow
 
@@ -89,27 +89,127 @@ def test_other_settings_are_refused_naming_the_field(undisturbed, survey):
     assert "--redo train" in refused.stderr
 
 
-def test_killed_in_every_stage_the_same_command_ends_with_the_same_bytes(undisturbed, survey, tmp_path):
+STAGES = ("simulate", "train", "map", "calibration", "audit")
+
+
+class Chaos:
+    """A run in one directory whose processes are killed at points that a seed gives."""
+
+    def __init__(self, run_dir: Path, arguments: tuple[object, ...]) -> None:
+        self.run_dir, self.arguments = run_dir, arguments
+        self.driver: subprocess.Popen[bytes] | None = None
+        self.finished: dict[Path, bytes] = {}
+
+    def markers(self, stage: str) -> dict[Path, bytes]:
+        folder = self.run_dir / ("audit-jobs/ledger" if stage == "audit" else f"ledger/{stage}")
+        return {path: path.read_bytes() for path in folder.glob("*.json")}
+
+    def reached(self, stage: str, done: int) -> bool:
+        if stage == "train":
+            return (self.run_dir / "checkpoint" / "train.pt").exists()
+        return len(self.markers(stage)) >= done
+
+    def wait(self, stage: str, done: int) -> None:
+        """Start the command unless it runs, and wait until a stage has come so far."""
+        if self.driver is None or self.driver.poll() is not None:
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            self.driver = subprocess.Popen(command(*self.arguments), env=environment(), **quiet)
+        deadline = time.monotonic() + 240
+        while not self.reached(stage, done):
+            assert self.driver.poll() is None, f"ended with {self.driver.returncode} before {stage} had {done}"
+            assert time.monotonic() < deadline, f"{stage} did not come to {done}"
+            time.sleep(0.01)
+
+    def kill_driver(self) -> None:
+        assert self.driver is not None
+        self.driver.kill()
+        self.driver.wait()
+        self.driver = None
+        for stage in STAGES:
+            self.finished |= self.markers(stage)
+
+    def kill_worker(self, of: str) -> bool:
+        """SIGKILL one of the driver's Dask workers, or Ray workers at work; False if there was none any more."""
+        assert self.driver is not None
+        try:
+            children = psutil.Process(self.driver.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return False
+        for child in children:
+            try:
+                ray_work = child.name().startswith(("ray::ShardWorker", "ray::_fit"))
+                dask_work = "multiprocessing.spawn" in " ".join(child.cmdline())
+                if dask_work if of == "dask" else ray_work:
+                    child.kill()
+                    return True
+            except psutil.Error:
+                continue
+        return False
+
+    def end(self) -> None:
+        if self.driver is not None:
+            self.driver.kill()
+            self.driver.wait()
+
+
+def kill_points(seed: int) -> list[tuple[str, int, str]]:
+    """Twenty points, each a stage, how many shards of it are done, and whom to kill, in their order."""
+    rng = np.random.default_rng(seed)
+    points: list[tuple[str, int, str]] = []
+    for stage, shards, victims in (
+        ("simulate", 20, ["driver"] * 3 + ["dask"] * 3),
+        ("train", 1, ["driver"] * 3),
+        ("map", 6, ["driver"] * 3 + ["ray"] * 2),
+        ("calibration", 10, ["driver"] * 2 + ["dask"] * 2),
+        ("audit", 0, ["ray", "driver"]),
+    ):
+        if shards > 1:
+            victims = rng.permutation(victims).tolist()
+        done = np.sort(rng.choice(max(1, shards - 1), len(victims), replace=shards < len(victims)))
+        points += [(stage, int(k), victim) for k, victim in zip(done, victims, strict=True)]
+    return points
+
+
+def test_killed_at_twenty_points_the_same_command_ends_with_the_same_bytes(undisturbed, survey, tmp_path):
     catalog, toml, _ = survey
     run_dir = tmp_path / "run"
     arguments = ("run", catalog, "-c", toml, "-o", run_dir)
-
-    def done(stage: str) -> int:
-        return len(list((run_dir / "ledger" / stage).glob("*.json")))
-
-    kill_when(lambda: done("simulate") >= 4, *arguments)
-    assert 4 <= done("simulate") < 20
-    kill_when(lambda: (run_dir / "checkpoint" / "train.pt").exists(), *arguments)
-    assert not (run_dir / "model" / "card.json").exists()
-    kill_when(lambda: done("map") >= 1, *arguments)
-    assert done("map") < ROWS // 8
+    points = kill_points(seed=20)
+    assert len(points) == 20
+    rng, chaos, killed = np.random.default_rng(21), Chaos(run_dir, arguments), 0
+    try:
+        for stage, done, victim in points:
+            chaos.wait(stage, done)
+            if stage == "audit":
+                # Its one galaxy is at work once the calibration has been through.
+                chaos.wait("calibration", 10)
+                deadline = time.monotonic() + 120
+                while victim == "ray" and not chaos.kill_worker("ray") and time.monotonic() < deadline:
+                    time.sleep(0.02)
+            time.sleep(rng.uniform(0, 0.3))
+            if victim == "driver":
+                chaos.kill_driver()
+                killed += 1
+            elif stage != "audit":
+                killed += chaos.kill_worker(victim)
+    finally:
+        chaos.end()
+    assert killed >= 14
     finished = run(*arguments)
     assert finished.returncode == 0, finished.stderr
-    assert "simulate: done already" in finished.stderr
-    for name in ("simulations.zarr", "posterior.zarr"):
-        assert contents(run_dir / name) == contents(undisturbed[0] / name)
+    for path, marker in chaos.finished.items():
+        if path.exists():
+            assert path.read_bytes() == marker, f"{path} was done again"
+    assert sum(path.exists() for path in chaos.finished) > 20
+    for name in ("simulations.zarr", "posterior.zarr", "percentiles.parquet", "calibration.zarr"):
+        assert contents(run_dir / name) == contents(undisturbed[0] / name), name
     model = "model/model.safetensors"
     assert (run_dir / model).read_bytes() == (undisturbed[0] / model).read_bytes()
+    ours, theirs = (zarr.open_group(str(d / "audit.zarr"), mode="r") for d in (run_dir, undisturbed[0]))
+    for group in ("galaxies", "calibration"):
+        for name, array in theirs[group].arrays():
+            if "seconds" not in name:
+                np.testing.assert_array_equal(ours[group][name][...], array[...], err_msg=name)
 
 
 def free_port() -> int:
