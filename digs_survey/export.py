@@ -7,9 +7,6 @@ place for them.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from digs_survey.errors import DigsError
+from digs_survey.locations import location
+from digs_survey.storage import new_file, read_bytes
 
 if TYPE_CHECKING:
     from astropy.table import Table
@@ -49,7 +48,7 @@ def export_table(percentiles_parquet: Path | str, out: Path | str, format: str, 
     DigsError
         No such table, an unknown format, a file in the way, or a column that the format cannot hold.
     """
-    source, target = Path(percentiles_parquet), Path(out)
+    source, target = location(percentiles_parquet), location(out)
     if format not in FORMATS:
         raise DigsError(f"export: expected a format out of {', '.join(FORMATS)}, found {format!r}")
     if not source.is_file():
@@ -58,15 +57,8 @@ def export_table(percentiles_parquet: Path | str, out: Path | str, format: str, 
         raise DigsError(f"export: {target} exists already; name another file or ask to overwrite it")
     if target.is_dir():
         raise DigsError(f"export: {target} is a folder; expected a file")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-    os.close(handle)
-    try:
-        FORMATS[format](source, Path(name))
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with new_file(target) as building:
+        FORMATS[format](source, building)
     return target
 
 
@@ -77,7 +69,7 @@ def _read(source: Path) -> Table:
     from astropy.units import Unit
 
     try:
-        arrow = pq.read_table(source)
+        arrow = pq.read_table(pa.BufferReader(read_bytes(source)))
     except (OSError, pa.ArrowInvalid) as error:
         message = f"export: {source}: expected a Parquet table, but it cannot be read ({error})"
         raise DigsError(message) from error
@@ -153,7 +145,7 @@ def _write_csv(source: Path, target: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
+    target.write_bytes(read_bytes(source))
 
 
 FORMATS: dict[str, Callable[[Path, Path], None]] = {

@@ -22,8 +22,10 @@ from digs_survey.config import SurveyConfig, load_config
 from digs_survey.errors import CatalogError, RunDirectoryError
 from digs_survey.infer.prepare import require_rest_frame
 from digs_survey.infer.survey_noise import survey_noise
+from digs_survey.locations import check_reachable, is_remote, location
 from digs_survey.manifest import RunManifest, versions
 from digs_survey.progress import ProgressReporter
+from digs_survey.remotelock import RemoteLock
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.storage import Ledger, read_json, remove, write_bytes, write_text
@@ -240,7 +242,7 @@ class Survey:
 
         posterior = FrozenPosterior.load(self._needs("train", "model/card.json").parent)
         self._needs("map", "posterior.zarr")
-        catalog = Path(self.manifest.data["inputs"]["catalog"]["path"])
+        catalog = location(self.manifest.data["inputs"]["catalog"]["path"])
         key = self._key("audit", "noise", "model") | {"map": self.manifest.stages["map"]["key"]}
         if self.config.infer.importance != "none":
             key |= self._key("infer")
@@ -364,7 +366,7 @@ class Survey:
         catalog = self.manifest.data["inputs"].get("catalog")
         if catalog is None:
             return WavelengthGrid.from_config(self.config.grid)
-        path = Path(catalog["path"])
+        path = location(catalog["path"])
         return Catalog.open(path).grid if path.exists() else None
 
     def _simulations_hash(self) -> str:
@@ -382,7 +384,7 @@ class Survey:
             entry = self.manifest.data["inputs"].get("catalog")
             if entry is None:
                 raise self._no_catalog()
-            noise = survey_noise(self.config, Catalog.open(Path(entry["path"])))
+            noise = survey_noise(self.config, Catalog.open(entry["path"]))
         negative = noise.negative_share(flux[:_NOISE_TRIAL_ROWS])
         if negative > _MUCH_NEGATIVE and not noise.keeps_negative:
             self.progress.say(
@@ -444,7 +446,7 @@ def open_survey(
     RunDirectoryError
         If another process works in the directory.
     """
-    run_dir = Path(run_dir)
+    check_reachable(run_dir)
     stored = run_dir / "config.toml"
     config = load_config(config_source or (stored if stored.is_file() else None), overrides)
     grid = WavelengthGrid.from_config(config.grid)
@@ -460,6 +462,15 @@ def open_survey(
         from digs_survey.sps.coverage import check_source
 
         check_source(config.model, config.make_prior(), grid)
+    with RemoteLock(run_dir) if is_remote(run_dir) else _local_lock(run_dir):
+        survey = Survey(run_dir, config, RunManifest(run_dir), progress, dask_address, ray_address)
+        if redo is not None:
+            survey.redo(redo)
+        yield survey
+
+
+@contextmanager
+def _local_lock(run_dir: Path) -> Iterator[None]:
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_dir / ".lock")
     try:
@@ -469,16 +480,14 @@ def open_survey(
             f"{run_dir}: another digs-survey process works in this run directory; wait for it, or use another --run-dir"
         ) from None
     try:
-        survey = Survey(run_dir, config, RunManifest(run_dir), progress, dask_address, ray_address)
-        if redo is not None:
-            survey.redo(redo)
-        yield survey
+        yield
     finally:
         lock.release()
 
 
 def stage_progress(run_dir: Path) -> list[dict[str, Any]]:
     """Say for each stage of a run directory how far it is, from its manifest and ledgers alone."""
+    check_reachable(run_dir)
     manifest = run_dir / "manifest.json"
     if not manifest.is_file():
         raise RunDirectoryError(f"{run_dir}: no manifest.json there; expected a run directory of digs-survey")

@@ -9,6 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from digs_survey.locations import is_remote
 from digs_survey.storage import ArraySpec, Ledger, create_dataset, read_json
 
 __all__ = ["open_or_create", "recorded_recipe"]
@@ -35,8 +36,9 @@ def open_or_create(
         As :func:`~digs_survey.storage.create_dataset` takes them.
     """
     if recorded_recipe(path) == json.loads(json.dumps(recipe)):
-        for partial in path.rglob("*.partial"):
-            partial.unlink(missing_ok=True)
+        if not is_remote(path):
+            for partial in path.rglob("*.partial"):
+                partial.unlink(missing_ok=True)
         return
     ledger.clear()
     create_dataset(path, arrays, values, attrs={"recipe": dict(recipe)})
