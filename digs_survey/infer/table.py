@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 import zarr
@@ -19,6 +17,7 @@ from digs_survey.errors import StageError
 from digs_survey.infer.template import IMPORTANCE
 from digs_survey.parameters import PARAMETERS
 from digs_survey.quality import DESCRIPTIONS, NO_POSTERIOR, QualityFlag
+from digs_survey.storage import new_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,11 +68,8 @@ def write_table(posterior_zarr: Path, catalog: Catalog, out: Path) -> None:
             f"{posterior_zarr}: expected {catalog.n_rows} rows, as {catalog.path} has, found {found}; "
             "run the map stage for this catalog"
         )
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = out.with_name(f".{out.name}-{uuid4().hex}")
-    writer = None
-    try:
+    with new_file(out) as building:
+        writer = None
         for block in _blocks(group, catalog.n_rows):
             columns = _read(group, catalog, block)
             if writer is None:
@@ -85,9 +81,6 @@ def write_table(posterior_zarr: Path, catalog: Catalog, out: Path) -> None:
         written = parquet.read_metadata(building).num_rows
         if written != catalog.n_rows:
             raise StageError(f"{out}: expected {catalog.n_rows} rows, found {written} after writing")
-        os.replace(building, out)
-    finally:
-        building.unlink(missing_ok=True)
 
 
 def _blocks(group: Any, n_rows: int) -> Iterator[slice]:
