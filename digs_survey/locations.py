@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import fsspec
 import fsspec.config
@@ -108,13 +107,14 @@ def _checked(text: str) -> str:
     protocol, _, rest = text.partition("://")
     if "::" in text or not protocol.replace("+", "").isalnum():
         raise ConfigError("a location: expected one URL, such as s3://bucket/folder, found a chain of URLs or none")
-    url = urlsplit(f"//{rest}")
+    host = rest.partition("/")[0]
     # abfs://container@account.dfs.core.windows.net/ names a container where others name a user.
-    container = _EXTRAS.get(protocol) == "az" and ":" not in url.netloc.partition("@")[0]
-    if ("@" in url.netloc and not container) or url.query or url.fragment:
+    hidden = rest.partition("@")[2] if _EXTRAS.get(protocol) == "az" and "@" in host else rest
+    # A secret may have slashes in it, which put what follows its user outside the host.
+    if any(mark in hidden for mark in "@?#") or (protocol in _EXTRAS and ":" in host):
         raise ConfigError(
-            f"a location on {protocol}://: expected a URL without user, password, key or signature, found one with such "
-            "a part, which manifests and logs would repeat; give credentials by the environment instead, such as "
+            f"a location on {protocol}://: expected a URL without user, password, key or signature, found one with "
+            "such a part, which manifests and logs would repeat; give credentials by the environment instead, such as "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     if protocol == "memory":
