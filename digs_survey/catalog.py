@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,10 +24,11 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 
 from digs_survey.errors import CatalogError, ConfigError
+from digs_survey.locations import location
 from digs_survey.quality import QualityFlag
 from digs_survey.retry import persistent
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.storage import ArraySpec, create_dataset, remove, shard_count, shard_rows
+from digs_survey.storage import ArraySpec, create_arrays, create_group, new_folder, shard_count, shard_rows
 from digs_survey.validation import (
     FLUX_UNIT,
     ValidationReport,
@@ -98,7 +98,7 @@ class Catalog:
         CatalogError
             Listing every violation of the schema.
         """
-        path = Path(path)
+        path = location(path)
         group = open_group(path)
         ValidationReport(path, schema_violations(group)).raise_for_errors()
         return cls(path, group)
@@ -251,7 +251,7 @@ def validate_catalog(path: Path | str) -> ValidationReport:
 
     Rows are streamed in blocks. Nothing is raised: ``report.raise_for_errors()`` does that.
     """
-    path = Path(path)
+    path = location(path)
     try:
         group = open_group(path)
     except CatalogError as error:
@@ -374,7 +374,7 @@ def new_catalog(
     CatalogError
         As :func:`write_catalog`.
     """
-    path = Path(path)
+    path = location(path)
     try:
         ivar_unit = (parse_unit(flux_unit) ** -2).to_string()
     except ValueError as error:
@@ -404,23 +404,19 @@ def new_catalog(
     }
     wave_attrs = {"units": "Angstrom", "frame": grid.frame, "medium": grid.medium}
     specs["wavelength"] = ArraySpec(("wavelength",), (len(grid),), "float64", attrs=wave_attrs)
-    building = path.with_name(f".{path.name}-unchecked-{os.getpid()}")
-    try:
-        create_dataset(building, specs, {"wavelength": grid.wavelength}, attrs)
-        group: Any = zarr.open_group(str(building), mode="r+", use_consolidated=False)
+    with new_folder(path) as building:
+        create_arrays(building, specs, {"wavelength": grid.wavelength})
+        arrays = {name: zarr.open_array(str(building / name), mode="r+") for name in wanted}
 
         def write(part: slice, values: Mapping[str, NDArray[Any]]) -> None:
-            for name in wanted:
-                group[name][part] = _float32(name, values[name]) if name in ("flux", "ivar") else values[name]
+            for name, array in arrays.items():
+                array[part] = _float32(name, values[name]) if name in ("flux", "ivar") else values[name]
 
         yield [shard_rows(shard, rows, shard_size) for shard in range(shard_count(rows, shard_size))], write
+        create_group(building, attrs)
         violations = schema_violations(open_group(building))
         if violations:
             raise CatalogError(f"catalog {path} cannot be written:", violations)
-        remove(path)
-        os.replace(building, path)
-    finally:
-        remove(building)
 
 
 def _blocks(array: zarr.Array) -> Iterator[slice]:

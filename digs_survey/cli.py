@@ -18,6 +18,7 @@ import typer
 
 from digs_survey import __version__
 from digs_survey.errors import DigsError, MissingDependencyError, StageError
+from digs_survey.locations import check_reachable, explain, location, store_errors
 from digs_survey.progress import ProgressReporter
 from digs_survey.retry import is_full
 
@@ -43,11 +44,14 @@ app = typer.Typer(
 ingest_app = typer.Typer(help="Turn a survey's files into a catalog.", no_args_is_help=True)
 app.add_typer(ingest_app, name="ingest")
 
-CatalogArgument = Annotated[Path, typer.Argument(help="The catalog, a Zarr group.", show_default=False)]
-OptionalCatalog = Annotated[
-    Path | None, typer.Argument(help="Catalog whose grid (and noise) to simulate for.", show_default=False)
+CatalogArgument = Annotated[
+    Path, typer.Argument(help="The catalog, a Zarr group.", show_default=False, parser=location)
 ]
-RunDir = Annotated[Path, typer.Option("--run-dir", "-o", help="Where everything of this run is kept.")]
+OptionalCatalog = Annotated[
+    Path | None,
+    typer.Argument(help="Catalog whose grid (and noise) to simulate for.", show_default=False, parser=location),
+]
+RunDir = Annotated[Path, typer.Option("--run-dir", "-o", help="Where everything of this run is kept.", parser=location)]
 ConfigOption = Annotated[
     str | None,
     typer.Option(
@@ -243,7 +247,7 @@ def map_(
     run_dir: RunDir = RunDirDefault,
     model: Annotated[
         Path | None,
-        typer.Option("--model", help="Folder of a frozen posterior; default: the run directory's."),
+        typer.Option("--model", help="Folder of a frozen posterior; default: the run directory's.", parser=location),
     ] = None,
     config: ConfigOption = None,
     overrides: SetOption = None,
@@ -304,7 +308,7 @@ def validate(catalog: CatalogArgument) -> None:
 
 @app.command("fake-catalog")
 def fake_catalog_command(
-    out: Annotated[Path, typer.Argument(help="The catalog to write, OUT.zarr.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The catalog to write, OUT.zarr.", show_default=False, parser=location)],
     rows: Annotated[int, typer.Option("--rows", min=1, help="Galaxies.")] = 10_000,
     config: Annotated[
         str | None, typer.Option("--config", "-c", help="TOML file or preset: model, prior, grid, noise, seed.")
@@ -320,6 +324,7 @@ def fake_catalog_command(
     from digs_survey.config import load_config
     from digs_survey.infer.fake import fake_catalog
 
+    check_reachable(out)
     if out.exists() and not overwrite:
         raise typer.BadParameter(f"{out} exists; choose another name or give --overwrite")
     settings = load_config(config, overrides or [])
@@ -332,7 +337,9 @@ def fake_catalog_command(
 def ingest_sdss_command(
     files: Annotated[
         list[Path],
-        typer.Argument(help="spec-PLATE-MJD-FIBER.fits ..., then the catalog to write.", show_default=False),
+        typer.Argument(
+            help="spec-PLATE-MJD-FIBER.fits ..., then the catalog to write.", show_default=False, parser=location
+        ),
     ],
     step_angstrom: Annotated[float, typer.Option(help="Width of the elements, rest frame.")] = 50.0,
     start_angstrom: Annotated[
@@ -349,6 +356,7 @@ def ingest_sdss_command(
     *spectra, out = files
     if out.suffix in {".fits", ".gz"}:
         raise typer.BadParameter(f"the last argument is the catalog to write, found {out}; expected OUT.zarr")
+    check_reachable(out)
     if out.exists() and not overwrite:
         raise typer.BadParameter(f"{out} exists; choose another name or give --overwrite")
     ingest_sdss(spectra, out, step_angstrom=step_angstrom, start_angstrom=start_angstrom, stop_angstrom=stop_angstrom)
@@ -357,7 +365,7 @@ def ingest_sdss_command(
 
 @app.command()
 def export(
-    out: Annotated[Path, typer.Argument(help="File to write.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="File to write.", show_default=False, parser=location)],
     run_dir: RunDir = RunDirDefault,
     table_format: Annotated[
         TableFormat | None, typer.Option("--format", "-f", help="Default: by the ending of the file.")
@@ -369,6 +377,8 @@ def export(
     from digs_survey.export import export_table
     from digs_survey.manifest import RunManifest
 
+    check_reachable(run_dir)
+    check_reachable(out)
     source = run_dir / "percentiles.parquet"
     if not source.exists():
         raise RunDirectoryError(f"{run_dir} has no percentiles.parquet; run 'digs-survey map' first")
@@ -496,7 +506,11 @@ def main() -> None:
     except DigsError as error:
         print(f"digs-survey: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except OSError as error:
+    except store_errors() as error:
+        explained = explain(error)
+        if explained is not None:
+            print(f"digs-survey: {explained}", file=sys.stderr)
+            sys.exit(explained.exit_code)
         if not is_full(error):
             raise
         remedy = "free some space, and the same command goes on from what is finished"

@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from digs_survey.configtypes import Count, Fraction, Positive, Section
 from digs_survey.errors import ConfigError
+from digs_survey.locations import location
 from digs_survey.noiseconfig import MissingConfig, NoiseConfig
 from digs_survey.parameters import PARAMETERS, Prior
 
@@ -364,7 +365,9 @@ def load_config(source: str | Path | None = None, overrides: Iterable[str] = ())
     data: dict[str, Any] = {}
     name = "defaults"
     if source is not None:
-        path = Path(source) if Path(source).suffix == ".toml" or Path(source).is_file() else preset_path(str(source))
+        path = location(source)
+        if path.suffix != ".toml" and not path.is_file():
+            path = preset_path(str(source))
         name = str(source)
         try:
             data = tomllib.loads(path.read_text(encoding="utf-8"))

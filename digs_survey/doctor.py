@@ -8,8 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
+
+from digs_survey.errors import DigsError
+from digs_survey.locations import check_reachable, is_remote
+from digs_survey.storage import read_bytes, remove, write_bytes
 
 __all__ = ["Check", "run_checks"]
 
@@ -46,13 +51,13 @@ def run_checks(folder: Path, dask_address: str | None = None, ray_address: str |
     Parameters
     ----------
     folder : Path
-        Where runs would be written; its disk is looked at.
+        Where runs would be written; its disk is looked at, or whether its object store takes and gives an object.
     dask_address, ray_address : str, optional
         Clusters to reach instead of starting embedded ones.
     """
     yield from (_package(name) for name in _PACKAGES)
     yield _machine()
-    yield _disk(folder)
+    yield _guarded("object store", lambda: _store(folder)) if is_remote(folder) else _disk(folder)
     yield _device()
     for name, check in (("bc03", _bc03), ("fsps", _fsps)):
         yield _guarded(f"source {name}", check)
@@ -95,6 +100,21 @@ def _disk(folder: Path) -> Check:
     if free < _MIN_DISK_GIB:
         return Check("disk", "fail", detail, f"free at least {_MIN_DISK_GIB:g} GiB, or choose another --run-dir")
     return Check("disk", "ok", detail)
+
+
+def _store(folder: Path) -> Check:
+    remedy = "correct the URL, the credentials in the environment, or what they are allowed to do"
+    probe = folder / f"doctor-{uuid4().hex}"
+    try:
+        check_reachable(folder)
+        write_bytes(probe, b"digs-survey")
+        found = read_bytes(probe)
+        remove(probe)
+    except DigsError as error:
+        return Check("object store", "fail", str(error), remedy)
+    if found != b"digs-survey":
+        return Check("object store", "fail", f"{probe} gave back other bytes than it took", remedy)
+    return Check("object store", "ok", f"{folder}: takes, gives and deletes objects")
 
 
 def _device() -> Check:

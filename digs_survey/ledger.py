@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import psutil
 
-from digs_survey.storage import create_bytes, read_json, remove, write_json
+from digs_survey.storage import create_bytes, read_folder, remove, write_json
 
 __all__ = ["Ledger", "Pace"]
 
@@ -67,7 +67,7 @@ class Ledger:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+        self.folder = folder
 
     def mark(self, shard: int, *, rows: int, checksum: str, core_seconds: float, **extra: Any) -> bool:
         """Record that a shard was written in full: to be called last. Return False if it was marked before."""
@@ -91,9 +91,10 @@ class Ledger:
             write_json(failure, who | {"at": time.time(), "error": why}, lasting=False)
             raise
         else:
-            failure.unlink(missing_ok=True)
+            if failure.exists():
+                remove(failure)
         finally:
-            claim.unlink(missing_ok=True)
+            remove(claim)
 
     def is_done(self, shard: int) -> bool:
         """Tell whether a shard was marked."""
@@ -101,7 +102,7 @@ class Ledger:
 
     def records(self) -> dict[int, dict[str, Any]]:
         """Return the record of every finished shard."""
-        found = (read_json(path) for path in sorted(self.folder.glob("[0-9]*.json")))
+        found = map(json.loads, read_folder(self.folder, "[0-9]*.json").values())
         return {record["shard"]: record for record in found}
 
     def pending(self, shards: int) -> list[int]:
@@ -131,7 +132,7 @@ class Ledger:
 
     def forget(self, shard: int) -> None:
         """Take a shard's marker away, so that it is done again."""
-        self._marker(shard).unlink(missing_ok=True)
+        remove(self._marker(shard))
 
     def clear(self) -> None:
         """Forget all markers."""
@@ -141,13 +142,7 @@ class Ledger:
         return self.folder / f"{shard:08d}.json"
 
     def _notes(self, kind: str) -> list[dict[str, Any]]:
-        found = []
-        for path in sorted((self.folder / kind).glob("[0-9]*.json")):
-            try:
-                found.append(read_json(path))
-            except (FileNotFoundError, json.JSONDecodeError):
-                continue  # Its shard ended, or it is being written, at this moment.
-        return found
+        return [json.loads(data) for data in read_folder(self.folder / kind, "[0-9]*.json").values()]
 
 
 def _may_live(claim: dict[str, Any]) -> bool:

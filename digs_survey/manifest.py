@@ -79,7 +79,7 @@ class RunManifest:
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self.path = Path(run_dir) / "manifest.json"
+        self.path = run_dir / "manifest.json"
         self.data: dict[str, Any] = {"schema": SCHEMA, "created": _now(), "inputs": {}, "stages": {}}
         if self.path.is_file():
             self.data = read_json(self.path)

@@ -23,10 +23,12 @@ from digs_survey.errors import CatalogError, RunDirectoryError
 from digs_survey.infer.prepare import require_rest_frame
 from digs_survey.infer.survey_noise import survey_noise
 from digs_survey.ledger import Ledger
+from digs_survey.locations import check_reachable, is_remote, location
 from digs_survey.lock import run_lock
 from digs_survey.logs import run_log, stage_log
 from digs_survey.manifest import RunManifest, versions
 from digs_survey.progress import ProgressReporter
+from digs_survey.remotelock import RemoteLock
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.status import STAGES
@@ -219,7 +221,7 @@ class Survey:
         del key["map"]["workers"]
         if self.config.infer.importance == "all":
             key["infer"] = {"importance": "all", "importance_draws": self.config.infer.importance_draws}
-        inputs = self.manifest.data["inputs"] | {"model": str(folder.resolve())}
+        inputs = self.manifest.data["inputs"] | {"model": str(folder.absolute())}
         self.manifest.update(inputs=inputs)
         ledger = Ledger(self.run_dir / "ledger" / "map")
         with self._stage("map", key, opened.n_rows, "galaxies") as todo:
@@ -247,7 +249,7 @@ class Survey:
 
         posterior = FrozenPosterior.load(self._needs("train", "model/card.json").parent)
         self._needs("map", "posterior.zarr")
-        catalog = Path(self.manifest.data["inputs"]["catalog"]["path"])
+        catalog = location(self.manifest.data["inputs"]["catalog"]["path"])
         key = self._key("audit", "noise", "model") | {"map": self.manifest.stages["map"]["key"]}
         if self.config.infer.importance != "none":
             key |= self._key("infer")
@@ -382,7 +384,7 @@ class Survey:
         catalog = self.manifest.data["inputs"].get("catalog")
         if catalog is None:
             return WavelengthGrid.from_config(self.config.grid)
-        path = Path(catalog["path"])
+        path = location(catalog["path"])
         return Catalog.open(path).grid if path.exists() else None
 
     def _simulations_hash(self) -> str:
@@ -400,7 +402,7 @@ class Survey:
             entry = self.manifest.data["inputs"].get("catalog")
             if entry is None:
                 raise self._no_catalog()
-            noise = survey_noise(self.config, Catalog.open(Path(entry["path"])))
+            noise = survey_noise(self.config, Catalog.open(entry["path"]))
         negative = noise.negative_share(flux[:_NOISE_TRIAL_ROWS])
         if negative > _MUCH_NEGATIVE and not noise.keeps_negative:
             self.progress.say(
@@ -463,7 +465,7 @@ def open_survey(
     RunDirectoryError
         If another process works in the directory.
     """
-    run_dir = Path(run_dir)
+    check_reachable(run_dir)
     with run_log(run_dir, progress.show) as log:
         stored = run_dir / "config.toml"
         config = load_config(config_source or (stored if stored.is_file() else None), overrides)
@@ -487,7 +489,7 @@ def open_survey(
             check_dashboards()
         run_dir.mkdir(parents=True, exist_ok=True)
         log.begin(config_hash=config.hash())
-        with run_lock(run_dir, progress.say):
+        with RemoteLock(run_dir) if is_remote(run_dir) else run_lock(run_dir, progress.say):
             survey = Survey(run_dir, config, RunManifest(run_dir), progress, dask_address, ray_address, dashboards)
             if redo is not None:
                 survey.redo(redo)

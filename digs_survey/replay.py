@@ -17,6 +17,7 @@ from digs_survey.infer.map import derived_quantities
 from digs_survey.infer.template import result_arrays
 from digs_survey.infer.worker import RowInference, digest
 from digs_survey.ledger import Ledger
+from digs_survey.locations import location
 from digs_survey.manifest import RunManifest, versions
 from digs_survey.storage import checksum
 
@@ -92,10 +93,10 @@ def replay(run_dir: Path, config: SurveyConfig, galaxy_id: str) -> list[Replay]:
     if "map" not in manifest.stages or not out.exists():
         raise RunDirectoryError(f"{run_dir} has no results; run 'digs-survey map' first")
     entry = manifest.data["inputs"]["catalog"]
-    catalog = Catalog.open(Path(entry["path"]))
+    catalog = Catalog.open(location(entry["path"]))
     if not manifest.knows(catalog) and catalog.fingerprint() != entry["fingerprint"]:
         raise RunDirectoryError(f"{catalog.path} has changed since {run_dir} was made; its rows cannot be replayed")
-    model = Path(manifest.data["inputs"]["model"])
+    model = location(manifest.data["inputs"]["model"])
     posterior = FrozenPosterior.load(model)
     if posterior.hash != manifest.stages["map"]["key"]["posterior"]:
         raise RunDirectoryError(f"{model} is not the posterior of the results in {run_dir} any more")

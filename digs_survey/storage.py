@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,21 @@ from numpy.typing import NDArray
 from zarr.abc.store import ByteRequest
 from zarr.codecs import ZstdCodec
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore, WrapperStore
+from zarr.storage import FsspecStore, LocalStore, WrapperStore
+
+from digs_survey.locations import is_remote
 
 __all__ = [
     "ArraySpec",
     "checksum",
+    "create_arrays",
     "create_bytes",
     "create_dataset",
+    "create_group",
+    "new_file",
+    "new_folder",
+    "read_bytes",
+    "read_folder",
     "read_json",
     "remove",
     "shard_count",
@@ -76,19 +85,23 @@ def create_dataset(
 
     The dataset appears at ``path`` complete or not at all; what stood there before is replaced.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    root = zarr.create_group(str(building), zarr_format=3, overwrite=True)
-    root.attrs.update(dict(attrs or {}))
+    with new_folder(path) as building:
+        create_arrays(building, arrays, values)
+        create_group(building, attrs)
+
+
+def create_arrays(
+    folder: Path, arrays: Mapping[str, ArraySpec], values: Mapping[str, NDArray[Any]] | None = None
+) -> None:
+    """Lay out the arrays of a dataset below a folder, which :func:`create_group` is to make a dataset at the end."""
     for name, spec in arrays.items():
         rest = tuple(max(1, n) for n in spec.shape[1:])
         rows = max(1, spec.shape[0]) if spec.shard_rows is None else spec.shard_rows
         chunk_rows = min(spec.chunk_rows or rows, rows)
         rows = -(-rows // chunk_rows) * chunk_rows
         fill: dict[str, Any] = {} if spec.fill_value is None else {"fill_value": spec.fill_value}
-        root.create_array(
-            name,
+        array = zarr.create_array(
+            str(folder / name),
             shape=spec.shape,
             dtype=spec.dtype,
             chunks=(chunk_rows, *rest),
@@ -96,13 +109,63 @@ def create_dataset(
             compressors=ZstdCodec(checksum=True),
             dimension_names=spec.dims,
             attributes=dict(spec.attrs),
+            zarr_format=3,
             **fill,
         )
-    for name, value in (values or {}).items():
-        root[name][...] = value  # type: ignore[index]
-    remove(path)
-    building.chmod(0o755)
-    os.replace(building, path)
+        if values and name in values:
+            array[...] = values[name]
+
+
+def create_group(folder: Path, attrs: Mapping[str, Any] | None = None) -> None:
+    """Write a group's own metadata: to be called last, since nothing is a dataset without it."""
+    zarr.create_group(str(folder), attributes=dict(attrs or {}), zarr_format=3)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to write to, which stands at ``path`` at the end; after an error, nothing of it is left.
+
+    On this machine it lies beside ``path``, and takes the place of what stood there when it is complete. On an object
+    store nothing can be renamed: it is ``path`` itself, which is emptied first.
+    """
+    building = path
+    if is_remote(path):
+        remove(path)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield building
+        if building != path:
+            remove(path)
+            building.chmod(0o755)
+            os.replace(building, path)
+    except BaseException:
+        remove(building)
+        raise
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a file of this machine to write; it stands at ``path`` at the end, or nothing does.
+
+    What stood there before is replaced as a whole. On an object store the file is uploaded when it is complete.
+    """
+    folder = None if is_remote(path) else path.parent
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=folder)
+    os.close(handle)
+    try:
+        yield Path(name)
+        if folder is None:
+            store: Any = path
+            store.fs.put_file(name, store.path)
+        else:
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def write_shard(path: Path, shard: int, rows: slice, values: Mapping[str, NDArray[Any]]) -> None:
@@ -110,13 +173,13 @@ def write_shard(path: Path, shard: int, rows: slice, values: Mapping[str, NDArra
 
     Each array's shard is either the old one or the new one at any time, also where two processes write the same.
     """
-    store = _WriteOnly(LocalStore(path))
+    store = _WriteOnly(FsspecStore.from_url(str(path)) if is_remote(path) else LocalStore(path))
     group: Any = zarr.open_group(store, mode="r+", use_consolidated=False)
     for name, value in values.items():
         group[name][rows] = value
 
 
-class _WriteOnly(WrapperStore[LocalStore]):
+class _WriteOnly(WrapperStore[Any]):
     """A store that shows metadata, and no values: Zarr reads a shard before it writes to it, even a damaged one."""
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
@@ -126,9 +189,13 @@ class _WriteOnly(WrapperStore[LocalStore]):
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder if it is there (renamed first, so that it is gone at once)."""
-    path = Path(path)
-    if path.is_dir() and not path.is_symlink():
+    """Delete a file or a folder if it is there; a dataset is none at once, whenever this is interrupted."""
+    if is_remote(path):
+        store: Any = path
+        for name in (store / "zarr.json", store):
+            with suppress(FileNotFoundError):
+                store.fs.rm(name.path, recursive=name is store)
+    elif path.is_dir() and not path.is_symlink():
         grave = Path(tempfile.mkdtemp(prefix=f".{path.name}-removed-", dir=path.parent))
         os.replace(path, grave / path.name)
         shutil.rmtree(grave, ignore_errors=True)
@@ -158,6 +225,13 @@ def checksum(*arrays: NDArray[Any]) -> str:
 
 def create_bytes(path: Path, data: bytes) -> bool:
     """Write a file unless there is one: of several processes that try, one succeeds. Return whether this one did."""
+    if is_remote(path):
+        store: Any = path
+        try:
+            store.fs.pipe_file(store.path, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
@@ -184,7 +258,10 @@ def write_bytes(path: Path, data: bytes, *, lasting: bool = True) -> None:
 
     A ``lasting`` one is on the disk when this returns, also if the power fails then.
     """
-    path = Path(path)
+    if is_remote(path):
+        store: Any = path
+        store.fs.pipe_file(store.path, data)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
@@ -200,6 +277,29 @@ def write_bytes(path: Path, data: bytes, *, lasting: bool = True) -> None:
         raise
 
 
+def read_bytes(path: Path) -> bytes:
+    """Read a file; of an object store, in one request."""
+    if is_remote(path):
+        store: Any = path
+        return store.fs.cat_file(store.path)
+    return path.read_bytes()
+
+
+def read_folder(folder: Path, pattern: str) -> dict[Path, bytes]:
+    """Read the files of a folder whose names match a pattern, in their order; of an object store, many at a time."""
+    paths = sorted(folder.glob(pattern))
+    if is_remote(folder) and paths:
+        store: Any = folder
+        data = store.fs.cat([path.path for path in paths], on_error="omit")  # type: ignore[attr-defined]
+        return {path: data[path.path] for path in paths if path.path in data}  # type: ignore[attr-defined]
+    found = {}
+    for path in paths:
+        # Whoever has finished with one takes it away.
+        with suppress(FileNotFoundError):
+            found[path] = path.read_bytes()
+    return found
+
+
 def write_json(path: Path, data: Any, *, lasting: bool = True) -> None:
     """Write JSON as :func:`write_bytes` does; numbers that are not finite are refused rather than written."""
     write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n", lasting=lasting)
@@ -207,4 +307,4 @@ def write_json(path: Path, data: Any, *, lasting: bool = True) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    return json.loads(read_bytes(path))

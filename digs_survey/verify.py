@@ -15,7 +15,7 @@ from digs_survey.infer.table import part_name
 from digs_survey.infer.worker import stored_digest
 from digs_survey.ledger import Ledger
 from digs_survey.manifest import RunManifest
-from digs_survey.storage import checksum, shard_rows
+from digs_survey.storage import checksum, read_bytes, shard_rows
 
 __all__ = ["Damage", "verify_run"]
 
@@ -108,5 +108,5 @@ def _damaged(run_dir: Path, stage: str, ledger: Ledger, advance: Callable[[int],
             part = table / part_name(shard)
             if not part.is_file():
                 yield Damage(stage, shard, rows, part, "the file is not there")
-            elif checksum(np.frombuffer(part.read_bytes(), dtype=np.uint8)) != record["table"]:
+            elif checksum(np.frombuffer(read_bytes(part), dtype=np.uint8)) != record["table"]:
                 yield Damage(stage, shard, rows, part, "the file is not the one that was written")

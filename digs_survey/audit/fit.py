@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
+import io
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,6 +18,7 @@ from digs_survey.config import MCMCConfig, ModelConfig
 from digs_survey.parameters import Prior
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
+from digs_survey.storage import read_bytes, write_bytes
 
 __all__ = ["FitSetup", "GalaxyFit", "GalaxyJob", "fit_with", "mcmc_draw_count"]
 
@@ -132,20 +132,14 @@ class GalaxyFit:
 
     def save(self, path: Path) -> None:
         """Write the outcome to a file that is there in full or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **asdict(self))
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        buffer = io.BytesIO()
+        np.savez(buffer, **asdict(self))
+        write_bytes(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> GalaxyFit:
         """Read what :meth:`save` wrote."""
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as stored:
             values = {field.name: stored[field.name] for field in fields(cls)}
         return cls(**{name: value.item() if value.ndim == 0 else value for name, value in values.items()})
 

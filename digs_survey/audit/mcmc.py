@@ -72,7 +72,6 @@ def fit_galaxies(
     StageError
         If not one of several fits succeeded.
     """
-    folder = Path(folder)
     ledger = Ledger(folder / "ledger")
     records = ledger.records()
     digests = {job.row: _digest(setup, job) for job in jobs}

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from digs_survey.audit.calibration import LEVELS, Calibration
 from digs_survey.audit.predictive import BAND
 from digs_survey.parameters import Prior
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.storage import ArraySpec, create_dataset, remove
+from digs_survey.storage import ArraySpec, create_dataset, create_group, new_folder
 
 __all__ = ["write_audit"]
 
@@ -118,18 +115,11 @@ def write_audit(
         ),
     }
     units = {"parameter_units": {p.name: p.unit for p in prior.parameters}}
-    path = Path(path)
-    building = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        zarr.create_group(str(building), zarr_format=3, overwrite=True)
+    with new_folder(path) as building:
         extra = {"draws": calibration.draws, "excluded_nan": calibration.excluded}
         _write_group(building / "calibration", simulated, units | extra)
         _write_group(building / "galaxies", audited, units)
-        building.chmod(0o755)
-        remove(path)
-        os.replace(building, path)
-    finally:
-        remove(building)
+        create_group(building)
 
 
 def _write_group(path: Path, arrays: _Arrays, attrs: dict[str, Any]) -> None:

@@ -72,7 +72,7 @@ def run_audit(
     """
     from digs_survey.estimator.posterior import FrozenPosterior
 
-    run_dir, began = Path(run_dir), time.process_time()
+    began = time.process_time()
     catalog = Catalog.open(catalog_path)
     posterior = FrozenPosterior.load(run_dir / "model")
     posterior.check_grid(catalog.grid)

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from digs_survey.errors import RunDirectoryError
 from digs_survey.manifest import versions
-from digs_survey.storage import read_json, write_bytes, write_json
+from digs_survey.storage import read_bytes, read_json, write_bytes, write_json
 
 __all__ = ["FORMAT", "load_artefact", "model_hash", "save_artefact", "update_card"]
 
@@ -38,8 +38,8 @@ def model_hash(arrays: dict[str, NDArray[Any]], card: dict[str, Any]) -> str:
 def save_artefact(folder: Path, arrays: dict[str, NDArray[Any]], card: dict[str, Any]) -> str:
     """Write the model, the card last, and return its hash."""
     digest = model_hash(arrays, card)
-    write_bytes(Path(folder) / "model.safetensors", save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
-    write_json(Path(folder) / "card.json", {**card, "hash": digest, "versions": versions()})
+    write_bytes(folder / "model.safetensors", save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+    write_json(folder / "card.json", {**card, "hash": digest, "versions": versions()})
     return digest
 
 
@@ -51,7 +51,6 @@ def load_artefact(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]
     RunDirectoryError
         If a file is missing, of another format, or does not match the hash in the card.
     """
-    folder = Path(folder)
     for name in ("card.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise RunDirectoryError(f"model {folder}: expected {name} there; train one with 'digs-survey train'")
@@ -60,7 +59,7 @@ def load_artefact(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]
         raise RunDirectoryError(
             f"model {folder}: card.json has format {card.get('format')!r}, this version reads {FORMAT}; train it again"
         )
-    arrays = load_file(folder / "model.safetensors")
+    arrays = load(read_bytes(folder / "model.safetensors"))
     if model_hash(arrays, card) != card["hash"]:
         raise RunDirectoryError(
             f"model {folder}: model.safetensors and card.json do not match the hash in the card; "
@@ -71,7 +70,7 @@ def load_artefact(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]
 
 def update_card(folder: Path, **entries: Any) -> None:
     """Add entries, such as calibration results, that do not decide results."""
-    path = Path(folder) / "card.json"
+    path = folder / "card.json"
     card = read_json(path)
     if decisive := set(entries) & {*_DECISIVE, "hash"}:
         raise ValueError(f"card entries {sorted(decisive)} belong to the model's hash")

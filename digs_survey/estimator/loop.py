@@ -22,7 +22,7 @@ from digs_survey.errors import StageError
 from digs_survey.estimator.dataset import Simulations
 from digs_survey.estimator.trainer import Explosion, Trainer, Worker, blank_estimator, prepare_estimator
 from digs_survey.simulate.noise import NoiseModel
-from digs_survey.storage import write_bytes
+from digs_survey.storage import read_bytes, write_bytes
 
 __all__ = [
     "HISTORY",
@@ -55,14 +55,14 @@ def load_checkpoint(path: Path, key: str, settings: TrainConfig) -> dict[str, An
     """
     if not path.is_file():
         return None
-    state = torch.load(path, weights_only=True, map_location="cpu")
+    state = _read(path)
     same = state["key"] == key and (state["rates"][-1][1:] == _rates(settings) or state["diverged"])
     return state if same else None
 
 
 def has_diverged(path: Path) -> bool:
     """Tell whether a checkpoint is one that a run left which diverged."""
-    return path.is_file() and bool(torch.load(path, weights_only=True, map_location="cpu")["diverged"])
+    return path.is_file() and bool(_read(path)["diverged"])
 
 
 def fit(
@@ -181,6 +181,10 @@ def _save(path: Path, state: dict[str, Any], run: Trainer) -> None:
     if run.worker.rank == 0:
         state |= {"weights": run.estimator.state_dict(), "optimiser": run.optimiser.state_dict()}
         _write(path, state)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return torch.load(io.BytesIO(read_bytes(path)), weights_only=True, map_location="cpu")
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:

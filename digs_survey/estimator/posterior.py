@@ -180,7 +180,7 @@ class FrozenPosterior:
     @classmethod
     def load(cls, folder: Path) -> FrozenPosterior:
         """Read a frozen posterior; a damaged one is refused."""
-        return cls(*load_artefact(Path(folder)))
+        return cls(*load_artefact(folder))
 
     def check_grid(self, grid: WavelengthGrid) -> None:
         """Refuse a catalog on another grid than the one that the posterior was trained for."""

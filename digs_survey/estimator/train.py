@@ -24,13 +24,14 @@ from digs_survey.errors import StageError
 from digs_survey.estimator.dataset import Simulations, check_recipe
 from digs_survey.estimator.loop import HISTORY, Diverged, Worker, blank_estimator, fit, load_checkpoint
 from digs_survey.estimator.posterior import FrozenPosterior
+from digs_survey.locations import is_remote, location
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.storage import remove, write_text
 
 __all__ = ["simulations_hash", "train"]
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS, _POLL_REMOTE_SECONDS = 0.5, 5.0
 
 
 def train(
@@ -76,11 +77,9 @@ def train(
         If the simulations are not those that the configuration asks for, or some of them cannot be trained on, or
         training diverged (its last good checkpoint is kept), or workers failed.
     """
-    folder, checkpoints = Path(folder), Path(folder).parent / "checkpoint"
+    checkpoints = folder.parent / "checkpoint"
     group: Any = zarr.open_group(str(simulations), mode="r")
     check_recipe(group.attrs.get("recipe"), config, grid)
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoints.mkdir(parents=True, exist_ok=True)
     key = _key(config, noise, data_hash)
     estimators, states = [], []
     for member in range(config.train.ensemble):
@@ -203,7 +202,7 @@ def _ray_loop(settings: Mapping[str, Any]) -> None:
             group["theta"],
             group["flux"],
             NoiseModel.from_config(config.noise, settings["noise_table"], config.train.features),
-            Path(settings["checkpoint"]),
+            location(settings["checkpoint"]),
             settings["key"],
             member=settings["member"],
             worker=Worker(context.get_world_rank(), context.get_world_size(), add, total),
@@ -233,9 +232,9 @@ def _fit_on_ray(
             _ray_loop,
             train_loop_config={
                 "config": config.model_dump_json(),
-                "simulations": str(Path(simulations).resolve()),
+                "simulations": str(simulations.absolute()),
                 "noise_table": noise.table,
-                "checkpoint": str(checkpoint.resolve()),
+                "checkpoint": str(checkpoint.absolute()),
                 "key": key,
                 "member": member,
             },
@@ -249,7 +248,7 @@ def _fit_on_ray(
             ),
             run_config=ray.train.RunConfig(
                 name="train",
-                storage_path=str(checkpoint.parent.resolve() / f"ray-{member}"),
+                **_ray_storage(checkpoint.parent.absolute() / f"ray-{member}"),
                 failure_config=ray.train.FailureConfig(max_failures=2),
             ),
         )
@@ -259,18 +258,30 @@ def _fit_on_ray(
             raise StageError(f"train: the Ray Train workers failed: {error}") from error
 
 
+def _ray_storage(folder: Path) -> dict[str, Any]:
+    """Where Ray Train keeps its own records."""
+    if not is_remote(folder):
+        return {"storage_path": str(folder)}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    # Ray would open the URL by Arrow's own library, which reads other settings than ours.
+    store: Any = folder
+    return {"storage_path": store.path, "storage_filesystem": PyFileSystem(FSSpecHandler(store.fs))}
+
+
 @contextmanager
 def _epochs_followed(
     checkpoint: Path, key: str, settings: TrainConfig, advance: Callable[[int], None], done: int
 ) -> Iterator[None]:
     """Report epochs from the checkpoint while workers elsewhere write it."""
     stop = threading.Event()
+    pause = _POLL_REMOTE_SECONDS if is_remote(checkpoint) else _POLL_SECONDS
 
     def follow() -> None:
         seen = done
         last = None
-        while not stop.wait(_POLL_SECONDS):
-            stamp = checkpoint.stat().st_mtime_ns if checkpoint.is_file() else None
+        while not stop.wait(pause):
+            stamp = _stamp(checkpoint)
             if stamp != last:
                 last = stamp
                 state = load_checkpoint(checkpoint, key, settings)
@@ -285,6 +296,14 @@ def _epochs_followed(
     finally:
         stop.set()
         thread.join()
+
+
+def _stamp(path: Path) -> Any:
+    """Return what changes when a file is written anew; None if there is none."""
+    if not path.is_file():
+        return None
+    store: Any = path
+    return store.fs.info(store.path) if is_remote(path) else path.stat().st_mtime_ns
 
 
 def simulations_hash(simulations: Path, records: Mapping[int, Mapping[str, Any]]) -> str:

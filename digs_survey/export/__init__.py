@@ -7,8 +7,6 @@ CSV has no place for them. Rows are streamed: memory does not grow with their nu
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +15,8 @@ from digs_survey.export.binary import write_fits
 from digs_survey.export.source import StoredTable
 from digs_survey.export.tabular import write_csv, write_ecsv, write_parquet
 from digs_survey.export.votable import write_votable
+from digs_survey.locations import location
+from digs_survey.storage import new_file
 
 __all__ = ["FORMATS", "StoredTable", "export_table"]
 
@@ -64,21 +64,14 @@ def export_table(
         No such table, a part of it that is missing, damaged or unlike the others, an unknown format, a file in
         the way, or a column that the format cannot hold.
     """
-    target = Path(out)
+    target = location(out)
     if format not in FORMATS:
         raise DigsError(f"export: expected a format out of {', '.join(FORMATS)}, found {format!r}")
-    source = StoredTable(Path(percentiles_parquet), rows)
+    source = StoredTable(location(percentiles_parquet), rows)
     if target.is_dir():
         raise DigsError(f"export: {target} is a folder; expected a file")
     if target.exists() and not overwrite:
         raise DigsError(f"export: {target} exists already; name another file or ask to overwrite it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-    os.close(handle)
-    try:
-        FORMATS[format](source, Path(name))
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with new_file(target) as building:
+        FORMATS[format](source, building)
     return target

@@ -13,6 +13,8 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from digs_survey.errors import DigsError
+from digs_survey.locations import is_remote
+from digs_survey.storage import read_bytes
 from digs_survey.ucd import ucd
 
 __all__ = ["Column", "StoredTable"]
@@ -164,6 +166,8 @@ def _find_parts(path: Path) -> list[Path]:
 
 def _open_part(part: Path) -> parquet.ParquetFile:
     try:
+        if is_remote(part):
+            return parquet.ParquetFile(pa.BufferReader(read_bytes(part)))
         # buffered, since a row group as a whole may be as large as the table
         return parquet.ParquetFile(part, buffer_size=_BUFFER_BYTES, pre_buffer=False)
     except (OSError, pa.ArrowInvalid) as error:

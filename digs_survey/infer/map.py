@@ -94,8 +94,8 @@ def map_catalog(
     """
     from digs_survey.estimator.posterior import FrozenPosterior
 
-    catalog = Catalog.open(Path(catalog_path).absolute())
-    model = Path(model_folder).absolute()
+    catalog = Catalog.open(catalog_path.absolute())
+    model = model_folder.absolute()
     posterior = FrozenPosterior.load(model)
     posterior.check_grid(catalog.grid)
     settings = config.map
@@ -113,7 +113,7 @@ def map_catalog(
     if config.infer.importance == "all":
         check_model(posterior, config.model)
         importance_draws = recipe["importance_draws"] = config.infer.importance_draws
-    out, ledger = Path(out_path).absolute(), Ledger(ledger.folder.absolute())
+    out, ledger = out_path.absolute(), Ledger(ledger.folder.absolute())
     table = out.with_name("percentiles.parquet")
     kept = lay_out(
         out,

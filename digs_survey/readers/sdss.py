@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from digs_survey.catalog import Catalog, write_catalog
 from digs_survey.config import GridConfig
 from digs_survey.errors import CatalogError
+from digs_survey.locations import location
 from digs_survey.spectra import WavelengthGrid, rebin_spectrum
 
 __all__ = ["BRIGHTSKY", "ingest_sdss", "read_sdss"]
@@ -109,7 +110,7 @@ def read_sdss(
         A file that is no SDSS spectrum or has no positive redshift, or no common range of wavelengths;
         the message names the files.
     """
-    files = [Path(path) for path in paths]
+    files = [location(path) for path in paths]
     if not files:
         raise CatalogError("SDSS spectra: expected at least one spec-PLATE-MJD-FIBER.fits file, found none")
     # read twice, so that no more than one spectrum is held at its full resolution
@@ -185,7 +186,7 @@ def _read(path: Path) -> _Spectrum:
     if not path.is_file():
         raise CatalogError(f"{path}: no such file")
     try:
-        with fits.open(path, memmap=False) as hdus:
+        with path.open("rb") as file, fits.open(file, memmap=False) as hdus:
             _check(path, hdus)
             coadd, specobj = hdus[1].data, hdus[2].data[0]
             wave, flux, ivar = (np.asarray(coadd[n], dtype=np.float64) for n in ("LOGLAM", "FLUX", "IVAR"))

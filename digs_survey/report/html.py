@@ -38,7 +38,7 @@ def write_report(run_dir: Path) -> Path:
     from digs_survey.report.headline import coverage_limits, headlines
     from digs_survey.report.load import load_run
 
-    run = load_run(Path(run_dir))
+    run = load_run(run_dir)
     environment = Environment(
         loader=PackageLoader("digs_survey.report", "."),
         autoescape=True,
@@ -62,6 +62,6 @@ def write_report(run_dir: Path) -> Path:
             cost=sections.cost_section(run),
             catalog=sections.catalog_section(run),
         )
-    path = Path(run_dir) / "report.html"
+    path = run_dir / "report.html"
     write_text(path, page)
     return path

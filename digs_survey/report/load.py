@@ -6,6 +6,7 @@ None here and the report says so. Only the manifest and the configuration have t
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from digs_survey.config import SurveyConfig, load_config
 from digs_survey.errors import RunDirectoryError
+from digs_survey.locations import is_remote
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
-from digs_survey.storage import read_json
+from digs_survey.storage import read_bytes, read_json
 
 __all__ = ["CatalogSummary", "FirstRows", "RunData", "load_run", "names_of"]
 
@@ -111,14 +113,16 @@ def load_run(run_dir: Path) -> RunData:
 def _history(path: Path) -> dict[str, NDArray[np.float64]] | None:
     if not path.is_file():
         return None
-    table = np.atleast_1d(np.genfromtxt(path, delimiter=",", names=True, dtype=float, encoding="utf-8"))
+    table = np.atleast_1d(
+        np.genfromtxt(io.BytesIO(read_bytes(path)), delimiter=",", names=True, dtype=float, encoding="utf-8")
+    )
     return {name: table[name] for name in table.dtype.names or ()} if table.size else None
 
 
 def _group(path: Path, group: str, rows: str) -> xr.Dataset | None:
     if not (path / group / "zarr.json").is_file():
         return None
-    with xr.open_zarr(path, group=group, consolidated=False, chunks=None) as dataset:
+    with xr.open_zarr(str(path), group=group, consolidated=False, chunks=None) as dataset:
         return dataset.load() if dataset.sizes.get(rows, 0) else None
 
 
@@ -130,7 +134,7 @@ def _catalog(path: Path, config: SurveyConfig, block: int = _BLOCK_ROWS) -> Cata
     edges = {p.name: np.linspace(p.low, p.high, _BINS + 1) for p in prior.parameters}
     counts = {name: np.zeros(_BINS, dtype=np.int64) for name in prior.names}
     flagged = without = 0
-    with xr.open_zarr(path, consolidated=False, chunks=None) as dataset:
+    with xr.open_zarr(str(path), consolidated=False, chunks=None) as dataset:
         rows = dataset.sizes["galaxy"]
         middle = int(np.argmin(np.abs(dataset["quantile"].values - 0.5)))
         median, names = dataset["percentiles"].isel(quantile=middle), names_of(dataset)
@@ -152,7 +156,9 @@ def _first_rows(path: Path, rows: int = 10) -> FirstRows | None:
         return None
     from pyarrow.dataset import dataset
 
-    table = dataset(path, format="parquet")
+    source: Any = path
+    remote = is_remote(path)
+    table = dataset(source.path if remote else path, filesystem=source.fs if remote else None, format="parquet")
     columns, total = list(table.schema.names), table.count_rows()
     values = [[record[name] for name in columns] for record in table.head(rows).to_pylist()]
     return FirstRows(columns, values, total)

@@ -60,7 +60,6 @@ def augment(
     StageError
         If the simulations are missing or not finished.
     """
-    out_path = Path(out_path)
     try:
         simulations = zarr.open_group(str(simulations_path), mode="r")
     except FileNotFoundError:

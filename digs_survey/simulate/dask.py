@@ -97,7 +97,7 @@ def simulate(
     StageError
         If a shard fails, with the worker's own error as its cause.
     """
-    path, ledger = Path(path).absolute(), Ledger(ledger.folder.absolute())
+    path, ledger = path.absolute(), Ledger(ledger.folder.absolute())
     prior = config.make_prior()
     recipe = {
         "seed": config.seed,

@@ -10,6 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from digs_survey.ledger import Ledger
+from digs_survey.locations import is_remote
 from digs_survey.storage import ArraySpec, create_dataset, read_json
 
 __all__ = ["open_or_create", "recorded_recipe"]
@@ -41,8 +42,9 @@ def open_or_create(
         Whether the dataset was kept.
     """
     if recorded_recipe(path) == json.loads(json.dumps(recipe)):
-        for partial in path.rglob("*.partial"):
-            partial.unlink(missing_ok=True)
+        if not is_remote(path):
+            for partial in path.rglob("*.partial"):
+                partial.unlink(missing_ok=True)
         return True
     ledger.clear()
     create_dataset(path, arrays, values, attrs={"recipe": dict(recipe)})
