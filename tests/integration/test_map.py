@@ -128,14 +128,21 @@ def test_other_settings_start_afresh_and_one_shard_for_all_gives_the_same_rows(
     assert same_rows(values(other.out), values(mapped.out))
 
 
-def test_a_failing_shard_is_named_with_its_cause(embedded, mapped, catalog, model, tmp_path):
+def test_a_failing_shard_is_named_with_its_cause_and_leaves_the_others_alone(
+    embedded, mapped, catalog, model, tmp_path
+):
     done = copy_of(mapped, tmp_path)
     (done.ledger.folder / "00000003.json").unlink()
+    (done.ledger.folder / "00000005.json").unlink()
     (done.out / "quality" / "c" / "3").unlink()
     (done.out / "quality" / "c" / "3").mkdir()
     with pytest.raises(StageError, match=r"shard 3 \(rows 21 to 27\).*IsADirectoryError") as raised:
         run(tmp_path, catalog, model)
     assert isinstance(raised.value.__cause__, IsADirectoryError)
+    assert done.ledger.is_done(5)
+    (failed,) = done.ledger.pace().failed
+    assert failed["shard"] == 3
+    assert failed["error"].startswith("IsADirectoryError")
 
 
 @pytest.mark.slow
