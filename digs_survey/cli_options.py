@@ -101,7 +101,7 @@ def survey_at(
     dashboards: bool = False,
 ) -> Iterator[Survey]:
     """Open a run directory with what the options say."""
-    from digs_survey.pipeline import open_survey
+    from digs_survey.opening import open_survey
 
     with open_survey(
         run_dir,
