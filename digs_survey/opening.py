@@ -21,6 +21,9 @@ from digs_survey.spectra import WavelengthGrid
 
 __all__ = ["open_survey"]
 
+_CHECKED_ROWS = 200_000
+"""Rows up to which a catalog is read before anything else is done, to tell what is wrong with them."""
+
 
 @contextmanager
 def open_survey(
@@ -49,7 +52,8 @@ def open_survey(
     MissingDependencyError
         If the source does not work, or ``dashboards`` are to start and are not installed.
     CatalogError
-        If the catalog breaks the schema; rows that will carry a quality bit are only told.
+        If the catalog breaks the schema; rows that will carry a quality bit are only told (of a catalog that is
+        not too large to be read for that).
     RunDirectoryError
         If another process works in the directory.
     """
@@ -63,7 +67,12 @@ def open_survey(
             opened = Catalog.open(catalog)
             grid = opened.grid
             require_rest_frame(grid.frame)
-            if not manifest.knows(opened):
+            if opened.n_rows > _CHECKED_ROWS:
+                progress.say(
+                    f"catalog: {opened.n_rows:,} rows, which are checked as they are mapped; "
+                    "'digs-survey validate' checks them before"
+                )
+            elif not manifest.knows(opened):
                 report = validate_catalog(catalog)
                 report.raise_for_errors()
                 for line in report.row_lines():
