@@ -17,7 +17,7 @@ import typer
 
 from digs_survey import __version__
 from digs_survey.errors import DigsError, MissingDependencyError
-from digs_survey.locations import check_reachable, explain, location, store_errors
+from digs_survey.locations import check_reachable, exists, explain, is_file, location, store_errors
 from digs_survey.progress import ProgressReporter
 
 if TYPE_CHECKING:
@@ -298,7 +298,7 @@ def fake_catalog_command(
     from digs_survey.infer.fake import fake_catalog
 
     check_reachable(out)
-    if out.exists() and not overwrite:
+    if exists(out) and not overwrite:
         raise typer.BadParameter(f"{out} exists; choose another name or give --overwrite")
     settings = load_config(config, overrides or [])
     with ProgressReporter(quiet=quiet).task("fake-catalog", rows, "galaxies") as advance:
@@ -330,7 +330,7 @@ def ingest_sdss_command(
     if out.suffix in {".fits", ".gz"}:
         raise typer.BadParameter(f"the last argument is the catalog to write, found {out}; expected OUT.zarr")
     check_reachable(out)
-    if out.exists() and not overwrite:
+    if exists(out) and not overwrite:
         raise typer.BadParameter(f"{out} exists; choose another name or give --overwrite")
     ingest_sdss(spectra, out, step_angstrom=step_angstrom, start_angstrom=start_angstrom, stop_angstrom=stop_angstrom)
     print(out)
@@ -352,7 +352,7 @@ def export(
     check_reachable(run_dir)
     check_reachable(out)
     source = run_dir / "percentiles.parquet"
-    if not source.is_file():
+    if not is_file(source):
         raise RunDirectoryError(f"{run_dir} has no percentiles.parquet; run 'digs-survey map' first")
     endings = {
         ".fits": "fits",

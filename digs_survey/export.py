@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from digs_survey.errors import DigsError
-from digs_survey.locations import location
+from digs_survey.locations import exists, is_file, location
 from digs_survey.storage import new_file, read_bytes
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ def export_table(percentiles_parquet: Path | str, out: Path | str, format: str, 
     source, target = location(percentiles_parquet), location(out)
     if format not in FORMATS:
         raise DigsError(f"export: expected a format out of {', '.join(FORMATS)}, found {format!r}")
-    if not source.is_file():
+    if not is_file(source):
         raise DigsError(f"export: {source}: no such table; `digs-survey map` or `run` makes it")
-    if target.exists() and not overwrite:
+    if exists(target) and not overwrite:
         raise DigsError(f"export: {target} exists already; name another file or ask to overwrite it")
     if target.is_dir():
         raise DigsError(f"export: {target} is a folder; expected a file")

@@ -22,7 +22,7 @@ from digs_survey.config import SurveyConfig, load_config
 from digs_survey.errors import CatalogError, RunDirectoryError
 from digs_survey.infer.prepare import require_rest_frame
 from digs_survey.infer.survey_noise import survey_noise
-from digs_survey.locations import check_reachable, is_remote, location
+from digs_survey.locations import check_reachable, exists, is_file, is_remote, location
 from digs_survey.manifest import RunManifest, versions
 from digs_survey.progress import ProgressReporter
 from digs_survey.remotelock import RemoteLock
@@ -313,7 +313,7 @@ class Survey:
 
     @contextmanager
     def _stage(self, name: str, key: Mapping[str, Any], total: int, unit: str) -> Iterator[_Todo]:
-        if self.manifest.reusable(name, key) and all((self.run_dir / out).exists() for out in OUTPUTS[name][:1]):
+        if self.manifest.reusable(name, key) and all(exists(self.run_dir / out) for out in OUTPUTS[name][:1]):
             self.progress.say(f"{name}: done already")
             yield _Todo(None, lambda count: None)
             return
@@ -329,7 +329,7 @@ class Survey:
 
     def _needs(self, stage: str, output: str) -> Path:
         path = self.run_dir / output
-        if self.manifest.stages.get(stage, {}).get("status") != "done" or not path.exists():
+        if self.manifest.stages.get(stage, {}).get("status") != "done" or not exists(path):
             raise RunDirectoryError(
                 f"{self.run_dir} has no finished {stage} stage; "
                 f"run 'digs-survey {stage} --run-dir {self.run_dir}' first"
@@ -367,7 +367,7 @@ class Survey:
         if catalog is None:
             return WavelengthGrid.from_config(self.config.grid)
         path = location(catalog["path"])
-        return Catalog.open(path).grid if path.exists() else None
+        return Catalog.open(path).grid if exists(path) else None
 
     def _simulations_hash(self) -> str:
         from digs_survey.estimator.train import simulations_hash
@@ -448,7 +448,7 @@ def open_survey(
     """
     check_reachable(run_dir)
     stored = run_dir / "config.toml"
-    config = load_config(config_source or (stored if stored.is_file() else None), overrides)
+    config = load_config(config_source or (stored if is_file(stored) else None), overrides)
     grid = WavelengthGrid.from_config(config.grid)
     if catalog is not None:
         report = validate_catalog(catalog)
@@ -489,7 +489,7 @@ def stage_progress(run_dir: Path) -> list[dict[str, Any]]:
     """Say for each stage of a run directory how far it is, from its manifest and ledgers alone."""
     check_reachable(run_dir)
     manifest = run_dir / "manifest.json"
-    if not manifest.is_file():
+    if not is_file(manifest):
         raise RunDirectoryError(f"{run_dir}: no manifest.json there; expected a run directory of digs-survey")
     recorded = read_json(manifest)["stages"]
     rows = []

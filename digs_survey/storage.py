@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ __all__ = [
     "new_file",
     "new_folder",
     "read_bytes",
+    "read_files",
     "read_json",
     "remove",
     "shard_count",
@@ -247,6 +249,20 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def read_files(folder: Path, pattern: str) -> dict[str, bytes]:
+    """Read the files in a folder, many at once on an object store: contents by name, sorted; none without a folder."""
+    if not is_remote(folder):
+        return {path.name: path.read_bytes() for path in sorted(folder.glob(pattern))}
+    store: Any = folder
+    try:
+        # Not glob: it takes a listing that failed for an empty one.
+        listed = store.fs.ls(store.path, detail=False)
+    except FileNotFoundError:
+        return {}
+    found = sorted(path for path in listed if fnmatch(path.rpartition("/")[2], pattern))
+    return {path.rpartition("/")[2]: data for path, data in store.fs.cat(found).items()} if found else {}
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write JSON atomically; numbers that are not finite are refused rather than written."""
     write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
@@ -276,7 +292,7 @@ class Ledger:
 
     def records(self) -> dict[int, dict[str, Any]]:
         """Return the record of every finished shard."""
-        found = (read_json(path) for path in sorted(self.folder.glob("[0-9]*.json")))
+        found = (json.loads(data) for data in read_files(self.folder, "[0-9]*.json").values())
         return {record["shard"]: record for record in found}
 
     def pending(self, shards: int) -> list[int]:
