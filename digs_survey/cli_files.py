@@ -20,7 +20,7 @@ from digs_survey.cli_options import (
     survey_at,
 )
 from digs_survey.errors import MissingDependencyError, StageError
-from digs_survey.locations import check_reachable, location
+from digs_survey.locations import check_reachable, exists, is_file, location
 from digs_survey.progress import ProgressReporter
 
 __all__ = ["app"]
@@ -73,7 +73,7 @@ def fake_catalog_command(
     from digs_survey.infer.fake import fake_catalog
 
     check_reachable(out)
-    if out.exists() and not overwrite:
+    if exists(out) and not overwrite:
         raise typer.BadParameter(f"{out} exists; choose another name or give --overwrite")
     settings = load_config(config, overrides or [])
     with ProgressReporter(quiet=quiet).task("fake-catalog", rows, "galaxies") as advance:
@@ -105,7 +105,7 @@ def ingest_sdss_command(
     if out.suffix in {".fits", ".gz"}:
         raise typer.BadParameter(f"the last argument is the catalog to write, found {out}; expected OUT.zarr")
     check_reachable(out)
-    if out.exists() and not overwrite:
+    if exists(out) and not overwrite:
         raise typer.BadParameter(f"{out} exists; choose another name or give --overwrite")
     ingest_sdss(spectra, out, step_angstrom=step_angstrom, start_angstrom=start_angstrom, stop_angstrom=stop_angstrom)
     print(out)
@@ -128,7 +128,7 @@ def export(
     check_reachable(run_dir)
     check_reachable(out)
     source = run_dir / "percentiles.parquet"
-    if not source.exists():
+    if not exists(source):
         raise RunDirectoryError(f"{run_dir} has no percentiles.parquet; run 'digs-survey map' first")
     made = RunManifest(run_dir).stages.get("map", {})
     if made.get("status", "done") != "done":
@@ -216,7 +216,7 @@ def replay(
     from digs_survey.errors import RunDirectoryError
     from digs_survey.replay import replay as replay_rows
 
-    if not (run_dir / "config.toml").is_file():
+    if not is_file(run_dir / "config.toml"):
         raise RunDirectoryError(f"{run_dir}: no config.toml there; expected a run directory of digs-survey")
     found = replay_rows(run_dir, load_config(run_dir / "config.toml"), galaxy_id)
     for row in found:

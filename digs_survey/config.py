@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from digs_survey.configtypes import Count, Fraction, Positive, Section
 from digs_survey.errors import ConfigError
-from digs_survey.locations import location
+from digs_survey.locations import is_file, location
 from digs_survey.noiseconfig import MissingConfig, NoiseConfig
 from digs_survey.parameters import PARAMETERS, Prior
 
@@ -366,7 +366,7 @@ def load_config(source: str | Path | None = None, overrides: Iterable[str] = ())
     name = "defaults"
     if source is not None:
         path = location(source)
-        if path.suffix != ".toml" and not path.is_file():
+        if path.suffix != ".toml" and not is_file(path):
             path = preset_path(str(source))
         name = str(source)
         try:

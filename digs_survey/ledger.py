@@ -20,7 +20,8 @@ from uuid import uuid4
 
 import psutil
 
-from digs_survey.storage import create_bytes, read_folder, remove, write_json
+from digs_survey.locations import is_file
+from digs_survey.storage import create_bytes, read_files, remove, write_json
 
 __all__ = ["Ledger", "Pace"]
 
@@ -91,23 +92,23 @@ class Ledger:
             write_json(failure, who | {"at": time.time(), "error": why}, lasting=False)
             raise
         else:
-            if failure.exists():
+            if is_file(failure):
                 remove(failure)
         finally:
             remove(claim)
 
     def is_done(self, shard: int) -> bool:
         """Tell whether a shard was marked."""
-        return self._marker(shard).exists()
+        return is_file(self._marker(shard))
 
     def records(self) -> dict[int, dict[str, Any]]:
         """Return the record of every finished shard."""
-        found = map(json.loads, read_folder(self.folder, "[0-9]*.json").values())
+        found = map(json.loads, read_files(self.folder, "[0-9]*.json").values())
         return {record["shard"]: record for record in found}
 
     def pending(self, shards: int) -> list[int]:
         """Return the shards, of ``shards`` in all, that are not done."""
-        done = {int(path.stem) for path in self.folder.glob("[0-9]*.json")}
+        done = self.records()
         return [shard for shard in range(shards) if shard not in done]
 
     def totals(self) -> tuple[int, float]:
@@ -142,7 +143,7 @@ class Ledger:
         return self.folder / f"{shard:08d}.json"
 
     def _notes(self, kind: str) -> list[dict[str, Any]]:
-        return [json.loads(data) for data in read_folder(self.folder / kind, "[0-9]*.json").values()]
+        return [json.loads(data) for data in read_files(self.folder / kind, "[0-9]*.json").values()]
 
 
 def _may_live(claim: dict[str, Any]) -> bool:

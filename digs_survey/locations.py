@@ -19,7 +19,7 @@ import fsspec.config
 
 from digs_survey.errors import ConfigError, DigsError, MissingDependencyError
 
-__all__ = ["check_reachable", "explain", "is_remote", "location", "store_errors"]
+__all__ = ["check_reachable", "exists", "explain", "is_file", "is_remote", "location", "store_errors"]
 
 _EXTRAS = {
     **dict.fromkeys(("s3", "s3a"), "s3"),
@@ -33,11 +33,12 @@ _S3: dict[str, Any] = {
     "use_listings_cache": False,
     # One request for one object: it is not asked for its size first, and is read again in full if its body breaks off.
     "max_concurrency": 1,
-    # Waits double from below a second to 20 s; adaptive also slows down while the store says that it is busy.
+    # Waits double from below a second to 20 s. The mode "adaptive" would also hold back requests that have not failed,
+    # for minutes, after a few answers that the store is busy.
     "config_kwargs": {
         "connect_timeout": 10,
         "read_timeout": 30,
-        "retries": {"mode": "adaptive", "max_attempts": 8},
+        "retries": {"mode": "standard", "max_attempts": 8},
     },
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -125,6 +126,24 @@ def _checked(text: str) -> str:
 def is_remote(path: Path) -> bool:
     """Tell whether a location is a URL of an object store."""
     return not isinstance(path, Path)
+
+
+def exists(path: Path) -> bool:
+    """Tell whether there is a file or folder. A store that gives no answer is an error here, not an absence."""
+    return path.exists() if not is_remote(path) else _kind(path) != ""
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether there is a file, as :func:`exists` does."""
+    return path.is_file() if not is_remote(path) else _kind(path) == "file"
+
+
+def _kind(path: Path) -> str:
+    store: Any = path
+    try:
+        return store.fs.info(store.path)["type"]
+    except FileNotFoundError:
+        return ""
 
 
 def store_errors() -> tuple[type[Exception], ...]:

@@ -17,6 +17,7 @@ from typing import Any
 from digs_survey.catalog import Catalog
 from digs_survey.commandline import safe_command
 from digs_survey.errors import RunDirectoryError
+from digs_survey.locations import is_file
 from digs_survey.storage import read_json, write_json
 
 __all__ = ["SCHEMA", "RunManifest", "StageRecord", "git_commit", "versions"]
@@ -81,7 +82,7 @@ class RunManifest:
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / "manifest.json"
         self.data: dict[str, Any] = {"schema": SCHEMA, "created": _now(), "inputs": {}, "stages": {}}
-        if self.path.is_file():
+        if is_file(self.path):
             self.data = read_json(self.path)
             if self.data.get("schema") != SCHEMA:
                 raise RunDirectoryError(

@@ -10,7 +10,7 @@ from digs_survey.catalog import Catalog, validate_catalog
 from digs_survey.config import load_config
 from digs_survey.dashboards import check_dashboards
 from digs_survey.infer.prepare import require_rest_frame
-from digs_survey.locations import check_reachable, is_remote
+from digs_survey.locations import check_reachable, is_file, is_remote
 from digs_survey.lock import run_lock
 from digs_survey.logs import run_log
 from digs_survey.manifest import RunManifest
@@ -60,7 +60,7 @@ def open_survey(
     check_reachable(run_dir)
     with run_log(run_dir, progress.show) as log:
         stored = run_dir / "config.toml"
-        config = load_config(config_source or (stored if stored.is_file() else None), overrides)
+        config = load_config(config_source or (stored if is_file(stored) else None), overrides)
         grid = WavelengthGrid.from_config(config.grid)
         manifest = RunManifest(run_dir)
         if catalog is not None:

@@ -22,7 +22,7 @@ from digs_survey.dashboards import with_dashboards
 from digs_survey.errors import CatalogError, RunDirectoryError
 from digs_survey.infer.survey_noise import survey_noise
 from digs_survey.ledger import Ledger
-from digs_survey.locations import location
+from digs_survey.locations import exists, location
 from digs_survey.logs import stage_log
 from digs_survey.manifest import RunManifest, versions
 from digs_survey.progress import ProgressReporter
@@ -317,7 +317,7 @@ class Survey:
 
     @contextmanager
     def _stage(self, name: str, key: Mapping[str, Any], total: int, unit: str) -> Iterator[_Todo]:
-        if self.manifest.reusable(name, key) and all((self.run_dir / out).exists() for out in OUTPUTS[name][:1]):
+        if self.manifest.reusable(name, key) and all(exists(self.run_dir / out) for out in OUTPUTS[name][:1]):
             self.progress.say(f"{name}: done already", kind="stage_kept", stage=name)
             yield _Todo(None, lambda count: None)
             return
@@ -338,7 +338,7 @@ class Survey:
 
     def _needs(self, stage: str, output: str) -> Path:
         path = self.run_dir / output
-        if self.manifest.stages.get(stage, {}).get("status") != "done" or not path.exists():
+        if self.manifest.stages.get(stage, {}).get("status") != "done" or not exists(path):
             raise RunDirectoryError(
                 f"{self.run_dir} has no finished {stage} stage; "
                 f"run 'digs-survey {stage} --run-dir {self.run_dir}' first"
@@ -382,7 +382,7 @@ class Survey:
         if catalog is None:
             return WavelengthGrid.from_config(self.config.grid)
         path = location(catalog["path"])
-        return Catalog.open(path).grid if path.exists() else None
+        return Catalog.open(path).grid if exists(path) else None
 
     def _simulations_hash(self) -> str:
         from digs_survey.estimator.train import simulations_hash

@@ -17,7 +17,7 @@ from digs_survey.infer.map import derived_quantities
 from digs_survey.infer.template import result_arrays
 from digs_survey.infer.worker import RowInference, digest
 from digs_survey.ledger import Ledger
-from digs_survey.locations import location
+from digs_survey.locations import exists, location
 from digs_survey.manifest import RunManifest, versions
 from digs_survey.storage import checksum
 
@@ -90,7 +90,7 @@ def replay(run_dir: Path, config: SurveyConfig, galaxy_id: str) -> list[Replay]:
 
     manifest = RunManifest(run_dir)
     out = run_dir / "posterior.zarr"
-    if "map" not in manifest.stages or not out.exists():
+    if "map" not in manifest.stages or not exists(out):
         raise RunDirectoryError(f"{run_dir} has no results; run 'digs-survey map' first")
     entry = manifest.data["inputs"]["catalog"]
     catalog = Catalog.open(location(entry["path"]))

@@ -9,6 +9,7 @@ from typing import Any
 
 from digs_survey.errors import RunDirectoryError
 from digs_survey.ledger import Ledger
+from digs_survey.locations import check_reachable, is_file
 from digs_survey.storage import read_json
 
 __all__ = ["STAGES", "StageStatus", "run_status"]
@@ -60,7 +61,8 @@ def run_status(run_dir: Path) -> list[StageStatus]:
         If it is none.
     """
     manifest = run_dir / "manifest.json"
-    if not manifest.is_file():
+    check_reachable(run_dir)
+    if not is_file(manifest):
         raise RunDirectoryError(f"{run_dir}: no manifest.json there; expected a run directory of digs-survey")
     recorded = read_json(manifest)["stages"]
     return [_stage(run_dir, name, recorded.get(name)) for name in STAGES]

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ __all__ = [
     "new_file",
     "new_folder",
     "read_bytes",
-    "read_folder",
+    "read_files",
     "read_json",
     "remove",
     "shard_count",
@@ -285,18 +286,29 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def read_folder(folder: Path, pattern: str) -> dict[Path, bytes]:
-    """Read the files of a folder whose names match a pattern, in their order; of an object store, many at a time."""
-    paths = sorted(folder.glob(pattern))
-    if is_remote(folder) and paths:
-        store: Any = folder
-        data = store.fs.cat([path.path for path in paths], on_error="omit")  # type: ignore[attr-defined]
-        return {path: data[path.path] for path in paths if path.path in data}  # type: ignore[attr-defined]
-    found = {}
-    for path in paths:
-        # Whoever has finished with one takes it away.
-        with suppress(FileNotFoundError):
-            found[path] = path.read_bytes()
+def read_files(folder: Path, pattern: str) -> dict[str, bytes]:
+    """Read the files in a folder, many at once on an object store: contents by name, sorted; none without a folder.
+
+    What others take away meanwhile is left out.
+    """
+    found: dict[str, bytes] = {}
+    if not is_remote(folder):
+        for path in sorted(folder.glob(pattern)):
+            with suppress(FileNotFoundError):
+                found[path.name] = path.read_bytes()
+        return found
+    store: Any = folder
+    try:
+        # Not glob: it takes a listing that failed for an empty one.
+        listed = store.fs.ls(store.path, detail=False)
+    except FileNotFoundError:
+        return {}
+    paths = sorted(path for path in listed if fnmatch(path.rpartition("/")[2], pattern))
+    for path, data in (store.fs.cat(paths, on_error="return") if paths else {}).items():
+        if isinstance(data, bytes):
+            found[path.rpartition("/")[2]] = data
+        elif not isinstance(data, FileNotFoundError):
+            raise data
     return found
 
 

@@ -19,7 +19,7 @@ from astropy import units
 from numpy.typing import NDArray
 
 from digs_survey.errors import CatalogError
-from digs_survey.locations import check_reachable
+from digs_survey.locations import check_reachable, exists
 from digs_survey.parameters import DERIVED, PARAMETERS
 from digs_survey.quality import QualityFlag
 
@@ -104,7 +104,7 @@ class ValidationReport:
 def open_group(path: Path) -> zarr.Group:
     """Open a Zarr group (format 3 or 2) for reading; :class:`CatalogError` if there is none."""
     check_reachable(path)
-    if not path.exists():
+    if not exists(path):
         raise CatalogError(f"catalog {path}: no such file or folder; expected a Zarr group")
     try:
         return zarr.open_group(str(path), mode="r")

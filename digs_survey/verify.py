@@ -14,6 +14,7 @@ from digs_survey.errors import RunDirectoryError
 from digs_survey.infer.table import part_name
 from digs_survey.infer.worker import stored_digest
 from digs_survey.ledger import Ledger
+from digs_survey.locations import exists, is_file
 from digs_survey.manifest import RunManifest
 from digs_survey.storage import checksum, read_bytes, shard_rows
 
@@ -67,7 +68,7 @@ def verify_run(run_dir: Path, advance: Callable[[int], None] = lambda rows: None
     """
     manifest = RunManifest(run_dir)
     found: list[Damage] = []
-    stages = [name for name in ("simulate", "map") if (run_dir / "ledger" / name).is_dir()]
+    stages = [name for name in ("simulate", "map") if exists(run_dir / "ledger" / name)]
     if not stages:
         raise RunDirectoryError(f"{run_dir}: no ledger of a stage there; expected a run directory with results")
     for stage in stages:
@@ -106,7 +107,7 @@ def _damaged(run_dir: Path, stage: str, ledger: Ledger, advance: Callable[[int],
             yield Damage(stage, shard, rows, path, "its values are not those that were written")
         elif stage == "map":
             part = table / part_name(shard)
-            if not part.is_file():
+            if not is_file(part):
                 yield Damage(stage, shard, rows, part, "the file is not there")
             elif checksum(np.frombuffer(read_bytes(part), dtype=np.uint8)) != record["table"]:
                 yield Damage(stage, shard, rows, part, "the file is not the one that was written")

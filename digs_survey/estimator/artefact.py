@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from digs_survey.errors import RunDirectoryError
+from digs_survey.locations import is_file
 from digs_survey.manifest import versions
 from digs_survey.storage import read_bytes, read_json, write_bytes, write_json
 
@@ -52,7 +53,7 @@ def load_artefact(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]
         If a file is missing, of another format, or does not match the hash in the card.
     """
     for name in ("card.json", "model.safetensors"):
-        if not (folder / name).is_file():
+        if not is_file(folder / name):
             raise RunDirectoryError(f"model {folder}: expected {name} there; train one with 'digs-survey train'")
     card = read_json(folder / "card.json")
     if card.get("format") != FORMAT:

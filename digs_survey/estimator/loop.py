@@ -21,6 +21,7 @@ from digs_survey.config import SurveyConfig, TrainConfig
 from digs_survey.errors import StageError
 from digs_survey.estimator.dataset import Simulations
 from digs_survey.estimator.trainer import Explosion, Trainer, Worker, blank_estimator, prepare_estimator
+from digs_survey.locations import is_file
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.storage import read_bytes, write_bytes
 
@@ -53,7 +54,7 @@ def load_checkpoint(path: Path, key: str, settings: TrainConfig) -> dict[str, An
     ``key`` covers all that decides the weights but the learning rate and the clipping of gradients: a checkpoint
     with others of these is used only if its run diverged, which is what they are changed for.
     """
-    if not path.is_file():
+    if not is_file(path):
         return None
     state = _read(path)
     same = state["key"] == key and (state["rates"][-1][1:] == _rates(settings) or state["diverged"])
@@ -62,7 +63,7 @@ def load_checkpoint(path: Path, key: str, settings: TrainConfig) -> dict[str, An
 
 def has_diverged(path: Path) -> bool:
     """Tell whether a checkpoint is one that a run left which diverged."""
-    return path.is_file() and bool(_read(path)["diverged"])
+    return is_file(path) and bool(_read(path)["diverged"])
 
 
 def fit(

@@ -24,7 +24,7 @@ from digs_survey.errors import StageError
 from digs_survey.estimator.dataset import Simulations, check_recipe
 from digs_survey.estimator.loop import HISTORY, Diverged, Worker, blank_estimator, fit, load_checkpoint
 from digs_survey.estimator.posterior import FrozenPosterior
-from digs_survey.locations import is_remote, location
+from digs_survey.locations import is_file, is_remote, location
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.storage import remove, write_text
@@ -300,7 +300,7 @@ def _epochs_followed(
 
 def _stamp(path: Path) -> Any:
     """Return what changes when a file is written anew; None if there is none."""
-    if not path.is_file():
+    if not is_file(path):
         return None
     store: Any = path
     return store.fs.info(store.path) if is_remote(path) else path.stat().st_mtime_ns

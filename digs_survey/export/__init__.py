@@ -15,7 +15,7 @@ from digs_survey.export.binary import write_fits
 from digs_survey.export.source import StoredTable
 from digs_survey.export.tabular import write_csv, write_ecsv, write_parquet
 from digs_survey.export.votable import write_votable
-from digs_survey.locations import location
+from digs_survey.locations import exists, location
 from digs_survey.storage import new_file
 
 __all__ = ["FORMATS", "StoredTable", "export_table"]
@@ -70,7 +70,7 @@ def export_table(
     source = StoredTable(location(percentiles_parquet), rows)
     if target.is_dir():
         raise DigsError(f"export: {target} is a folder; expected a file")
-    if target.exists() and not overwrite:
+    if exists(target) and not overwrite:
         raise DigsError(f"export: {target} exists already; name another file or ask to overwrite it")
     with new_file(target) as building:
         FORMATS[format](source, building)

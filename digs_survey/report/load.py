@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from digs_survey.config import SurveyConfig, load_config
 from digs_survey.errors import RunDirectoryError
-from digs_survey.locations import is_remote
+from digs_survey.locations import exists, is_file, is_remote
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
 from digs_survey.storage import read_bytes, read_json
 
@@ -88,7 +88,7 @@ def load_run(run_dir: Path) -> RunData:
         If there is no manifest or configuration in it.
     """
     for name in ("manifest.json", "config.toml"):
-        if not (run_dir / name).is_file():
+        if not is_file(run_dir / name):
             raise RunDirectoryError(
                 f"run directory {run_dir}: expected {name}, found no such file; "
                 "give the folder that `digs-survey run` printed"
@@ -100,18 +100,18 @@ def load_run(run_dir: Path) -> RunData:
         folder=run_dir,
         manifest=read_json(run_dir / "manifest.json"),
         config=config,
-        card=read_json(card) if card.is_file() else None,
+        card=read_json(card) if is_file(card) else None,
         history=_history(run_dir / "model" / "history.csv"),
         catalog=_catalog(run_dir / "posterior.zarr", config),
         first_rows=_first_rows(run_dir / "percentiles.parquet"),
-        audit=read_json(audit) if audit.is_file() else {},
+        audit=read_json(audit) if is_file(audit) else {},
         calibration=_group(run_dir / "audit.zarr", "calibration", "simulation"),
         galaxies=_group(run_dir / "audit.zarr", "galaxies", "galaxy"),
     )
 
 
 def _history(path: Path) -> dict[str, NDArray[np.float64]] | None:
-    if not path.is_file():
+    if not is_file(path):
         return None
     table = np.atleast_1d(
         np.genfromtxt(io.BytesIO(read_bytes(path)), delimiter=",", names=True, dtype=float, encoding="utf-8")
@@ -120,14 +120,14 @@ def _history(path: Path) -> dict[str, NDArray[np.float64]] | None:
 
 
 def _group(path: Path, group: str, rows: str) -> xr.Dataset | None:
-    if not (path / group / "zarr.json").is_file():
+    if not is_file(path / group / "zarr.json"):
         return None
     with xr.open_zarr(str(path), group=group, consolidated=False, chunks=None) as dataset:
         return dataset.load() if dataset.sizes.get(rows, 0) else None
 
 
 def _catalog(path: Path, config: SurveyConfig, block: int = _BLOCK_ROWS) -> CatalogSummary | None:
-    if not (path / "zarr.json").is_file():
+    if not is_file(path / "zarr.json"):
         return None
     prior = config.make_prior()
     bits = dict.fromkeys(QualityFlag, 0)
@@ -152,7 +152,7 @@ def _catalog(path: Path, config: SurveyConfig, block: int = _BLOCK_ROWS) -> Cata
 
 
 def _first_rows(path: Path, rows: int = 10) -> FirstRows | None:
-    if not path.exists():
+    if not exists(path):
         return None
     from pyarrow.dataset import dataset
 

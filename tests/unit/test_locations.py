@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import time
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -16,7 +15,8 @@ import zarr
 from upath import UPath
 
 from digs_survey.errors import ConfigError, MissingDependencyError, RunDirectoryError
-from digs_survey.locations import _checked, _set_defaults, is_remote, location
+from digs_survey.locations import _checked, _set_defaults, exists, is_file, is_remote, location
+from digs_survey.manifest import RunManifest
 from digs_survey.remotelock import RemoteLock
 from digs_survey.simulate.template import recorded_recipe
 from digs_survey.storage import (
@@ -26,6 +26,7 @@ from digs_survey.storage import (
     new_file,
     new_folder,
     read_bytes,
+    read_files,
     read_json,
     remove,
     write_bytes,
@@ -104,7 +105,7 @@ def test_the_users_own_settings_of_a_store_win(monkeypatch):
     _set_defaults()
     assert mine["s3"]["max_concurrency"] == 7
     assert mine["s3"]["config_kwargs"]["read_timeout"] == 3
-    assert mine["s3"]["config_kwargs"]["retries"]["mode"] == "adaptive"
+    assert mine["s3"]["config_kwargs"]["retries"]["mode"] == "standard"
     assert mine["s3"]["use_listings_cache"] is False
 
 
@@ -121,18 +122,16 @@ def test_a_dataset_on_a_store_is_one_only_when_its_last_object_is_there(remote):
     create_dataset(path, arrays, values, {"recipe": {"seed": 1}})
     assert recorded_recipe(path) == {"seed": 1}
     assert np.array_equal(zarr.open_group(str(path), mode="r")["flux"][:], values["flux"])
-    with suppress(RuntimeError), new_folder(path) as building:
-        create_arrays(building, arrays, values)
-        raise RuntimeError("in between")
+    with pytest.raises(IndexError), new_folder(path) as building:
+        create_arrays(building, arrays, {"flux": np.zeros(7)})
     assert not path.exists()
 
 
 def test_files_on_a_store_are_whole_and_removed_with_their_folder_alone(remote, tmp_path):
     write_json(remote / "ledger" / "map" / "0.json", {"a": 1})
     write_bytes(remote / "ledger" / "map2" / "0.json", b"{}")
-    with suppress(RuntimeError), new_file(remote / "table.parquet") as building:
-        building.write_bytes(b"half")
-        raise RuntimeError("in between")
+    with pytest.raises(TypeError), new_file(remote / "table.parquet") as building:
+        building.write_bytes("no bytes")
     assert not (remote / "table.parquet").exists()
     with new_file(remote / "table.parquet") as building:
         building.write_bytes(b"whole")
@@ -142,6 +141,27 @@ def test_files_on_a_store_are_whole_and_removed_with_their_folder_alone(remote, 
     assert not (remote / "ledger" / "map").exists()
     assert read_json(remote / "ledger" / "map2" / "0.json") == {}
     remove(remote / "never")
+
+
+def test_a_store_that_gives_no_answer_is_no_empty_one(remote, monkeypatch):
+    for number in (2, 1):
+        write_json(remote / "ledger" / f"{number}.json", {"shard": number})
+    write_json(remote / "ledger" / "other.json", {})
+    assert list(read_files(remote / "ledger", "[0-9]*.json")) == ["1.json", "2.json"]
+    assert read_files(remote / "nothing", "*") == {}
+    assert exists(remote / "ledger")
+    assert not is_file(remote / "ledger")
+    assert is_file(remote / "ledger" / "1.json")
+    assert not exists(remote / "nothing")
+
+    def broken(*_, **__):
+        raise OSError("503 Slow Down")
+
+    for name in ("info", "ls"):
+        monkeypatch.setattr(type(remote.fs), name, broken)
+    for ask in (exists, is_file, lambda path: read_files(path, "*"), RunManifest):
+        with pytest.raises(OSError, match="503"):
+            ask(remote / "ledger")
 
 
 def test_one_holder_at_a_time_and_its_refreshes_keep_it(remote):
