@@ -23,13 +23,13 @@ from digs_survey.config import MCMCConfig, ModelConfig, load_config
 from digs_survey.dashboards import with_dashboards
 from digs_survey.errors import StageError
 from digs_survey.infer.map import map_catalog
+from digs_survey.ledger import Ledger
 from digs_survey.metrics import METRICS
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.raysession import ray_session
 from digs_survey.simulate.dask import probe_dask
 from digs_survey.simulate.noise import NoiseModel
-from digs_survey.storage import Ledger
 
 pytestmark = pytest.mark.slow
 
