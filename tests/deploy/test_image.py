@@ -21,7 +21,7 @@ PLANTED = [
     (r"python:[^@]+", "python:latest", "FROM"),
     (r"USER 10001:10001", "USER root", "USER"),
     (r"USER 10001:10001\n", "", "USER"),
-    (r"--constraint constraints.txt \.", ".", "constraints"),
+    (r'--constraint constraints.txt "\.\[s3\]"', '".[s3]"', "constraints"),
     (r"COPY catalogs catalogs", "ADD https://example.org/catalogs.tar catalogs", "ADD"),
     (r"COPY digs_survey digs_survey", "COPY digs_survye digs_survey", "digs_survye"),
     (r"COPY catalogs catalogs", "COPY tests tests", "tests"),
