@@ -22,8 +22,8 @@ pytestmark = pytest.mark.slow
 
 CATALOG, RUN = "s3://survey/catalog.zarr", "s3://survey/runs/x"
 SMALL = [
-    *("--set", "simulate.simulations=96", "--set", "simulate.rows_per_shard=24", "--set", "train.epochs=8"),
-    *("--set", "audit.calibration_simulations=24", "--set", "infer.importance=none", "--set", "map.rows_per_shard=16"),
+    *("--set", "simulate.simulations=48", "--set", "simulate.rows_per_shard=24", "--set", "train.epochs=4"),
+    *("--set", "audit.calibration_simulations=12", "--set", "infer.importance=none", "--set", "map.rows_per_shard=16"),
 ]
 
 
@@ -96,7 +96,7 @@ def test_a_killed_run_goes_on_and_gives_what_a_local_one_gives(remote, local):
     )
     audited = zarr.open_group(str(run_dir / "audit.zarr"), mode="r")
     assert np.isfinite(audited["galaxies/mcmc"][:]).all()
-    assert audited["calibration/theta"].shape[0] == 24
+    assert audited["calibration/theta"].shape[0] == 12
     assert manifest["inputs"]["catalog"]["path"] == CATALOG
     assert read_bytes(run_dir / "report.html").startswith(b"<!")
     assert not (run_dir / "checkpoint").exists()
@@ -174,7 +174,7 @@ def test_without_credentials_it_says_which_to_give(store, monkeypatch):
 
 
 def test_a_store_that_fails_now_and_then_is_asked_again(store, survey, tmp_path):
-    faults = {"busy": 0.06, "gateway": 0.06, "reset": 0.04, "stall": 0.04, "torn": 0.04}
+    faults = {"busy": 0.04, "gateway": 0.04, "reset": 0.04, "stall": 0.03, "torn": 0.05}
     out = "s3://survey/fake.zarr"
     with flaky(store, faults, seed=3) as (address, seen):
         impatient = {"AWS_ENDPOINT_URL": address, "FSSPEC_S3": json.dumps({"config_kwargs": {"read_timeout": 1}})}
