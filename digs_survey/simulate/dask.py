@@ -23,14 +23,18 @@ from digs_survey.spectra import WavelengthGrid
 from digs_survey.storage import ArraySpec, shard_count
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, LocalCluster
 
 __all__ = ["FLUX_UNIT", "engine_check", "probe_dask", "simulate"]
 
 FLUX_UNIT = "erg / (s cm2 Angstrom)"
 """Unit of simulated flux, as :mod:`astropy.units` reads it."""
 
+log = logging.getLogger(__name__)
+
 CONNECT_TIMEOUT_S = 15.0
+_STARTS = 3
+"""Attempts to start workers on this machine."""
 _IN_FLIGHT_PER_THREAD = 4
 _MIN_IN_FLIGHT = 16
 """Enough waiting tasks that a cluster which grows with its queue does grow."""
@@ -180,7 +184,7 @@ def _connect(address: str | None, workers: int | None, shards: int) -> Iterator[
     """Connect to a scheduler, or start worker processes on this machine, no more than there are shards."""
     import dask
     from dask.system import CPU_COUNT
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     with ExitStack() as stack:
         if address is not None:
@@ -198,7 +202,7 @@ def _connect(address: str | None, workers: int | None, shards: int) -> Iterator[
         watched = dashboards_wanted()
         stack.enter_context(dask.config.set(_LOCAL))
         cluster = stack.enter_context(
-            LocalCluster(
+            _started(
                 n_workers=min(workers or CPU_COUNT, shards),
                 threads_per_worker=1,
                 dashboard_address="127.0.0.1:0",
@@ -211,6 +215,21 @@ def _connect(address: str | None, workers: int | None, shards: int) -> Iterator[
         if watched:
             tell_dashboard("Dask dashboard", client.dashboard_link)
         yield client
+
+
+def _started(**settings: Any) -> LocalCluster:
+    """Start worker processes on this machine; once more, where one of them dies before it is up."""
+    from distributed import LocalCluster
+
+    for attempt in range(1, _STARTS + 1):
+        try:
+            return LocalCluster(**settings)
+        except RuntimeError as error:
+            why = f"a Dask worker on this machine died before it was up ({error})"
+            if attempt == _STARTS:
+                raise StageError(f"simulate: {why}; is there memory enough? The same command goes on") from error
+            log.warning("simulate: %s; starting again", why)
+    raise AssertionError("unreachable")
 
 
 def _run(client: Client, shards: Shards, pending: list[int]) -> Iterator[Sequence[int]]:
