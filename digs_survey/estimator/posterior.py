@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +21,7 @@ from digs_survey.estimator.features import Features
 from digs_survey.estimator.network import Estimator
 from digs_survey.estimator.points import base_points, row_points
 from digs_survey.estimator.sampler import MaskedFlow
+from digs_survey.estimator.threads import for_each
 from digs_survey.parameters import Prior
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
@@ -230,7 +230,7 @@ class FrozenPosterior:
         def transform(row: int) -> None:
             theta[row] = self.prior.from_unconstrained(u[row].T)
 
-        _each(transform, len(u))
+        for_each(transform, len(u))
         return theta
 
     def sample_unconstrained(
@@ -269,7 +269,7 @@ class FrozenPosterior:
             if ordered:
                 u[row].sort(axis=-1)
 
-        _each(draw, len(flux))
+        for_each(draw, len(flux))
         return u
 
     def draw_and_judge(
@@ -295,7 +295,7 @@ class FrozenPosterior:
             if ordered:
                 u[row].sort(axis=-1)
 
-        _each(draw, len(flux))
+        for_each(draw, len(flux))
         return u, outside
 
     def log_prob(self, theta: NDArray[np.floating], flux: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -318,7 +318,7 @@ class FrozenPosterior:
             seen = self._see(flux[row])
             out[row] = self._log_mixture(theta[row], seen) - np.log(self._inside(seen))
 
-        _each(evaluate, len(theta))
+        for_each(evaluate, len(theta))
         return np.where(np.isfinite(self.prior.log_prob(theta)), out, -np.inf)
 
     def outside_training(self, flux: NDArray[np.floating]) -> NDArray[np.bool_]:
@@ -331,7 +331,7 @@ class FrozenPosterior:
         def look(row: int) -> None:
             outside[row] = self._is_outside(self._see(flux[row]))
 
-        _each(look, len(flux))
+        for_each(look, len(flux))
         return outside
 
     # -- one spectrum ------------------------------------------------------------------------------------------
@@ -441,31 +441,6 @@ _COORDINATES = {
     "centred": "logit of the prior's CDF, that of logmass centred and scaled on the mass that the amplitude suggests",
     "equivariant": "logit of the prior's CDF; logmass less the mass that the amplitude suggests, cut at its bounds",
 }
-
-
-def _each(function: Callable[[int], None], count: int) -> None:
-    """Call a function with 0 to count - 1 on as many threads as torch may use, on each of them with one of torch's.
-
-    The compiled loops release the lock. A product that torch shares out among its threads has other last bits, and
-    its threads wait longer for each other than one spectrum takes.
-    """
-    allowed = torch.get_num_threads()
-    threads = max(min(allowed, count), 1)
-
-    def take(first: int) -> None:
-        for row in range(first, count, threads):
-            function(row)
-
-    torch.set_num_threads(1)
-    try:
-        if threads == 1:
-            take(0)
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                for done in [pool.submit(take, first) for first in range(threads)]:
-                    done.result()
-    finally:
-        torch.set_num_threads(allowed)
 
 
 def _tensor(spectrum: NDArray[np.floating]) -> torch.Tensor:
