@@ -43,6 +43,8 @@ from digs_survey.sps.batched import BatchedModel
 
 CORES = 2
 DEFAULT_DRAWS = 1_000
+_ONCE = 50_000
+"""Rows from which on a run is long enough to be done once."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def main() -> None:
     options = parser("map", __doc__ or "")
     options.add_argument("--rows", type=int, nargs="+", help="sizes of the catalog (default: 10,000 and 100,000)")
     options.add_argument("--model", type=Path, help="folder of a posterior for the grid of digs2022")
-    options.add_argument("--times", type=int, default=3, help="repeats of the smaller sizes")
+    options.add_argument("--times", type=int, default=3, help="repeats of sizes up to 50,000 rows")
     options.add_argument("--no-scan", action="store_true", help="leave the scan over settings out")
     args = options.parse_args()
     sizes = args.rows or ([4_096] if args.quick else [10_000, 100_000])
@@ -76,7 +78,7 @@ def main() -> None:
         table.append(("sampler, from memory", sampler, "rows/s"))
         found: dict[int, list[Run]] = {}
         for rows, catalog in catalogs.items():
-            found[rows] = [_map(folder / "run", catalog, model) for _ in range(1 if rows > 200_000 else times)]
+            found[rows] = [_map(folder / "run", catalog, model) for _ in range(1 if rows > _ONCE else times)]
             table += _lines(f"{rows:,} rows", found[rows])
         largest, smallest = found[max(sizes)], found[min(sizes)]
         started = time.perf_counter()

@@ -20,6 +20,7 @@ from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
 from digs_survey.dashboards import with_dashboards
 from digs_survey.errors import CatalogError, RunDirectoryError
+from digs_survey.estimator.artefact import check_grid, load_artefact, update_card
 from digs_survey.infer.survey_noise import survey_noise
 from digs_survey.ledger import Ledger
 from digs_survey.locations import exists, location
@@ -27,6 +28,7 @@ from digs_survey.logs import stage_log
 from digs_survey.manifest import RunManifest, versions
 from digs_survey.progress import ProgressReporter
 from digs_survey.simulate.noise import NoiseModel
+from digs_survey.simulate.template import simulations_hash
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.status import STAGES
 from digs_survey.storage import remove, write_bytes, write_text
@@ -50,6 +52,8 @@ _NOISE_TRIAL_ROWS, _MUCH_NEGATIVE = 2_000, 0.01
 @dataclass
 class Survey:
     """A run directory with its configuration, and the clusters that its stages use.
+
+    What a stage works with is imported when there is something to do, so that a finished run answers at once.
 
     Attributes
     ----------
@@ -94,8 +98,6 @@ class Survey:
 
     def simulate(self, catalog: Path | None = None) -> bool:
         """Compute the noiseless simulations on the catalog's grid, or on the configured one."""
-        from digs_survey.simulate.dask import engine_check, simulate
-
         grid = WavelengthGrid.from_config(self.config.grid)
         if catalog is not None:
             opened = Catalog.open(catalog)
@@ -109,6 +111,8 @@ class Survey:
         ledger = Ledger(self.run_dir / "ledger" / "simulate")
         with self._stage("simulate", key, settings.simulations, "spectra") as todo:
             if todo:
+                from digs_survey.simulate.dask import engine_check, simulate
+
                 simulate(
                     self.config,
                     grid,
@@ -125,8 +129,6 @@ class Survey:
 
     def augment(self) -> bool:
         """Write noisy training pairs to disk (training itself draws fresh noise)."""
-        from digs_survey.simulate.augment import augment
-
         simulations = self._needs("simulate", "simulations.zarr")
         draws = self.config.augment.draws_per_spectrum
         total = self.config.simulate.simulations * draws
@@ -139,6 +141,8 @@ class Survey:
         ledger = Ledger(self.run_dir / "ledger" / "augment")
         with self._stage("augment", key, total, "pairs") as todo:
             if todo:
+                from digs_survey.simulate.augment import augment
+
                 augment(
                     simulations,
                     self.run_dir / "pairs.zarr",
@@ -154,9 +158,6 @@ class Survey:
 
     def train(self) -> bool:
         """Train the estimator on the simulations and freeze the posterior."""
-        from digs_survey.estimator.artefact import update_card
-        from digs_survey.estimator.train import train
-
         simulations = self._needs("simulate", "simulations.zarr")
         noise = self._noise(simulations)
         data_hash = self._simulations_hash()
@@ -167,6 +168,8 @@ class Survey:
         self._take_lower_rates(key["train"])
         with self._stage("train", key, self.config.train.epochs * self.config.train.ensemble, "epochs") as todo:
             if todo:
+                from digs_survey.estimator.train import train
+
                 _, todo.record.core_s = train(
                     self.config,
                     simulations,
@@ -189,10 +192,8 @@ class Survey:
 
     def adopt(self, folder: Path) -> bool:
         """Take a frozen posterior from a folder in the place of training one."""
-        from digs_survey.estimator.posterior import FrozenPosterior
-
-        posterior = FrozenPosterior.load(folder)
-        key = {"digs_survey": __version__, "pretrained": folder.name, "posterior": posterior.hash}
+        _, card = load_artefact(folder)
+        key = {"digs_survey": __version__, "pretrained": folder.name, "posterior": card["hash"]}
         with self._stage("train", key, 1, "posterior that ships with this version") as todo:
             if todo:
                 for name in ("model.safetensors", "history.csv", "card.json"):
@@ -206,15 +207,12 @@ class Survey:
 
     def map(self, catalog: Path, model: Path | None = None) -> bool:
         """Apply the frozen posterior to every row of a catalog and write the tables."""
-        from digs_survey.estimator.posterior import FrozenPosterior
-        from digs_survey.infer.map import map_catalog
-
         folder = model or self._needs("train", "model/card.json").parent
-        posterior = FrozenPosterior.load(folder)
+        _, card = load_artefact(folder)
         opened = Catalog.open(catalog)
-        posterior.check_grid(opened.grid)
+        check_grid(card, opened.grid)
         fingerprint = self._record_catalog(opened)
-        key = self._key("map") | {"posterior": posterior.hash, "catalog": fingerprint}
+        key = self._key("map") | {"posterior": card["hash"], "catalog": fingerprint}
         del key["map"]["workers"]
         if self.config.infer.importance == "all":
             key["infer"] = {"importance": "all", "importance_draws": self.config.infer.importance_draws}
@@ -223,6 +221,8 @@ class Survey:
         ledger = Ledger(self.run_dir / "ledger" / "map")
         with self._stage("map", key, opened.n_rows, "galaxies") as todo:
             if todo:
+                from digs_survey.infer.map import map_catalog
+
                 map_catalog(
                     opened.path,
                     folder,
@@ -238,13 +238,7 @@ class Survey:
 
     def audit(self) -> bool:
         """Check the posterior on independent simulations and against emcee, and count the cost."""
-        from digs_survey.audit.run import run_audit
-        from digs_survey.estimator.artefact import update_card
-        from digs_survey.estimator.posterior import FrozenPosterior
-        from digs_survey.simulate.dask import simulate
-        from digs_survey.sps.coverage import check_source
-
-        posterior = FrozenPosterior.load(self._needs("train", "model/card.json").parent)
+        _, card = load_artefact(self._needs("train", "model/card.json").parent)
         self._needs("map", "posterior.zarr")
         catalog = location(self.manifest.data["inputs"]["catalog"]["path"])
         key = self._key("audit", "noise", "model") | {"map": self.manifest.stages["map"]["key"]}
@@ -255,11 +249,16 @@ class Survey:
         ledger = Ledger(self.run_dir / "ledger" / "calibration")
         with self._stage("audit", key, settings.galaxies, "galaxies with emcee") as todo:
             if todo:
-                check_source(self.config.model, self.config.make_prior(), posterior.grid)
+                from digs_survey.audit.run import run_audit
+                from digs_survey.simulate.dask import simulate
+                from digs_survey.sps.coverage import check_source
+
+                grid = WavelengthGrid.from_dict(card["grid"])
+                check_source(self.config.model, self.config.make_prior(), grid)
                 with self.progress.task("calibration", count, "independent simulations") as advance:
                     simulate(
                         self.config,
-                        posterior.grid,
+                        grid,
                         self.run_dir / "calibration.zarr",
                         count=count,
                         stream="calibration",
@@ -284,8 +283,6 @@ class Survey:
 
     def report(self) -> bool:
         """Write report.html."""
-        from digs_survey.report.html import write_report
-
         self._needs("audit", "audit.json")
         key = self._key() | {
             "audit": self.manifest.stages["audit"]["key"],
@@ -293,6 +290,8 @@ class Survey:
         }
         with self._stage("report", key, 1, "page") as todo:
             if todo:
+                from digs_survey.report.html import write_report
+
                 write_report(self.run_dir)
                 todo.advance(1)
                 todo.record.rows = 1
@@ -369,11 +368,12 @@ class Survey:
 
     def _take_lower_rates(self, settings: Mapping[str, Any]) -> None:
         """Let a training that diverged go on with other rates, though it was begun with those in the manifest."""
+        record = self.manifest.stages.get("train")
+        if not record or record["status"] == "done":
+            return
         from digs_survey.estimator.loop import RATES, has_diverged
 
-        record = self.manifest.stages.get("train")
-        checkpoints = (self.run_dir / "checkpoint").glob("train*.pt")
-        if record and record["status"] != "done" and any(map(has_diverged, checkpoints)):
+        if any(map(has_diverged, (self.run_dir / "checkpoint").glob("train*.pt"))):
             record["key"]["train"] |= {name: settings[name] for name in RATES}
 
     def _grid(self) -> WavelengthGrid | None:
@@ -385,8 +385,6 @@ class Survey:
         return Catalog.open(path).grid if exists(path) else None
 
     def _simulations_hash(self) -> str:
-        from digs_survey.estimator.train import simulations_hash
-
         return simulations_hash(
             self.run_dir / "simulations.zarr", Ledger(self.run_dir / "ledger" / "simulate").records()
         )

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from digs_survey.errors import RunDirectoryError
+from digs_survey.errors import CatalogError, RunDirectoryError
 from digs_survey.locations import is_file
 from digs_survey.manifest import versions
+from digs_survey.spectra import WavelengthGrid
 from digs_survey.storage import read_bytes, read_json, write_bytes, write_json
 
-__all__ = ["FORMAT", "load_artefact", "model_hash", "save_artefact", "update_card"]
+__all__ = ["FORMAT", "check_grid", "load_artefact", "model_hash", "save_artefact", "update_card"]
 
 FORMAT = 2
 _DECISIVE = ("format", "architecture", "parameters", "grid", "noise", "model", "training")
@@ -67,6 +68,22 @@ def load_artefact(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]
             "one of them was changed or damaged, restore it or train again"
         )
     return arrays, card
+
+
+def check_grid(card: dict[str, Any], grid: WavelengthGrid) -> None:
+    """Refuse a catalog on another grid than the one that a posterior was trained for.
+
+    Raises
+    ------
+    CatalogError
+    """
+    trained = WavelengthGrid.from_dict(card["grid"])
+    if grid != trained:
+        raise CatalogError(
+            "the catalog's wavelength grid is not the one that the posterior was trained for:\n"
+            f"  catalog:   {grid}\n  posterior: {trained}\n"
+            "Train for this grid (digs-survey run with a new --run-dir), or resample the catalog."
+        )
 
 
 def update_card(folder: Path, **entries: Any) -> None:

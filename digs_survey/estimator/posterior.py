@@ -14,8 +14,7 @@ from scipy.special import logsumexp
 from torch import nn
 
 from digs_survey.config import NoiseConfig, SurveyConfig, TrainConfig
-from digs_survey.errors import CatalogError
-from digs_survey.estimator.artefact import FORMAT, load_artefact, save_artefact
+from digs_survey.estimator.artefact import FORMAT, check_grid, load_artefact, save_artefact
 from digs_survey.estimator.embedding import build_embedding
 from digs_survey.estimator.features import Features
 from digs_survey.estimator.network import Estimator
@@ -184,12 +183,7 @@ class FrozenPosterior:
 
     def check_grid(self, grid: WavelengthGrid) -> None:
         """Refuse a catalog on another grid than the one that the posterior was trained for."""
-        if grid != self.grid:
-            raise CatalogError(
-                "the catalog's wavelength grid is not the one that the posterior was trained for:\n"
-                f"  catalog:   {grid}\n  posterior: {self.grid}\n"
-                "Train for this grid (digs-survey run with a new --run-dir), or resample the catalog."
-            )
+        check_grid(self.card, grid)
 
     def sample(
         self,

@@ -29,7 +29,7 @@ from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.storage import remove, write_text
 
-__all__ = ["simulations_hash", "train"]
+__all__ = ["train"]
 
 _POLL_SECONDS, _POLL_REMOTE_SECONDS = 0.5, 5.0
 
@@ -304,11 +304,3 @@ def _stamp(path: Path) -> Any:
         return None
     store: Any = path
     return store.fs.info(store.path) if is_remote(path) else path.stat().st_mtime_ns
-
-
-def simulations_hash(simulations: Path, records: Mapping[int, Mapping[str, Any]]) -> str:
-    """Hash of a set of simulations from its attributes and the checksums of its shards."""
-    group = zarr.open_group(str(simulations), mode="r")
-    attrs = dict(group.attrs)
-    sums = [records[shard]["checksum"] for shard in sorted(records)]
-    return hashlib.sha256(json.dumps([attrs, sums], sort_keys=True, default=str).encode()).hexdigest()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import zarr
 from numpy.typing import NDArray
 
 from digs_survey.ledger import Ledger
 from digs_survey.locations import is_remote
 from digs_survey.storage import ArraySpec, create_dataset, read_json
 
-__all__ = ["open_or_create", "recorded_recipe"]
+__all__ = ["open_or_create", "recorded_recipe", "simulations_hash"]
 
 
 def open_or_create(
@@ -57,3 +59,11 @@ def recorded_recipe(path: Path) -> Any:
         return read_json(path / "zarr.json")["attributes"].get("recipe")
     except FileNotFoundError:
         return None
+
+
+def simulations_hash(simulations: Path, records: Mapping[int, Mapping[str, Any]]) -> str:
+    """Hash of a set of simulations from its attributes and the checksums of its shards."""
+    group = zarr.open_group(str(simulations), mode="r")
+    attrs = dict(group.attrs)
+    sums = [records[shard]["checksum"] for shard in sorted(records)]
+    return hashlib.sha256(json.dumps([attrs, sums], sort_keys=True, default=str).encode()).hexdigest()
