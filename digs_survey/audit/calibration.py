@@ -5,14 +5,15 @@ Let :math:`\theta^*` be drawn from the prior, :math:`x` simulated from it, and :
 among the draws is uniform on :math:`0 \ldots S` for each parameter (simulation-based calibration: Talts
 et al. 2018, arXiv:1804.06788), and its central interval of level :math:`c` holds :math:`\theta^*` in a
 share :math:`c` of all simulations. Coverage follows from ranks alone: the interval of level :math:`c`
-holds the truth where :math:`|F - 1/2| \le c/2`, with :math:`F = (\mathrm{rank} + 1/2)/(S + 1)`. Ranks look at
-one parameter at a time; :mod:`~digs_survey.audit.tarp` looks at all together.
+holds the truth where :math:`|F - 1/2| \le c/2`, with :math:`F = (\mathrm{rank} + 1/2)/(S + 1)`.
+:mod:`~digs_survey.audit.uniformity` makes one verdict of ranks of many kinds, and
+:mod:`~digs_survey.audit.conditional` looks for places where the posterior is wrong though it is right on average.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,10 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from digs_survey.audit.conditional import bin_summary, bin_tests
+from digs_survey.audit.faults import standard_faults
 from digs_survey.audit.tarp import credibility, tarp_summary
+from digs_survey.audit.uniformity import SIGNIFICANCE, RankTest, departures, joint_fractions, rank_tests, verdict
 from digs_survey.config import ModelConfig, SurveyConfig
 from digs_survey.errors import ConfigError, RunDirectoryError
 from digs_survey.infer.percentiles import draw_quantiles
@@ -52,7 +56,9 @@ RANKS_SIGNIFICANCE = 0.01
 _RECOVERY = (0.16, 0.5, 0.84)
 _BLOCK = 256
 """Simulations whose draws are held at the same time."""
-_BY_SIMULATION = ("theta", "ranks", "percentiles", "chi", "half_width", "credibility")
+_PLANTED_DRAWS = 250
+"""Draws of each simulation in which faults are planted: enough for the sizes of these."""
+_BY_SIMULATION = ("theta", "ranks", "percentiles", "chi", "half_width", "credibility", "joint", "snr")
 _Block = tuple[int, NDArray[np.float64], NDArray[np.float64]]
 """First row, theta (simulation, parameter) and noiseless flux (simulation, wavelength)."""
 
@@ -75,10 +81,16 @@ class Calibration:
         Half the 16-84 % width of the posterior, in the parameter's unit.
     credibility : ndarray of float64, shape (simulation,)
         Of the balls of :mod:`~digs_survey.audit.tarp`; NaN if there were no reference points.
+    joint : ndarray of float64, shape (simulation, 1 + pairs)
+        From :func:`~digs_survey.audit.uniformity.joint_fractions`.
+    snr : ndarray of float64, shape (simulation,)
+        Median signal-to-noise of the noisy spectrum; NaN if there was none.
     draws : int
         Draws for each simulation.
     excluded : int
         Simulations left out because the truth or a draw was not finite.
+    planted : mapping of str to float
+        For each fault that was planted in the posterior, the corrected p-value of all tests with it.
     """
 
     theta: NDArray[np.float64]
@@ -87,13 +99,28 @@ class Calibration:
     chi: NDArray[np.float64]
     half_width: NDArray[np.float64]
     credibility: NDArray[np.float64]
+    joint: NDArray[np.float64]
+    snr: NDArray[np.float64]
     draws: int
     excluded: int
+    planted: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def fraction(self) -> NDArray[np.float64]:
         """Ranks as fractions in (0, 1), shape (simulation, parameter): uniform if calibrated."""
         return (self.ranks + 0.5) / (self.draws + 1)
+
+    @property
+    def median(self) -> NDArray[np.float64]:
+        """Median of the posterior, shape (simulation, parameter)."""
+        return self.theta + self.chi * self.half_width
+
+    def tests(self, names: Sequence[str]) -> list[RankTest]:
+        """Every test of the posterior on these simulations, everywhere and in bins of its median and of S/N."""
+        found = rank_tests(self.fraction, self.joint, self.credibility, names)
+        for name, column, median in zip(names, self.fraction.T, self.median.T, strict=True):
+            found += bin_tests(median, column, "median", name) + bin_tests(self.snr, column, "S/N", name)
+        return found
 
     def coverage(self, levels: Sequence[float] = LEVELS) -> NDArray[np.float64]:
         """Share (level, parameter) of truths inside the central interval of each level."""
@@ -109,7 +136,12 @@ class Calibration:
 
         ``ks_pvalue_corrected`` is the smallest p-value of the ranks times the number of parameters (Bonferroni), and
         ``ranks_uniform`` tells whether it is above :data:`RANKS_SIGNIFICANCE`; ``coverage_error`` is the largest
-        |coverage - level| over the parameters; ``mean_half_width`` is half of the 16-84 % width.
+        |coverage - level| over the parameters; ``mean_half_width`` is half of the 16-84 % width. ``verdict`` joins all
+        tests (:mod:`~digs_survey.audit.uniformity`): ``calibrated`` is false for at most ``significance`` of all right
+        posteriors, and ``found`` names the tests that say so by themselves;
+        ``planted`` tells for each fault that was planted whether these simulations would have shown it.
+        ``departures`` and, in bins of each parameter's median and of S/N, ``by_median`` and ``by_snr`` tell how far
+        the posterior is off.
         """
         known = len(self.theta) > 0
 
@@ -137,6 +169,30 @@ class Calibration:
             "chi_mean": named(self.chi.mean(axis=0) if known else nothing),
             "chi_std": named(self.chi.std(axis=0) if known else nothing),
             "tarp": tarp_summary(self.credibility, LEVELS),
+            "verdict": self._verdict(names) if len(self.theta) > 1 else None,
+            "departures": {
+                name: named(values)
+                for name, values in departures(self.fraction if len(self.theta) > 1 else nothing[None]).items()
+            },
+            "by_median": {
+                name: bin_summary(median, column)
+                for name, median, column in zip(names, self.median.T, self.fraction.T, strict=True)
+            },
+            "by_snr": {
+                name: bin_summary(self.snr, column) for name, column in zip(names, self.fraction.T, strict=True)
+            },
+        }
+
+    def _verdict(self, names: Sequence[str]) -> dict[str, Any]:
+        tests = self.tests(names)
+        pvalue, found = verdict(tests)
+        return {
+            "calibrated": not found,
+            "pvalue": pvalue,
+            "significance": SIGNIFICANCE,
+            "tests": len(tests),
+            "planted": {name: pvalue <= SIGNIFICANCE for name, pvalue in self.planted.items()},
+            "found": [asdict(test) for test in sorted(found, key=lambda test: test.pvalue)],
         }
 
 
@@ -146,6 +202,7 @@ def calibrate(
     quantiles: Sequence[float] = _RECOVERY,
     prior: Prior | None = None,
     uniform: ArrayLike | None = None,
+    snr: ArrayLike | None = None,
 ) -> Calibration:
     """Hold truths against draws of their posteriors.
 
@@ -161,6 +218,8 @@ def calibrate(
     uniform : array_like, shape (simulation, parameter + 1), optional
         Random numbers of the reference points in the prior's unit cube, as
         :func:`~digs_survey.audit.tarp.credibility` takes them.
+    snr : array_like, shape (simulation,), optional
+        Signal-to-noise of each simulation.
     """
     truth, sample = np.asarray(theta, dtype=float), np.asarray(draws, dtype=float)
     finite = np.isfinite(truth).all(axis=1) & np.isfinite(sample).all(axis=(1, 2))
@@ -179,6 +238,8 @@ def calibrate(
         chi=chi,
         half_width=0.5 * (high - low),
         credibility=credible,
+        joint=joint_fractions(truth, sample),
+        snr=np.full(len(truth), np.nan) if snr is None else np.asarray(snr, dtype=float)[finite],
         draws=sample.shape[1],
         excluded=int((~finite).sum()),
     )
@@ -294,16 +355,33 @@ def _calibrate_blocks(
     quantiles: Sequence[float],
 ) -> Calibration:
     """Calibrate on blocks of noiseless simulations, whose draws are held one block at a time."""
-    parts = []
+    faults = {"": None} | {fault.name: fault.plant for fault in standard_faults(posterior.prior.names)}
+    parts: dict[str, list[Calibration]] = {name: [] for name in faults}
     for start, theta, clean in blocks:
         stop = start + len(theta)
-        noisy = noise.from_uniform(
+        noisy, good, errors = noise.observe(
             clean, row_uniforms(seed, "noise/calibration", start, stop, noise.columns(clean.shape[1]))
         )
+        # Of what is observed only: one that knows the noiseless flux would know of the truth.
+        ratio = np.where(good, noisy / noise.sigma(np.abs(noisy), errors), np.nan)
+        snr = np.nanmedian(ratio, axis=1)
         references = row_uniforms(seed, "tarp/calibration", start, stop, theta.shape[1] + 1)
-        parts.append(calibrate(theta, posterior.sample(noisy, draws), quantiles, posterior.prior, references))
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _BY_SIMULATION}
-    return Calibration(**joined, draws=draws, excluded=sum(part.excluded for part in parts))
+        right, rng = posterior.sample(noisy, draws), np.random.default_rng([seed, start])
+        for name, plant in faults.items():
+            wrong, wanted = right, quantiles
+            if plant is not None:
+                wrong, wanted = plant(right[:, :_PLANTED_DRAWS], rng), ()
+            parts[name].append(calibrate(theta, wrong, wanted, posterior.prior, references, snr))
+    joined = {name: _join(found) for name, found in parts.items()}
+    whole, names = joined.pop(""), posterior.prior.names
+    if len(whole.theta) < 2:
+        return whole
+    return replace(whole, planted={name: verdict(one.tests(names))[0] for name, one in joined.items()})
+
+
+def _join(parts: Sequence[Calibration]) -> Calibration:
+    joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _BY_SIMULATION}
+    return Calibration(**joined, draws=parts[0].draws, excluded=sum(part.excluded for part in parts))
 
 
 def coverage_band(

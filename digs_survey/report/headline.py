@@ -93,6 +93,9 @@ def _coverage(run: RunData) -> Headline:
             f"The 68 % intervals hold {first}–{last} % of the true values, as they should, but the posterior "
             f"is shifted or skewed in {', '.join(uneven)}: its ranks are NOT uniform."
         )
+    verdict = nested(run.audit, "calibration", "verdict")
+    if verdict:
+        words += _every_test(verdict, nested(run.audit, "calibration", "departures") or {})
     if tarp.get("inside") is False:
         off, allowed = (fixed(100 * tarp[key], 1) for key in ("max_deviation", "band"))
         words += (
@@ -104,10 +107,34 @@ def _coverage(run: RunData) -> Headline:
         title,
         words,
         f"{fixed(min(covered.values()), 3)}–{fixed(max(covered.values()), 3)}",
-        "attention" if outside or uneven or tarp.get("inside") is False else "good",
+        "attention" if outside or uneven or tarp.get("inside") is False or (verdict or {}).get("found") else "good",
         f"Expected: {fixed(low, 2)}–{fixed(high, 2)} for each parameter. "
         f"On {count(simulations)} independent simulations.",
         [(f"coverage-{name}", name, fixed(value, 3)) for name, value in covered.items()],
+    )
+
+
+def _every_test(verdict: dict[str, Any], departures: dict[str, dict[str, float | None]]) -> str:
+    """Sentences on all tests together: whether any finds a fault, how large it is, and what they would have found."""
+    planted = verdict.get("planted") or {}
+    able = ""
+    if planted:
+        able = (
+            f" Of {len(planted)} faults planted in the same draws the tests find "
+            f"{'all' if all(planted.values()) else sum(planted.values())}."
+        )
+    if not verdict["found"]:
+        return f" None of {verdict['tests']} tests finds a fault.{able}"
+    shift, width = (
+        max((abs(value - right) for value in departures.get(name, {}).values() if value is not None), default=None)
+        for name, right in (("shift_sigma", 0.0), ("width_factor", 1.0))
+    )
+    first = verdict["found"][0]
+    subject = "all parameters together" if first["quantity"] == "all" else first["quantity"]
+    return (
+        f" {len(verdict['found'])} of {verdict['tests']} tests find that it is NOT exact (first: {first['kind']} of "
+        f"{subject}); its shifts are at most {fixed(shift, 2)} σ and its widths off by at most {percent(width, 0)}."
+        f"{able}"
     )
 
 

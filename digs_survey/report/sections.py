@@ -15,7 +15,7 @@ from digs_survey.config import NoiseConfig
 from digs_survey.parameters import PARAMETERS
 from digs_survey.quality import DESCRIPTIONS, NO_POSTERIOR
 from digs_survey.report.figures import agreement, calibration, survey
-from digs_survey.report.figures.style import Picture
+from digs_survey.report.figures.style import Picture, label
 from digs_survey.report.headline import SHIFT_TOLERANCE, nested
 from digs_survey.report.load import RunData, names_of
 from digs_survey.spectra import WavelengthGrid
@@ -122,7 +122,7 @@ def learning_section(run: RunData) -> Picture | None:
 
 
 def calibration_section(run: RunData) -> dict[str, list[Picture]] | None:
-    """Return recovery, ranks, rank CDF and coverage, one picture a parameter each; coverage ends with TARP."""
+    """Return recovery, ranks, rank CDF, coverage and bins, one picture a parameter each; coverage ends with TARP."""
     data = run.calibration
     if data is None:
         return None
@@ -130,7 +130,7 @@ def calibration_section(run: RunData) -> dict[str, list[Picture]] | None:
     pvalues = nested(run.audit, "calibration", "ks_pvalue") or {}
     quantiles = data["quantile"].values
     low, median, high = (int(np.argmin(np.abs(quantiles - q))) for q in (0.16, 0.5, 0.84))
-    pictures: dict[str, list[Picture]] = {"recovery": [], "ranks": [], "cdf": [], "coverage": []}
+    pictures: dict[str, list[Picture]] = {"recovery": [], "ranks": [], "cdf": [], "coverage": [], "bins": []}
     for k, name in enumerate(names_of(data)):
         theta, percentiles = data["theta"].values[:, k], data["percentiles"].values[:, k]
         used = np.isfinite(percentiles).all(axis=1)
@@ -146,6 +146,10 @@ def calibration_section(run: RunData) -> dict[str, list[Picture]] | None:
     if tarp := nested(run.audit, "calibration", "tarp"):
         level, covered = np.array(tarp["levels"]), np.array(tarp["coverage"])
         pictures["coverage"].append(calibration.tarp(level, covered, tarp["band"]))
+    for along, key in (("median of the posterior, {}", "by_median"), ("S/N, for {}", "by_snr")):
+        for name, bins in (nested(run.audit, "calibration", key) or {}).items():
+            if bins:
+                pictures["bins"].append(calibration.conditional(name, along.format(label(name)), bins))
     return pictures
 
 

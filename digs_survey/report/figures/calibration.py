@@ -1,10 +1,12 @@
-"""Figures of the calibration on independent simulations: recovery, ranks, rank CDF, coverage and TARP.
+"""Figures of the calibration on independent simulations: recovery, ranks, rank CDF, coverage, TARP and bins.
 
 Ranks follow Talts et al. 2018, arXiv:1804.06788: the number of posterior draws, out of L, that lie below
 the truth is uniform on 0..L if the posterior is right.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,7 +28,7 @@ from digs_survey.report.figures.style import (
     zero_line,
 )
 
-__all__ = ["binomial_band", "coverage", "rank_cdf", "rank_histogram", "recovery", "tarp"]
+__all__ = ["binomial_band", "conditional", "coverage", "rank_cdf", "rank_histogram", "recovery", "tarp"]
 
 _SHOWN = 1_000
 """Simulations that are drawn as points; numbers and running medians are of all."""
@@ -167,6 +169,41 @@ def tarp(level: NDArray, covered: NDArray, band: float) -> Picture:
         f"points from it; 95 % of right posteriors stay within {100 * band:.1f}"
     )
     return encode(picture, alt)
+
+
+def conditional(name: str, along: str, bins: Sequence[Mapping[str, float]]) -> Picture:
+    """Factor on the width, and shift, with errors, in bins of a function of the data.
+
+    Parameters
+    ----------
+    name : str
+        The parameter.
+    along : str
+        What the bins are of, as the axis says it.
+    bins : sequence of mapping
+        As :func:`~digs_survey.audit.conditional.bin_summary` gives them.
+    """
+    figure = panel(3.4)
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    low, high = (np.array([entry[side] for entry in bins]) for side in ("low", "high"))
+    centre, reach = 0.5 * (low + high), 0.5 * (high - low)
+    worst = {}
+    for axes, key, right in ((top, "width_factor", 1.0), (bottom, "shift_sigma", 0.0)):
+        value, error = (np.array([entry[key + part] for entry in bins]) for part in ("", "_error"))
+        axes.axhline(right, color=INK, lw=0.7, ls="--")
+        axes.errorbar(centre, value, xerr=reach, yerr=2 * error, fmt="o", ms=4, color=NPE, lw=1.2)
+        span = 1.2 * max(float(np.abs(value - right).max() + 2 * error.max()), 0.1)
+        axes.set(ylim=(right - span, right + span))
+        worst[key] = value[np.argmax(np.abs(value - right))]
+    top.set(ylabel="width / exact")
+    bottom.set(xlabel=along, ylabel=r"shift [$\sigma$]")
+    bottom.xaxis.set_major_locator(MaxNLocator(5))
+    _align(top, bottom)
+    alt = (
+        f"{name} in {len(bins)} bins: its width over the exact one is {worst['width_factor']:.2f} and its shift "
+        f"{worst['shift_sigma']:.2f} sigma where they are farthest off"
+    )
+    return encode(figure, alt)
 
 
 def _against_nominal(
