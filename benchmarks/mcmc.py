@@ -64,7 +64,7 @@ def main() -> None:
         for row in range(galaxies):
             posterior = GalaxyPosterior(batched, noise, prior, rows.flux[row], rows.good[row])
             start = start_points(near(row, 1_000), prior, walkers, seed=row)
-            found.append(run_chain(posterior, start, settings, seed=row))
+            found.append(run_chain(posterior, [start], settings, seed=row))
         by_prospector = [chain.evaluations / statistics.median(slow_rate) for chain in found]
         table += [
             (f"chain of {walkers} walkers", [chain.core_seconds for chain in found], "core-s"),

@@ -261,16 +261,32 @@ class MCMCConfig(Section):
     max_steps: Count = 4_000
     autocorrelation_times: Positive = 50.0
     """A chain has converged when it is longer than this many autocorrelation times."""
+    starts: tuple[Literal["posterior", "prior"], ...] = ("posterior",)
+    """One independent ensemble for each: from draws of the neural posterior, or from the prior. With several, they must
+    also agree; the cost that the neural posterior is compared with is that of the first."""
+    max_r_hat: Annotated[float, Field(gt=1)] = 1.01
+    """How far the ensembles' potential scale reduction may be above 1."""
+    limit_s: Positive = 86_400.0
+    """Seconds after which a fit is taken for stalled: its worker is ended, and the fit tried once more."""
     moves: Literal["stretch", "kde"] = "kde"
     """emcee's stretch move (its default, the paper's), or proposals from a density estimate of the other walkers
     with two fifths of differential evolution."""
+
+    @model_validator(mode="after")
+    def _starts(self) -> MCMCConfig:
+        if not self.starts:
+            raise ValueError("starts: expected at least one of 'posterior' and 'prior'")
+        return self
 
 
 class AuditConfig(Section):
     """The sampled subset that checks the posterior, and what it costs."""
 
     galaxies: Count = 4
-    """Rows given to emcee, stratified in S/N and posterior position."""
+    """Rows given to emcee, stratified in redshift, S/N and posterior position."""
+    core_hours: Positive | None = None
+    """What the fits may cost: with it, rows are fitted in random order, and none is begun any more when so much is
+    used. The rows that were fitted stand for the others."""
     calibration_simulations: Count = 2_000
     """Independent simulations for ranks, coverage and recovery."""
     calibration_draws: Annotated[int, Field(ge=100)] = 1_000

@@ -48,12 +48,19 @@ class Agreement:
     width: NDArray[np.float64]
     converged: NDArray[np.bool_]
 
-    def summary(self, names: Sequence[str]) -> dict[str, Any]:
+    def summary(self, names: Sequence[str], weight: ArrayLike | None = None) -> dict[str, Any]:
         """Averages over the converged chains only; None where there are too few of them.
 
         ``mean_width_ratio`` is the mean over galaxies of the ratio of widths, ``ratio_of_mean_widths`` the ratio of
         the mean widths, in which well constrained galaxies count for less. Each mean stands with its standard error
         over galaxies (``..._error``; jackknife, None for a single galaxy). ``all`` is the mean over parameters.
+
+        Parameters
+        ----------
+        names : sequence of str
+        weight : array_like, shape (galaxy,), optional
+            One over the probability with which each was selected: ``survey`` then holds the same means as estimates
+            for the whole catalog (Hajek's), with their errors.
         """
         keys = [*names, "all"]
         shift, ratio = np.abs(self.shift_sigma[self.converged]), self.width_ratio[self.converged]
@@ -64,10 +71,15 @@ class Agreement:
             "ratio_of_mean_widths": (ratio * width, width),
         }
         summary: dict[str, Any] = {"converged": len(shift), "galaxies": int(self.converged.size)}
+        targets = [(summary, np.ones(len(shift)))]
+        if weight is not None:
+            summary["survey"] = {}
+            targets.append((summary["survey"], np.asarray(weight, dtype=float)[self.converged]))
         for name, (above, below) in means.items():
-            value, error = _ratio_of_sums(above, below)
-            summary[name] = dict(zip(keys, value, strict=True))
-            summary[f"{name}_error"] = dict(zip(keys, error, strict=True))
+            for target, share in targets:
+                value, error = _ratio_of_sums(above * share[:, None], below * share[:, None])
+                target[name] = dict(zip(keys, value, strict=True))
+                target[f"{name}_error"] = dict(zip(keys, error, strict=True))
         median = [*np.median(ratio, axis=0).tolist(), float(np.median(ratio))] if len(ratio) else [None] * len(keys)
         return summary | {"median_width_ratio": dict(zip(keys, median, strict=True))}
 

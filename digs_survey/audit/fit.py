@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from digs_survey.audit.chain import run_chain, start_points
+from digs_survey.audit.chain import prior_points, run_chain, start_points
+from digs_survey.audit.distances import classifier_accuracy, sliced_distance, wasserstein_sigma
 from digs_survey.audit.likelihood import GalaxyPosterior, Simulator
 from digs_survey.audit.predictive import BAND, predictive_band
 from digs_survey.config import MCMCConfig, ModelConfig
@@ -75,6 +76,13 @@ class GalaxyFit:
     ----------
     draws : ndarray, shape (mcmc_draw, parameter)
         Draws of the chain, thinned at random to the number that all galaxies have.
+    walkers : ndarray of float32, shape (walker, step, parameter)
+        Evenly thinned steps of every walker of every ensemble.
+    r_hat : ndarray, shape (parameter,)
+        Of the ensembles; NaN for a single one.
+    wasserstein_sigma : ndarray, shape (parameter,)
+    sliced_distance, c2st : float
+        How far ``start`` is from the chain, from :mod:`~digs_survey.audit.distances`.
     autocorrelation_time : ndarray, shape (parameter,)
         In steps.
     converged : bool
@@ -82,8 +90,8 @@ class GalaxyFit:
     acceptance : float
     likelihoods : int
         How often the chain asked for the likelihood of one theta, burn-in included.
-    core_seconds : float
-        Of the chain alone.
+    core_seconds, all_core_seconds : float
+        Of the first ensemble alone, and of all.
     prospector_core_seconds : float
         Of one likelihood by Prospector: mean over the chain, or over the draws that were checked.
     log_likelihood_difference : float
@@ -97,6 +105,12 @@ class GalaxyFit:
     """
 
     draws: NDArray[np.float64]
+    walkers: NDArray[np.floating]
+    r_hat: NDArray[np.float64]
+    all_core_seconds: float
+    wasserstein_sigma: NDArray[np.float64]
+    sliced_distance: float
+    c2st: float
     autocorrelation_time: NDArray[np.float64]
     converged: bool
     steps: int
@@ -116,6 +130,12 @@ class GalaxyFit:
         ndim, elements = setup.prior.ndim, len(setup.grid)
         return cls(
             draws=np.full((mcmc_draw_count(setup.mcmc), ndim), np.nan),
+            walkers=np.full((setup.mcmc.walkers * len(setup.mcmc.starts), _kept_steps(setup.mcmc), ndim), np.nan),
+            r_hat=np.full(ndim, np.nan),
+            all_core_seconds=float("nan"),
+            wasserstein_sigma=np.full(ndim, np.nan),
+            sliced_distance=float("nan"),
+            c2st=float("nan"),
             autocorrelation_time=np.full(ndim, np.nan),
             converged=False,
             steps=0,
@@ -144,6 +164,23 @@ class GalaxyFit:
         return cls(**{name: value.item() if value.ndim == 0 else value for name, value in values.items()})
 
 
+def _starts(setup: FitSetup, job: GalaxyJob) -> list[NDArray[np.float64]]:
+    """Starting points of the ensembles, in the order of the configuration."""
+    count, seed = setup.mcmc.walkers, _seed(setup.seed, "start", job.row)
+    points = []
+    for number, start in enumerate(setup.mcmc.starts):
+        own = seed if not number else _seed(setup.seed, f"start/{number}", job.row)
+        prior = setup.prior
+        points.append(
+            prior_points(prior, count, own) if start == "prior" else start_points(job.start, prior, count, own)
+        )
+    return points
+
+
+def _kept_steps(config: MCMCConfig) -> int:
+    return min(_MOST_DRAWS // config.walkers, config.steps, config.max_steps)
+
+
 def mcmc_draw_count(config: MCMCConfig) -> int:
     """Number of draws that every chain of this configuration can be thinned to."""
     return min(_MOST_DRAWS, config.walkers * min(config.steps, config.max_steps))
@@ -163,8 +200,7 @@ def fit_with(simulator: Simulator, setup: FitSetup, job: GalaxyJob, prospector: 
     """
     about = (setup.noise, setup.prior, job.flux, job.good, job.errors)
     posterior = GalaxyPosterior(simulator, *about)
-    start = start_points(job.start, setup.prior, setup.mcmc.walkers, _seed(setup.seed, "start", job.row))
-    chain = run_chain(posterior, start, setup.mcmc, _seed(setup.seed, "mcmc", job.row))
+    chain = run_chain(posterior, _starts(setup, job), setup.mcmc, _seed(setup.seed, "mcmc", job.row))
     rng = np.random.default_rng(_seed(setup.seed, "thin", job.row))
     kept = np.sort(rng.choice(len(chain.draws), size=mcmc_draw_count(setup.mcmc), replace=False))
     cost, difference = chain.core_seconds / chain.evaluations, 0.0
@@ -175,8 +211,16 @@ def fit_with(simulator: Simulator, setup: FitSetup, job: GalaxyJob, prospector: 
         cost = (time.process_time() - started) / some.size
         difference = float(np.abs(again - chain.log_prob[some]).max())
     spectra = simulator.spectra(job.predictive)
+    even = np.linspace(0, chain.steps - 1, _kept_steps(setup.mcmc)).round().astype(int)
+    draws, distance_seed = chain.draws[kept], _seed(setup.seed, "distance", job.row)
     return GalaxyFit(
-        draws=chain.draws[kept],
+        draws=draws,
+        walkers=chain.walkers[even].swapaxes(0, 1).astype(np.float32),
+        r_hat=chain.r_hat,
+        all_core_seconds=chain.all_core_seconds,
+        wasserstein_sigma=wasserstein_sigma(job.start, draws),
+        sliced_distance=sliced_distance(job.start, draws, distance_seed),
+        c2st=classifier_accuracy(job.start, draws, distance_seed),
         autocorrelation_time=chain.autocorrelation_time,
         converged=chain.converged,
         steps=chain.steps,

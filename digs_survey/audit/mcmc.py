@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +28,14 @@ from digs_survey.storage import checksum
 if TYPE_CHECKING:
     from digs_survey.audit.likelihood import Simulator
 
-__all__ = ["fit_galaxies"]
+__all__ = ["end_after", "fit_galaxies"]
 
 _LOG = logging.getLogger(__name__)
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _MIN_IN_FLIGHT = 16
 """Enough waiting tasks that a cluster which grows with its queue does grow."""
+_STALLED = 75
+"""Exit status of a worker whose fit took too long."""
 _simulators: dict[str, Simulator] = {}
 
 
@@ -42,11 +47,12 @@ def fit_galaxies(
     address: str | None = None,
     advance: Callable[[int], None] = lambda galaxies: None,
     fit: Callable[[FitSetup, GalaxyJob], GalaxyFit] | None = None,
-) -> list[GalaxyFit]:
+    budget_s: float | None = None,
+) -> list[GalaxyFit | None]:
     """Fit galaxies in parallel, and go on where an earlier call stopped.
 
-    A fit depends on nothing but ``setup`` and its job. One that fails, or whose worker dies, is tried
-    once more; if it fails again it is reported as failed, not marked as done, and the others go on.
+    A fit depends on nothing but ``setup`` and its job. One that fails, takes longer than ``limit_s``, or whose worker
+    dies is tried once more; if it fails again it is reported as failed, not marked as done, and the others go on.
 
     Parameters
     ----------
@@ -61,11 +67,14 @@ def fit_galaxies(
         Called with the number of galaxies that were done before, and with 1 for each that ends.
     fit : callable, optional
         What a worker does; by default :func:`~digs_survey.audit.fit.fit_with` with the configured engine.
+    budget_s : float, optional
+        Core-seconds, those of earlier calls included, from which on no fit is begun. Fits are then begun in random
+        order, so that those that are made are a random part of all.
 
     Returns
     -------
-    list of GalaxyFit
-        In the order of the jobs.
+    list of GalaxyFit or None
+        In the order of the jobs; None for one that the budget had no room for.
 
     Raises
     ------
@@ -81,7 +90,13 @@ def fit_galaxies(
     pending = [job for job in jobs if job.row not in fits]
     for job in pending:
         ledger.forget(job.row)
-    for row, outcome, cores in _run(setup, pending, fit or _fit_in_worker, address) if pending else ():
+    spent = sum(fits[row].all_core_seconds for row in kept)
+    if budget_s is not None:
+        order = np.random.default_rng([setup.seed, *b"budget"]).permutation(len(jobs)).tolist()
+        pending = [jobs[i] for i in order if jobs[i].row not in fits]
+        pending = pending if spent < budget_s else []
+    left = None if budget_s is None else budget_s - spent
+    for row, outcome, cores in _run(setup, pending, fit or _fit_in_worker, address, left) if pending else ():
         fits[row] = outcome
         if outcome.error:
             _LOG.warning("audit: row %d has no MCMC fit: %s", row, outcome.error)
@@ -91,7 +106,7 @@ def fit_galaxies(
                 row,
                 rows=1,
                 checksum=checksum(outcome.draws, outcome.best_mcmc, outcome.best_npe, outcome.band),
-                core_seconds=outcome.core_seconds,
+                core_seconds=outcome.all_core_seconds,
                 job=digests[row],
                 cores=cores,
             )
@@ -99,9 +114,9 @@ def fit_galaxies(
     if fits and all(outcome.error for outcome in fits.values()):
         raise StageError(
             f"audit: expected MCMC fits of {len(jobs)} galaxies, found none that succeeded; "
-            f"the first failed with: {fits[jobs[0].row].error}"
+            f"the first failed with: {next(iter(fits.values())).error}"
         )
-    return [fits[job.row] for job in jobs]
+    return [fits.get(job.row) for job in jobs]
 
 
 def _file(folder: Path, row: int) -> Path:
@@ -116,7 +131,7 @@ def _digest(setup: FitSetup, job: GalaxyJob) -> str:
             setup.prior.to_dict(),
             setup.grid.to_dict(),
             setup.noise.to_dict(),
-            setup.mcmc.model_dump(mode="json"),
+            setup.mcmc.model_dump(mode="json", exclude={"limit_s"}),
             setup.seed,
             job.row,
         ],
@@ -132,6 +147,7 @@ def _run(
     jobs: Sequence[GalaxyJob],
     fit: Callable[[FitSetup, GalaxyJob], GalaxyFit],
     address: str | None,
+    budget_s: float | None,
 ) -> Iterator[tuple[int, GalaxyFit, int]]:
     """Keep a bounded number of tasks on the cluster; yield each row, its outcome and the cluster's cores."""
     import ray
@@ -139,11 +155,14 @@ def _run(
     with ray_session(address) as cores:
         task = ray.remote(num_cpus=1, max_retries=1, retry_exceptions=True, runtime_env={"env_vars": _ONE_THREAD})(fit)
         shared = ray.put(setup)
-        limit = max(_MIN_IN_FLIGHT, 2 * cores)
+        # What is in flight is beyond the budget's reach.
+        limit = max(_MIN_IN_FLIGHT, 2 * cores) if budget_s is None else cores
+        spent = 0.0
         queue = iter(jobs)
         rows: dict[Any, int] = {}
         while True:
-            while len(rows) < limit and (job := next(queue, None)) is not None:
+            within = budget_s is None or spent < budget_s
+            while within and len(rows) < limit and (job := next(queue, None)) is not None:
                 rows[task.remote(shared, job)] = job.row
             if not rows:
                 return
@@ -151,6 +170,7 @@ def _run(
             row = rows.pop(ready[0])
             try:
                 outcome = ray.get(ready[0])
+                spent += outcome.all_core_seconds
             except ray.exceptions.RayError as error:
                 metrics.galaxy_failed(error)
                 outcome = GalaxyFit.failed(setup, _reason(error))
@@ -165,13 +185,29 @@ def _reason(error: Exception) -> str:
 
 def _fit_in_worker(setup: FitSetup, job: GalaxyJob) -> GalaxyFit:
     """Fit a galaxy with this process's simulators, which are built once and kept."""
-    prospector = _simulator(setup, "prospector")
-    if setup.mcmc.engine == "prospector":
-        outcome = fit_with(prospector, setup, job)
-    else:
-        outcome = fit_with(_simulator(setup, "batched"), setup, job, prospector)
+    with end_after(setup.mcmc.limit_s):
+        prospector = _simulator(setup, "prospector")
+        if setup.mcmc.engine == "prospector":
+            outcome = fit_with(prospector, setup, job)
+        else:
+            outcome = fit_with(_simulator(setup, "batched"), setup, job, prospector)
     metrics.galaxy_fitted(outcome.core_seconds, outcome.converged)
     return outcome
+
+
+@contextmanager
+def end_after(seconds: float) -> Iterator[None]:
+    """End this process if the block takes longer: a library that hangs cannot be interrupted.
+
+    Ray then starts the task again, in another worker.
+    """
+    watchdog = threading.Timer(seconds, os._exit, (_STALLED,))
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()
 
 
 def _simulator(setup: FitSetup, engine: str) -> Simulator:

@@ -34,12 +34,23 @@ _GALAXIES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "converged": (("galaxy",), {"description": "chain longer than audit.mcmc.autocorrelation_times"}),
     "autocorrelation_time": (_THETA, {"description": "integrated autocorrelation time in steps"}),
     "steps": (("galaxy",), {"description": "steps of the chain after burn-in"}),
+    "r_hat": (_THETA, {"description": "potential scale reduction of independent ensembles; NaN for one"}),
     "acceptance": (("galaxy",), {"description": "share of proposals that were accepted"}),
     "likelihoods": (("galaxy",), {"description": "likelihoods that the chain took, burn-in included"}),
     "log_likelihood_difference": (("galaxy",), {"description": "largest difference from Prospector in checked draws"}),
-    "core_seconds": (("galaxy",), {"units": "s", "description": "processor time of the chain with burn-in"}),
+    "core_seconds": (("galaxy",), {"units": "s", "description": "processor time of the first ensemble with burn-in"}),
+    "all_core_seconds": (("galaxy",), {"units": "s", "description": "processor time of all ensembles with burn-in"}),
     "shift_sigma": (_THETA, {"description": "(median NPE - median MCMC) / half 16-84 % width of MCMC"}),
     "width_ratio": (_THETA, {"description": "half 16-84 % width of NPE over that of MCMC"}),
+    "wasserstein_sigma": (
+        _THETA,
+        {"description": "Wasserstein distance from NPE to MCMC over half 16-84 % of MCMC"},
+    ),
+    "sliced_distance": (
+        ("galaxy",),
+        {"description": "mean Wasserstein distance along directions of whitened MCMC"},
+    ),
+    "c2st": (("galaxy",), {"description": "accuracy of a classifier between NPE and MCMC; 0.5 if they are the same"}),
     "flux": (_SPECTRUM, {**_FLUX, "description": "observed, at the distance of model.zred"}),
     "sigma": (_SPECTRUM, {**_FLUX, "description": "1-sigma noise about the best NPE spectrum"}),
     "good": (_SPECTRUM, {"description": "elements that count"}),
@@ -82,7 +93,9 @@ def write_audit(
         The group ``calibration``.
     galaxies : mapping of str to ndarray
         The group ``galaxies``: galaxy_id, flux, npe and so on, galaxies first; ess, pareto_k and log_evidence where
-        draws were weighed.
+        draws were weighed. Its ``walkers`` become a group ``chains/ROW`` for each galaxy with a chain, which ArviZ
+        takes as it is: a variable for each parameter with the dimensions chain (a walker) and draw, below
+        ``posterior``.
     """
     names = np.array(prior.names)
     simulated: _Arrays = {
@@ -119,6 +132,10 @@ def write_audit(
         extra = {"draws": calibration.draws, "excluded_nan": calibration.excluded}
         _write_group(building / "calibration", simulated, units | extra)
         _write_group(building / "galaxies", audited, units)
+        for row, walkers in zip(galaxies["row"].tolist(), galaxies["walkers"], strict=True):
+            if np.isfinite(walkers).all():
+                _write_chains(building / "chains" / str(row), prior, walkers)
+        create_group(building / "chains")
         create_group(building)
 
 
@@ -128,6 +145,15 @@ def _write_group(path: Path, arrays: _Arrays, attrs: dict[str, Any]) -> None:
         for name, (dims, values, about) in arrays.items()
     }
     create_dataset(path, specs, {name: values for name, (_, values, _) in arrays.items()}, attrs)
+
+
+def _write_chains(path: Path, prior: Prior, walkers: NDArray[Any]) -> None:
+    arrays: _Arrays = {
+        p.name: (("chain", "draw"), walkers[..., k], {"units": p.unit}) for k, p in enumerate(prior.parameters)
+    }
+    arrays |= {dim: ((dim,), np.arange(size), {}) for dim, size in zip(("chain", "draw"), walkers.shape, strict=False)}
+    _write_group(path / "posterior", arrays, {"inference_library": "emcee"})
+    create_group(path)
 
 
 def _dtype(values: NDArray[Any]) -> str:

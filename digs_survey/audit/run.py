@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +24,12 @@ from digs_survey.audit.speedup import cost_summary
 from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
 from digs_survey.ledger import Ledger
+from digs_survey.parameters import Prior
 from digs_survey.storage import write_json
 
 __all__ = ["run_audit"]
+
+_LOG = logging.getLogger(__name__)
 
 
 def run_audit(
@@ -102,6 +106,16 @@ def run_audit(
         )
         for i, row in enumerate(sample.selection.rows)
     ]
+    setup = FitSetup(config.model, prior, catalog.grid, noise, settings.mcmc, config.seed)
+    folder = run_dir / "audit-jobs"
+    budget_s = None if settings.core_hours is None else 3600 * settings.core_hours
+    outcomes = fit_galaxies(setup, jobs, folder, address=ray_address, advance=advance, budget_s=budget_s)
+    begun = np.array([i for i, fit in enumerate(outcomes) if fit is not None], dtype=int)
+    fits = [fit for fit in outcomes if fit is not None]
+    if begun.size < len(jobs):
+        _LOG.warning("audit: audit.core_hours had room for %d of %d fits", begun.size, len(jobs))
+        sample, npe, jobs = sample.take(begun), npe[begun], [jobs[i] for i in begun]
+        seen, errors = sample.prepared, None if errors is None else errors[:, begun]
     weighed = {}
     if config.infer.importance != "none":
         weighed = {
@@ -109,9 +123,6 @@ def run_audit(
             "galaxies": weigh_rows(posterior, seen, npe, config),
         }
     own_s = time.process_time() - began
-    setup = FitSetup(config.model, prior, catalog.grid, noise, settings.mcmc, config.seed)
-    folder = run_dir / "audit-jobs"
-    fits = fit_galaxies(setup, jobs, folder, address=ray_address, advance=advance)
     galaxies = _about(sample, npe) | _stack(setup, fits)
     agreement = compare(npe, galaxies["mcmc"], galaxies["converged"])
     galaxies |= {"shift_sigma": agreement.shift_sigma, "width_ratio": agreement.width_ratio}
@@ -126,7 +137,9 @@ def run_audit(
         "parameters": list(prior.names),
         "galaxies": len(fits),
         "calibration": calibration.summary(prior.names),
-        "agreement": agreement.summary(prior.names) | {"failed": len(fits) - len(done)},
+        "agreement": agreement.summary(prior.names, galaxies["weight"])
+        | {"failed": len(fits) - len(done)}
+        | _distances(prior, converged),
         "mcmc": _chains(fits, settings.mcmc.engine),
         "predictive": {
             "reduced_chi2_median": _median(galaxies["chi2"] / galaxies["n_good"]),
@@ -179,6 +192,17 @@ def _stack(setup: FitSetup, fits: Sequence[GalaxyFit]) -> dict[str, NDArray[Any]
         dtype = np.asarray(value).dtype
         stacked[renamed.get(name, name)] = np.array(values, dtype=dtype).reshape(len(fits), *np.shape(value))
     return stacked
+
+
+def _distances(prior: Prior, fits: Sequence[GalaxyFit]) -> dict[str, Any]:
+    """Medians over the converged chains; None where there are none."""
+    each = np.array([fit.wasserstein_sigma for fit in fits]).reshape(-1, prior.ndim)
+    return {
+        "median_wasserstein_sigma": dict(zip(prior.names, map(_median, each.T), strict=True)),
+        "median_sliced_distance": _median(np.array([fit.sliced_distance for fit in fits], dtype=float)),
+        "median_c2st": _median(np.array([fit.c2st for fit in fits], dtype=float)),
+        "max_r_hat": max((float(fit.r_hat.max()) for fit in fits if np.isfinite(fit.r_hat).all()), default=None),
+    }
 
 
 def _chains(fits: Sequence[GalaxyFit], engine: str) -> dict[str, Any]:

@@ -45,6 +45,19 @@ class Sample:
     snr: NDArray[np.float64]
     truth: NDArray[np.float64]
 
+    def take(self, some: NDArray[np.intp]) -> Sample:
+        """Return a random part of the sample, with weights that make it stand for all."""
+        chosen, seen = self.selection, self.prepared
+        weight = chosen.weight[some] * (chosen.rows.size / max(1, some.size))
+        return Sample(
+            selection=Selection(chosen.rows[some], weight, chosen.stratum[some]),
+            prepared=PreparedRows(seen.flux[some], seen.ivar[some], seen.good[some], seen.quality[some]),
+            galaxy_id=self.galaxy_id[some],
+            redshift=self.redshift[some],
+            snr=self.snr[some],
+            truth=self.truth[some],
+        )
+
 
 def read_sample(
     catalog: Catalog, posterior_path: Path, prior: Prior, config: SurveyConfig, *, keeps_negative: bool = False
@@ -74,12 +87,14 @@ def read_sample(
             f"{result['quality'].shape[0]}; run the map stage on this catalog"
         )
     middle = int(np.argmin(np.abs(result["quantile"][:] - 0.5)))
-    medians, snr = np.empty((catalog.n_rows, prior.ndim)), np.empty(catalog.n_rows)
+    medians = np.empty((catalog.n_rows, prior.ndim))
+    snr, redshift = np.empty(catalog.n_rows), np.empty(catalog.n_rows)
     for start in range(0, catalog.n_rows, _BLOCK):
         block = slice(start, min(start + _BLOCK, catalog.n_rows))
         medians[block] = result["percentiles"][block][:, :, middle]
         rows = catalog.rows(block.start, block.stop)
         usable = rows.good & np.isfinite(rows.flux) & np.isfinite(rows.ivar) & (rows.ivar > 0)
+        redshift[block] = rows.redshift
         snr[block] = signal_to_noise(rows.flux, rows.ivar, usable)
     selection = select_rows(
         snr,
@@ -87,6 +102,7 @@ def read_sample(
         (result["quality"][:] & NO_POSTERIOR) == 0,
         config.audit.galaxies,
         config.seed,
+        redshift,
     )
     return _read(catalog, selection, snr, prior, config, keeps_negative)
 

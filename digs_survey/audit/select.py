@@ -1,6 +1,6 @@
 r"""Which rows of a catalog the audit looks at: a stratified probability sample.
 
-Rows are sorted into cells of signal-to-noise and of position in the posterior's own space, and each
+Rows are sorted into cells of signal-to-noise, of position in the posterior's own space and of redshift, and each
 occupied cell gets an equal share of the sample, so that rare kinds of galaxies are looked at too. The
 inclusion probability of every row is known and positive; its inverse is the row's weight, with which
 an average over the sample estimates the average over the catalog (Horvitz & Thompson 1952).
@@ -33,7 +33,7 @@ class Selection:
     weight : ndarray of float64, shape (n,)
         One over the inclusion probability of each row; they add up, on average, to the eligible rows.
     stratum : ndarray of int64, shape (n,)
-        Cell of each row, 3 * (tercile of S/N) + (tercile of position).
+        Cell of each row, 9 * (tercile of redshift) + 3 * (tercile of S/N) + (tercile of position).
     """
 
     rows: NDArray[np.int64]
@@ -86,7 +86,14 @@ def principal_position(medians: ArrayLike) -> NDArray[np.float64]:
     return position
 
 
-def select_rows(snr: ArrayLike, position: ArrayLike, eligible: ArrayLike, count: int, seed: int) -> Selection:
+def select_rows(
+    snr: ArrayLike,
+    position: ArrayLike,
+    eligible: ArrayLike,
+    count: int,
+    seed: int,
+    redshift: ArrayLike | None = None,
+) -> Selection:
     """Draw a stratified sample of the eligible rows.
 
     Parameters
@@ -101,10 +108,14 @@ def select_rows(snr: ArrayLike, position: ArrayLike, eligible: ArrayLike, count:
         Rows to draw; all of them if there are fewer.
     seed : int
         The run's seed.
+    redshift : array_like, shape (row,), optional
+        Finite where ``eligible``; left out, all rows are in one tercile of it.
     """
     ratio, place = np.asarray(snr, dtype=float), np.asarray(position, dtype=float)
     candidates = np.flatnonzero(np.asarray(eligible, dtype=bool) & np.isfinite(ratio) & np.isfinite(place))
     cell = 3 * _tercile(ratio[candidates]) + _tercile(place[candidates])
+    if redshift is not None:
+        cell += 9 * _tercile(np.asarray(redshift, dtype=float)[candidates])
     if candidates.size <= count:
         return Selection(candidates, np.ones(candidates.size), cell)
     probability = _equal_shares(cell, count)

@@ -16,9 +16,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 __all__ = ["cost_summary"]
 
 _ONCE = ("simulate", "train")
+_RESAMPLED = 2_000
 
 
 def cost_summary(
@@ -51,7 +54,8 @@ def cost_summary(
     -------
     dict
         The ``cost`` entry of audit.json. A number that cannot be known (a stage is missing, no chain
-        converged, one galaxy costs more by NPE than by MCMC) is None.
+        converged, one galaxy costs more by NPE than by MCMC) is None. ``..._95`` are 95 % intervals, from the
+        scatter of the chains' costs over galaxies (bootstrap).
     """
     by_name = {stage["stage"]: stage for stage in stages}
     mcmc = _mean([t for t in mcmc_core_s if math.isfinite(t)])
@@ -59,11 +63,17 @@ def cost_summary(
     once_parts = [_number(by_name.get(name, {}).get("core_s")) for name in _ONCE]
     once = None if None in once_parts else math.fsum(part for part in once_parts if part is not None)
     map_only = with_training = break_even = None
+    limits = _mean_limits([t for t in mcmc_core_s if math.isfinite(t)])
+    break_even_limits = map_only_limits = None
     if mcmc is not None and npe is not None:
         map_only = mcmc / npe
+        map_only_limits = [limit / npe for limit in limits] if limits else None
         if once is not None:
             with_training = mcmc * catalog_rows / (once + npe * catalog_rows)
             break_even = math.ceil(once / (mcmc - npe)) if mcmc > npe else None
+            if limits and limits[0] > npe:
+                # The dearer a chain, the fewer galaxies.
+                break_even_limits = [math.ceil(once / (limit - npe)) for limit in reversed(limits)]
     keys = ("stage", "wall_s", "core_s", "rows")
     by_prospector = mcmc if engine == "prospector" else _mean([t for t in prospector_core_s if math.isfinite(t)])
     return {
@@ -74,7 +84,9 @@ def cost_summary(
         "mcmc_core_s_per_galaxy_by_prospector": by_prospector,
         "galaxies_per_mcmc_fit_map_only": map_only,
         "galaxies_per_mcmc_fit_with_training_at_catalog": with_training,
+        "galaxies_per_mcmc_fit_map_only_95": map_only_limits,
         "break_even_galaxies": break_even,
+        "break_even_galaxies_95": break_even_limits,
         "catalog_rows": catalog_rows,
         "cores": cores,
     }
@@ -82,6 +94,14 @@ def cost_summary(
 
 def _number(value: Any) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _mean_limits(values: Sequence[float]) -> list[float] | None:
+    """Central 95 % interval of the mean (bootstrap); None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    means = np.random.default_rng(0).choice(np.asarray(values), size=(_RESAMPLED, len(values))).mean(axis=1)
+    return [float(limit) for limit in np.quantile(means, (0.025, 0.975))]
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -207,13 +207,15 @@ def _break_even(run: RunData) -> Headline:
     if galaxies is None:
         return Headline("break-even", title, "From how many galaxies on NPE is cheaper is not known.")
     value = f"{count(math.ceil(galaxies))} galaxies"
+    limits = nested(run.audit, "cost", "break_even_galaxies_95")
+    between = f" 95 % of resampled chains give {count(limits[0])} to {count(limits[1])}." if limits else ""
     words = f"With simulation and training, NPE is cheaper from {value} on."
     if rows is None:
-        return Headline("break-even", title, words, value, "measured")
+        return Headline("break-even", title, words, value, "measured", between.strip())
     enough = rows >= galaxies
     note = (
         f"Expected: fewer than this catalog's {count(rows)}. From this many on, simulating, training and "
-        "mapping cost less than emcee."
+        f"mapping cost less than emcee.{between}"
     )
     return Headline("break-even", title, words, value, "good" if enough else "attention", note)
 

@@ -187,6 +187,25 @@ def test_audit_writes_what_the_report_reads_and_does_it_once(inputs, monkeypatch
         reported = summary["calibration"]["coverage"]["0.9"]
         assert calibration["coverage"].values[level].tolist() == list(reported.values())
 
+    chains = xr.open_datatree(
+        run_dir / "audit.zarr", group=f"chains/{data['row'].values[0]}", engine="zarr", consolidated=False
+    )["posterior"]
+    assert set(chains.data_vars) == set(PRIOR.names)
+    assert dict(chains.sizes) == {"chain": 12, "draw": 80}
+    assert chains["tage"].attrs["units"] == "Gyr"
+    np.testing.assert_array_equal(
+        np.sort(chains["tage"].values.ravel()), np.sort(data["mcmc"].values[0, :, PRIOR.index("tage")].astype("f4"))
+    )
+    assert not (run_dir / "audit.zarr" / "chains" / str(FAILING)).exists()
+    assert np.isnan(data["r_hat"].values).all()
+    assert ((data["c2st"].values[~failed] > 0.4) & (data["c2st"].values[~failed] <= 1)).all()
+    assert (data["wasserstein_sigma"].values[~failed] > 0).all()
+    agreement = summary["agreement"]
+    assert agreement["median_c2st"] == pytest.approx(np.median(data["c2st"].values[~failed]))
+    # Every row was taken, so that the survey is the sample.
+    assert agreement["survey"]["mean_abs_shift_sigma"] == pytest.approx(agreement["mean_abs_shift_sigma"])
+    assert summary["calibration"]["verdict"]["calibrated"] is False
+
     first = checksum(*(data[name].values for name in ("mcmc", "core_seconds", "best_mcmc")))
     counted.clear()
     again = run.run_audit(run_dir, config, catalog, stages=STAGES, advance=counted.append)
@@ -194,6 +213,22 @@ def test_audit_writes_what_the_report_reads_and_does_it_once(inputs, monkeypatch
     assert {**again, "core_seconds": 0} == {**summary, "core_seconds": 0}
     with xr.open_zarr(run_dir / "audit.zarr", group="galaxies", consolidated=False) as stored:
         assert checksum(*(stored[name].values for name in ("mcmc", "core_seconds", "best_mcmc"))) == first
+
+
+def test_what_the_budget_had_no_room_for_is_stood_for_by_the_rest(inputs, monkeypatch, caplog):
+    run_dir, catalog, _ = inputs
+    mcmc = CONFIG.audit.mcmc.model_copy(update={"starts": ("posterior", "prior"), "max_r_hat": 10.0})
+    update = {"galaxies": 50, "core_hours": 1e-9, "mcmc": mcmc}
+    config = CONFIG.model_copy(update={"audit": CONFIG.audit.model_copy(update=update)})
+    summary = run.run_audit(run_dir, config, catalog, stages=STAGES)
+    assert 0 < summary["galaxies"] < ROWS - 1
+    assert "audit.core_hours had room for" in caplog.text
+    with xr.open_zarr(run_dir / "audit.zarr", group="galaxies", consolidated=False) as stored:
+        assert stored["weight"].values.sum() == pytest.approx(ROWS - 1)
+        assert stored["row"].values.tolist() == sorted(stored["row"].values.tolist())
+        done = np.isfinite(stored["mcmc"].values).all(axis=(1, 2))
+        assert np.isfinite(stored["r_hat"].values[done]).all()
+        assert (stored["all_core_seconds"].values[done] > stored["core_seconds"].values[done]).all()
 
 
 def test_no_row_with_a_posterior_still_gives_a_calibration(inputs):

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -143,6 +144,44 @@ def test_a_dead_worker_is_replaced_once_and_a_failing_galaxy_holds_up_no_other(t
     assert sorted(Ledger(tmp_path / "jobs" / "ledger").records()) == [0, 1]
     with pytest.raises(StageError, match="no spectrum for this one"):
         fit_galaxies(SETUP, jobs[2:], tmp_path / "jobs", fit=fit)
+
+
+def test_a_fit_that_stalls_loses_its_worker_and_is_tried_once_more(tmp_path):
+    from digs_survey.audit.mcmc import end_after
+
+    marker = str(tmp_path / "stalled")
+
+    def fit(setup, job):
+        with end_after(setup.mcmc.limit_s):
+            if job.row == 3 or not os.path.exists(marker):
+                open(marker, "w").close()
+                time.sleep(600)
+            return fit_with(SMOOTH, setup, job)
+
+    setup = replace(SETUP, mcmc=SETUP.mcmc.model_copy(update={"limit_s": 5.0}))
+    (fine,) = fit_galaxies(setup, make_jobs([1]), tmp_path / "a", fit=fit)
+    assert os.path.exists(marker)
+    assert same(fine, fit_with(SMOOTH, SETUP, make_jobs([1])[0]))
+    other, stuck = fit_galaxies(setup, make_jobs([2, 3]), tmp_path / "b", fit=fit)
+    assert not other.error
+    assert "WorkerCrashedError" in stuck.error
+
+
+def test_a_budget_ends_the_giving_out_of_fits_and_a_larger_one_goes_on(tmp_path):
+    def fit(setup, job):
+        return replace(fit_with(SMOOTH, setup, job), all_core_seconds=10.0)
+
+    jobs = make_jobs(range(12))
+    some = fit_galaxies(SETUP, jobs, tmp_path, fit=fit, budget_s=35.0)
+    begun = [job.row for job, outcome in zip(jobs, some, strict=True) if outcome is not None]
+    cores = int(ray.cluster_resources()["CPU"])
+    assert 4 <= len(begun) <= 4 + cores
+    assert begun != list(range(len(begun)))
+    assert fit_galaxies(SETUP, jobs, tmp_path, fit=fit, budget_s=35.0, advance=lambda n: None)[begun[0]] is not None
+    more = fit_galaxies(SETUP, jobs, tmp_path, fit=fit, budget_s=85.0)
+    assert {row for row, outcome in enumerate(more) if outcome is not None} > set(begun)
+    assert None in more
+    assert None not in fit_galaxies(SETUP, jobs, tmp_path, fit=fit)
 
 
 def test_saved_fits_come_back_as_they_were(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import truncnorm
 
-from digs_survey.audit.chain import run_chain, start_points
+from digs_survey.audit.chain import prior_points, r_hat, run_chain, start_points
 from digs_survey.config import MCMCConfig
 from digs_survey.errors import StageError
 from digs_survey.parameters import Prior
@@ -24,7 +24,7 @@ def start(walkers=16, ndim=2, at=MEAN):
 @pytest.mark.parametrize("moves", ["kde", "stretch"])
 def test_gaussian_moments(moves):
     config = MCMCConfig(walkers=16, burn_in=(200, 100), steps=2000, max_steps=2000, moves=moves)
-    chain = run_chain(gaussian, start(), config, seed=1)
+    chain = run_chain(gaussian, [start()], config, seed=1)
     assert chain.converged
     assert (chain.steps, chain.draws.shape, chain.log_prob.shape) == (2000, (32_000, 2), (32_000,))
     assert chain.draws.mean(axis=0) == pytest.approx(MEAN, abs=0.1)
@@ -38,7 +38,7 @@ def test_gaussian_moments(moves):
 def test_default_moves_are_not_biased_in_five_dimensions():
     """A mixture with a fifth of emcee 3.1.6's snooker move narrows this density by 3 %."""
     config = MCMCConfig(walkers=32, burn_in=(300,), steps=6000, max_steps=6000)
-    chain = run_chain(lambda theta: -0.5 * (theta**2).sum(axis=-1), start(32, 5, 0.0), config, seed=2)
+    chain = run_chain(lambda theta: -0.5 * (theta**2).sum(axis=-1), [start(32, 5, 0.0)], config, seed=2)
     assert chain.draws.std() == pytest.approx(1, abs=0.01)
 
 
@@ -53,7 +53,7 @@ def test_box_cuts_the_density_and_nothing_leaks_out():
 
     first = start_points(np.full((40, 5), 99.0), prior, 32, seed=3)
     config = MCMCConfig(walkers=32, burn_in=(400,), steps=2000, max_steps=2000)
-    chain = run_chain(log_prob, first, config, seed=4)
+    chain = run_chain(log_prob, [first], config, seed=4)
     assert chain.log_prob[50] == pytest.approx(log_prob(chain.draws[50]))
     assert np.isfinite(prior.log_prob(chain.draws)).all()
     exact = truncnorm((prior.low - at) / width, (prior.high - at) / width, loc=at, scale=width)
@@ -63,13 +63,13 @@ def test_box_cuts_the_density_and_nothing_leaks_out():
 
 def test_chain_is_extended_until_it_is_long_enough_or_gives_up():
     config = MCMCConfig(walkers=16, burn_in=(50,), steps=150, max_steps=3000, moves="stretch")
-    long = run_chain(gaussian, start(), config, seed=5)
+    long = run_chain(gaussian, [start()], config, seed=5)
     assert long.converged
     assert 150 < long.steps < 3000
     assert long.steps % 150 == 0
     assert (long.steps > 50 * long.autocorrelation_time).all()
     assert not (long.steps - 150 > 65 * long.autocorrelation_time).all()
-    short = run_chain(gaussian, start(), config.model_copy(update={"max_steps": 200}), seed=5)
+    short = run_chain(gaussian, [start()], config.model_copy(update={"max_steps": 200}), seed=5)
     assert (short.converged, short.steps) == (False, 200)
 
 
@@ -80,7 +80,7 @@ def test_walkers_that_never_move_do_not_count_as_converged():
     def log_prob(theta):
         return np.where((theta[:, None] == origin).all(axis=2).any(axis=1), 0.0, -np.inf)
 
-    stuck = run_chain(log_prob, origin, config, seed=0)
+    stuck = run_chain(log_prob, [origin], config, seed=0)
     assert not stuck.converged
     assert np.isnan(stuck.autocorrelation_time).all()
 
@@ -88,20 +88,20 @@ def test_walkers_that_never_move_do_not_count_as_converged():
 def test_a_chain_that_begins_where_there_is_no_density_says_so_or_finds_its_way():
     config = MCMCConfig(walkers=16, burn_in=(20,), steps=50, max_steps=50)
     with pytest.raises(StageError, match="no walker is where the posterior density is above zero"):
-        run_chain(lambda theta: np.full(len(theta), -np.inf), start(), config, seed=0)
+        run_chain(lambda theta: np.full(len(theta), -np.inf), [start()], config, seed=0)
     first = start()
 
     def half_of_them(theta):
         return np.where(theta[:, 0] > np.median(first[:, 0]), gaussian(theta), -np.inf)
 
-    assert np.isfinite(run_chain(half_of_them, first, config, seed=0).log_prob).all()
+    assert np.isfinite(run_chain(half_of_them, [first], config, seed=0).log_prob).all()
 
 
 def test_starting_from_a_wrong_posterior_leaves_no_trace_after_burn_in():
     """As from neural draws that are three times too narrow and shifted by two sigma."""
     wrong = MEAN + 2 + 0.3 * np.random.default_rng(1).normal(size=(32, 2))
     config = MCMCConfig(walkers=32, burn_in=(250,), steps=2000, max_steps=2000)
-    chain = run_chain(gaussian, wrong, config, seed=7)
+    chain = run_chain(gaussian, [wrong], config, seed=7)
     early = chain.draws[: 32 * 200]
     assert early.mean(axis=0) == pytest.approx(MEAN, abs=0.15)
     assert chain.draws.mean(axis=0) == pytest.approx(MEAN, abs=0.06)
@@ -110,7 +110,7 @@ def test_starting_from_a_wrong_posterior_leaves_no_trace_after_burn_in():
 
 def test_same_seed_same_chain():
     config = MCMCConfig(walkers=16, burn_in=(10,), steps=30, max_steps=30)
-    first, again, other = (run_chain(gaussian, start(), config, seed) for seed in (1, 1, 2))
+    first, again, other = (run_chain(gaussian, [start()], config, seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.draws, again.draws)
     assert not np.array_equal(first.draws, other.draws)
 
@@ -121,3 +121,48 @@ def test_starting_points_span_the_space_even_from_one_repeated_draw():
     assert np.isfinite(prior.log_prob(points)).all()
     assert np.linalg.matrix_rank(prior.cdf(points) - prior.cdf(points).mean(axis=0)) == 5
     assert np.abs(prior.cdf(points) - prior.cdf(points[0])).max() < 2e-3
+
+
+def test_ensembles_from_near_and_from_the_prior_agree():
+    prior = Prior({"logmass": (-9, 11), "dust2": (-12, 8)}, left_out=("logzsol", "tage", "logtau"))
+    config = MCMCConfig(walkers=16, burn_in=(300,), steps=1500, max_steps=6000, starts=("posterior", "prior"))
+    starts = [start(), prior_points(prior, 16, seed=3)]
+    assert np.ptp(starts[1], axis=0).min() > 8
+    chain = run_chain(gaussian, starts, config, seed=1)
+    assert chain.converged
+    assert (chain.r_hat < 1.01).all()
+    assert chain.walkers.shape == (chain.steps, 32, 2)
+    assert chain.draws.shape == (chain.steps * 32, 2)
+    np.testing.assert_array_equal(np.sort(chain.walkers.ravel()), np.sort(chain.draws.ravel()))
+    np.testing.assert_array_equal(chain.log_prob[[5, -5]], gaussian(chain.draws[[5, -5]]))
+    assert chain.all_core_seconds > chain.core_seconds > 0
+    np.testing.assert_allclose(np.cov(chain.draws.T), COVARIANCE, atol=0.1)
+    alone = run_chain(gaussian, starts[:1], config, seed=1)
+    np.testing.assert_array_equal(alone.draws[:16], chain.draws[:16])
+    assert np.isnan(alone.r_hat).all()
+    assert alone.converged
+
+
+def test_ensembles_that_sit_on_different_peaks_have_not_converged():
+    """Each is long enough by itself; only the other one shows that there are two."""
+
+    def two_peaks(theta):
+        return np.logaddexp(*(-0.5 * ((theta - at) ** 2).sum(axis=-1) / 0.05**2 for at in (-3.0, 3.0)))
+
+    config = MCMCConfig(walkers=16, burn_in=(200,), steps=1500, max_steps=3000, moves="stretch")
+    starts = [start(at=-3.0 * np.ones(2)) - 0.3, start(at=3.0 * np.ones(2)) - 0.3]
+    assert all(run_chain(two_peaks, [one], config, seed=1).converged for one in starts)
+    chain = run_chain(two_peaks, starts, config, seed=1)
+    assert not chain.converged
+    assert chain.steps == 3000
+    assert (chain.r_hat > 5).all()
+
+
+def test_r_hat_by_hand():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 50, 4, 3))
+    second = second + np.array([0.0, 1.0, 0.0])
+    flat = np.stack([first.reshape(-1, 3), second.reshape(-1, 3)])
+    within = flat.var(axis=1, ddof=1).mean(axis=0)
+    between = 0.5 * (flat[0].mean(axis=0) - flat[1].mean(axis=0)) ** 2
+    np.testing.assert_allclose(r_hat([first, second]), np.sqrt(1 + between / within))

@@ -88,3 +88,13 @@ def test_signal_to_noise_looks_at_good_elements_only():
     ratio = signal_to_noise(flux, ivar, good)
     assert ratio[0] == 25.0
     assert np.isnan(ratio[1])
+
+
+def test_redshift_makes_cells_of_its_own():
+    rng = np.random.default_rng(2)
+    snr, position, redshift = rng.random((3, 900))
+    chosen = select_rows(snr, position, np.ones(900, bool), 81, seed=4, redshift=redshift)
+    assert np.bincount(chosen.stratum, minlength=27).tolist() == [3] * 27
+    assert (redshift[chosen.rows][chosen.stratum < 9] < 0.4).all()
+    same = select_rows(snr, position, np.ones(900, bool), 81, seed=4, redshift=np.full(900, 0.1))
+    np.testing.assert_array_equal(same.rows, select_rows(snr, position, np.ones(900, bool), 81, seed=4).rows)

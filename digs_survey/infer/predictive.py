@@ -1,0 +1,104 @@
+r"""Whether a row's spectrum looks like those of its own posterior: predictive chi-square and its p-value.
+
+For draws :math:`\theta_k` of a row's posterior, :math:`\chi^2_k` is the sum over the n good elements of the squared
+residuals from the model's spectrum, in units of the noise about it, what neighbours share taken out. A spectrum that
+the model and the noise could have made has :math:`\chi^2_k` from the chi-square distribution with n degrees of
+freedom, were it not that the posterior has seen it; the posterior predictive p-value is the mean over the draws of the
+chance of a larger one (Gelman, Meng & Stern 1996, Stat. Sinica 6, 733). Since the spectrum is used twice it gathers
+around 1/2 where all is well, and near 0 it is not too bold: the share of good rows below a small p is at most 2 p.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import chdtrc
+
+from digs_survey.infer.likelihood import SpectrumLikelihood
+from digs_survey.sps.arrays import one_thread
+
+if TYPE_CHECKING:
+    from digs_survey.estimator.posterior import FrozenPosterior
+
+__all__ = ["Checker", "PredictiveCheck"]
+
+
+@dataclass(frozen=True)
+class PredictiveCheck:
+    """What the predictive spectra of rows say; NaN for rows without a posterior.
+
+    Attributes
+    ----------
+    chi2 : ndarray of float32, shape (galaxy,)
+        Mean over the draws of chi-square over the number of good elements.
+    pvalue : ndarray of float64, shape (galaxy,)
+        Posterior predictive p-value; exact down to the least double.
+    """
+
+    chi2: NDArray[np.float32]
+    pvalue: NDArray[np.float64]
+
+    @classmethod
+    def unknown(cls, rows: int) -> PredictiveCheck:
+        """Return NaN for every galaxy."""
+        return cls(np.full(rows, np.nan, dtype=np.float32), np.full(rows, np.nan))
+
+    def put(self, rows: NDArray[np.int64], some: PredictiveCheck) -> None:
+        """Write the figures of some galaxies to their rows."""
+        self.chi2[rows], self.pvalue[rows] = some.chi2, some.pvalue
+
+
+@dataclass(frozen=True)
+class Checker:
+    """Checks rows against spectra of evenly thinned draws of their posteriors.
+
+    Attributes
+    ----------
+    likelihood : SpectrumLikelihood
+        Whose model and noise predict.
+    draws : int
+        Spectra for each row.
+    """
+
+    likelihood: SpectrumLikelihood
+    draws: int
+
+    @classmethod
+    def of_posterior(cls, posterior: FrozenPosterior, draws: int) -> Checker:
+        """Build the check for the model, grid and noise that a frozen posterior was trained for."""
+        return cls(SpectrumLikelihood.of_posterior(posterior), draws)
+
+    def __call__(
+        self,
+        flux: NDArray[np.float64],
+        good: NDArray[np.bool_],
+        errors: NDArray[np.float64] | None,
+        theta: NDArray[np.float64],
+    ) -> PredictiveCheck:
+        """Check rows; each is computed by itself, so that its values depend on nothing else.
+
+        Parameters
+        ----------
+        flux : ndarray, shape (n, wavelength)
+            f_lambda in erg/s/cm2/Angstrom on the model's grid, at its distance.
+        good : ndarray of bool, shape (n, wavelength)
+        errors : ndarray, shape (terms, n, wavelength), or None
+            For catalog noise, as :meth:`~digs_survey.simulate.noise.NoiseModel.errors_of` gives them.
+        theta : ndarray, shape (n, draws, ndim)
+            Draws of each row's posterior.
+        """
+        found = PredictiveCheck.unknown(len(theta))
+        thinned = np.linspace(0, theta.shape[1] - 1, self.draws).round().astype(int)
+        noise = self.likelihood.noise
+        with one_thread():
+            for row, draws in enumerate(theta):
+                own = None if errors is None else errors[:, row]
+                spectra = self.likelihood.model.spectra(np.ascontiguousarray(draws[thinned]))
+                square = np.square(noise.residuals(flux[row], spectra, good[row], own))
+                chi2, count = np.nansum(square, axis=-1), int(good[row].sum())
+                found.chi2[row] = chi2.mean() / count
+                found.pvalue[row] = chdtrc(count, chi2).mean()
+        return found
