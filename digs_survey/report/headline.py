@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from digs_survey.audit.calibration import RANKS_SIGNIFICANCE
 from digs_survey.report.format import count, duration, fixed, number, percent
 from digs_survey.report.load import RunData
 
@@ -81,50 +80,33 @@ def _coverage(run: RunData) -> Headline:
     low, high = coverage_limits(simulations)
     outside = [name for name, value in covered.items() if not low <= value <= high]
     first, last = (fixed(100 * round(side, 3), 1) for side in (min(covered.values()), max(covered.values())))
-    words = f"The posterior is calibrated: its 68 % intervals hold {first}–{last} % of the true values."
-    pvalues = nested(run.audit, "calibration", "ks_pvalue") or {}
-    uneven = [name for name, p in pvalues.items() if p is not None and p < RANKS_SIGNIFICANCE / len(pvalues)]
-    tarp = nested(run.audit, "calibration", "tarp") or {}
+    held = f"68 % intervals hold {first}–{last} % of the true values"
+    verdict = nested(run.audit, "calibration", "verdict") or {"found": [], "tests": 0}
     if outside:
-        words = words.replace("is calibrated", f"is NOT calibrated in {', '.join(outside)}")
-    elif uneven:
-        # A shift by a third of sigma leaves the coverage almost as it was; the ranks show it.
-        words = (
-            f"The 68 % intervals hold {first}–{last} % of the true values, as they should, but the posterior "
-            f"is shifted or skewed in {', '.join(uneven)}: its ranks are NOT uniform."
-        )
-    verdict = nested(run.audit, "calibration", "verdict")
-    if verdict:
-        words += _every_test(verdict, nested(run.audit, "calibration", "departures") or {})
-    if tarp.get("inside") is False:
-        off, allowed = (fixed(100 * tarp[key], 1) for key in ("max_deviation", "band"))
-        words += (
-            " All parameters together are NOT calibrated: the expected coverage of TARP is off by up to "
-            f"{off} percentage points, where {allowed} are allowed."
-        )
+        words = f"The posterior is NOT calibrated in {', '.join(outside)}: its {held}."
+    elif verdict["found"]:
+        # A shift by a third of sigma, or a lost correlation, leaves these intervals almost as they were.
+        departures = nested(run.audit, "calibration", "departures") or {}
+        words = f"The {held}, as they should, but {_found(verdict, departures)}"
+    else:
+        words = f"The posterior is calibrated: its {held}, and none of {verdict['tests']} tests finds a fault."
+    if planted := verdict.get("planted"):
+        seen = "all" if all(planted.values()) else f"only {sum(planted.values())}"
+        words += f" Of {len(planted)} faults planted in the same draws, these tests find {seen}."
     return Headline(
         "coverage",
         title,
         words,
         f"{fixed(min(covered.values()), 3)}–{fixed(max(covered.values()), 3)}",
-        "attention" if outside or uneven or tarp.get("inside") is False or (verdict or {}).get("found") else "good",
+        "attention" if outside or verdict["found"] else "good",
         f"Expected: {fixed(low, 2)}–{fixed(high, 2)} for each parameter. "
         f"On {count(simulations)} independent simulations.",
         [(f"coverage-{name}", name, fixed(value, 3)) for name, value in covered.items()],
     )
 
 
-def _every_test(verdict: dict[str, Any], departures: dict[str, dict[str, float | None]]) -> str:
-    """Sentences on all tests together: whether any finds a fault, how large it is, and what they would have found."""
-    planted = verdict.get("planted") or {}
-    able = ""
-    if planted:
-        able = (
-            f" Of {len(planted)} faults planted in the same draws the tests find "
-            f"{'all' if all(planted.values()) else sum(planted.values())}."
-        )
-    if not verdict["found"]:
-        return f" None of {verdict['tests']} tests finds a fault.{able}"
+def _found(verdict: dict[str, Any], departures: dict[str, dict[str, float | None]]) -> str:
+    """Say which tests find a fault, and how large it is."""
     shift, width = (
         max((abs(value - right) for value in departures.get(name, {}).values() if value is not None), default=None)
         for name, right in (("shift_sigma", 0.0), ("width_factor", 1.0))
@@ -132,9 +114,9 @@ def _every_test(verdict: dict[str, Any], departures: dict[str, dict[str, float |
     first = verdict["found"][0]
     subject = "all parameters together" if first["quantity"] == "all" else first["quantity"]
     return (
-        f" {len(verdict['found'])} of {verdict['tests']} tests find that it is NOT exact (first: {first['kind']} of "
-        f"{subject}); its shifts are at most {fixed(shift, 2)} σ and its widths off by at most {percent(width, 0)}."
-        f"{able}"
+        f"{len(verdict['found'])} of {verdict['tests']} tests find that the posterior is NOT exact (first of all in "
+        f"the {first['kind']} of {subject}): it is shifted by at most {fixed(shift, 2)} σ, and its widths are off by "
+        f"at most {percent(width, 0)}."
     )
 
 

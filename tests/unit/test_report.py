@@ -126,8 +126,8 @@ def test_the_page_fetches_nothing_and_runs_nothing(sound):
 def test_every_figure_has_pictures_alt_text_and_caption(sound):
     page, _ = sound
     figures = page.all("figure")
-    wanted = {"spectrum-1", "corner-1", "recovery", "ranks", "rank-cdf", "coverage-curve", "shifts", "residuals"}
-    assert wanted | {"learning", "cost-figure", "medians"} == {f["id"] for f in figures}
+    wanted = {"spectrum-1", "corner-1", "recovery", "ranks", "rank-cdf", "coverage-curve", "bins"}
+    assert wanted | {"shifts", "residuals", "learning", "cost-figure", "medians"} == {f["id"] for f in figures}
     for figure in figures:
         images = [i for i in page.all("img") if figure in i["inside"]]
         captions = [c for c in page.all("figcaption") if figure in c["inside"]]
@@ -161,6 +161,22 @@ def test_the_numbers_are_those_of_the_audit(sound):
     assert len([i for i in page.all("img") if page.by_id("coverage-curve") in i["inside"]]) == 6
     ratio, error = (audit["agreement"][key]["tage"] for key in ("mean_width_ratio", "mean_width_ratio_error"))
     assert f"{ratio:.3f} ± {error:.3f}" in page.by_id("agreement")["text"]
+
+
+def test_every_test_its_sizes_and_what_it_could_not_have_seen_are_told(sound):
+    page, audit = sound
+    found, text = audit["calibration"], page.by_id("calibration")["text"]
+    assert f"{found['verdict']['tests']} tests look at the same simulations" in text
+    assert float(page.by_id("verdict-pvalue")["text"]) == pytest.approx(found["verdict"]["pvalue"], rel=0.06)
+    for par in audit["parameters"]:
+        shift, error = (found["departures"][key][par] for key in ("shift_sigma", "shift_sigma_error"))
+        assert f"{shift:+.3f} ± {error:.3f}".replace("-", "−") in text
+    assert "Found: 20 % too narrow; NOT found, so that this audit could not have told: " in text
+    assert f"{audit['parameters'][0]} without correlation." in text
+    assert "these tests find only 1." in page.by_id("verdict")["text"]
+    bins = [i["alt"] for i in page.all("img") if page.by_id("bins") in i["inside"]]
+    # One for each parameter's median; S/N was not known.
+    assert [alt.split()[0] for alt in bins] == audit["parameters"]
 
 
 def test_chains_that_did_not_converge_are_named_loudly(doubtful):
@@ -214,15 +230,15 @@ def test_the_same_run_gives_the_same_bytes_and_a_folder_that_is_none_is_refused(
         write_report(folder)
 
 
-def _verdict(covered=0.68, pvalue=0.5, joint=True, converged=5, ratio=1.15, break_even=9):
-    tarp = {"inside": joint, "max_deviation": 0.051, "band": 0.03}
+def _verdict(covered=0.68, found=(), planted=True, converged=5, ratio=1.15, break_even=9):
+    tests = [{"kind": kind, "quantity": quantity, "pvalue": 1e-5} for kind, quantity in found]
     audit = {
         "galaxies": 5,
         "calibration": {
             "simulations": 2000,
             "coverage": {"0.68": {"tage": covered}},
-            "ks_pvalue": {"tage": pvalue},
-            "tarp": tarp,
+            "verdict": {"tests": 33, "found": tests, "planted": {"20 % too wide": True, "lost": planted}},
+            "departures": {"shift_sigma": {"tage": -0.31}, "width_factor": {"tage": 0.96}},
         },
         "agreement": {
             "converged": converged,
@@ -242,8 +258,9 @@ def _verdict(covered=0.68, pvalue=0.5, joint=True, converged=5, ratio=1.15, brea
         ({"covered": 0.63}, "coverage", "NOT calibrated in tage"),
         ({"covered": 0.73}, "coverage", "NOT calibrated in tage"),
         # A shift hardly moves the coverage; the ranks see it.
-        ({"pvalue": 1e-4}, "coverage", "ranks are NOT uniform"),
-        ({"joint": False}, "coverage", "TARP is off by up to 5.1 percentage points, where 3.0 are allowed"),
+        ({"found": [("rank", "tage")]}, "coverage", "1 of 33 tests find that the posterior is NOT exact"),
+        ({"found": [("rank", "tage")]}, "coverage", "shifted by at most 0.31 σ, and its widths are off by at most 4 %"),
+        ({"found": [("region", "all"), ("pair", "a x b")]}, "coverage", "in the region of all parameters together"),
         ({"ratio": 1.2}, "shift", "widths 1.20 ± 0.04 times emcee's"),
         ({"ratio": 0.8}, "shift", "widths 0.80 ± 0.04 times emcee's"),
         ({"converged": 4}, "shift", "1 of 5 chains did NOT converge"),
@@ -254,6 +271,12 @@ def test_the_verdict_points_at_what_is_wrong(fault, key, words):
     assert {h.status for h in _verdict().values()} == {"good", "unknown"}
     assert _verdict(**fault)[key].status == "attention"
     assert words in _verdict(**fault)[key].words
+
+
+def test_the_verdict_says_which_faults_it_would_have_seen():
+    words = _verdict()["coverage"].words
+    assert "none of 33 tests finds a fault. Of 2 faults planted in the same draws, these tests find all." in words
+    assert "these tests find only 1." in _verdict(planted=False)["coverage"].words
 
 
 def test_the_speed_names_the_spectra_that_the_chains_used():
