@@ -205,6 +205,11 @@ class MapConfig(Section):
     """Column of the catalog whose nonzero rows keep them; without one, every row does."""
     min_good_fraction: Fraction = 0.8
     """Rows with fewer good elements get a quality bit and no posterior."""
+    predictive_draws: Annotated[int, Field(ge=0)] = 0
+    """Draws of each row whose spectra are held against it: chi-square, its p-value, the distance of its features from
+    those of the simulations, and POOR_FIT; 0 leaves all of that out."""
+    least_pvalue: Annotated[float, Field(ge=0, lt=1)] = 1e-5
+    """Predictive p-value below which a row gets POOR_FIT."""
     edge_fraction: Fraction = 0.02
     """Width, as a fraction of the prior's range, of the strip at each edge that PRIOR_EDGE looks at."""
     edge_mass: Fraction = 0.25
@@ -222,6 +227,10 @@ class MapConfig(Section):
     def _samples(self) -> MapConfig:
         if self.samples > self.draws:
             raise ValueError(f"samples: expected at most the {self.draws} draws, found {self.samples}")
+        if self.predictive_draws > self.draws:
+            raise ValueError(
+                f"predictive_draws: expected at most the {self.draws} draws, found {self.predictive_draws}"
+            )
         if self.samples_column and not self.samples:
             raise ValueError("samples_column: expected samples = 1 or more with it, found 0")
         if len(set(self.derived)) < len(self.derived):

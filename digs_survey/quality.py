@@ -21,6 +21,7 @@ class QualityFlag(IntFlag):
     PRIOR_EDGE = 1 << 8
     UNEVEN_WEIGHTS = 1 << 9
     UNREADABLE = 1 << 10
+    POOR_FIT = 1 << 11
 
 
 DESCRIPTIONS: dict[QualityFlag, str] = {
@@ -39,6 +40,8 @@ DESCRIPTIONS: dict[QualityFlag, str] = {
     "misses part of the exact one, and weighted percentiles and evidence are not to be trusted",
     QualityFlag.UNREADABLE: "the row's part of the catalog is damaged: its checksum fails or it cannot be decoded; "
     "no posterior",
+    QualityFlag.POOR_FIT: "spectra of the row's posterior do not look like it (predictive p-value below "
+    "map.least_pvalue): the model or the noise is not the galaxy's",
 }
 
 NO_POSTERIOR = QualityFlag.FEW_GOOD_ELEMENTS | QualityFlag.BAD_REDSHIFT | QualityFlag.UNREADABLE

@@ -31,6 +31,8 @@ _COLUMNS = {
     "quality": "meta.code.qual",
     "log_evidence": "stat.likelihood",
     "log_evidence_error": "stat.error",
+    "predictive_chi2": "stat.fit.chi2",
+    "predictive_pvalue": "stat.probability",
     "ra": "pos.eq.ra",
     "dec": "pos.eq.dec",
     "mjd": "time.epoch",

@@ -129,9 +129,16 @@ class Features(nn.Module):
         """Tell which spectra (n,) have a feature beyond ``factor`` times the training split's range, or an
         amplitude that no mass of the prior gives. Where mass follows the amplitude that is all that is asked of it.
         """
-        asked = slice(0 if self.coordinates.mass is None else 1, None)
-        beyond = (features[..., asked].abs() > factor * self.limit[asked]).any(dim=-1)
+        beyond = (features[..., self._asked].abs() > factor * self.limit[self._asked]).any(dim=-1)
         return beyond | self.coordinates.impossible(self._amplitude(features), features[..., 1:])
+
+    def distance(self, features: Tensor) -> Tensor:
+        """Root mean square (n,) of features; of those that :meth:`outside` asks for."""
+        return features[..., self._asked].square().mean(dim=-1).sqrt()
+
+    @property
+    def _asked(self) -> slice:
+        return slice(0 if self.coordinates.mass is None else 1, None)
 
     def _amplitude(self, features: Tensor) -> Tensor:
         return features[..., :1] * self.amplitude_std + self.amplitude_mean

@@ -328,6 +328,22 @@ class FrozenPosterior:
         for_each(look, len(flux))
         return outside
 
+    def feature_distance(self, flux: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Root mean square (n,) of the features of spectra (n, wavelength) in units of the training simulations'.
+
+        Some 1 for a spectrum like those. Features are whitened; where they are principal components this is the
+        Mahalanobis distance over the root of their number.
+        """
+        flux = np.asarray(flux)
+        distance = np.empty(len(flux))
+
+        @torch.inference_mode()
+        def measure(row: int) -> None:
+            distance[row] = float(self._features.distance(self._features(_tensor(flux[row]))))
+
+        for_each(measure, len(flux))
+        return distance
+
     # -- one spectrum ------------------------------------------------------------------------------------------
 
     # By itself, since a row's last bits may depend on its place in a product of several (MKL's small ones).

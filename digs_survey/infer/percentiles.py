@@ -12,6 +12,7 @@ from scipy.special import logit
 from digs_survey.config import MapConfig
 from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.infer.importance import Importance, Weigher
+from digs_survey.infer.predictive import Checker, PredictiveCheck
 from digs_survey.infer.prepare import PreparedRows
 from digs_survey.infer.psis import PARETO_K_LIMIT
 from digs_survey.parameters import Prior
@@ -44,6 +45,8 @@ class RowResult:
         Where derived quantities are wanted; NaN as percentiles.
     samples : ndarray of float32, shape (galaxy, parameter, sample), or None
         Where draws are kept; NaN for rows of which none are.
+    check : PredictiveCheck or None
+        Where rows were held against spectra of their draws.
     """
 
     percentiles: NDArray[np.float32]
@@ -52,6 +55,7 @@ class RowResult:
     importance: Importance | None = None
     derived: NDArray[np.float32] | None = None
     samples: NDArray[np.float32] | None = None
+    check: PredictiveCheck | None = None
 
 
 def draw_quantiles(theta: NDArray[np.float64], quantiles: tuple[float, ...]) -> NDArray[np.float64]:
@@ -123,6 +127,7 @@ def infer_rows(
     weigher: Weigher | None = None,
     derive: DerivedQuantities | None = None,
     keep: NDArray[np.bool_] | None = None,
+    checker: Checker | None = None,
 ) -> RowResult:
     """Percentiles and quality bits of prepared rows; each row's result depends on that row alone.
 
@@ -139,12 +144,14 @@ def infer_rows(
         Of the posterior's model, where derived quantities are wanted.
     keep : ndarray of bool, shape (n,), optional
         Rows whose draws are kept, as far as ``map_config.samples`` asks for any; all, if left out.
+    checker : Checker, optional
+        Of the same posterior, where rows are to be held against spectra of their draws.
 
     Returns
     -------
     RowResult
-        Adds PRIOR_EDGE, OUTSIDE_SIMULATIONS and UNEVEN_WEIGHTS to the bits of ``prepared``. Rows whose bits say
-        that they have no posterior hold NaN. So do rows so far outside the simulations that the network gives no
+        Adds PRIOR_EDGE, OUTSIDE_SIMULATIONS, UNEVEN_WEIGHTS and POOR_FIT to the bits of ``prepared``. Rows whose bits
+        say that they have no posterior hold NaN. So do rows so far outside the simulations that the network gives no
         finite draws; they have OUTSIDE_SIMULATIONS.
     """
     quality = prepared.quality.copy()
@@ -154,7 +161,8 @@ def infer_rows(
     derived = None if derive is None else _nan(size, len(derive.names), len(quantiles))
     samples = _nan(size, ndim, map_config.samples) if map_config.samples else None
     thinned = np.linspace(0, map_config.draws - 1, map_config.samples).round().astype(int)
-    joint = not (weigher is None and derive is None and samples is None)
+    check = None if checker is None else PredictiveCheck.unknown(size)
+    joint = not (weigher is None and derive is None and samples is None and checker is None)
     with_posterior = np.flatnonzero((quality & NO_POSTERIOR) == 0)
     for start in range(0, with_posterior.size, _BLOCK_ROWS):
         rows = with_posterior[start : start + _BLOCK_ROWS]
@@ -173,6 +181,12 @@ def infer_rows(
             importance.put(rows, weigher(flux, prepared.good[rows], errors, theta))
             uneven = finite & ~(importance.pareto_k[rows] <= PARETO_K_LIMIT)
             quality[rows[uneven]] |= QualityFlag.UNEVEN_WEIGHTS
+        if checker is not None and check is not None:
+            some = rows[finite]
+            errors = posterior.noise.errors_of(flux[finite], prepared.ivar[some], prepared.good[some])
+            theta = posterior.prior.from_unconstrained(u[finite].transpose(0, 2, 1))
+            check.put(some, checker(flux[finite], prepared.good[some], errors, theta))
+            quality[some[check.pvalue[some] < map_config.least_pvalue]] |= QualityFlag.POOR_FIT
         if derive is not None and derived is not None:
             theta = posterior.prior.from_unconstrained(u[finite].transpose(0, 2, 1))
             derived[rows[finite]] = draw_quantiles(derive(theta), quantiles)
@@ -180,7 +194,7 @@ def infer_rows(
             some = finite if keep is None else finite & keep[rows]
             theta = posterior.prior.from_unconstrained(u[some][..., thinned].transpose(0, 2, 1))
             samples[rows[some]] = theta.transpose(0, 2, 1)
-    return RowResult(percentiles, quality, prepared.n_good, importance, derived, samples)
+    return RowResult(percentiles, quality, prepared.n_good, importance, derived, samples, check)
 
 
 def _nan(*shape: int) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ around 1/2 where all is well, and near 0 it is not too bold: the share of good r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,23 +32,28 @@ class PredictiveCheck:
 
     Attributes
     ----------
+    distance : ndarray of float32, shape (galaxy,)
+        From :meth:`~digs_survey.estimator.posterior.FrozenPosterior.feature_distance`.
     chi2 : ndarray of float32, shape (galaxy,)
         Mean over the draws of chi-square over the number of good elements.
     pvalue : ndarray of float64, shape (galaxy,)
         Posterior predictive p-value; exact down to the least double.
     """
 
+    distance: NDArray[np.float32]
     chi2: NDArray[np.float32]
     pvalue: NDArray[np.float64]
 
     @classmethod
     def unknown(cls, rows: int) -> PredictiveCheck:
         """Return NaN for every galaxy."""
-        return cls(np.full(rows, np.nan, dtype=np.float32), np.full(rows, np.nan))
+        single = np.full(rows, np.nan, dtype=np.float32)
+        return cls(single, single.copy(), np.full(rows, np.nan))
 
     def put(self, rows: NDArray[np.int64], some: PredictiveCheck) -> None:
         """Write the figures of some galaxies to their rows."""
-        self.chi2[rows], self.pvalue[rows] = some.chi2, some.pvalue
+        for field in fields(self):
+            getattr(self, field.name)[rows] = getattr(some, field.name)
 
 
 @dataclass(frozen=True)
@@ -57,19 +62,16 @@ class Checker:
 
     Attributes
     ----------
+    posterior : FrozenPosterior
     likelihood : SpectrumLikelihood
         Whose model and noise predict.
     draws : int
         Spectra for each row.
     """
 
+    posterior: FrozenPosterior
     likelihood: SpectrumLikelihood
     draws: int
-
-    @classmethod
-    def of_posterior(cls, posterior: FrozenPosterior, draws: int) -> Checker:
-        """Build the check for the model, grid and noise that a frozen posterior was trained for."""
-        return cls(SpectrumLikelihood.of_posterior(posterior), draws)
 
     def __call__(
         self,
@@ -91,6 +93,7 @@ class Checker:
             Draws of each row's posterior.
         """
         found = PredictiveCheck.unknown(len(theta))
+        found.distance[:] = self.posterior.feature_distance(flux)
         thinned = np.linspace(0, theta.shape[1] - 1, self.draws).round().astype(int)
         noise = self.likelihood.noise
         with one_thread():

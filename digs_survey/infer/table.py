@@ -14,7 +14,7 @@ from digs_survey import __version__
 from digs_survey.catalog import Catalog
 from digs_survey.errors import StageError
 from digs_survey.infer.percentiles import RowResult
-from digs_survey.infer.template import IMPORTANCE, importance_arrays
+from digs_survey.infer.template import IMPORTANCE, PREDICTIVE, importance_arrays, predictive_arrays
 from digs_survey.parameters import DERIVED, PARAMETERS, Prior
 from digs_survey.quality import DESCRIPTIONS, NO_POSTERIOR, QualityFlag
 from digs_survey.ucd import ucd
@@ -43,9 +43,9 @@ class ResultTable:
     """The table of a survey's results, made part by part.
 
     Columns: galaxy_id, redshift, the survey's own, one for each quantile of each parameter and derived quantity, those
-    of the importance weights where there are any, n_good and quality. Fields carry ``unit``, ``description`` and
-    (where the IVOA has words for it) ``ucd`` as metadata; the schema carries ``digs_survey`` (version), ``model_hash``,
-    ``catalog_fingerprint`` and ``quality_bits`` (JSON).
+    of the importance weights and of predictive spectra where there are any, n_good and quality. Fields carry ``unit``,
+    ``description`` and (where the IVOA has words for it) ``ucd`` as metadata; the schema carries ``digs_survey``
+    (version), ``model_hash``, ``catalog_fingerprint`` and ``quality_bits`` (JSON).
 
     Attributes
     ----------
@@ -93,6 +93,7 @@ class ResultTable:
             **self._percentiles(self.prior.names, result.percentiles),
             **self._percentiles(self.derived, result.derived),
             **self._importance(result),
+            **({} if result.check is None else predictive_arrays(result.check)),
             "n_good": result.n_good,
             "quality": result.quality,
         }
@@ -150,6 +151,8 @@ class ResultTable:
             return "", "wavelength elements that were used"
         if name == "quality":
             return "", "quality bits, 0 if nothing was found wrong; see quality_bits in the schema's metadata"
+        if name in PREDICTIVE and name not in self.catalog.survey_columns:
+            return "", PREDICTIVE[name]
         if name in IMPORTANCE and self.importance_draws is not None:
             return "", f"{IMPORTANCE[name]} ({self.importance_draws} draws)"
         quantity, _, percentile = name.removesuffix(_WEIGHTED).rpartition("_p")

@@ -14,13 +14,22 @@ from digs_survey.config import MapConfig
 from digs_survey.errors import StageError
 from digs_survey.infer.importance import Importance
 from digs_survey.infer.percentiles import RowResult
+from digs_survey.infer.predictive import PredictiveCheck
 from digs_survey.ledger import Ledger
 from digs_survey.parameters import DERIVED, Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.simulate.template import open_or_create
 from digs_survey.storage import ArraySpec, shard_count
 
-__all__ = ["IMPORTANCE", "importance_arrays", "lay_out", "reconcile", "result_arrays"]
+__all__ = [
+    "IMPORTANCE",
+    "PREDICTIVE",
+    "importance_arrays",
+    "lay_out",
+    "predictive_arrays",
+    "reconcile",
+    "result_arrays",
+]
 
 _CHUNK_ROWS = 4096
 """Rows that are compressed together: whoever wants one row reads so many."""
@@ -32,6 +41,12 @@ IMPORTANCE = {
     "log_evidence_error": "standard error of log_evidence",
 }
 """Columns that importance weights give to each row, and what they mean."""
+PREDICTIVE = {
+    "feature_distance": "root mean square of the spectrum's features in units of the training simulations'",
+    "predictive_chi2": "chi-square over the number of good elements, mean over spectra of the row's draws",
+    "predictive_pvalue": "posterior predictive p-value of chi-square; near 0 where model and noise do not fit",
+}
+"""Columns that predictive spectra give to each row, and what they mean."""
 
 
 def lay_out(
@@ -127,6 +142,10 @@ def lay_out(
             "draws of the posterior, evenly thinned; NaN for rows of which none are kept",
             parameter_units=units,
         )
+    if config.predictive_draws:
+        for name, description in PREDICTIVE.items():
+            dtype = "float64" if name.endswith("pvalue") else "float32"
+            arrays[name] = array((), (), dtype, description, draws=config.predictive_draws)
     if importance_draws is not None:
         arrays["percentiles_weighted"] = array(
             ("parameter", "quantile"),
@@ -152,9 +171,20 @@ def result_arrays(result: RowResult) -> dict[str, NDArray[Any]]:
         arrays["derived"] = result.derived
     if result.samples is not None:
         arrays["samples"] = result.samples
+    if result.check is not None:
+        arrays |= predictive_arrays(result.check)
     if result.importance is not None:
         arrays |= importance_arrays(result.importance)
     return arrays
+
+
+def predictive_arrays(check: PredictiveCheck) -> dict[str, NDArray[Any]]:
+    """Return the arrays that a dataset laid out with ``map.predictive_draws`` holds besides, by their names in it."""
+    return {
+        "feature_distance": check.distance,
+        "predictive_chi2": check.chi2,
+        "predictive_pvalue": check.pvalue,
+    }
 
 
 def importance_arrays(importance: Importance) -> dict[str, NDArray[Any]]:

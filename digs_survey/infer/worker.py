@@ -19,6 +19,7 @@ from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.infer.importance import Weigher
 from digs_survey.infer.likelihood import SpectrumLikelihood
 from digs_survey.infer.percentiles import RowResult, infer_rows
+from digs_survey.infer.predictive import Checker
 from digs_survey.infer.prepare import prepare
 from digs_survey.infer.table import ResultTable, part_name
 from digs_survey.infer.template import result_arrays
@@ -97,9 +98,13 @@ class RowInference:
         derive: DerivedQuantities | None = None,
     ) -> None:
         self.posterior, self.catalog, self.config, self.derive = posterior, catalog, config, derive
-        self.weigher = None
-        if config.infer.importance == "all":
+        self.weigher = self.checker = None
+        weighs = config.infer.importance == "all"
+        if weighs or config.map.predictive_draws:
             likelihood = SpectrumLikelihood.of_posterior(posterior)
+        if config.map.predictive_draws:
+            self.checker = Checker(posterior, likelihood, config.map.predictive_draws)
+        if weighs:
             self.weigher = Weigher(posterior, likelihood, config.infer.importance_draws, config.map.quantiles)
 
     def __call__(self, rows: slice, block: CatalogRows) -> RowResult:
@@ -115,7 +120,7 @@ class RowInference:
         keep = None
         if settings.samples_column:
             keep = self.catalog.column(settings.samples_column, rows.start, rows.stop) != 0
-        return infer_rows(self.posterior, prepared, settings, self.weigher, self.derive, keep)
+        return infer_rows(self.posterior, prepared, settings, self.weigher, self.derive, keep, self.checker)
 
 
 class ShardWorker:

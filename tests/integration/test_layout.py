@@ -42,6 +42,7 @@ MAP = (
     "map.draws=32",
     f"map.derived={list(DERIVED)}".replace("'", '"'),
     "map.samples=4",
+    "map.predictive_draws=4",
     "map.samples_column='fault'",
 )
 
