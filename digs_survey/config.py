@@ -189,6 +189,10 @@ class TrainConfig(Section):
         return self
 
 
+LEAST_RECALIBRATION = 1_000
+"""Simulations below which corrected levels are no better than what they correct."""
+
+
 class MapConfig(Section):
     """Applying the frozen posterior to every row."""
 
@@ -210,6 +214,9 @@ class MapConfig(Section):
     those of the simulations, and POOR_FIT; 0 leaves all of that out."""
     least_pvalue: Annotated[float, Field(ge=0, lt=1)] = 1e-5
     """Predictive p-value below which a row gets POOR_FIT."""
+    recalibrate: Annotated[int, Field(ge=0)] = 0
+    """Simulations on which the levels of the parameters' percentiles are corrected, so that each holds the share of
+    truths that it names; 0 gives the posterior's own. Draws, derived quantities and weighted percentiles stay."""
     edge_fraction: Fraction = 0.02
     """Width, as a fraction of the prior's range, of the strip at each edge that PRIOR_EDGE looks at."""
     edge_mass: Fraction = 0.25
@@ -227,6 +234,10 @@ class MapConfig(Section):
     def _samples(self) -> MapConfig:
         if self.samples > self.draws:
             raise ValueError(f"samples: expected at most the {self.draws} draws, found {self.samples}")
+        if 0 < self.recalibrate < LEAST_RECALIBRATION:
+            raise ValueError(
+                f"recalibrate: expected 0 or at least {LEAST_RECALIBRATION} simulations, found {self.recalibrate}"
+            )
         if self.predictive_draws > self.draws:
             raise ValueError(
                 f"predictive_draws: expected at most the {self.draws} draws, found {self.predictive_draws}"

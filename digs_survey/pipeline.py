@@ -223,6 +223,9 @@ class Survey:
             if todo:
                 from digs_survey.infer.map import map_catalog
 
+                levels = None
+                if self.config.map.recalibrate:
+                    levels, todo.record.extra["recalibration"] = self._recalibrate(folder)
                 map_catalog(
                     opened.path,
                     folder,
@@ -232,6 +235,7 @@ class Survey:
                     address=self.ray_address,
                     advance=todo.advance,
                     fingerprint=fingerprint,
+                    levels=levels,
                 )
                 todo.record.rows, todo.record.core_s = ledger.totals()
         return bool(todo)
@@ -355,6 +359,16 @@ class Survey:
             }
             self.manifest.update(inputs={**self.manifest.data["inputs"], "catalog": entry})
         return str(self.manifest.data["inputs"]["catalog"]["fingerprint"])
+
+    def _recalibrate(self, folder: Path) -> tuple[dict[str, list[float]], dict[str, Any]]:
+        from digs_survey.audit.recalibration import recalibrate
+        from digs_survey.estimator.posterior import FrozenPosterior
+        from digs_survey.infer.likelihood import check_model
+
+        posterior = FrozenPosterior.load(folder)
+        check_model(posterior, self.config.model)
+        self.progress.say(f"map: percentiles are recalibrated on {self.config.map.recalibrate:,} simulations")
+        return recalibrate(posterior, self.config)
 
     def _train_key(self) -> Mapping[str, Any]:
         return self.manifest.stages.get("train", {}).get("key", {})

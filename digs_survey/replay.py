@@ -105,7 +105,8 @@ def replay(run_dir: Path, config: SurveyConfig, galaxy_id: str) -> list[Replay]:
         raise CatalogError(f"galaxy_id {galaxy_id}: none of the {catalog.n_rows} rows of {catalog.path} has it")
     group: Any = zarr.open_group(str(out), mode="r", use_consolidated=False)
     records = Ledger(run_dir / "ledger" / "map").records()
-    infer = RowInference(posterior, catalog, config, derived_quantities(posterior, config))
+    levels = group.attrs["recipe"].get("levels")
+    infer = RowInference(posterior, catalog, config, derived_quantities(posterior, config), levels)
     found = []
     for row in rows.tolist():
         shard = row // group["quality"].shards[0]
@@ -127,6 +128,7 @@ def replay(run_dir: Path, config: SurveyConfig, galaxy_id: str) -> list[Replay]:
             "seed": manifest.data.get("seed"),
             "config_hash": manifest.data.get("config_hash"),
             "map_settings": config.map.model_dump(mode="json"),
+            "recalibrated_levels": levels,
             "shard": shard,
             "attempt": {name: records[shard].get(name) for name in ("attempt", "host", "pid", "finished")},
             "git_commit": manifest.data.get("git_commit"),

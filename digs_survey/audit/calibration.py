@@ -287,7 +287,7 @@ def calibrate_posterior(
             stop = min(start + _BLOCK, count)
             yield start, np.asarray(theta[start:stop], dtype=float), np.asarray(flux[start:stop], dtype=float)
 
-    return _calibrate_blocks(posterior, blocks(), noise, seed, draws, quantiles)
+    return _calibrate_blocks(posterior, blocks(), noise, seed, draws, quantiles, plant=True)
 
 
 def calibrate_model(
@@ -298,6 +298,7 @@ def calibrate_model(
     *,
     draws: int = 1_000,
     quantiles: Sequence[float] = _RECOVERY,
+    plant: bool = False,
 ) -> Calibration:
     """Calibrate a frozen posterior on simulations that are made here, in batches, and not kept.
 
@@ -317,6 +318,8 @@ def calibrate_model(
         Posterior draws for each simulation.
     quantiles : sequence of float
         At which percentiles are kept.
+    plant : bool
+        Also tell which planted faults these simulations would show.
 
     Raises
     ------
@@ -343,7 +346,7 @@ def calibrate_model(
             # Simulations on disk are in single precision.
             yield start, theta, model.spectra(theta).astype(np.float32).astype(float)
 
-    return _calibrate_blocks(posterior, blocks(), posterior.noise, seed, draws, quantiles)
+    return _calibrate_blocks(posterior, blocks(), posterior.noise, seed, draws, quantiles, plant)
 
 
 def _calibrate_blocks(
@@ -353,9 +356,11 @@ def _calibrate_blocks(
     seed: int,
     draws: int,
     quantiles: Sequence[float],
+    plant: bool,
 ) -> Calibration:
     """Calibrate on blocks of noiseless simulations, whose draws are held one block at a time."""
-    faults = {"": None} | {fault.name: fault.plant for fault in standard_faults(posterior.prior.names)}
+    planted = standard_faults(posterior.prior.names) if plant else []
+    faults = {"": None} | {fault.name: fault.plant for fault in planted}
     parts: dict[str, list[Calibration]] = {name: [] for name in faults}
     for start, theta, clean in blocks:
         stop = start + len(theta)
@@ -367,10 +372,10 @@ def _calibrate_blocks(
         snr = np.nanmedian(ratio, axis=1)
         references = row_uniforms(seed, "tarp/calibration", start, stop, theta.shape[1] + 1)
         right, rng = posterior.sample(noisy, draws), np.random.default_rng([seed, start])
-        for name, plant in faults.items():
+        for name, spoil in faults.items():
             wrong, wanted = right, quantiles
-            if plant is not None:
-                wrong, wanted = plant(right[:, :_PLANTED_DRAWS], rng), ()
+            if spoil is not None:
+                wrong, wanted = spoil(right[:, :_PLANTED_DRAWS], rng), ()
             parts[name].append(calibrate(theta, wrong, wanted, posterior.prior, references, snr))
     joined = {name: _join(found) for name, found in parts.items()}
     whole, names = joined.pop(""), posterior.prior.names

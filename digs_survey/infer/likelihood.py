@@ -79,7 +79,7 @@ class SpectrumLikelihood:
 
 
 def check_model(posterior: FrozenPosterior, model: ModelConfig) -> None:
-    """Refuse to weigh draws of a posterior with another model than the one that it was trained for.
+    """Refuse to use a posterior with another model than the one that it was trained for.
 
     Raises
     ------
@@ -91,6 +91,7 @@ def check_model(posterior: FrozenPosterior, model: ModelConfig) -> None:
     if other:
         lines = "\n".join(f"  - model.{name}: posterior {trained[name]!r}, here {other[name]!r}" for name in other)
         raise ConfigError(
-            "infer.importance: expected the model that the posterior was trained for, found other settings:\n"
-            f"{lines}\nUse that model, train again for this one, or set infer.importance = 'none'."
+            "model: expected the one that the posterior was trained for, found other settings:\n"
+            f"{lines}\nUse that model or train again for this one; importance weights (infer.importance), derived "
+            "quantities (map.derived) and recalibration (map.recalibrate) need it."
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,7 @@ def map_catalog(
     address: str | None = None,
     advance: Callable[[int], None] = lambda rows: None,
     fingerprint: str | None = None,
+    levels: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
     """Write ``posterior.zarr`` and ``percentiles.parquet`` beside it; go on where an earlier call stopped.
 
@@ -79,6 +80,8 @@ def map_catalog(
         Called with the number of rows that were done before, and then of each shard that finishes.
     fingerprint : str, optional
         The catalog's, where it is known already: finding it reads the whole catalog.
+    levels : mapping of str to sequence of float, optional
+        From a recalibration: for each parameter, the levels of its draws that are given for ``map.quantiles``.
 
     Raises
     ------
@@ -107,6 +110,8 @@ def map_catalog(
         "zred": config.model.zred,
         "map": settings.model_dump(mode="json", exclude={"workers"}),
     }
+    if levels is not None:
+        recipe["levels"] = {name: list(levels[name]) for name in posterior.prior.names}
     if settings.samples_column:
         catalog.require_column(settings.samples_column, "map.samples_column")
     importance_draws = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import logit
 
 from digs_survey.config import MapConfig
@@ -77,14 +77,15 @@ def draw_quantiles(theta: NDArray[np.float64], quantiles: tuple[float, ...]) -> 
     return ordered[..., below] + part * (ordered[..., above] - ordered[..., below])
 
 
-def ordered_quantiles(u: NDArray[np.floating], quantiles: tuple[float, ...], prior: Prior) -> NDArray[np.float64]:
+def ordered_quantiles(u: NDArray[np.floating], quantiles: ArrayLike, prior: Prior) -> NDArray[np.float64]:
     """Quantiles of theta over sorted draws of u: as :func:`draw_quantiles` of theta, of which few are computed.
 
     Parameters
     ----------
     u : ndarray, shape (n, ndim, draws)
         Unconstrained coordinates of the prior, each parameter's draws in increasing order.
-    quantiles : tuple of float
+    quantiles : array_like, shape (quantile,) or (ndim, quantile)
+        Between 0 and 1; the same for all parameters, or each parameter's own.
     prior : Prior
 
     Returns
@@ -92,12 +93,16 @@ def ordered_quantiles(u: NDArray[np.floating], quantiles: tuple[float, ...], pri
     ndarray, shape (n, ndim, quantile)
         In the parameters' units.
     """
-    below, above, part = _neighbours(quantiles, u.shape[-1])
-    low, high = (prior.from_unconstrained(u[..., index].transpose(0, 2, 1)) for index in (below, above))
-    return (low + part[:, None] * (high - low)).transpose(0, 2, 1)
+    levels = np.asarray(quantiles, dtype=float)
+    below, above, part = _neighbours(np.broadcast_to(levels, (u.shape[1], levels.shape[-1])), u.shape[-1])
+    low, high = (
+        prior.from_unconstrained(np.take_along_axis(u, index[None], axis=-1).transpose(0, 2, 1))
+        for index in (below, above)
+    )
+    return (low + part.T * (high - low)).transpose(0, 2, 1)
 
 
-def _neighbours(quantiles: tuple[float, ...], draws: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]]:
+def _neighbours(quantiles: ArrayLike, draws: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]]:
     """Order statistics on both sides of each quantile, and the way from the first to the second."""
     position = np.asarray(quantiles) * (draws - 1)
     below = np.floor(position).astype(int)
@@ -128,6 +133,7 @@ def infer_rows(
     derive: DerivedQuantities | None = None,
     keep: NDArray[np.bool_] | None = None,
     checker: Checker | None = None,
+    levels: NDArray[np.float64] | None = None,
 ) -> RowResult:
     """Percentiles and quality bits of prepared rows; each row's result depends on that row alone.
 
@@ -146,6 +152,8 @@ def infer_rows(
         Rows whose draws are kept, as far as ``map_config.samples`` asks for any; all, if left out.
     checker : Checker, optional
         Of the same posterior, where rows are to be held against spectra of their draws.
+    levels : ndarray, shape (ndim, quantile), optional
+        Levels of the draws that are given for ``map_config.quantiles`` of the parameters, from a recalibration.
 
     Returns
     -------
@@ -162,6 +170,7 @@ def infer_rows(
     samples = _nan(size, ndim, map_config.samples) if map_config.samples else None
     thinned = np.linspace(0, map_config.draws - 1, map_config.samples).round().astype(int)
     check = None if checker is None else PredictiveCheck.unknown(size)
+    given = np.asarray(quantiles if levels is None else levels, dtype=float)
     joint = not (weigher is None and derive is None and samples is None and checker is None)
     with_posterior = np.flatnonzero((quality & NO_POSTERIOR) == 0)
     for start in range(0, with_posterior.size, _BLOCK_ROWS):
@@ -171,7 +180,7 @@ def infer_rows(
         ordered = np.sort(u, axis=-1) if joint else u
         # Sorted, what is not finite is at either end.
         finite = np.isfinite(ordered[..., [0, -1]]).all(axis=(1, 2))
-        percentiles[rows[finite]] = ordered_quantiles(ordered[finite], quantiles, posterior.prior)
+        percentiles[rows[finite]] = ordered_quantiles(ordered[finite], given, posterior.prior)
         edge = piles_up(ordered, map_config.edge_fraction, map_config.edge_mass)
         quality[rows[finite & edge]] |= QualityFlag.PRIOR_EDGE
         quality[rows[~finite | outside]] |= QualityFlag.OUTSIDE_SIMULATIONS

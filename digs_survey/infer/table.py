@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,9 @@ class ResultTable:
         Of the posterior and of the catalog.
     importance_draws : int or None
         Draws that were weighed, where any were.
+    levels : mapping of str to sequence of float, or None
+        For each parameter, the levels of its draws that stand for ``quantiles``, where they were recalibrated; in the
+        schema's metadata as ``recalibration`` (JSON).
     """
 
     catalog: Catalog
@@ -67,6 +70,7 @@ class ResultTable:
     model_hash: str
     fingerprint: str
     importance_draws: int | None = None
+    levels: Mapping[str, Sequence[float]] | None = None
 
     def part(self, rows: slice, galaxy_id: NDArray[Any], redshift: NDArray[np.float64], result: RowResult) -> bytes:
         """Return the Parquet file of some rows.
@@ -142,6 +146,7 @@ class ResultTable:
                 "model_hash": self.model_hash,
                 "catalog_fingerprint": self.fingerprint,
                 "quality_bits": json.dumps(bits),
+                **({} if self.levels is None else {"recalibration": json.dumps(dict(self.levels))}),
             },
         )
 
@@ -159,6 +164,8 @@ class ResultTable:
         known = PARAMETERS.get(quantity) or DERIVED.get(quantity)
         if known and name not in self.catalog.survey_columns:
             draws = "the posterior's draws with importance weights" if name.endswith(_WEIGHTED) else "the posterior"
+            if self.levels and quantity in self.levels and not name.endswith(_WEIGHTED):
+                draws = "the recalibrated posterior"
             return known.unit, f"{known.description}: {percentile.replace('_', '.')} % quantile of {draws}"
         attrs = self.catalog.column_attrs(name)
         text = attrs.get("description", attrs.get("long_name", ""))

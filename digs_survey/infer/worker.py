@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,8 @@ class RowInference:
     config : SurveyConfig
         Its map and infer sections and its model are used.
     derive : DerivedQuantities, optional
+    levels : mapping of str to sequence of float, optional
+        For each parameter, the levels of its draws that are given for ``config.map.quantiles``.
     """
 
     def __init__(
@@ -96,7 +99,9 @@ class RowInference:
         catalog: Catalog,
         config: SurveyConfig,
         derive: DerivedQuantities | None = None,
+        levels: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
+        self.levels = None if levels is None else np.array([levels[name] for name in posterior.prior.names])
         self.posterior, self.catalog, self.config, self.derive = posterior, catalog, config, derive
         self.weigher = self.checker = None
         weighs = config.infer.importance == "all"
@@ -120,7 +125,9 @@ class RowInference:
         keep = None
         if settings.samples_column:
             keep = self.catalog.column(settings.samples_column, rows.start, rows.stop) != 0
-        return infer_rows(self.posterior, prepared, settings, self.weigher, self.derive, keep, self.checker)
+        return infer_rows(
+            self.posterior, prepared, settings, self.weigher, self.derive, keep, self.checker, self.levels
+        )
 
 
 class ShardWorker:
@@ -137,15 +144,17 @@ class ShardWorker:
         self.ledger = Ledger(task.ledger)
         self.catalog = Catalog.open(task.catalog)
         self.catalog.duplicate_rows = task.duplicates
-        self.infer = RowInference(FrozenPosterior.load(task.model), self.catalog, task.config, task.derive)
+        posterior, levels = FrozenPosterior.load(task.model), task.recipe.get("levels")
+        self.infer = RowInference(posterior, self.catalog, task.config, task.derive, levels)
         self.table = ResultTable(
             self.catalog,
-            self.infer.posterior.prior,
+            posterior.prior,
             task.config.map.quantiles,
             task.config.map.derived,
             task.recipe["model"],
             task.recipe["catalog"],
             task.recipe.get("importance_draws"),
+            levels,
         )
         self.counted_s = 0.0
 

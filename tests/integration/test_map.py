@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from mapping import GRID, PRIOR, ROWS, ZRED, files, make_catalog, make_model, ru
 from pyarrow import parquet
 
 from digs_survey.catalog import Catalog
+from digs_survey.config import load_config
 from digs_survey.errors import CatalogError, MissingDependencyError, StageError
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.infer import map as map_stage
@@ -296,3 +298,25 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(embedded, catalog, mo
     resumed = run(folder, catalog, model, draws=20_000)
     assert resumed.calls[0] == 7 * done
     assert files(folder / "posterior.zarr") == files(undisturbed.out)
+
+
+def test_recalibrated_levels_are_used_recorded_and_part_of_the_recipe(embedded, catalog, model, tmp_path):
+    levels = {name: [0.01, 0.1 + 0.01 * k, 0.5, 0.8, 0.99] for k, name in enumerate(PRIOR.names)}
+    config = load_config(None, ["map.rows_per_shard=50", "map.draws=200"])
+    out, ledger, calls = tmp_path / "posterior.zarr", Ledger(tmp_path / "ledger" / "map"), []
+    for given in (levels, levels, None):
+        map_stage.map_catalog(catalog, model, out, config, ledger=ledger, levels=given, advance=calls.append)
+        if given is None:
+            break
+        posterior, rows = FrozenPosterior.load(model), Catalog.open(catalog).rows(0, ROWS)
+        table = np.array(list(levels.values()))
+        expected = infer_rows(posterior, prepare(rows, "rest", ZRED, 0.8), config.map, levels=table)
+        assert values(out).percentiles.values.tobytes() == expected.percentiles.tobytes()
+        schema = parquet.read_schema(next((tmp_path / "percentiles.parquet").glob("*.parquet")))
+        assert json.loads(schema.metadata[b"recalibration"]) == levels
+        assert b"of the recalibrated posterior" in schema.field("tage_p50").metadata[b"description"]
+    # Done the first time, kept the second, done anew without them.
+    assert calls == [0, 50, 50, 50, 150, 0, 50, 50, 50]
+    plain = infer_rows(posterior, prepare(rows, "rest", ZRED, 0.8), config.map)
+    assert values(out).percentiles.values.tobytes() == plain.percentiles.tobytes()
+    assert b"recalibration" not in parquet.read_schema(next((tmp_path / "percentiles.parquet").glob("*"))).metadata

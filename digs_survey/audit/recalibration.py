@@ -1,0 +1,94 @@
+r"""Levels at which a posterior's percentiles hold the share of truths that they name, learned on simulations.
+
+Let :math:`F` be the share of a posterior's draws below the truth. If the posterior is right :math:`F` is uniform; if
+not, its p-quantile over simulations, t, is the level at which the posterior's own quantile has a share p of the truths
+below it: the percentile p is then given as the posterior's quantile at t. With the k-th of n ordered values taken at
+p = k / (n + 1) this holds in expectation for a new simulation, whatever the posterior is (Vovk, Gammerman & Shafer
+2005, Algorithmic Learning in a Random World, on conformal prediction).
+
+It corrects each parameter on average over the prior: a posterior that is too narrow in one place and too wide in
+another stays so. Draws stay as they are, so that joint regions and what is derived from draws are not corrected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from digs_survey.audit.calibration import calibrate_model
+from digs_survey.config import SurveyConfig
+
+if TYPE_CHECKING:
+    from digs_survey.estimator.posterior import FrozenPosterior
+
+__all__ = ["central_coverage", "corrected_levels", "cross_validated_coverage", "recalibrate"]
+
+_FOLDS = 5
+
+
+def corrected_levels(fraction: ArrayLike, quantiles: Sequence[float]) -> NDArray[np.float64]:
+    """Levels (parameter, quantile) of the posterior that hold the shares ``quantiles`` of truths.
+
+    Parameters
+    ----------
+    fraction : array_like, shape (simulation, parameter)
+        Share of the draws below the truth.
+    quantiles : sequence of float
+        Between 0 and 1.
+    """
+    return np.quantile(np.asarray(fraction, dtype=float), quantiles, axis=0, method="weibull").T
+
+
+def central_coverage(fraction: ArrayLike, levels: ArrayLike) -> NDArray[np.float64]:
+    """Share (parameter, interval) of truths between each pair of opposite quantiles, the outermost first.
+
+    Parameters
+    ----------
+    fraction : array_like, shape (simulation, parameter)
+    levels : array_like, shape (parameter, quantile)
+        Increasing.
+    """
+    share, level = np.asarray(fraction, dtype=float), np.asarray(levels, dtype=float)
+    pairs = level.shape[1] // 2
+    inside = [(level[:, k] <= share) & (share <= level[:, -1 - k]) for k in range(pairs)]
+    return np.stack([one.mean(axis=0) for one in inside], axis=-1)
+
+
+def cross_validated_coverage(fraction: ArrayLike, quantiles: Sequence[float]) -> NDArray[np.float64]:
+    """Coverage (parameter, interval) with levels learned on four fifths of the simulations, of the fifth left out."""
+    share = np.asarray(fraction, dtype=float)
+    fold = np.arange(len(share)) % _FOLDS
+    found = [central_coverage(share[fold == k], corrected_levels(share[fold != k], quantiles)) for k in range(_FOLDS)]
+    return np.average(found, axis=0, weights=np.bincount(fold))
+
+
+def recalibrate(posterior: FrozenPosterior, config: SurveyConfig) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Learn the levels of ``config.map.quantiles`` on ``config.map.recalibrate`` simulations of their own.
+
+    They are apart from those of the training set and of the audit, so that the audit is a test of them.
+
+    Returns
+    -------
+    levels : dict of str to list of float
+        For each parameter.
+    told : dict
+        ``simulations``, ``intervals`` (the nominal shares of pairs of opposite quantiles), and for each parameter
+        ``coverage_before`` and, cross-validated, ``coverage_after``.
+    """
+    seed = int.from_bytes(hashlib.sha256(f"{config.seed}/recalibrate".encode()).digest()[:8], "little") >> 1
+    settings = config.map
+    quantiles, names = settings.quantiles, posterior.prior.names
+    fraction = calibrate_model(posterior, config, settings.recalibrate, seed, draws=settings.draws).fraction
+    levels = corrected_levels(fraction, quantiles)
+    plain = np.broadcast_to(quantiles, levels.shape)
+    told = {
+        "simulations": len(fraction),
+        "intervals": [quantiles[-1 - k] - quantiles[k] for k in range(len(quantiles) // 2)],
+        "coverage_before": dict(zip(names, central_coverage(fraction, plain).tolist(), strict=True)),
+        "coverage_after": dict(zip(names, cross_validated_coverage(fraction, quantiles).tolist(), strict=True)),
+    }
+    return dict(zip(names, levels.tolist(), strict=True)), told
