@@ -366,7 +366,7 @@ class Survey:
         from digs_survey.infer.likelihood import check_model
 
         posterior = FrozenPosterior.load(folder)
-        check_model(posterior, self.config.model)
+        check_model(posterior.card, self.config.model)
         self.progress.say(f"map: percentiles are recalibrated on {self.config.map.recalibrate:,} simulations")
         return recalibrate(posterior, self.config)
 

@@ -23,7 +23,7 @@ __all__ = ["importance_summary", "weigh_calibration", "weigh_rows"]
 
 def weigh_calibration(posterior: FrozenPosterior, path: Path, config: SurveyConfig) -> Importance:
     """Weigh the first simulations of ``calibration.zarr``, with the noise that they are calibrated with."""
-    check_model(posterior, config.model)
+    check_model(posterior.card, config.model)
     group: Any = zarr.open_group(str(path), mode="r")
     some = slice(min(config.infer.importance_simulations, config.audit.calibration_simulations))
     draws = config.infer.importance_draws
@@ -36,7 +36,7 @@ def weigh_rows(
     posterior: FrozenPosterior, rows: PreparedRows, theta: NDArray[np.float64], config: SurveyConfig
 ) -> Importance:
     """Weigh rows of a catalog; ``theta`` (row, draw, parameter) are used where they are as many as are wanted."""
-    check_model(posterior, config.model)
+    check_model(posterior.card, config.model)
     likelihood = SpectrumLikelihood.of_posterior(posterior)
     weigher = Weigher(posterior, likelihood, config.infer.importance_draws, config.map.quantiles)
     errors = posterior.noise.errors_of(rows.flux, rows.ivar, rows.good)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,15 +79,15 @@ class SpectrumLikelihood:
         return out
 
 
-def check_model(posterior: FrozenPosterior, model: ModelConfig) -> None:
-    """Refuse to use a posterior with another model than the one that it was trained for.
+def check_model(card: Mapping[str, Any], model: ModelConfig) -> None:
+    """Refuse to use a posterior with this card with another model than the one that it was trained for.
 
     Raises
     ------
     ConfigError
         Naming every setting that differs.
     """
-    trained = ModelConfig.model_validate(posterior.card["model"]).model_dump()
+    trained = ModelConfig.model_validate(card["model"]).model_dump()
     other = {name: value for name, value in model.model_dump().items() if value != trained[name]}
     if other:
         lines = "\n".join(f"  - model.{name}: posterior {trained[name]!r}, here {other[name]!r}" for name in other)

@@ -9,23 +9,23 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from digs_survey import __version__, metrics
 from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import DigsError, MissingDependencyError, StageError
+from digs_survey.estimator.artefact import check_grid, load_artefact
 from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.infer.likelihood import check_model
 from digs_survey.infer.template import lay_out, reconcile
 from digs_survey.infer.worker import ShardWorker, Task
 from digs_survey.ledger import Ledger
+from digs_survey.parameters import Prior
 from digs_survey.raysession import ray_session
 from digs_survey.retry import is_full
+from digs_survey.spectra import WavelengthGrid
 from digs_survey.storage import remove, shard_count
-
-if TYPE_CHECKING:
-    from digs_survey.estimator.posterior import FrozenPosterior
 
 __all__ = ["derived_quantities", "map_catalog"]
 
@@ -95,28 +95,28 @@ def map_catalog(
     StageError
         Shards failed (the others are done), with the first one's own error as its cause; or the rows do not add up.
     """
-    from digs_survey.estimator.posterior import FrozenPosterior
-
     catalog = Catalog.open(catalog_path.absolute())
     model = model_folder.absolute()
-    posterior = FrozenPosterior.load(model)
-    posterior.check_grid(catalog.grid)
+    # The card alone: what draws is in the workers, and torch need not be here.
+    _, card = load_artefact(model)
+    check_grid(card, catalog.grid)
+    prior = Prior.from_dict(card["parameters"])
     settings = config.map
     recipe = {
         "digs_survey": __version__,
-        "model": posterior.hash,
+        "model": card["hash"],
         "catalog": fingerprint or catalog.fingerprint(),
         "rows": catalog.n_rows,
         "zred": config.model.zred,
         "map": settings.model_dump(mode="json", exclude={"workers"}),
     }
     if levels is not None:
-        recipe["levels"] = {name: list(levels[name]) for name in posterior.prior.names}
+        recipe["levels"] = {name: list(levels[name]) for name in prior.names}
     if settings.samples_column:
         catalog.require_column(settings.samples_column, "map.samples_column")
     importance_draws = None
     if config.infer.importance == "all":
-        check_model(posterior, config.model)
+        check_model(card, config.model)
         importance_draws = recipe["importance_draws"] = config.infer.importance_draws
     out, ledger = out_path.absolute(), Ledger(ledger.folder.absolute())
     table = out.with_name("percentiles.parquet")
@@ -125,7 +125,7 @@ def map_catalog(
         recipe,
         ledger,
         rows=catalog.n_rows,
-        prior=posterior.prior,
+        prior=prior,
         config=settings,
         id_dtype=catalog.galaxy_id(0, 1).dtype,
         importance_draws=importance_draws,
@@ -146,7 +146,7 @@ def map_catalog(
             catalog.n_rows,
             recipe,
             catalog.duplicate_rows,
-            derived_quantities(posterior, config),
+            derived_quantities(card, config),
         )
         with ray_session(address) as cores:
             workers = min(settings.workers or cores, len(pending))
@@ -156,8 +156,8 @@ def map_catalog(
     reconcile(out, table, ledger, rows=catalog.n_rows, rows_per_shard=per_shard)
 
 
-def derived_quantities(posterior: FrozenPosterior, config: SurveyConfig) -> DerivedQuantities | None:
-    """Make what derives ``map.derived`` from draws of a posterior; None if nothing is wanted.
+def derived_quantities(card: Mapping[str, Any], config: SurveyConfig) -> DerivedQuantities | None:
+    """Make what derives ``map.derived`` from draws of a posterior with this card; None if nothing is wanted.
 
     Raises
     ------
@@ -170,8 +170,9 @@ def derived_quantities(posterior: FrozenPosterior, config: SurveyConfig) -> Deri
 
     if not config.map.derived:
         return None
-    check_model(posterior, config.model)
-    model = BatchedModel.from_config(config.model, posterior.prior, posterior.grid)
+    check_model(card, config.model)
+    prior, grid = Prior.from_dict(card["parameters"]), WavelengthGrid.from_dict(card["grid"])
+    model = BatchedModel.from_config(config.model, prior, grid)
     return DerivedQuantities.of_model(config.map.derived, config.model.sfh, model)
 
 

@@ -191,11 +191,11 @@ def infer_rows(
             uneven = finite & ~(importance.pareto_k[rows] <= PARETO_K_LIMIT)
             quality[rows[uneven]] |= QualityFlag.UNEVEN_WEIGHTS
         if checker is not None and check is not None:
-            some = rows[finite]
-            errors = posterior.noise.errors_of(flux[finite], prepared.ivar[some], prepared.good[some])
+            known = rows[finite]
+            errors = posterior.noise.errors_of(flux[finite], prepared.ivar[known], prepared.good[known])
             theta = posterior.prior.from_unconstrained(u[finite].transpose(0, 2, 1))
-            check.put(some, checker(flux[finite], prepared.good[some], errors, theta))
-            quality[some[check.pvalue[some] < map_config.least_pvalue]] |= QualityFlag.POOR_FIT
+            check.put(known, checker(flux[finite], prepared.good[known], errors, theta))
+            quality[known[check.pvalue[known] < map_config.least_pvalue]] |= QualityFlag.POOR_FIT
         if derive is not None and derived is not None:
             theta = posterior.prior.from_unconstrained(u[finite].transpose(0, 2, 1))
             derived[rows[finite]] = draw_quantiles(derive(theta), quantiles)
