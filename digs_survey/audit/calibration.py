@@ -112,13 +112,19 @@ class Calibration:
 
     @property
     def median(self) -> NDArray[np.float64]:
-        """Median of the posterior, shape (simulation, parameter)."""
-        return self.theta + self.chi * self.half_width
+        """Median of the posterior, shape (simulation, parameter); NaN where its draws coincide."""
+        with np.errstate(invalid="ignore"):
+            return self.theta + self.chi * self.half_width
 
     def tests(self, names: Sequence[str]) -> list[RankTest]:
         """Every test of the posterior on these simulations, everywhere and in bins of its median and of S/N."""
-        found = rank_tests(self.fraction, self.joint, self.credibility, names)
-        for name, column, median in zip(names, self.fraction.T, self.median.T, strict=True):
+        # Ranks come in steps, where the tests expect a continuous distribution: a place within the step, the same each
+        # time, makes it one.
+        steps = np.random.default_rng(0).random((len(self.theta), self.ranks.shape[1] + self.joint.shape[1])) - 0.5
+        own, joint = np.split(steps / (self.draws + 1), [self.ranks.shape[1]], axis=1)
+        fraction = self.fraction + own
+        found = rank_tests(fraction, self.joint + joint, self.credibility, names)
+        for name, column, median in zip(names, fraction.T, self.median.T, strict=True):
             found += bin_tests(median, column, "median", name) + bin_tests(self.snr, column, "S/N", name)
         return found
 
@@ -172,7 +178,7 @@ class Calibration:
             "verdict": self._verdict(names) if len(self.theta) > 1 else None,
             "departures": {
                 name: named(values)
-                for name, values in departures(self.fraction if len(self.theta) > 1 else nothing[None]).items()
+                for name, values in departures(self.fraction if len(self.theta) > 1 else nothing + [[0], [0]]).items()
             },
             "by_median": {
                 name: bin_summary(median, column)
