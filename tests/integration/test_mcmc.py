@@ -156,12 +156,12 @@ def test_a_fit_that_stalls_loses_its_worker_and_is_tried_once_more(tmp_path):
             if job.row == 3 or not os.path.exists(marker):
                 open(marker, "w").close()
                 time.sleep(600)
-            return fit_with(SMOOTH, setup, job)
+            return replace(GalaxyFit.failed(setup, ""), steps=job.row, core_seconds=1.0, all_core_seconds=1.0)
 
-    setup = replace(SETUP, mcmc=SETUP.mcmc.model_copy(update={"limit_s": 5.0}))
+    setup = replace(SETUP, mcmc=SETUP.mcmc.model_copy(update={"limit_s": 3.0}))
     (fine,) = fit_galaxies(setup, make_jobs([1]), tmp_path / "a", fit=fit)
     assert os.path.exists(marker)
-    assert same(fine, fit_with(SMOOTH, SETUP, make_jobs([1])[0]))
+    assert (fine.steps, fine.error) == (1, "")
     other, stuck = fit_galaxies(setup, make_jobs([2, 3]), tmp_path / "b", fit=fit)
     assert not other.error
     assert "WorkerCrashedError" in stuck.error
