@@ -31,6 +31,7 @@ from benchmarks._form import PAPER_NETWORK, finish, parser
 from benchmarks.sample import _infer, _start
 from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig, load_config
+from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.loop import prepare_estimator
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.infer.fake import fake_catalog
@@ -119,7 +120,7 @@ def _random_model(folder: Path, config: SurveyConfig) -> Path:
     theta = draw_theta(prior, 1, "benchmark", 0, 2_000)
     flux = BatchedModel.from_config(config.model, prior, grid).spectra(theta).astype(np.float32)
     estimator = prepare_estimator(config, theta, flux, noise).eval()
-    FrozenPosterior.freeze(folder, [estimator], config, grid, noise, training={})
+    freeze_posterior(folder, [estimator], config, grid, noise, training={})
     return folder
 
 

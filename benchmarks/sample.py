@@ -29,6 +29,7 @@ from torch.distributions import Independent, Normal
 
 from benchmarks._form import PAPER_NETWORK, finish, parser, repeat
 from digs_survey.config import MapConfig, load_config
+from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.loop import prepare_estimator
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.estimator.sampler import MaskedFlow, compiled_loops
@@ -60,7 +61,7 @@ def main() -> None:
     flux = _spectra(theta, grid, rng)
     estimator = prepare_estimator(config, theta, flux, noise).eval()
     folder = tempfile.TemporaryDirectory()
-    FrozenPosterior.freeze(Path(folder.name), [estimator], config, grid, noise, training={})
+    freeze_posterior(Path(folder.name), [estimator], config, grid, noise, training={})
     # One process a core with one thread each, as the map's actors are.
     workers = ProcessPoolExecutor(CORES, get_context("spawn"), _start, (Path(folder.name), config.map))
     shares = np.array_split(flux[:galaxies].astype(float), CORES)

@@ -27,8 +27,8 @@ from scipy.spatial import KDTree
 from benchmarks._form import PAPER_NETWORK
 from digs_survey.audit.calibration import calibrate_model
 from digs_survey.config import SurveyConfig, load_config
+from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.loop import blank_estimator, fit
-from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.infer.importance import weigh_simulations
 from digs_survey.simulate.draws import draw_theta
 from digs_survey.simulate.noise import NoiseModel
@@ -148,7 +148,7 @@ def _measure(row: Row, config: SurveyConfig) -> dict[str, Any]:
             for member in range(config.train.ensemble)
         ]
         core = time.process_time() - core
-        posterior = FrozenPosterior.freeze(Path(folder), estimators, config, grid, NoiseModel(config.noise), {})
+        posterior = freeze_posterior(Path(folder), estimators, config, grid, NoiseModel(config.noise), {})
     calibration = calibrate_model(posterior, None, TESTS, SEED)
     tests = draw_theta(prior, SEED, "calibration", 0, TESTS)
     clean = model.spectra(tests)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from digs_survey.config import SurveyConfig, load_config
+from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.loop import prepare_estimator
 from digs_survey.estimator.network import Estimator
 from digs_survey.estimator.posterior import FrozenPosterior
@@ -53,4 +54,4 @@ def freeze(folder: Path, config: SurveyConfig, estimator: Estimator | None = Non
     noise = NoiseModel.from_config(config.noise)
     if estimator is None:
         estimator = prepare_estimator(config, *simulations(config), noise)
-    return FrozenPosterior.freeze(folder, [estimator], config, GRID, noise, training={})
+    return freeze_posterior(folder, [estimator], config, GRID, noise, training={})

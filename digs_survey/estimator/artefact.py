@@ -21,9 +21,24 @@ from digs_survey.manifest import versions
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.storage import read_bytes, read_json, write_bytes, write_json
 
-__all__ = ["FORMAT", "check_grid", "load_artefact", "model_hash", "save_artefact", "update_card"]
+__all__ = ["FORMAT", "NETWORK", "check_grid", "load_artefact", "model_hash", "save_artefact", "update_card"]
 
 FORMAT = 2
+NETWORK = (
+    "flow",
+    "hidden_features",
+    "transforms",
+    "blocks",
+    "embedding",
+    "embedding_features",
+    "embedding_layers",
+    "features",
+    "whitening",
+    "components",
+    "amplitude",
+    "ensemble",
+)
+"""Settings of the network that rebuild it, by their names in the card's architecture."""
 _DECISIVE = ("format", "architecture", "parameters", "grid", "noise", "model", "training")
 
 

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import nn
 
-from digs_survey.config import NoiseConfig, SurveyConfig, TrainConfig
-from digs_survey.estimator.artefact import FORMAT, check_grid, load_artefact, save_artefact
+from digs_survey.config import NoiseConfig, TrainConfig
+from digs_survey.estimator.artefact import NETWORK, check_grid, load_artefact
 from digs_survey.estimator.embedding import build_embedding
 from digs_survey.estimator.features import Features
-from digs_survey.estimator.network import Estimator
 from digs_survey.estimator.points import base_points, row_points
 from digs_survey.estimator.sampler import MaskedFlow
 from digs_survey.estimator.threads import for_each
@@ -27,21 +26,6 @@ from digs_survey.spectra import WavelengthGrid
 
 __all__ = ["FrozenPosterior"]
 
-_NETWORK = (
-    "flow",
-    "hidden_features",
-    "transforms",
-    "blocks",
-    "embedding",
-    "embedding_features",
-    "embedding_layers",
-    "features",
-    "whitening",
-    "components",
-    "amplitude",
-    "ensemble",
-)
-"""Settings of the network that rebuild it, by their names in the card's architecture."""
 _BUDGET = 16
 """Most proposals for each draw, where some of them fall beyond the prior."""
 _INSIDE_POINTS = 4096
@@ -86,7 +70,7 @@ class FrozenPosterior:
     arrays : dict of str to ndarray
         Weights of features, embedding and flow.
     card : dict
-        What the weights mean; see :meth:`freeze`.
+        What the weights mean; see :func:`~digs_survey.estimator.freeze.freeze_posterior`.
 
     Attributes
     ----------
@@ -101,7 +85,7 @@ class FrozenPosterior:
         self.arrays = arrays
         self.prior = Prior.from_dict(card["parameters"])
         self.grid = WavelengthGrid.from_dict(card["grid"])
-        network = TrainConfig.model_validate({name: card["architecture"][name] for name in _NETWORK})
+        network = TrainConfig.model_validate({name: card["architecture"][name] for name in NETWORK})
         noise = NoiseConfig.model_validate(card["noise"])
         self.noise = NoiseModel.from_config(noise, arrays.get("noise.table"), network.features)
         tensors = {name: torch.as_tensor(value) for name, value in arrays.items()}
@@ -117,64 +101,6 @@ class FrozenPosterior:
     def hash(self) -> str:
         """SHA-256 of what decides results."""
         return str(self.card["hash"])
-
-    @classmethod
-    def freeze(
-        cls,
-        folder: Path,
-        estimators: Sequence[Estimator],
-        config: SurveyConfig,
-        grid: WavelengthGrid,
-        noise: NoiseModel,
-        training: dict[str, Any],
-    ) -> FrozenPosterior:
-        """Write trained estimators to ``folder`` and return their equal mixture, frozen.
-
-        Parameters
-        ----------
-        folder : Path
-            Gets model.safetensors and card.json.
-        estimators : sequence of Estimator
-            ``config.train.ensemble`` of them, over the same features.
-        config : SurveyConfig
-            Whose model, prior, noise and network the estimators were built for.
-        grid : WavelengthGrid
-        noise : NoiseModel
-        training : dict
-            What the card tells about how the weights came about.
-
-        Raises
-        ------
-        ValueError
-            If the estimators are not as many as configured, or their features differ.
-        """
-        if len(estimators) != config.train.ensemble:
-            raise ValueError(f"expected train.ensemble = {config.train.ensemble} estimators, found {len(estimators)}")
-        features = estimators[0].features.state_dict()
-        arrays = {f"features.{name}": value.numpy() for name, value in features.items()}
-        for k, estimator in enumerate(estimators):
-            found = estimator.features.state_dict()
-            if any(not torch.equal(found[name], value) for name, value in features.items()):
-                raise ValueError(f"estimator {k}: expected the features of estimator 0, found others")
-            embedding = estimator.flow.embedding_net.state_dict()
-            arrays |= {f"member.{k}.embedding.{name}": value.numpy() for name, value in embedding.items()}
-            arrays |= MaskedFlow.from_sbi(estimator.flow).arrays(f"member.{k}.flow.")
-        if noise.table is not None:
-            arrays["noise.table"] = np.asarray(noise.table, dtype=np.float32)
-        card = {
-            "format": FORMAT,
-            "architecture": {
-                **config.train.model_dump(mode="json", include=set(_NETWORK)),
-                "coordinates": _COORDINATES[config.train.amplitude],
-            },
-            "parameters": config.make_prior().to_dict(),
-            "grid": grid.to_dict(),
-            "noise": config.noise.model_dump(mode="json"),
-            "model": config.model.model_dump(mode="json"),
-            "training": training,
-        }
-        save_artefact(folder, arrays, card)
-        return cls.load(folder)
 
     @classmethod
     def load(cls, folder: Path) -> FrozenPosterior:
@@ -444,13 +370,6 @@ class FrozenPosterior:
     def _are_inside(self, y: NDArray[np.float32]) -> NDArray[np.bool_]:
         coordinates = self._features.coordinates
         return coordinates.inside(coordinates.to_theta(y.T))
-
-
-_COORDINATES = {
-    "feature": "logit of the prior's CDF",
-    "centred": "logit of the prior's CDF, that of logmass centred and scaled on the mass that the amplitude suggests",
-    "equivariant": "logit of the prior's CDF; logmass less the mass that the amplitude suggests, cut at its bounds",
-}
 
 
 def _tensor(spectrum: NDArray[np.floating]) -> torch.Tensor:

@@ -22,6 +22,7 @@ import zarr
 from digs_survey.config import SurveyConfig, TrainConfig
 from digs_survey.errors import StageError
 from digs_survey.estimator.dataset import Simulations, check_recipe
+from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.loop import HISTORY, Diverged, Worker, blank_estimator, fit, load_checkpoint
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.locations import is_file, is_remote, location
@@ -89,7 +90,7 @@ def train(
         estimator.load_state_dict(state["best"])
         estimators.append(estimator)
         states.append(state)
-    posterior = FrozenPosterior.freeze(
+    posterior = freeze_posterior(
         folder,
         estimators,
         config,

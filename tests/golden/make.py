@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from estimators import GRID, learn, simulations, small_config
 
+from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.loop import prepare_estimator
 from digs_survey.estimator.network import build_estimator
-from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.simulate.noise import NoiseModel
 
 STEPS, GALAXIES, DRAWS = 600, 4, 32
@@ -30,7 +30,7 @@ def main() -> None:
         loss = learn(estimator, config, theta, flux, STEPS)
         print(f"loss {loss:.2f}")
     folder = Path(__file__).parent
-    posterior = FrozenPosterior.freeze(folder, estimators, config, GRID, noise, training={"steps": STEPS})
+    posterior = freeze_posterior(folder, estimators, config, GRID, noise, training={"steps": STEPS})
     observed = noise.draw(simulations(config, GALAXIES, seed=6)[1], rng).astype(np.float32)
     draws = posterior.sample(observed, DRAWS)
     np.savez(folder / "expected.npz", flux=observed, draws=draws, log_prob=posterior.log_prob(draws, observed))

@@ -10,8 +10,8 @@ import xarray as xr
 from digs_survey.catalog import write_catalog
 from digs_survey.config import SurveyConfig, TrainConfig, load_config
 from digs_survey.estimator.features import Features
+from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.network import build_estimator
-from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.infer.map import map_catalog
 from digs_survey.ledger import Ledger
 from digs_survey.parameters import Prior
@@ -45,7 +45,7 @@ def make_model(folder):
     features = Features(len(GRID), network, PRIOR)
     features.fit(flux, spectra(theta), theta)
     estimator = build_estimator(network, features, seed=3)
-    FrozenPosterior.freeze(folder, [estimator], config, GRID, NoiseModel.from_config(config.noise), training={})
+    freeze_posterior(folder, [estimator], config, GRID, NoiseModel.from_config(config.noise), training={})
     return folder
 
 

@@ -18,6 +18,7 @@ from digs_survey.catalog import Catalog, write_catalog
 from digs_survey.config import ModelConfig, NoiseConfig, SurveyConfig, TrainConfig, load_config
 from digs_survey.errors import ConfigError
 from digs_survey.estimator.features import Features
+from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.network import build_estimator
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.infer.importance import Importance, Weigher, weigh_simulations
@@ -152,7 +153,7 @@ def posterior_folder(model, tmp_path_factory):
     features, flux = Features(len(GRID), network, PRIOR), model.spectra(theta)
     features.fit(noise.draw(flux, np.random.default_rng(0)), flux, theta)
     folder = tmp_path_factory.mktemp("model")
-    FrozenPosterior.freeze(folder, [build_estimator(network, features, seed=3)], config, GRID, noise, training={})
+    freeze_posterior(folder, [build_estimator(network, features, seed=3)], config, GRID, noise, training={})
     return folder
 
 

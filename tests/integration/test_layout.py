@@ -14,8 +14,8 @@ import zarr
 from digs_survey.catalog import Catalog, write_catalog
 from digs_survey.config import SurveyConfig, load_config
 from digs_survey.estimator.features import Features
+from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.network import build_estimator
-from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.infer.fake import FAULTS, fake_catalog
 from digs_survey.infer.map import map_catalog
 from digs_survey.ledger import Ledger
@@ -65,7 +65,7 @@ def model(tmp_path_factory) -> Path:
     features.fit(flux, flux, theta)
     folder = tmp_path_factory.mktemp("model")
     noise = NoiseModel.from_config(CONFIG.noise)
-    FrozenPosterior.freeze(folder, [build_estimator(CONFIG.train, features, seed=3)], CONFIG, grid, noise, training={})
+    freeze_posterior(folder, [build_estimator(CONFIG.train, features, seed=3)], CONFIG, grid, noise, training={})
     return folder
 
 

@@ -7,8 +7,8 @@ import pytest
 from estimators import GRID, learn, simulations, small_config
 from scipy.stats import kstest
 
+from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.loop import prepare_estimator
-from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.simulate.noise import NoiseModel
 
 
@@ -21,14 +21,14 @@ def test_ranks_of_the_mass_are_uniform_in_a_prior_narrower_than_the_posterior(tm
     estimator = prepare_estimator(config, theta, flux, noise)
     learn(estimator, config, theta, flux, 800)
     narrow = small_config("train.amplitude=equivariant", "prior.logmass.low=10.0", "prior.logmass.high=10.02")
-    posterior = FrozenPosterior.freeze(tmp_path, [estimator.eval()], narrow, GRID, noise, training={})
+    posterior = freeze_posterior(tmp_path, [estimator.eval()], narrow, GRID, noise, training={})
     truth, spectra = simulations(narrow, 500, seed=8)
     observed = noise.draw(spectra, np.random.default_rng(9))
     draws = posterior.sample(observed, 255)[..., 0]
     ranks = (draws < truth[:, :1]).mean(axis=1)
     assert kstest(ranks, "uniform").pvalue > 0.01
     # As calibrated as the posteriors that are not cut, but nearer to the truth and denser there.
-    uncut = FrozenPosterior.freeze(tmp_path / "uncut", [estimator], config, GRID, noise, training={})
+    uncut = freeze_posterior(tmp_path / "uncut", [estimator], config, GRID, noise, training={})
     wide = uncut.sample(observed, 255)[..., 0]
     assert draws.std(axis=1).mean() < 0.8 * wide.std(axis=1).mean()
     assert _error(draws, truth) < 0.8 * _error(wide, truth)

@@ -9,8 +9,8 @@ from scipy.stats import kstest
 
 from digs_survey.catalog import CatalogRows
 from digs_survey.config import MapConfig
+from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.loop import blank_estimator, fit
-from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.infer.percentiles import infer_rows
 from digs_survey.infer.prepare import prepare
 from digs_survey.quality import QualityFlag
@@ -32,7 +32,7 @@ def test_negative_flux_is_data(tmp_path):
     theta, flux = simulations(config, 40_000)
     estimator = blank_estimator(config, len(GRID))
     estimator.load_state_dict(fit(config, theta, flux, noise, tmp_path / "last.pt", "faint")["best"])
-    posterior = FrozenPosterior.freeze(tmp_path, [estimator], config, GRID, noise, training={})
+    posterior = freeze_posterior(tmp_path, [estimator], config, GRID, noise, training={})
     assert posterior.noise.keeps_negative
 
     truth, spectra = simulations(config, ROWS, seed=8)

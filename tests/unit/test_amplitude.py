@@ -10,9 +10,9 @@ from estimators import GRID, analytic_spectra, freeze, simulations, small_config
 from digs_survey.config import TrainConfig, load_config
 from digs_survey.errors import ConfigError
 from digs_survey.estimator.features import Features
+from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.loop import prepare_estimator
 from digs_survey.estimator.network import Estimator, build_estimator
-from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.parameters import PARAMETERS, Prior
 from digs_survey.simulate.noise import NoiseModel
 
@@ -184,7 +184,7 @@ def test_the_frozen_density_integrates_to_one_at_the_edge_too(tmp_path, monkeypa
     )
     monkeypatch.setattr(type(config), "make_prior", lambda self: prior)
     noise = NoiseModel.from_config(config.noise)
-    posterior = FrozenPosterior.freeze(tmp_path, [estimator], config, GRID, noise, training={})
+    posterior = freeze_posterior(tmp_path, [estimator], config, GRID, noise, training={})
     theta, weights = grid_of(prior, 200)
     density = np.exp(posterior.log_prob(theta[None], narrow_spectra(prior, np.array([[mass, 0.6]])))[0])
     assert (density * weights).sum() == pytest.approx(1, abs=0.01)

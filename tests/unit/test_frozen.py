@@ -12,6 +12,7 @@ from estimators import GRID, freeze, simulations, small_config
 from scipy.special import logsumexp
 
 from digs_survey.errors import RunDirectoryError
+from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.loop import prepare_estimator
 from digs_survey.estimator.network import build_estimator
 from digs_survey.estimator.points import base_points
@@ -34,7 +35,7 @@ def members_of(config, count):
 
 
 def write(folder, config, estimators):
-    return FrozenPosterior.freeze(
+    return freeze_posterior(
         folder, estimators, config, GRID, NoiseModel.from_config(config.noise), training={"note": "none"}
     )
 

@@ -15,6 +15,7 @@ from scipy.stats import multivariate_normal
 
 from digs_survey.errors import CatalogError, RunDirectoryError
 from digs_survey.estimator.artefact import update_card
+from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.loop import prepare_estimator
 from digs_survey.estimator.points import base_points, row_points
 from digs_survey.estimator.posterior import FrozenPosterior
@@ -63,7 +64,7 @@ def test_noise_comes_back_whole(tmp_path, config, estimator, name):
     missing = {"probability": 0.5, "stretches": 2, "elements": [2, 6]}
     case = Case(name, len(GRID), config.train.features, missing=missing)
     config = config.model_copy(update={"noise": case.noise.config})
-    FrozenPosterior.freeze(tmp_path, [estimator], config, GRID, case.noise, training={})
+    freeze_posterior(tmp_path, [estimator], config, GRID, case.noise, training={})
     noise = FrozenPosterior.load(tmp_path).noise
     assert noise.config == case.noise.config
     flux = np.broadcast_to(case.flux, (50, len(GRID)))
