@@ -193,11 +193,17 @@ def audit(
 
 
 @app.command()
-def report(run_dir: RunDir = RunDirDefault, quiet: QuietOption = False) -> None:
+def report(
+    run_dir: RunDir = RunDirDefault,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Write each figure to figures/ too: PDF, PNG, and its data as CSV.")
+    ] = False,
+    quiet: QuietOption = False,
+) -> None:
     """Write report.html, one self-contained page."""
     with survey_at(run_dir, None, None, quiet) as survey:
-        survey.report()
-    print_results(run_dir, "report.html")
+        survey.report(figures=figures)
+    print_results(run_dir, "report.html", *(["figures"] if figures else []))
 
 
 app.add_typer(cli_files.app)

@@ -41,7 +41,7 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "train": ("model", "checkpoint"),
     "map": ("posterior.zarr", "percentiles.parquet", "ledger/map"),
     "audit": ("calibration.zarr", "audit.zarr", "audit.json", "audit-jobs", "ledger/calibration"),
-    "report": ("report.html",),
+    "report": ("report.html", "figures"),
 }
 """What each stage leaves in the run directory."""
 
@@ -285,18 +285,19 @@ class Survey:
                 todo.record.core_s = ledger.totals()[1] + summary["core_seconds"]
         return bool(todo)
 
-    def report(self) -> bool:
-        """Write report.html."""
+    def report(self, *, figures: bool = False) -> bool:
+        """Write report.html, and with ``figures`` each of its figures as files, though the page be there."""
         self._needs("audit", "audit.json")
         key = self._key() | {
             "audit": self.manifest.stages["audit"]["key"],
             "finished": self.manifest.stages["audit"]["finished"],
         }
         with self._stage("report", key, 1, "page") as todo:
-            if todo:
+            if todo or figures:
                 from digs_survey.report.html import write_report
 
-                write_report(self.run_dir)
+                write_report(self.run_dir, figures=figures)
+            if todo:
                 todo.advance(1)
                 todo.record.rows = 1
         return bool(todo)

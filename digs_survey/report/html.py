@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from digs_survey.storage import write_text
+
+if TYPE_CHECKING:
+    from digs_survey.report.figures.style import Picture
 
 __all__ = ["write_report"]
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, *, figures: bool = False) -> Path:
     """Write ``report.html`` into a run directory and return its path.
 
     What the run has not made is named on the page as missing. The same files give the same bytes.
@@ -18,6 +24,8 @@ def write_report(run_dir: Path) -> Path:
     ----------
     run_dir : Path
         A run directory with at least ``manifest.json`` and ``config.toml``.
+    figures : bool
+        Write every figure to ``figures/`` as well: PDF, PNG, and what is drawn as CSV.
 
     Returns
     -------
@@ -33,6 +41,7 @@ def write_report(run_dir: Path) -> Path:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from digs_survey.report import galaxies, sections
+    from digs_survey.report.figures.files import save_picture
     from digs_survey.report.figures.style import style
     from digs_survey.report.format import FILTERS
     from digs_survey.report.headline import coverage_limits, headlines
@@ -48,20 +57,43 @@ def write_report(run_dir: Path) -> Path:
     )
     environment.filters.update(FILTERS)
     with style():
+        parts: dict[str, Any] = {
+            "calibration": sections.calibration_section(run),
+            "agreement": sections.agreement_section(run),
+            "learning": sections.learning_section(run),
+            "cost": sections.cost_section(run),
+            "catalog": sections.catalog_section(run),
+            "cards": galaxies.galaxy_cards(run),
+        }
         page = environment.get_template("report.html.j2").render(
             run=run,
             facts=sections.facts(run),
             headlines=headlines(run),
             limits=coverage_limits((run.audit.get("calibration") or {}).get("simulations") or 0),
             galaxies=galaxies.galaxy_rows(run),
-            cards=galaxies.galaxy_cards(run),
-            calibration=sections.calibration_section(run),
-            agreement=sections.agreement_section(run),
             importance=sections.importance_section(run),
-            learning=sections.learning_section(run),
-            cost=sections.cost_section(run),
-            catalog=sections.catalog_section(run),
+            **parts,
         )
+        if figures:
+            for name, picture in _pictures(parts, ""):
+                save_picture(run_dir / "figures", name, picture)
     path = run_dir / "report.html"
     write_text(path, page)
     return path
+
+
+def _pictures(part: Any, name: str) -> Iterator[tuple[str, Picture]]:
+    """Find the pictures in what the page is made from, and name each after its place: ``calibration-ranks-1``."""
+    from digs_survey.report.figures.style import Picture
+
+    if isinstance(part, Picture):
+        yield name, part
+    elif isinstance(part, dict):
+        for key, value in part.items():
+            yield from _pictures(value, f"{name}-{key}".lstrip("-"))
+    elif isinstance(part, list):
+        for number, value in enumerate(part, 1):
+            yield from _pictures(value, f"{name}-{number}")
+    elif is_dataclass(part):
+        for field in fields(part):
+            yield from _pictures(getattr(part, field.name), f"{name}-{field.name}")

@@ -9,7 +9,9 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
+import xarray as xr
 from scipy.stats import norm
 from synthetic_run import LEVELS, build_run
 
@@ -200,6 +202,34 @@ def test_an_unknown_truth_is_said_and_not_drawn(doubtful, sound):
     assert "The truth is not known." in doubtful[0].by_id("corner-1-caption")["text"]
     assert "Truth" not in [e["text"] for e in doubtful[0].all("th")]
     assert "Truth" in [e["text"] for e in sound[0].all("th")]
+
+
+def test_every_figure_is_a_file_too_with_the_numbers_that_are_drawn(tmp_path):
+    folder, audit = build_run(tmp_path / "run", galaxies=1, simulations=120, rows=60)
+    page = write_report(folder, figures=True).read_bytes()
+    assert page == write_report(folder).read_bytes()
+    names = {path.stem for path in (folder / "figures").iterdir()}
+    par = audit["parameters"][0]
+    assert {"calibration-ranks-1", "calibration-bins-5", "agreement-shifts", "learning", "cost-picture"} <= names
+    assert {"cards-1-spectrum", "cards-1-corner", "catalog-medians-5"} <= names
+    for name in names:
+        pdf, png = ((folder / "figures" / f"{name}.{kind}").read_bytes() for kind in ("pdf", "png"))
+        assert pdf.startswith(b"%PDF")
+        assert png.startswith(b"\x89PNG")
+        table = pd.read_csv(folder / "figures" / f"{name}.csv", comment="#")
+        assert list(table) == ["panel", "kind", "series", "x", "y"]
+        assert len(table) > 4, name
+    text = (folder / "figures" / "calibration-recovery-1.csv").read_text()
+    assert text.startswith(f"# {par}: recovered against true values of 120 simulations")
+    drawn = pd.read_csv(folder / "figures" / "calibration-recovery-1.csv", comment="#")
+    with xr.open_zarr(folder / "audit.zarr", group="calibration", consolidated=False) as stored:
+        truth = stored["theta"].values[:, 0]
+    points = drawn[(drawn.panel == 0) & (drawn.kind == "line")]
+    assert set(np.round(truth, 9)) <= set(np.round(points.x, 9))
+    errors = drawn[(drawn.panel == 0) & (drawn.kind == "errors")]
+    assert len(errors) == 2 * 120
+    medians = pd.read_csv(folder / "figures" / "catalog-medians-1.csv", comment="#")
+    assert medians[medians.kind == "steps"].y.sum() == 2 * 59
 
 
 def test_strings_of_users_are_escaped(doubtful):

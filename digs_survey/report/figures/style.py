@@ -11,7 +11,7 @@ import base64
 import io
 import re
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -91,6 +91,8 @@ class Picture:
         What a reader who cannot see the picture should know.
     width, height : int
         Natural size in CSS pixels.
+    figure : matplotlib.figure.Figure
+        What was drawn.
     narrow : Picture or None
         The drawing for narrow screens, if it is another one.
     """
@@ -99,6 +101,7 @@ class Picture:
     alt: str
     width: int
     height: int
+    figure: Figure = field(repr=False, compare=False)
     narrow: Picture | None = None
 
     def with_narrow(self, narrow: Picture) -> Picture:
@@ -137,7 +140,7 @@ def encode(figure: Figure, alt: str, *, bitmap: bool = False) -> Picture:
         # Percent-encoded: a quarter smaller than base64, and without a space, which a srcset would split at.
         src = "data:image/svg+xml," + quote(_slim(buffer.getvalue().decode()), safe="=:;,/.()-+")
     width, height = figure.get_size_inches()
-    return Picture(src, alt, round(96 * width), round(96 * height))
+    return Picture(src, alt, round(96 * width), round(96 * height), figure)
 
 
 def _slim(svg: str) -> str:
