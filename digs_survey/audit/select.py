@@ -56,7 +56,7 @@ def signal_to_noise(flux: ArrayLike, ivar: ArrayLike, good: ArrayLike) -> NDArra
     """
     use = np.asarray(good, dtype=bool)
     weight = np.where(use, np.asarray(ivar, dtype=float), 0.0)
-    ratio = np.where(use, np.asarray(flux, dtype=float) * np.sqrt(weight), np.nan)
+    ratio = np.where(use, np.asarray(flux, dtype=float), np.nan) * np.sqrt(weight)
     result = np.full(len(ratio), np.nan)
     some = use.any(axis=1)
     result[some] = np.nanmedian(ratio[some], axis=1)

@@ -98,3 +98,12 @@ def test_redshift_makes_cells_of_its_own():
     assert (redshift[chosen.rows][chosen.stratum < 9] < 0.4).all()
     same = select_rows(snr, position, np.ones(900, bool), 81, seed=4, redshift=np.full(900, 0.1))
     np.testing.assert_array_equal(same.rows, select_rows(snr, position, np.ones(900, bool), 81, seed=4).rows)
+
+
+def test_signal_to_noise_of_garbage_is_not_a_warning():
+    flux, ivar = np.array([[np.inf, 2.0, 3.0], [np.inf, np.nan, 1.0]]), np.array([[1.0, 4.0, 1.0], [np.inf, 1.0, 1.0]])
+    good = np.array([[False, True, True], [False, False, False]])
+    with np.errstate(all="raise"):
+        found = signal_to_noise(flux, ivar, good)
+    assert found[0] == 3.5
+    assert np.isnan(found[1])
