@@ -111,10 +111,10 @@ def _found(verdict: dict[str, Any], departures: dict[str, dict[str, float | None
         max((abs(value - right) for value in departures.get(name, {}).values() if value is not None), default=None)
         for name, right in (("shift_sigma", 0.0), ("width_factor", 1.0))
     )
-    first = verdict["found"][0]
+    first, finds = verdict["found"][0], "finds" if len(verdict["found"]) == 1 else "find"
     subject = "all parameters together" if first["quantity"] == "all" else first["quantity"]
     return (
-        f"{len(verdict['found'])} of {verdict['tests']} tests find that the posterior is NOT exact (first of all in "
+        f"{len(verdict['found'])} of {verdict['tests']} tests {finds} that the posterior is NOT exact (first of all in "
         f"the {first['kind']} of {subject}): it is shifted by at most {fixed(shift, 2)} σ, and its widths are off by "
         f"at most {percent(width, 0)}."
     )

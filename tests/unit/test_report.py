@@ -288,7 +288,7 @@ def _verdict(covered=0.68, found=(), planted=True, converged=5, ratio=1.15, brea
         ({"covered": 0.63}, "coverage", "NOT calibrated in tage"),
         ({"covered": 0.73}, "coverage", "NOT calibrated in tage"),
         # A shift hardly moves the coverage; the ranks see it.
-        ({"found": [("rank", "tage")]}, "coverage", "1 of 33 tests find that the posterior is NOT exact"),
+        ({"found": [("rank", "tage")]}, "coverage", "1 of 33 tests finds that the posterior is NOT exact"),
         ({"found": [("rank", "tage")]}, "coverage", "shifted by at most 0.31 σ, and its widths are off by at most 4 %"),
         ({"found": [("region", "all"), ("pair", "a x b")]}, "coverage", "in the region of all parameters together"),
         ({"ratio": 1.2}, "shift", "widths 1.20 ± 0.04 times emcee's"),
