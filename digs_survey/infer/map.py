@@ -136,19 +136,19 @@ def map_catalog(
     per_shard = settings.shard_rows(catalog.n_rows)
     pending = ledger.pending(shard_count(catalog.n_rows, per_shard))
     if pending:
-        task = Task(
-            catalog.path,
-            model,
-            out,
-            table,
-            ledger.folder,
-            config,
-            catalog.n_rows,
-            recipe,
-            catalog.duplicate_rows,
-            derived_quantities(card, config),
-        )
         with ray_session(address) as cores:
+            task = Task(
+                catalog.path,
+                model,
+                out,
+                table,
+                ledger.folder,
+                config,
+                catalog.n_rows,
+                recipe,
+                catalog.duplicate_rows,
+                derived_quantities(card, config) if address else _derived_elsewhere(card, config),
+            )
             workers = min(settings.workers or cores, len(pending))
             with closing(_spread(task, pending, workers)) as finished:
                 for rows in finished:
@@ -174,6 +174,19 @@ def derived_quantities(card: Mapping[str, Any], config: SurveyConfig) -> Derived
     prior, grid = Prior.from_dict(card["parameters"]), WavelengthGrid.from_dict(card["grid"])
     model = BatchedModel.from_config(config.model, prior, grid)
     return DerivedQuantities.of_model(config.map.derived, config.model.sfh, model)
+
+
+def _derived_elsewhere(card: Mapping[str, Any], config: SurveyConfig) -> DerivedQuantities | None:
+    """Let another process on this machine do it: what tabulates the model takes 250 MB, and the table takes one."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    if not config.map.derived:
+        return None
+    try:
+        return ray.get(ray.remote(num_cpus=1)(derived_quantities).remote(card, config))
+    except RayTaskError as error:
+        raise error.cause from None
 
 
 @dataclass
