@@ -58,7 +58,7 @@ _BLOCK = 256
 """Simulations whose draws are held at the same time."""
 _PLANTED_DRAWS = 250
 """Draws of each simulation in which faults are planted: enough for the sizes of these."""
-_BY_SIMULATION = ("theta", "ranks", "percentiles", "chi", "half_width", "credibility", "joint", "snr")
+_BY_SIMULATION = ("theta", "ranks", "percentiles", "chi", "half_width", "credibility", "joint", "place", "snr")
 _Block = tuple[int, NDArray[np.float64], NDArray[np.float64]]
 """First row, theta (simulation, parameter) and noiseless flux (simulation, wavelength)."""
 
@@ -83,6 +83,9 @@ class Calibration:
         Of the balls of :mod:`~digs_survey.audit.tarp`; NaN if there were no reference points.
     joint : ndarray of float64, shape (simulation, 1 + pairs)
         From :func:`~digs_survey.audit.uniformity.joint_fractions`.
+    place : ndarray of float64, shape (simulation, parameter)
+        Median of the draws and the truth together: where the posterior is, as far as the rank of the truth does not
+        depend on it.
     snr : ndarray of float64, shape (simulation,)
         Median signal-to-noise of the noisy spectrum; NaN if there was none.
     draws : int
@@ -100,6 +103,7 @@ class Calibration:
     half_width: NDArray[np.float64]
     credibility: NDArray[np.float64]
     joint: NDArray[np.float64]
+    place: NDArray[np.float64]
     snr: NDArray[np.float64]
     draws: int
     excluded: int
@@ -110,12 +114,6 @@ class Calibration:
         """Ranks as fractions in (0, 1), shape (simulation, parameter): uniform if calibrated."""
         return (self.ranks + 0.5) / (self.draws + 1)
 
-    @property
-    def median(self) -> NDArray[np.float64]:
-        """Median of the posterior, shape (simulation, parameter); NaN where its draws coincide."""
-        with np.errstate(invalid="ignore"):
-            return self.theta + self.chi * self.half_width
-
     def tests(self, names: Sequence[str]) -> list[RankTest]:
         """Every test of the posterior on these simulations, everywhere and in bins of its median and of S/N."""
         # Ranks come in steps, where the tests expect a continuous distribution: a place within the step, the same each
@@ -124,8 +122,8 @@ class Calibration:
         own, joint = np.split(steps / (self.draws + 1), [self.ranks.shape[1]], axis=1)
         fraction = self.fraction + own
         found = rank_tests(fraction, self.joint + joint, self.credibility, names)
-        for name, column, median in zip(names, fraction.T, self.median.T, strict=True):
-            found += bin_tests(median, column, "median", name) + bin_tests(self.snr, column, "S/N", name)
+        for name, column, place in zip(names, fraction.T, self.place.T, strict=True):
+            found += bin_tests(place, column, "median", name) + bin_tests(self.snr, column, "S/N", name)
         return found
 
     def coverage(self, levels: Sequence[float] = LEVELS) -> NDArray[np.float64]:
@@ -181,8 +179,8 @@ class Calibration:
                 for name, values in departures(self.fraction if len(self.theta) > 1 else nothing + [[0], [0]]).items()
             },
             "by_median": {
-                name: bin_summary(median, column)
-                for name, median, column in zip(names, self.median.T, self.fraction.T, strict=True)
+                name: bin_summary(place, column)
+                for name, place, column in zip(names, self.place.T, self.fraction.T, strict=True)
             },
             "by_snr": {
                 name: bin_summary(self.snr, column) for name, column in zip(names, self.fraction.T, strict=True)
@@ -245,6 +243,7 @@ def calibrate(
         half_width=0.5 * (high - low),
         credibility=credible,
         joint=joint_fractions(truth, sample),
+        place=np.median(np.concatenate([truth[:, None], sample], axis=1), axis=1),
         snr=np.full(len(truth), np.nan) if snr is None else np.asarray(snr, dtype=float)[finite],
         draws=sample.shape[1],
         excluded=int((~finite).sum()),

@@ -32,7 +32,7 @@ from scipy.special import ndtri
 
 __all__ = ["SIGNIFICANCE", "RankTest", "departures", "joint_fractions", "rank_tests", "verdict"]
 
-SIGNIFICANCE = 0.05
+SIGNIFICANCE = 0.02
 """How often a right posterior is called wrong by any of all tests, at most."""
 
 

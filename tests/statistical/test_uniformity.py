@@ -32,8 +32,8 @@ def verdicts(trials, plant=lambda draws, rng: draws, noise=NOISE):
 
 def test_a_right_posterior_passes_in_95_of_100_audits():
     found = verdicts(100)
-    # Of 100 audits that fail in 5 % of all cases, no more than 9 fail in 97 of 100 choices of the seeds.
-    assert sum(not verdict["calibrated"] for verdict in found) <= 9
+    # It is meant to in 98; of 100 such audits 5 fail in one of twenty choices of the seeds.
+    assert sum(not verdict["calibrated"] for verdict in found) <= 5
     # The correction of so many tests is not so strong that nothing could ever fail.
     pvalues = np.array([verdict["pvalue"] for verdict in found])
     assert (pvalues < 0.5).mean() > 0.2
