@@ -2,8 +2,8 @@
 
 Each trial is an audit of its own: simulations, draws of their posteriors with a fault planted in them, ranks of all
 kinds, one verdict. First on a linear Gaussian problem, whose posterior is known, then on the spectra of digs2022 with
-the posterior that ships with the package. That posterior is an approximation, very slightly off, and many simulations
-show it; at the size of these audits it should pass as a right one does.
+the posterior that ships with the package. That posterior is an approximation, slightly off, and the more simulations
+an audit has the more often they show it: what stands beside "nothing planted" for spectra are no false alarms alone.
 """
 
 from __future__ import annotations
