@@ -174,10 +174,7 @@ class Calibration:
             "chi_std": named(self.chi.std(axis=0) if known else nothing),
             "tarp": tarp_summary(self.credibility, LEVELS),
             "verdict": self._verdict(names) if len(self.theta) > 1 else None,
-            "departures": {
-                name: named(values)
-                for name, values in departures(self.fraction if len(self.theta) > 1 else nothing + [[0], [0]]).items()
-            },
+            "departures": {name: named(values) for name, values in departures(self.fraction).items()},
             "by_median": {
                 name: bin_summary(place, column)
                 for name, place, column in zip(names, self.place.T, self.fraction.T, strict=True)

@@ -166,13 +166,11 @@ class GalaxyFit:
 
 def _starts(setup: FitSetup, job: GalaxyJob) -> list[NDArray[np.float64]]:
     """Starting points of the ensembles, in the order of the configuration."""
-    count, seed = setup.mcmc.walkers, _seed(setup.seed, "start", job.row)
-    points = []
+    prior, count, points = setup.prior, setup.mcmc.walkers, []
     for number, start in enumerate(setup.mcmc.starts):
-        own = seed if not number else _seed(setup.seed, f"start/{number}", job.row)
-        prior = setup.prior
+        seed = _seed(setup.seed, f"start/{number}" if number else "start", job.row)
         points.append(
-            prior_points(prior, count, own) if start == "prior" else start_points(job.start, prior, count, own)
+            prior_points(prior, count, seed) if start == "prior" else start_points(job.start, prior, count, seed)
         )
     return points
 

@@ -25,7 +25,7 @@ from digs_survey.config import SurveyConfig
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
 
-__all__ = ["central_coverage", "corrected_levels", "cross_validated_coverage", "recalibrate"]
+__all__ = ["central_coverage", "corrected_levels", "coverage_told", "cross_validated_coverage", "recalibrate"]
 
 _FOLDS = 5
 
@@ -84,11 +84,29 @@ def recalibrate(posterior: FrozenPosterior, config: SurveyConfig) -> tuple[dict[
     quantiles, names = settings.quantiles, posterior.prior.names
     fraction = calibrate_model(posterior, config, settings.recalibrate, seed, draws=settings.draws).fraction
     levels = corrected_levels(fraction, quantiles)
-    plain = np.broadcast_to(quantiles, levels.shape)
-    told = {
+    after = cross_validated_coverage(fraction, quantiles)
+    return dict(zip(names, levels.tolist(), strict=True)), coverage_told(fraction, quantiles, names, after)
+
+
+def coverage_told(
+    fraction: NDArray[np.float64], quantiles: Sequence[float], names: Sequence[str], after: NDArray[np.float64]
+) -> dict[str, Any]:
+    """Return what a manifest and audit.json tell of a recalibration; see :func:`recalibrate`.
+
+    Parameters
+    ----------
+    fraction : ndarray, shape (simulation, parameter)
+        Share of the draws below the truth.
+    quantiles : sequence of float
+    names : sequence of str
+        Of the parameters.
+    after : ndarray, shape (parameter, interval)
+        Coverage of the recalibrated intervals.
+    """
+    before = central_coverage(fraction, np.broadcast_to(quantiles, (len(names), len(quantiles))))
+    return {
         "simulations": len(fraction),
         "intervals": [quantiles[-1 - k] - quantiles[k] for k in range(len(quantiles) // 2)],
-        "coverage_before": dict(zip(names, central_coverage(fraction, plain).tolist(), strict=True)),
-        "coverage_after": dict(zip(names, cross_validated_coverage(fraction, quantiles).tolist(), strict=True)),
+        "coverage_before": dict(zip(names, before.tolist(), strict=True)),
+        "coverage_after": dict(zip(names, after.tolist(), strict=True)),
     }
-    return dict(zip(names, levels.tolist(), strict=True)), told

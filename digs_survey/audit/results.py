@@ -151,7 +151,9 @@ def _write_chains(path: Path, prior: Prior, walkers: NDArray[Any]) -> None:
     arrays: _Arrays = {
         p.name: (("chain", "draw"), walkers[..., k], {"units": p.unit}) for k, p in enumerate(prior.parameters)
     }
-    arrays |= {dim: ((dim,), np.arange(size), {}) for dim, size in zip(("chain", "draw"), walkers.shape, strict=False)}
+    arrays |= {
+        dim: ((dim,), np.arange(size), {}) for dim, size in zip(("chain", "draw"), walkers.shape[:2], strict=True)
+    }
     _write_group(path / "posterior", arrays, {"inference_library": "emcee"})
     create_group(path)
 

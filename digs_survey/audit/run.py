@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digs_survey.audit.agreement import compare
-from digs_survey.audit.calibration import Calibration, calibrate_posterior
+from digs_survey.audit.calibration import calibrate_posterior
 from digs_survey.audit.fit import FitSetup, GalaxyFit, GalaxyJob
 from digs_survey.audit.importance import importance_summary, weigh_calibration, weigh_rows
 from digs_survey.audit.mcmc import fit_galaxies
 from digs_survey.audit.predictive import chi_square, residual_percent
-from digs_survey.audit.recalibration import central_coverage
+from digs_survey.audit.recalibration import central_coverage, coverage_told
 from digs_survey.audit.results import write_audit
 from digs_survey.audit.sample import Sample, read_sample
 from digs_survey.audit.speedup import cost_summary
@@ -158,7 +158,9 @@ def run_audit(
         "core_seconds": own_s + sum(records[row]["core_seconds"] for row in done),
     }
     if levels := (recorded_recipe(posterior_path) or {}).get("levels"):
-        summary["recalibration"] = _recalibrated(calibration, levels, prior, config)
+        # The table's own levels, on simulations that they were not learned from.
+        after = central_coverage(calibration.fraction, [levels[name] for name in prior.names])
+        summary["recalibration"] = coverage_told(calibration.fraction, config.map.quantiles, prior.names, after)
     if weighed:
         draws = config.infer.importance_draws
         summary["importance"] = {name: importance_summary(found, draws) for name, found in weighed.items()}
@@ -206,24 +208,6 @@ def _distances(prior: Prior, fits: Sequence[GalaxyFit]) -> dict[str, Any]:
         "median_sliced_distance": _median(np.array([fit.sliced_distance for fit in fits], dtype=float)),
         "median_c2st": _median(np.array([fit.c2st for fit in fits], dtype=float)),
         "max_r_hat": max((float(fit.r_hat.max()) for fit in fits if np.isfinite(fit.r_hat).all()), default=None),
-    }
-
-
-def _recalibrated(
-    calibration: Calibration, levels: Mapping[str, Sequence[float]], prior: Prior, config: SurveyConfig
-) -> dict[str, Any]:
-    """Coverage of the table's central intervals, as they would be and as they are, on the audit's own simulations."""
-    quantiles = config.map.quantiles
-    corrected = np.array([levels[name] for name in prior.names])
-    before, after = (
-        central_coverage(calibration.fraction, used).tolist()
-        for used in (np.broadcast_to(quantiles, corrected.shape), corrected)
-    )
-    return {
-        "simulations": len(calibration.theta),
-        "intervals": [quantiles[-1 - k] - quantiles[k] for k in range(len(quantiles) // 2)],
-        "coverage_before": dict(zip(prior.names, before, strict=True)),
-        "coverage_after": dict(zip(prior.names, after, strict=True)),
     }
 
 

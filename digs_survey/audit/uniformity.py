@@ -136,11 +136,15 @@ def departures(fraction: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     -------
     dict of str to ndarray, shape (parameter,)
         ``shift_sigma``: the posterior less the exact one, in exact standard deviations. ``width_factor``: its width
-        over the exact one. Both with ``..._error``, the standard error (of a normal distribution).
+        over the exact one. Both with ``..._error``, the standard error (of a normal distribution). NaN for fewer than
+        two simulations.
     """
+    count = len(fraction)
+    if count < 2:
+        unknown = np.full(fraction.shape[1], np.nan)
+        return dict.fromkeys(("shift_sigma", "shift_sigma_error", "width_factor", "width_factor_error"), unknown)
     deviates = ndtri(fraction)
-    count, spread = len(deviates), deviates.std(axis=0, ddof=1)
-    factor = 1 / spread
+    factor = 1 / deviates.std(axis=0, ddof=1)
     # A truth at z of the exact posterior is at (z - shift) / factor of ours.
     shift = -deviates.mean(axis=0) * factor
     return {

@@ -115,8 +115,9 @@ def map_catalog(
     if settings.samples_column:
         catalog.require_column(settings.samples_column, "map.samples_column")
     importance_draws = None
-    if config.infer.importance == "all":
+    if config.infer.importance == "all" or settings.derived:
         check_model(card, config.model)
+    if config.infer.importance == "all":
         importance_draws = recipe["importance_draws"] = config.infer.importance_draws
     out, ledger = out_path.absolute(), Ledger(ledger.folder.absolute())
     table = out.with_name("percentiles.parquet")

@@ -190,14 +190,14 @@ def infer_rows(
             importance.put(rows, weigher(flux, prepared.good[rows], errors, theta))
             uneven = finite & ~(importance.pareto_k[rows] <= PARETO_K_LIMIT)
             quality[rows[uneven]] |= QualityFlag.UNEVEN_WEIGHTS
+        if checker is not None or derive is not None:
+            theta = posterior.prior.from_unconstrained(u[finite].transpose(0, 2, 1))
         if checker is not None and check is not None:
             known = rows[finite]
             errors = posterior.noise.errors_of(flux[finite], prepared.ivar[known], prepared.good[known])
-            theta = posterior.prior.from_unconstrained(u[finite].transpose(0, 2, 1))
             check.put(known, checker(flux[finite], prepared.good[known], errors, theta))
             quality[known[check.pvalue[known] < map_config.least_pvalue]] |= QualityFlag.POOR_FIT
         if derive is not None and derived is not None:
-            theta = posterior.prior.from_unconstrained(u[finite].transpose(0, 2, 1))
             derived[rows[finite]] = draw_quantiles(derive(theta), quantiles)
         if samples is not None:
             some = finite if keep is None else finite & keep[rows]

@@ -5,7 +5,8 @@ residuals from the model's spectrum, in units of the noise about it, what neighb
 the model and the noise could have made has :math:`\chi^2_k` from the chi-square distribution with n degrees of
 freedom, were it not that the posterior has seen it; the posterior predictive p-value is the mean over the draws of the
 chance of a larger one (Gelman, Meng & Stern 1996, Stat. Sinica 6, 733). Since the spectrum is used twice it gathers
-around 1/2 where all is well, and near 0 it is not too bold: the share of good rows below a small p is at most 2 p.
+around 1/2 where all is well, and near 0 it is not too bold: the share of good rows below a small p is at most 2 p
+(Meng 1994, Ann. Stat. 22, 1142).
 """
 
 from __future__ import annotations

@@ -104,11 +104,12 @@ class RowInference:
         self.levels = None if levels is None else np.array([levels[name] for name in posterior.prior.names])
         self.posterior, self.catalog, self.config, self.derive = posterior, catalog, config, derive
         self.weigher = self.checker = None
-        weighs = config.infer.importance == "all"
-        if weighs or config.map.predictive_draws:
-            likelihood = SpectrumLikelihood.of_posterior(posterior)
-        if config.map.predictive_draws:
-            self.checker = Checker(posterior, likelihood, config.map.predictive_draws)
+        weighs, predictive = config.infer.importance == "all", config.map.predictive_draws
+        if not (weighs or predictive):
+            return
+        likelihood = SpectrumLikelihood.of_posterior(posterior)
+        if predictive:
+            self.checker = Checker(posterior, likelihood, predictive)
         if weighs:
             self.weigher = Weigher(posterior, likelihood, config.infer.importance_draws, config.map.quantiles)
 

@@ -173,7 +173,7 @@ def test_every_test_its_sizes_and_what_it_could_not_have_seen_are_told(sound):
     for par in audit["parameters"]:
         shift, error = (found["departures"][key][par] for key in ("shift_sigma", "shift_sigma_error"))
         assert f"{shift:+.3f} ± {error:.3f}".replace("-", "−") in text
-    assert "Found: 20 % too narrow; NOT found, so that this audit could not have told: " in text
+    assert "Found: 20 % too narrow. NOT found, so that this audit could not have told: " in text
     assert f"{audit['parameters'][0]} without correlation." in text
     assert "these tests find only 1." in page.by_id("verdict")["text"]
     bins = [i["alt"] for i in page.all("img") if page.by_id("bins") in i["inside"]]
