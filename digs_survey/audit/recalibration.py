@@ -7,7 +7,8 @@ p = k / (n + 1) this holds in expectation for a new simulation, whatever the pos
 2005, Algorithmic Learning in a Random World, on conformal prediction).
 
 It corrects each parameter on average over the prior: a posterior that is too narrow in one place and too wide in
-another stays so. Draws stay as they are, so that joint regions and what is derived from draws are not corrected.
+another stays so. Draws stay as they are, so that joint regions and what is derived from draws are not corrected. No
+level holds a truth that lies beyond all draws.
 """
 
 from __future__ import annotations
@@ -19,15 +20,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from digs_survey.audit.calibration import calibrate_model
+from digs_survey.audit.calibration import Calibration, calibrate_model
 from digs_survey.config import SurveyConfig
+from digs_survey.sps.arrays import one_thread
 
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
 
-__all__ = ["central_coverage", "corrected_levels", "coverage_told", "cross_validated_coverage", "recalibrate"]
+__all__ = [
+    "central_coverage",
+    "corrected_levels",
+    "coverage_told",
+    "cross_validated_coverage",
+    "recalibrate",
+    "shares_below",
+]
 
 _FOLDS = 5
+
+
+def shares_below(calibration: Calibration) -> NDArray[np.float64]:
+    """Share (simulation, parameter) of the draws below the truth; beyond 0 and 1 where it lies beyond all draws."""
+    ranks = calibration.ranks
+    return np.where(ranks == 0, -1.0, np.where(ranks == calibration.draws, 2.0, calibration.fraction))
 
 
 def corrected_levels(fraction: ArrayLike, quantiles: Sequence[float]) -> NDArray[np.float64]:
@@ -36,11 +51,11 @@ def corrected_levels(fraction: ArrayLike, quantiles: Sequence[float]) -> NDArray
     Parameters
     ----------
     fraction : array_like, shape (simulation, parameter)
-        Share of the draws below the truth.
+        From :func:`shares_below`.
     quantiles : sequence of float
         Between 0 and 1.
     """
-    return np.quantile(np.asarray(fraction, dtype=float), quantiles, axis=0, method="weibull").T
+    return np.clip(np.quantile(np.asarray(fraction, dtype=float), quantiles, axis=0, method="weibull").T, 0, 1)
 
 
 def central_coverage(fraction: ArrayLike, levels: ArrayLike) -> NDArray[np.float64]:
@@ -82,7 +97,9 @@ def recalibrate(posterior: FrozenPosterior, config: SurveyConfig) -> tuple[dict[
     seed = int.from_bytes(hashlib.sha256(f"{config.seed}/recalibrate".encode()).digest()[:8], "little") >> 1
     settings = config.map
     quantiles, names = settings.quantiles, posterior.prior.names
-    fraction = calibrate_model(posterior, config, settings.recalibrate, seed, draws=settings.draws).fraction
+    # The levels are part of what a map is resumed by: the same to the bit on any number of cores.
+    with one_thread():
+        fraction = shares_below(calibrate_model(posterior, config, settings.recalibrate, seed, draws=settings.draws))
     levels = corrected_levels(fraction, quantiles)
     after = cross_validated_coverage(fraction, quantiles)
     return dict(zip(names, levels.tolist(), strict=True)), coverage_told(fraction, quantiles, names, after)
@@ -96,7 +113,7 @@ def coverage_told(
     Parameters
     ----------
     fraction : ndarray, shape (simulation, parameter)
-        Share of the draws below the truth.
+        From :func:`shares_below`.
     quantiles : sequence of float
     names : sequence of str
         Of the parameters.

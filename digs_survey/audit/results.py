@@ -151,9 +151,8 @@ def _write_chains(path: Path, prior: Prior, walkers: NDArray[Any]) -> None:
     arrays: _Arrays = {
         p.name: (("chain", "draw"), walkers[..., k], {"units": p.unit}) for k, p in enumerate(prior.parameters)
     }
-    arrays |= {
-        dim: ((dim,), np.arange(size), {}) for dim, size in zip(("chain", "draw"), walkers.shape[:2], strict=True)
-    }
+    chains, draws, _ = walkers.shape
+    arrays |= {"chain": (("chain",), np.arange(chains), {}), "draw": (("draw",), np.arange(draws), {})}
     _write_group(path / "posterior", arrays, {"inference_library": "emcee"})
     create_group(path)
 

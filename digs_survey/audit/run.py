@@ -18,7 +18,7 @@ from digs_survey.audit.fit import FitSetup, GalaxyFit, GalaxyJob
 from digs_survey.audit.importance import importance_summary, weigh_calibration, weigh_rows
 from digs_survey.audit.mcmc import fit_galaxies
 from digs_survey.audit.predictive import chi_square, residual_percent
-from digs_survey.audit.recalibration import central_coverage, coverage_told
+from digs_survey.audit.recalibration import central_coverage, coverage_told, shares_below
 from digs_survey.audit.results import write_audit
 from digs_survey.audit.sample import Sample, read_sample
 from digs_survey.audit.speedup import cost_summary
@@ -159,8 +159,9 @@ def run_audit(
     }
     if levels := (recorded_recipe(posterior_path) or {}).get("levels"):
         # The table's own levels, on simulations that they were not learned from.
-        after = central_coverage(calibration.fraction, [levels[name] for name in prior.names])
-        summary["recalibration"] = coverage_told(calibration.fraction, config.map.quantiles, prior.names, after)
+        shares = shares_below(calibration)
+        after = central_coverage(shares, [levels[name] for name in prior.names])
+        summary["recalibration"] = coverage_told(shares, config.map.quantiles, prior.names, after)
     if weighed:
         draws = config.infer.importance_draws
         summary["importance"] = {name: importance_summary(found, draws) for name, found in weighed.items()}

@@ -231,6 +231,25 @@ def test_what_the_budget_had_no_room_for_is_stood_for_by_the_rest(inputs, monkey
         assert (stored["all_core_seconds"].values[done] > stored["core_seconds"].values[done]).all()
 
 
+def test_recalibrated_intervals_are_tested_on_the_audits_own_simulations(inputs):
+    run_dir, catalog, _ = inputs
+    assert "recalibration" not in run.run_audit(run_dir, CONFIG, catalog)
+    levels = {name: [0.0, 0.3, 0.5, 0.6, 1.0] for name in PRIOR.names}
+    attributes = json.loads((run_dir / "posterior.zarr" / "zarr.json").read_text())
+    attributes["attributes"]["recipe"] = {"levels": levels}
+    (run_dir / "posterior.zarr" / "zarr.json").write_text(json.dumps(attributes))
+    told = run.run_audit(run_dir, CONFIG, catalog)["recalibration"]
+    with xr.open_zarr(run_dir / "audit.zarr", group="calibration", consolidated=False) as stored:
+        ranks, draws = stored["rank"].values, stored.attrs["draws"]
+    fraction = (ranks + 0.5) / (draws + 1)
+    assert told["simulations"] == SIMULATIONS
+    for k, name in enumerate(PRIOR.names):
+        place, rank = fraction[:, k], ranks[:, k]
+        among = (rank > 0) & (rank < draws)
+        assert told["coverage_after"][name] == [among.mean(), ((place >= 0.3) & (place <= 0.6)).mean()]
+        assert told["coverage_before"][name][1] == ((place >= 0.16) & (place <= 0.84)).mean()
+
+
 def test_no_row_with_a_posterior_still_gives_a_calibration(inputs):
     run_dir, catalog, _ = inputs
     with xr.open_zarr(run_dir / "posterior.zarr", consolidated=False) as stored:

@@ -6,6 +6,7 @@ from estimators import GRID, freeze, small_config
 
 from digs_survey.audit import calibration
 from digs_survey.audit.calibration import calibrate_model, calibrate_posterior
+from digs_survey.audit.recalibration import recalibrate
 from digs_survey.config import load_config
 from digs_survey.errors import ConfigError
 from digs_survey.ledger import Ledger
@@ -44,3 +45,20 @@ def test_another_prior_and_no_simulation_are_refused(tmp_path):
         calibrate_model(posterior, load_config(None, ["prior.tage.low=1", "prior.tage.high=2"]), 10, 0)
     with pytest.raises(ConfigError, match="at least one simulation"):
         calibrate_model(posterior, None, 0, 0)
+
+
+def test_a_recalibration_is_of_simulations_of_its_own_and_always_the_same(tmp_path):
+    config = small_config("map.recalibrate=1000", "map.draws=100", "seed=5")
+    posterior = freeze(tmp_path / "model", config)
+    levels, told = recalibrate(posterior, config)
+    assert list(levels) == list(posterior.prior.names)
+    assert told["simulations"] == 1000
+    assert told["intervals"] == pytest.approx([0.95, 0.68])
+    # Random weights: intervals hold anything, corrected ones what they name, unless truths lie beyond all draws.
+    before, after = (np.array(list(told[f"coverage_{when}"].values())) for when in ("before", "after"))
+    assert np.abs(before[1:, 1] - 0.68).max() > 0.03
+    np.testing.assert_allclose(after[1:], np.tile([0.95, 0.68], (4, 1)), atol=0.05)
+    assert after[0].max() < 0.68
+    assert recalibrate(posterior, config) == (levels, told)
+    other = calibrate_model(posterior, config, 1000, 5, draws=100)
+    assert np.quantile(other.fraction[:, 0], 0.16, method="weibull") != levels[posterior.prior.names[0]][1]

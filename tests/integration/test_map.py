@@ -20,7 +20,7 @@ from pyarrow import parquet
 
 from digs_survey.catalog import Catalog
 from digs_survey.config import load_config
-from digs_survey.errors import CatalogError, MissingDependencyError, StageError
+from digs_survey.errors import CatalogError, ConfigError, MissingDependencyError, StageError
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.infer import map as map_stage
 from digs_survey.infer.percentiles import infer_rows
@@ -320,3 +320,10 @@ def test_recalibrated_levels_are_used_recorded_and_part_of_the_recipe(embedded, 
     plain = infer_rows(posterior, prepare(rows, "rest", ZRED, 0.8), config.map)
     assert values(out).percentiles.values.tobytes() == plain.percentiles.tobytes()
     assert b"recalibration" not in parquet.read_schema(next((tmp_path / "percentiles.parquet").glob("*"))).metadata
+
+
+def test_derived_quantities_of_another_model_are_refused_before_anything_is_written(catalog, model, tmp_path):
+    config = load_config(None, ["map.derived=['sfr_10']", "model.gas_logu=-2.5"])
+    with pytest.raises(ConfigError, match=r"model.gas_logu: posterior -2.0, here -2.5"):
+        map_stage.map_catalog(catalog, model, tmp_path / "posterior.zarr", config, ledger=Ledger(tmp_path / "ledger"))
+    assert not list(tmp_path.iterdir())
