@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from digs_survey.configtypes import Count, Positive, Section
+from digs_survey.configtypes import Count, Fraction, Positive, Section
 
-__all__ = ["AuditConfig", "InferConfig", "MCMCConfig"]
+__all__ = ["AuditConfig", "EscalateConfig", "InferConfig", "MCMCConfig"]
 
 
 class InferConfig(Section):
@@ -68,4 +68,20 @@ class AuditConfig(Section):
     """Independent simulations for ranks, coverage and recovery."""
     calibration_draws: Annotated[int, Field(ge=100)] = 1_000
     predictive_draws: Count = 64
+    tolerance_sigma: Positive = 0.3
+    """Wasserstein distance of a parameter from emcee's, in its half 16-84 % width, up to which a posterior agrees: a
+    shift by 0.3 sigma, or a width wrong by 40 %. Trust is the chance of staying below it."""
     mcmc: MCMCConfig = MCMCConfig()
+
+
+class EscalateConfig(Section):
+    """Better posteriors for the rows whose neural one is not trusted: importance weights, then emcee."""
+
+    below: Fraction = 0.5
+    """Trust below which a row is to have a better posterior, or the bit LOW_TRUST."""
+    core_hours: Annotated[float, Field(ge=0)] = 0.0
+    """What that may cost; nothing, and only rows that the audit has fitted anyway have better ones."""
+    draws: Annotated[int, Field(ge=100)] = 4_000
+    """Draws of a row that are weighed."""
+    least_ess: Positive = 200.0
+    """Effective sample size from which on weighted draws are good enough, with Pareto k up to 0.7."""

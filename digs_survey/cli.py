@@ -84,13 +84,13 @@ def run(
     dashboards: DashboardsOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Do everything: simulate, train, map, audit, report. Run again to resume; a finished run does nothing."""
+    """Do everything, from simulations to the report. Run again to resume; a finished run does nothing."""
     with survey_at(
         run_dir, config, overrides, quiet, dask, ray, redo, catalog, simulates=True, dashboards=dashboards
     ) as survey:
         if not survey.run(catalog, retrain):
             survey.progress.say(f"nothing to do: {run_dir} is complete for this catalog and configuration")
-    print_results(run_dir, "percentiles.parquet", "report.html")
+    print_results(run_dir, "results.parquet", "report.html")
 
 
 @app.command()
@@ -190,6 +190,24 @@ def audit(
     ) as survey:
         survey.audit()
     print_results(run_dir, "audit.zarr", "audit.json")
+
+
+@app.command()
+def escalate(
+    run_dir: RunDir = RunDirDefault,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    ray: RayOption = None,
+    redo: Annotated[bool, typer.Option("--redo", help="Make it again, and delete what follows from it.")] = False,
+    dashboards: DashboardsOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Give every row its trust, and rows that are not trusted a better posterior within escalate.core_hours."""
+    with survey_at(
+        run_dir, config, overrides, quiet, ray=ray, redo=Stage.escalate if redo else None, dashboards=dashboards
+    ) as survey:
+        survey.escalate()
+    print_results(run_dir, "results.parquet", "escalate.json")
 
 
 @app.command()

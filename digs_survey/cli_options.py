@@ -78,6 +78,7 @@ class Stage(StrEnum):
     train = "train"
     map = "map"
     audit = "audit"
+    escalate = "escalate"
     report = "report"
 
 

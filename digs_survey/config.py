@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from digs_survey.auditconfig import AuditConfig, InferConfig, MCMCConfig
+from digs_survey.auditconfig import AuditConfig, EscalateConfig, InferConfig, MCMCConfig
 from digs_survey.configtypes import Count, Fraction, Positive, Section
 from digs_survey.errors import ConfigError
 from digs_survey.locations import is_file, location
@@ -28,6 +28,7 @@ from digs_survey.parameters import PARAMETERS, Prior
 
 __all__ = [
     "AuditConfig",
+    "EscalateConfig",
     "GridConfig",
     "InferConfig",
     "MCMCConfig",
@@ -277,6 +278,7 @@ class SurveyConfig(Section):
     map: MapConfig = MapConfig()
     infer: InferConfig = InferConfig()
     audit: AuditConfig = AuditConfig()
+    escalate: EscalateConfig = EscalateConfig()
 
     @model_validator(mode="after")
     def _known_parameters(self) -> SurveyConfig:

@@ -41,6 +41,7 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "train": ("model", "checkpoint"),
     "map": ("posterior.zarr", "percentiles.parquet", "ledger/map"),
     "audit": ("calibration.zarr", "audit.zarr", "audit.json", "audit-jobs", "ledger/calibration"),
+    "escalate": ("results.parquet", "escalate.json", "escalate-jobs", "ledger/escalate"),
     "report": ("report.html", "figures"),
 }
 """What each stage leaves in the run directory."""
@@ -90,6 +91,7 @@ class Survey:
             *([self.simulate(catalog), self.train()] if shipped is None else [self.adopt(shipped)]),
             self.map(catalog),
             self.audit(),
+            self.escalate(),
             self.report(),
         ]
         return any(did)
@@ -285,13 +287,34 @@ class Survey:
                 todo.record.core_s = ledger.totals()[1] + summary["core_seconds"]
         return bool(todo)
 
+    def escalate(self) -> bool:
+        """Write the table with every row's trust, and with better posteriors of rows that are not trusted."""
+        self._needs("audit", "audit.json")
+        inputs = self.manifest.data["inputs"]
+        key = self._key("escalate") | self._after("audit")
+        ledger = Ledger(self.run_dir / "ledger" / "escalate")
+        with self._stage("escalate", key, inputs["catalog"]["rows"], "rows") as todo:
+            if todo:
+                from digs_survey.audit.escalate import escalate, in_words
+
+                told = escalate(
+                    self.run_dir,
+                    self.config,
+                    location(inputs["catalog"]["path"]),
+                    ledger=ledger,
+                    task=self.progress.task,
+                    ray_address=self.ray_address,
+                    advance=todo.advance,
+                )
+                todo.record.rows = ledger.totals()[0]
+                self.progress.say(f"escalate: {in_words(told)}")
+        return bool(todo)
+
     def report(self, *, figures: bool = False) -> bool:
         """Write report.html, and with ``figures`` each of its figures as files, though the page be there."""
         self._needs("audit", "audit.json")
-        key = self._key() | {
-            "audit": self.manifest.stages["audit"]["key"],
-            "finished": self.manifest.stages["audit"]["finished"],
-        }
+        last = "escalate" if "escalate" in self.manifest.stages else "audit"
+        key = self._key() | self._after(last)
         with self._stage("report", key, 1, "page") as todo:
             if todo or figures:
                 from digs_survey.report.html import write_report
@@ -318,6 +341,10 @@ class Survey:
         if "prior" in sections:
             data["prior"] = {p.name: [p.low, p.high] for p in self.config.make_prior().parameters}
         return {"digs_survey": __version__, "seed": self.config.seed, **data}
+
+    def _after(self, stage: str) -> dict[str, Any]:
+        record = self.manifest.stages[stage]
+        return {stage: record["key"], "finished": record["finished"]}
 
     @contextmanager
     def _stage(self, name: str, key: Mapping[str, Any], total: int, unit: str) -> Iterator[_Todo]:

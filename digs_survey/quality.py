@@ -22,6 +22,7 @@ class QualityFlag(IntFlag):
     UNEVEN_WEIGHTS = 1 << 9
     UNREADABLE = 1 << 10
     POOR_FIT = 1 << 11
+    LOW_TRUST = 1 << 12
 
 
 DESCRIPTIONS: dict[QualityFlag, str] = {
@@ -42,6 +43,8 @@ DESCRIPTIONS: dict[QualityFlag, str] = {
     "no posterior",
     QualityFlag.POOR_FIT: "spectra of the row's posterior do not look like it (predictive p-value below "
     "map.least_pvalue): the model or the noise is not the galaxy's",
+    QualityFlag.LOW_TRUST: "emcee would probably not agree with the row's neural posterior (trust below "
+    "escalate.below), and the budget had no better one",
 }
 
 NO_POSTERIOR = QualityFlag.FEW_GOOD_ELEMENTS | QualityFlag.BAD_REDSHIFT | QualityFlag.UNREADABLE

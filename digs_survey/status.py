@@ -14,8 +14,13 @@ from digs_survey.storage import read_json
 
 __all__ = ["STAGES", "StageStatus", "run_status"]
 
-STAGES = ("simulate", "train", "map", "audit", "report")
-_LEDGERS = {"simulate": "ledger/simulate", "map": "ledger/map", "audit": "audit-jobs/ledger"}
+STAGES = ("simulate", "train", "map", "audit", "escalate", "report")
+_LEDGERS = {
+    "simulate": "ledger/simulate",
+    "map": "ledger/map",
+    "audit": "audit-jobs/ledger",
+    "escalate": "ledger/escalate",
+}
 _QUIET_S = 600.0
 """Without a finished shard or a live claim for so long, nobody is at work."""
 

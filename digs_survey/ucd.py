@@ -33,6 +33,8 @@ _COLUMNS = {
     "log_evidence_error": "stat.error",
     "predictive_chi2": "stat.fit.chi2",
     "predictive_pvalue": "stat.probability",
+    "trust": "stat.probability",
+    "tier": "meta.code",
     "ra": "pos.eq.ra",
     "dec": "pos.eq.dec",
     "mjd": "time.epoch",

@@ -68,12 +68,13 @@ def verify_run(run_dir: Path, advance: Callable[[int], None] = lambda rows: None
     """
     manifest = RunManifest(run_dir)
     found: list[Damage] = []
-    stages = [name for name in ("simulate", "map") if exists(run_dir / "ledger" / name)]
+    stages = [name for name in ("simulate", "map", "escalate") if exists(run_dir / "ledger" / name)]
     if not stages:
         raise RunDirectoryError(f"{run_dir}: no ledger of a stage there; expected a run directory with results")
     for stage in stages:
         ledger = Ledger(run_dir / "ledger" / stage)
-        damaged = list(_damaged(run_dir, stage, ledger, advance))
+        look = _damaged_parts if stage == "escalate" else _damaged
+        damaged = list(look(run_dir, stage, ledger, advance))
         for damage in damaged:
             ledger.forget(damage.shard)
         if damaged and stage in manifest.stages:
@@ -105,9 +106,22 @@ def _damaged(run_dir: Path, stage: str, ledger: Ledger, advance: Callable[[int],
             continue
         if found != record["checksum"]:
             yield Damage(stage, shard, rows, path, "its values are not those that were written")
-        elif stage == "map":
-            part = table / part_name(shard)
-            if not is_file(part):
-                yield Damage(stage, shard, rows, part, "the file is not there")
-            elif checksum(np.frombuffer(read_bytes(part), dtype=np.uint8)) != record["table"]:
-                yield Damage(stage, shard, rows, part, "the file is not the one that was written")
+        elif stage == "map" and (why := _wrong_part(table / part_name(shard), record["table"])):
+            yield Damage(stage, shard, rows, table / part_name(shard), why)
+
+
+def _damaged_parts(run_dir: Path, stage: str, ledger: Ledger, advance: Callable[[int], None]) -> Iterator[Damage]:
+    for shard, record in sorted(ledger.records().items()):
+        part = run_dir / "results.parquet" / part_name(shard)
+        advance(record["rows"])
+        if why := _wrong_part(part, record["checksum"]):
+            yield Damage(stage, shard, slice(record["first"], record["first"] + record["rows"]), part, why)
+
+
+def _wrong_part(part: Path, expected: str) -> str:
+    """Say what is wrong with a part of a table; nothing if nothing is."""
+    if not is_file(part):
+        return "the file is not there"
+    if checksum(np.frombuffer(read_bytes(part), dtype=np.uint8)) != expected:
+        return "the file is not the one that was written"
+    return ""

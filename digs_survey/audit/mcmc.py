@@ -48,6 +48,7 @@ def fit_galaxies(
     advance: Callable[[int], None] = lambda galaxies: None,
     fit: Callable[[FitSetup, GalaxyJob], GalaxyFit] | None = None,
     budget_s: float | None = None,
+    in_order: bool = False,
 ) -> list[GalaxyFit | None]:
     """Fit galaxies in parallel, and go on where an earlier call stopped.
 
@@ -70,6 +71,8 @@ def fit_galaxies(
     budget_s : float, optional
         Core-seconds, those of earlier calls included, from which on no fit is begun. Fits are then begun in random
         order, so that those that are made are a random part of all.
+    in_order : bool
+        Begin fits in the order of the jobs all the same.
 
     Returns
     -------
@@ -92,7 +95,9 @@ def fit_galaxies(
         ledger.forget(job.row)
     spent = sum(fits[row].all_core_seconds for row in kept)
     if budget_s is not None:
-        order = np.random.default_rng([setup.seed, *b"budget"]).permutation(len(jobs)).tolist()
+        order = list(range(len(jobs)))
+        if not in_order:
+            np.random.default_rng([setup.seed, *b"budget"]).shuffle(order)
         pending = [jobs[i] for i in order if jobs[i].row not in fits]
         pending = pending if spent < budget_s else []
     left = None if budget_s is None else budget_s - spent

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 from digs_survey.audit.agreement import compare
@@ -22,6 +23,7 @@ from digs_survey.audit.recalibration import central_coverage, coverage_told, sha
 from digs_survey.audit.results import write_audit
 from digs_survey.audit.sample import Sample, read_sample
 from digs_survey.audit.speedup import cost_summary
+from digs_survey.audit.trust import fit_trust, read_doubts
 from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
 from digs_survey.ledger import Ledger
@@ -162,6 +164,10 @@ def run_audit(
         shares = shares_below(calibration)
         after = central_coverage(shares, [levels[name] for name in prior.names])
         summary["recalibration"] = coverage_told(shares, config.map.quantiles, prior.names, after)
+    worst = np.where(galaxies["converged"], galaxies["wasserstein_sigma"].max(axis=1), np.nan)
+    mapped: Any = zarr.open_group(str(posterior_path), mode="r")
+    seen_doubts = read_doubts(mapped, sample.selection.rows, prior, len(catalog.grid))
+    _, summary["trust"] = fit_trust(seen_doubts, worst, settings.tolerance_sigma, config.seed)
     if weighed:
         draws = config.infer.importance_draws
         summary["importance"] = {name: importance_summary(found, draws) for name, found in weighed.items()}

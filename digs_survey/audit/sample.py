@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,16 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from digs_survey.audit.select import Selection, principal_position, select_rows, signal_to_noise
-from digs_survey.catalog import Catalog
+from digs_survey.audit.select import Selection, overall_doubt, principal_position, select_rows, signal_to_noise
+from digs_survey.audit.trust import read_doubts
+from digs_survey.catalog import Catalog, CatalogRows
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import RunDirectoryError
 from digs_survey.infer.prepare import PreparedRows, prepare
 from digs_survey.parameters import Prior
 from digs_survey.quality import NO_POSTERIOR
 
-__all__ = ["Sample", "read_sample"]
+__all__ = ["Sample", "prepare_rows", "read_sample"]
 
 _BLOCK = 4096
 
@@ -89,9 +91,12 @@ def read_sample(
     middle = int(np.argmin(np.abs(result["quantile"][:] - 0.5)))
     medians = np.empty((catalog.n_rows, prior.ndim))
     snr, redshift = np.empty(catalog.n_rows), np.empty(catalog.n_rows)
+    doubts: dict[str, NDArray[np.float32]] = {}
     for start in range(0, catalog.n_rows, _BLOCK):
         block = slice(start, min(start + _BLOCK, catalog.n_rows))
         medians[block] = result["percentiles"][block][:, :, middle]
+        for name, values in read_doubts(result, block, prior, len(catalog.grid)).items():
+            doubts.setdefault(name, np.empty(catalog.n_rows, dtype=np.float32))[block] = values
         rows = catalog.rows(block.start, block.stop)
         usable = rows.good & np.isfinite(rows.flux) & np.isfinite(rows.ivar) & (rows.ivar > 0)
         redshift[block] = rows.redshift
@@ -103,8 +108,25 @@ def read_sample(
         config.audit.galaxies,
         config.seed,
         redshift,
+        overall_doubt(doubts),
     )
     return _read(catalog, selection, snr, prior, config, keeps_negative)
+
+
+def prepare_rows(
+    catalog: Catalog, rows: Sequence[int], config: SurveyConfig, *, keeps_negative: bool
+) -> tuple[PreparedRows, list[CatalogRows]]:
+    """Read single rows and prepare them as the map does; also as they were read."""
+    raw = [catalog.rows(row, row + 1) for row in rows]
+    zred, least = config.model.zred, config.map.min_good_fraction
+    each = [prepare(one, catalog.grid.frame, zred, least, keeps_negative=keeps_negative) for one in raw]
+    shape = (len(each), len(catalog.grid))
+    return PreparedRows(
+        np.array([one.flux[0] for one in each], dtype=float).reshape(shape),
+        np.array([one.ivar[0] for one in each], dtype=float).reshape(shape),
+        np.array([one.good[0] for one in each], dtype=bool).reshape(shape),
+        np.array([one.quality[0] for one in each], dtype=np.int64),
+    ), raw
 
 
 def _read(
@@ -115,21 +137,11 @@ def _read(
     config: SurveyConfig,
     keeps_negative: bool,
 ) -> Sample:
-    elements, count = len(catalog.grid), selection.rows.size
-    flux, ivar = np.ones((count, elements)), np.zeros((count, elements))
-    good, quality = np.zeros((count, elements), dtype=bool), np.zeros(count, dtype=np.int64)
+    count = selection.rows.size
+    prepared, blocks = prepare_rows(catalog, selection.rows.tolist(), config, keeps_negative=keeps_negative)
     redshift, truth = np.empty(count), np.full((count, prior.ndim), np.nan)
     galaxy_id = [catalog.galaxy_id(0, 0)]
-    for i, row in enumerate(selection.rows.tolist()):
-        raw = catalog.rows(row, row + 1)
-        one = prepare(
-            raw,
-            catalog.grid.frame,
-            config.model.zred,
-            config.map.min_good_fraction,
-            keeps_negative=keeps_negative,
-        )
-        flux[i], ivar[i], good[i], quality[i] = one.flux[0], one.ivar[0], one.good[0], one.quality[0]
+    for i, (row, raw) in enumerate(zip(selection.rows.tolist(), blocks, strict=True)):
         redshift[i] = raw.redshift[0]
         galaxy_id.append(raw.galaxy_id)
         columns = catalog.columns(row, row + 1)
@@ -138,7 +150,7 @@ def _read(
                 truth[i, k] = float(columns[f"true_{name}"][0])
     return Sample(
         selection=selection,
-        prepared=PreparedRows(flux, ivar, good, quality),
+        prepared=prepared,
         galaxy_id=np.concatenate(galaxy_id),
         redshift=redshift,
         snr=snr[selection.rows],

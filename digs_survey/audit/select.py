@@ -1,9 +1,9 @@
 r"""Which rows of a catalog the audit looks at: a stratified probability sample.
 
-Rows are sorted into cells of signal-to-noise, of position in the posterior's own space and of redshift, and each
-occupied cell gets an equal share of the sample, so that rare kinds of galaxies are looked at too. The
-inclusion probability of every row is known and positive; its inverse is the row's weight, with which
-an average over the sample estimates the average over the catalog (Horvitz & Thompson 1952).
+Rows are sorted into cells of signal-to-noise, of position in the posterior's own space, of redshift and of how much
+there is to doubt about them, and each occupied cell gets an equal share of the sample, so that rare kinds of galaxies
+are looked at too. The inclusion probability of every row is known and positive; its inverse is the row's weight, with
+which an average over the sample estimates the average over the catalog (Horvitz & Thompson 1952).
 
 The rows are drawn by systematic sampling with unequal probabilities (Madow 1949): lay the probabilities
 :math:`\pi_i`, which add up to the sample size, end to end, and take the rows on which the points
@@ -12,12 +12,13 @@ The rows are drawn by systematic sampling with unequal probabilities (Madow 1949
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Selection", "principal_position", "select_rows", "signal_to_noise"]
+__all__ = ["Selection", "overall_doubt", "principal_position", "select_rows", "signal_to_noise"]
 
 _TERCILES = (1 / 3, 2 / 3)
 
@@ -33,7 +34,8 @@ class Selection:
     weight : ndarray of float64, shape (n,)
         One over the inclusion probability of each row; they add up, on average, to the eligible rows.
     stratum : ndarray of int64, shape (n,)
-        Cell of each row, 9 * (tercile of redshift) + 3 * (tercile of S/N) + (tercile of position).
+        Cell of each row: 27 * (tercile of doubt) + 9 * (tercile of redshift) + 3 * (tercile of S/N) + (tercile of
+        position).
     """
 
     rows: NDArray[np.int64]
@@ -86,6 +88,23 @@ def principal_position(medians: ArrayLike) -> NDArray[np.float64]:
     return position
 
 
+def overall_doubt(found: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float64]:
+    """Mean (row,) of doubts, each in its standard deviations; NaN where one is not finite.
+
+    Parameters
+    ----------
+    found : mapping of str to ndarray, shape (row,)
+        From :func:`~digs_survey.audit.trust.read_doubts`.
+    """
+    total = np.zeros(len(next(iter(found.values()))))
+    for values in found.values():
+        one = np.where(np.isfinite(values), values, np.nan).astype(float)
+        if np.isfinite(one).any() and (spread := np.nanstd(one)) > 0:
+            one = (one - np.nanmean(one)) / spread
+        total += one / len(found)
+    return total
+
+
 def select_rows(
     snr: ArrayLike,
     position: ArrayLike,
@@ -93,6 +112,7 @@ def select_rows(
     count: int,
     seed: int,
     redshift: ArrayLike | None = None,
+    doubt: ArrayLike | None = None,
 ) -> Selection:
     """Draw a stratified sample of the eligible rows.
 
@@ -109,13 +129,15 @@ def select_rows(
     seed : int
         The run's seed.
     redshift : array_like, shape (row,), optional
-        Finite where ``eligible``; left out, all rows are in one tercile of it.
+    doubt : array_like, shape (row,), optional
+        From :func:`overall_doubt`. Both are finite where ``eligible``; left out, all rows are in one tercile.
     """
     ratio, place = np.asarray(snr, dtype=float), np.asarray(position, dtype=float)
     candidates = np.flatnonzero(np.asarray(eligible, dtype=bool) & np.isfinite(ratio) & np.isfinite(place))
     cell = 3 * _tercile(ratio[candidates]) + _tercile(place[candidates])
-    if redshift is not None:
-        cell += 9 * _tercile(np.asarray(redshift, dtype=float)[candidates])
+    for step, values in ((9, redshift), (27, doubt)):
+        if values is not None:
+            cell += step * _tercile(np.asarray(values, dtype=float)[candidates])
     if candidates.size <= count:
         return Selection(candidates, np.ones(candidates.size), cell)
     probability = _equal_shares(cell, count)

@@ -7,6 +7,10 @@ freedom, were it not that the posterior has seen it; the posterior predictive p-
 chance of a larger one (Gelman, Meng & Stern 1996, Stat. Sinica 6, 733). Since the spectrum is used twice it gathers
 around 1/2 where all is well, and near 0 it is not too bold: the share of good rows below a small p is at most 2 p
 (Meng 1994, Ann. Stat. 22, 1142).
+
+The same spectra give the likelihoods of these draws, and so their importance weights, the exact posterior's density
+over the neural one's. The scatter of the logs of a few dozen weights says little about tails (that takes more draws:
+:mod:`~digs_survey.infer.importance`), but well which rows have a posterior unlike the exact one.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 from scipy.special import chdtrc
 
 from digs_survey.infer.likelihood import SpectrumLikelihood
@@ -39,17 +44,21 @@ class PredictiveCheck:
         Mean over the draws of chi-square over the number of good elements.
     pvalue : ndarray of float64, shape (galaxy,)
         Posterior predictive p-value; exact down to the least double.
+    scatter : ndarray of float32, shape (galaxy,)
+        Of the natural logs of the draws' importance weights: median absolute deviation, scaled to be the standard
+        deviation of a Gaussian. 0 if the posterior is the exact one.
     """
 
     distance: NDArray[np.float32]
     chi2: NDArray[np.float32]
     pvalue: NDArray[np.float64]
+    scatter: NDArray[np.float32]
 
     @classmethod
     def unknown(cls, rows: int) -> PredictiveCheck:
         """Return NaN for every galaxy."""
         single = np.full(rows, np.nan, dtype=np.float32)
-        return cls(single, single.copy(), np.full(rows, np.nan))
+        return cls(single, single.copy(), np.full(rows, np.nan), single.copy())
 
     def put(self, rows: NDArray[np.int64], some: PredictiveCheck) -> None:
         """Write the figures of some galaxies to their rows."""
@@ -96,11 +105,14 @@ class Checker:
         found = PredictiveCheck.unknown(len(theta))
         found.distance[:] = self.posterior.feature_distance(flux)
         thinned = np.linspace(0, theta.shape[1] - 1, self.draws).round().astype(int)
-        noise = self.likelihood.noise
+        noise, some = self.likelihood.noise, np.ascontiguousarray(theta[:, thinned])
+        proposal = self.posterior.log_prob(some, flux) - self.posterior.prior.log_prob(some)
         with one_thread():
-            for row, draws in enumerate(theta):
+            for row, draws in enumerate(some):
                 own = None if errors is None else errors[:, row]
-                spectra = self.likelihood.model.spectra(np.ascontiguousarray(draws[thinned]))
+                spectra = self.likelihood.model.spectra(draws)
+                log_weight = noise.log_likelihood(flux[row], spectra, good[row], own) - proposal[row]
+                found.scatter[row] = stats.median_abs_deviation(log_weight, scale="normal")
                 square = np.square(noise.residuals(flux[row], spectra, good[row], own))
                 chi2, count = np.nansum(square, axis=-1), int(good[row].sum())
                 found.chi2[row] = chi2.mean() / count

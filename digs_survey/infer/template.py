@@ -45,6 +45,7 @@ PREDICTIVE = {
     "feature_distance": "root mean square of the spectrum's features in units of the training simulations'",
     "predictive_chi2": "chi-square over the number of good elements, mean over spectra of the row's draws",
     "predictive_pvalue": "posterior predictive p-value of chi-square; near 0 where model and noise do not fit",
+    "weight_scatter": "scatter of ln importance weights of the row's draws; 0 if its posterior is the exact one",
 }
 """Columns that predictive spectra give to each row, and what they mean."""
 
@@ -184,6 +185,7 @@ def predictive_arrays(check: PredictiveCheck) -> dict[str, NDArray[Any]]:
         "feature_distance": check.distance,
         "predictive_chi2": check.chi2,
         "predictive_pvalue": check.pvalue,
+        "weight_scatter": check.scatter,
     }
 
 

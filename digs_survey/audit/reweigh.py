@@ -1,0 +1,194 @@
+"""Weighted posteriors of the rows whose neural one is not trusted, a block of rows a Ray task."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digs_survey.audit.sample import prepare_rows
+from digs_survey.catalog import Catalog
+from digs_survey.config import SurveyConfig
+from digs_survey.infer.derived import DerivedQuantities
+from digs_survey.infer.importance import log_ratios, weigh, weighted_quantiles
+from digs_survey.infer.likelihood import SpectrumLikelihood
+from digs_survey.infer.psis import smooth_tail
+from digs_survey.ledger import Ledger
+from digs_survey.raysession import ray_session
+from digs_survey.storage import checksum, read_bytes, write_bytes
+
+__all__ = ["ReweighSetup", "WeightedRows", "reweigh_rows"]
+
+_BLOCK_ROWS = 16
+
+
+@dataclass(frozen=True)
+class ReweighSetup:
+    """What all rows share; small enough to be sent to workers."""
+
+    catalog: Path
+    model: Path
+    config: SurveyConfig
+    derive: DerivedQuantities | None
+
+
+@dataclass(frozen=True)
+class WeightedRows:
+    """What importance weights make of rows; NaN for one whose draws cannot be weighed.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (row,)
+    ess, pareto_k : ndarray of float32, shape (row,)
+    percentiles : ndarray of float32, shape (row, parameter, quantile)
+    derived : ndarray of float32, shape (row, quantity, quantile)
+    core_seconds : float
+    """
+
+    rows: NDArray[np.int64]
+    ess: NDArray[np.float32]
+    pareto_k: NDArray[np.float32]
+    percentiles: NDArray[np.float32]
+    derived: NDArray[np.float32]
+    core_seconds: float
+
+    def save(self, path: Path) -> None:
+        """Write a file that is there in full or not at all."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **{field.name: getattr(self, field.name) for field in fields(self)})
+        write_bytes(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> WeightedRows:
+        """Read what :meth:`save` wrote."""
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as stored:
+            return cls(
+                **{f.name: stored[f.name] for f in fields(cls)} | {"core_seconds": float(stored["core_seconds"])}
+            )
+
+
+class _Worker:
+    """A Ray actor that weighs blocks of rows, with everything that this takes held in memory."""
+
+    def __init__(self, setup: ReweighSetup) -> None:
+        import torch
+
+        from digs_survey.estimator.posterior import FrozenPosterior
+
+        torch.set_num_threads(1)
+        self.setup, self.catalog = setup, Catalog.open(setup.catalog)
+        self.posterior = FrozenPosterior.load(setup.model)
+        self.likelihood = SpectrumLikelihood.of_posterior(self.posterior)
+
+    def weigh(self, rows: NDArray[np.int64]) -> WeightedRows:
+        began, config, derive = time.process_time(), self.setup.config, self.setup.derive
+        posterior, quantiles = self.posterior, config.map.quantiles
+        seen, _ = prepare_rows(self.catalog, rows.tolist(), config, keeps_negative=posterior.noise.keeps_negative)
+        theta = posterior.sample(seen.flux, config.escalate.draws)
+        known = np.isfinite(theta).all(axis=(1, 2))
+        log_weights = np.full(theta.shape[:2], np.nan)
+        errors = posterior.noise.errors_of(seen.flux[known], seen.ivar[known], seen.good[known])
+        log_weights[known] = log_ratios(
+            posterior, self.likelihood, theta[known], seen.flux[known], seen.good[known], errors
+        )
+        found = weigh(theta, log_weights, quantiles)
+        derived = np.full((rows.size, len(derive.names) if derive else 0, len(quantiles)), np.nan, dtype=np.float32)
+        if derive is not None:
+            for i in np.flatnonzero(np.isfinite(found.ess)):
+                derived[i] = weighted_quantiles(derive(theta[i]), smooth_tail(log_weights[i])[0], quantiles)
+        spent = time.process_time() - began
+        return WeightedRows(rows, found.ess, found.pareto_k, found.percentiles, derived, spent)
+
+
+def reweigh_rows(
+    setup: ReweighSetup,
+    rows: NDArray[np.int64],
+    folder: Path,
+    budget_s: float,
+    *,
+    address: str | None = None,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> list[WeightedRows]:
+    """Weigh the draws of rows, in their order, as many as the budget allows; go on where an earlier call stopped.
+
+    A block whose worker dies is given to another one once; then its rows keep the posterior that they have.
+
+    Parameters
+    ----------
+    setup : ReweighSetup
+    rows : ndarray of int64, shape (row,)
+        The first ones first.
+    folder : Path
+        Where finished blocks lie, and their markers under ``ledger``.
+    budget_s : float
+        Core-seconds, those of earlier calls included, from which on no block is begun.
+    address : str, optional
+        A running Ray cluster; without it, this machine's cores are used.
+    advance : callable
+        Called with the rows of each block that is done.
+    """
+    blocks = [rows[start : start + _BLOCK_ROWS] for start in range(0, rows.size, _BLOCK_ROWS)]
+    ledger = Ledger(folder / "ledger")
+    done = {
+        number: WeightedRows.load(_file(folder, number))
+        for number, record in ledger.records().items()
+        if number < len(blocks) and record["checksum"] == checksum(blocks[number])
+    }
+    for one in done.values():
+        advance(one.rows.size)
+    spent = sum(one.core_seconds for one in done.values())
+    pending = [number for number in range(len(blocks)) if number not in done]
+    if pending and spent < budget_s:
+        for number, found in _spread(setup, blocks, pending, budget_s - spent, address):
+            found.save(_file(folder, number))
+            ledger.forget(number)
+            ledger.mark(
+                number, rows=found.rows.size, checksum=checksum(blocks[number]), core_seconds=found.core_seconds
+            )
+            done[number] = found
+            advance(found.rows.size)
+    return [done[number] for number in sorted(done)]
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number:08d}.npz"
+
+
+def _spread(
+    setup: ReweighSetup,
+    blocks: Sequence[NDArray[np.int64]],
+    pending: Sequence[int],
+    budget_s: float,
+    address: str | None,
+) -> Iterator[tuple[int, WeightedRows]]:
+    """Keep every worker at one block; yield number and result of each that is done."""
+    import ray
+
+    with ray_session(address) as cores:
+        actor: Any = ray.remote(num_cpus=1, max_restarts=1, max_task_retries=1)(_Worker)
+        shared = ray.put(setup)
+        workers = [actor.remote(shared) for _ in range(min(cores, len(pending)))]
+        queue, running, spent = iter(pending), {}, 0.0
+        idle = list(workers)
+        try:
+            while True:
+                while idle and spent < budget_s and (number := next(queue, None)) is not None:
+                    worker = idle.pop()
+                    running[worker.weigh.remote(blocks[number])] = number, worker
+                if not running:
+                    return
+                ready, _ = ray.wait(list(running), num_returns=1)
+                number, worker = running.pop(ready[0])
+                found = ray.get(ready[0])
+                idle.append(worker)
+                spent += found.core_seconds
+                yield number, found
+        finally:
+            for worker in workers:
+                ray.kill(worker)
