@@ -6,6 +6,7 @@ prior -> simulate -> train -> frozen posterior -> map -> tables -> audit -> repo
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -291,12 +292,14 @@ class Survey:
         """Write the table with every row's trust, and with better posteriors of rows that are not trusted."""
         self._needs("audit", "audit.json")
         inputs = self.manifest.data["inputs"]
-        key = self._key("escalate") | self._after("audit")
+        mcmc = self.config.audit.mcmc.model_dump(mode="json", exclude={"limit_s"})
+        key = self._key("escalate") | self._after("audit") | {"mcmc": mcmc}
         ledger = Ledger(self.run_dir / "ledger" / "escalate")
         with self._stage("escalate", key, inputs["catalog"]["rows"], "rows") as todo:
             if todo:
                 from digs_survey.audit.escalate import escalate, in_words
 
+                began = time.process_time()
                 told = escalate(
                     self.run_dir,
                     self.config,
@@ -307,6 +310,7 @@ class Survey:
                     advance=todo.advance,
                 )
                 todo.record.rows = ledger.totals()[0]
+                todo.record.core_s = time.process_time() - began + sum(told["core_seconds"].values())
                 self.progress.say(f"escalate: {in_words(told)}")
         return bool(todo)
 

@@ -87,7 +87,8 @@ def escalate(
     prior = Prior.from_dict(card["parameters"])
     result: Any = zarr.open_group(str(run_dir / "posterior.zarr"), mode="r")
     audit = read_json(run_dir / "audit.json")
-    model = (audit.get("trust") or {}).get("model")
+    learned = audit.get("trust") or {}
+    model = learned.get("model")
     trust = _trust_of_rows(result, catalog, prior, None if model is None else TrustModel.from_dict(model))
     with_posterior = (result["quality"][:] & NO_POSTERIOR) == 0
     derive = derived_quantities(card, config)
@@ -98,8 +99,8 @@ def escalate(
     told = _improve(run_dir, config, catalog, derive, np.array(wanted, dtype=np.int64), better, task, ray_address)
     still_low = np.zeros(catalog.n_rows, dtype=bool)
     still_low[[row for row in low.tolist() if row not in better]] = True
-    about: dict[str, Any] = {"below": config.escalate.below, "tolerance_sigma": config.audit.tolerance_sigma}
-    about |= {name: (audit.get("trust") or {}).get(name) for name in ("auc", "auc_95", "rows")}
+    about: dict[str, Any] = {"below": config.escalate.below}
+    about |= {name: learned.get(name) for name in ("tolerance_sigma", "auc", "auc_95", "rows")}
     per_shard = config.map.shard_rows(catalog.n_rows)
     advance(ledger.totals()[0])
     for shard in ledger.pending(shard_count(catalog.n_rows, per_shard)):

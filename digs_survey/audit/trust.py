@@ -134,7 +134,7 @@ def doubts(
     reach = np.maximum(np.minimum(place[middle], 1 - place[middle]), _LEAST_SHARE)
     found = {
         "narrow": -np.log(width).mean(axis=-1),
-        "edge": -np.log(reach).max(axis=-1),
+        "edge": -np.log(reach.min(axis=-1)),
         "lost": 1 - np.asarray(n_good, dtype=float) / elements,
         "outside": ((np.asarray(quality) & int(QualityFlag.OUTSIDE_SIMULATIONS)) != 0).astype(float),
     }

@@ -46,6 +46,7 @@ def write_report(run_dir: Path, *, figures: bool = False) -> Path:
     from digs_survey.report.format import FILTERS
     from digs_survey.report.headline import coverage_limits, headlines
     from digs_survey.report.load import load_run
+    from digs_survey.report.trust import trust_section
 
     run = load_run(run_dir)
     environment = Environment(
@@ -60,6 +61,7 @@ def write_report(run_dir: Path, *, figures: bool = False) -> Path:
         parts: dict[str, Any] = {
             "calibration": sections.calibration_section(run),
             "agreement": sections.agreement_section(run),
+            "trust": trust_section(run),
             "learning": sections.learning_section(run),
             "cost": sections.cost_section(run),
             "catalog": sections.catalog_section(run),

@@ -21,7 +21,7 @@ from digs_survey.locations import exists, is_file, is_remote
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
 from digs_survey.storage import read_bytes, read_json
 
-__all__ = ["CatalogSummary", "FirstRows", "RunData", "load_run", "names_of"]
+__all__ = ["CatalogSummary", "FirstRows", "RunData", "load_run", "names_of", "open_table"]
 
 _BLOCK_ROWS = 65_536
 _BINS = 40
@@ -51,8 +51,9 @@ class CatalogSummary:
 
 @dataclass(frozen=True)
 class FirstRows:
-    """The top of ``percentiles.parquet``: column names, rows of values, and how many rows there are in all."""
+    """The top of a table: its name, column names, rows of values, and how many rows there are in all."""
 
+    name: str
     columns: list[str]
     rows: list[list[Any]]
     total: int
@@ -103,7 +104,7 @@ def load_run(run_dir: Path) -> RunData:
         card=read_json(card) if is_file(card) else None,
         history=_history(run_dir / "model" / "history.csv"),
         catalog=_catalog(run_dir / "posterior.zarr", config),
-        first_rows=_first_rows(run_dir / "percentiles.parquet"),
+        first_rows=_first_rows(run_dir / "results.parquet") or _first_rows(run_dir / "percentiles.parquet"),
         audit=read_json(audit) if is_file(audit) else {},
         calibration=_group(run_dir / "audit.zarr", "calibration", "simulation"),
         galaxies=_group(run_dir / "audit.zarr", "galaxies", "galaxy"),
@@ -151,14 +152,19 @@ def _catalog(path: Path, config: SurveyConfig, block: int = _BLOCK_ROWS) -> Cata
     return CatalogSummary(rows, flagged, without, bits, edges, counts)
 
 
-def _first_rows(path: Path, rows: int = 10) -> FirstRows | None:
-    if not exists(path):
-        return None
+def open_table(path: Path) -> Any:
+    """Open a table of results as a pyarrow dataset."""
     from pyarrow.dataset import dataset
 
     source: Any = path
     remote = is_remote(path)
-    table = dataset(source.path if remote else path, filesystem=source.fs if remote else None, format="parquet")
+    return dataset(source.path if remote else path, filesystem=source.fs if remote else None, format="parquet")
+
+
+def _first_rows(path: Path, rows: int = 10) -> FirstRows | None:
+    if not exists(path):
+        return None
+    table = open_table(path)
     columns, total = list(table.schema.names), table.count_rows()
     values = [[record[name] for name in columns] for record in table.head(rows).to_pylist()]
-    return FirstRows(columns, values, total)
+    return FirstRows(path.name, columns, values, total)

@@ -135,7 +135,7 @@ class HistoryWeights:
     def __init__(self, log_age: ArrayLike, shortest_gyr: float) -> None:
         self._log_age = np.asarray(log_age, dtype=float)
         self._edges = np.concatenate([[0.0], 10 ** (self._log_age - 9)])
-        self._panels = []
+        panels = []
         first, widths = 0, np.diff(self._edges) / shortest_gyr
         while first < widths.size:
             last = first + 1
@@ -143,9 +143,16 @@ class HistoryWeights:
                 last += 1
             alone = last == first + 1
             order = _order_for(widths[first]) if alone else _PANEL_ORDER
-            self._panels.append(self._panel(slice(first, last), order))
+            panels.append(self._panel(slice(first, last), order))
             first = last
+        # The rate is asked for at the points of all panels together: a few of them take longer to begin than to end.
+        self._before = np.concatenate([np.full(age.size, before) for _, before, age, _ in panels])
+        self._ages = np.concatenate([age for _, _, age, _ in panels])
+        ends = np.cumsum([age.size for _, _, age, _ in panels]).tolist()
+        self._parts = [(part, slice(end - age.size, end)) for (part, _, age, _), end in zip(panels, ends, strict=True)]
+        self._weights = [weights.reshape(len(weights), -1) for _, _, _, weights in panels]
         self._rule = _gauss(_order_for(widths.max()))
+        self._known: dict[tuple[Any, Any], list[Any]] = {}
 
     def _panel(self, part: slice, order: int) -> tuple[slice, float, NDArray[np.float64], NDArray[np.float64]]:
         """Return the intervals, how far before its onset a history may be asked, points and their weights.
@@ -166,6 +173,15 @@ class HistoryWeights:
             weights[:, :, k] = np.stack([shape @ (mass * share), shape @ (mass * (1 - share))], axis=1)
         return part, 0.0 if weights.shape[2] == 1 else high - low, age, weights
 
+    def _constants(self, like: Any) -> list[Any]:
+        """What does not depend on the history, as :func:`as_like` gives it; made once for each kind of array."""
+        kind = like.dtype, like.device
+        if kind not in self._known:
+            self._known[kind] = [
+                as_like(values, like) for values in (self._edges, self._ages, self._before, *self._weights)
+            ]
+        return self._known[kind]
+
     def _share(self, xp: Any, piece: Any, age: Any) -> Any:
         """Share of the older node of each interval; in the first interval there is no younger one."""
         nodes = as_like(self._log_age, age)
@@ -184,14 +200,14 @@ class HistoryWeights:
             Age of each galaxy in Gyr, positive and at most the last node.
         """
         xp = namespace(tage)
-        edges = as_like(self._edges, tage)
+        edges, ages, before, *panels = self._constants(tage)
         last = xp.searchsorted(edges, tage, side="left") - 1
         older = xp.zeros_like(tage[:, None] * edges[None, 1:])
         younger = xp.zeros_like(older)
-        for part, before, age, weights in self._panels:
-            formed = rate(xp.clip(tage[:, None] - as_like(age, tage), -before, None))
-            older[:, part] = formed @ as_like(weights[:, 0], tage)
-            younger[:, part] = formed @ as_like(weights[:, 1], tage)
+        formed = rate(xp.maximum(tage[:, None] - ages, -before))
+        for (part, at), weights in zip(self._parts, panels, strict=True):
+            both = formed[:, at] @ weights
+            older[:, part], younger[:, part] = both[:, : part.stop - part.start], both[:, part.stop - part.start :]
         whole = edges[None, 1:] <= edges[last][:, None]
         older, younger = xp.where(whole, older, 0.0), xp.where(whole, younger, 0.0)
         older[:, :-1] += younger[:, 1:]

@@ -113,7 +113,11 @@ def inputs(tmp_path, monkeypatch):
     quality = np.where(np.arange(ROWS) == 0, int(QualityFlag.FEW_GOOD_ELEMENTS), 0)
     percentiles[0] = np.nan
     xr.Dataset(
-        {"percentiles": (("galaxy", "parameter", "quantile"), percentiles), "quality": ("galaxy", quality)},
+        {
+            "percentiles": (("galaxy", "parameter", "quantile"), percentiles),
+            "quality": ("galaxy", quality),
+            "n_good": ("galaxy", np.where(quality == 0, len(GRID), 0)),
+        },
         {"quantile": list(CONFIG.map.quantiles)},
     ).to_zarr(run_dir / "posterior.zarr", zarr_format=3, consolidated=False)
     truth = PRIOR.from_unit_cube(rng.uniform(0.3, 0.7, (SIMULATIONS + 9, 5)))

@@ -76,7 +76,7 @@ def remote(survey):
 def test_a_killed_run_goes_on_and_gives_what_a_local_one_gives(remote, local):
     run_dir, finished = remote
     assert "train: done already" in finished.stderr
-    assert finished.stdout.split() == [f"{RUN}/percentiles.parquet", f"{RUN}/report.html"]
+    assert finished.stdout.split() == [f"{RUN}/results.parquet", f"{RUN}/report.html"]
     for group, names in {
         "simulations.zarr": ("theta", "flux"),
         "posterior.zarr": ("percentiles", "quality", "n_good", "galaxy_id"),
@@ -92,7 +92,7 @@ def test_a_killed_run_goes_on_and_gives_what_a_local_one_gives(remote, local):
     assert read_bytes(run_dir / model) == (local / model).read_bytes()
     manifest = json.loads(read_bytes(run_dir / "manifest.json"))
     assert {name: stage["status"] for name, stage in manifest["stages"].items()} == dict.fromkeys(
-        ("simulate", "train", "map", "audit", "report"), "done"
+        ("simulate", "train", "map", "audit", "escalate", "report"), "done"
     )
     audited = zarr.open_group(str(run_dir / "audit.zarr"), mode="r")
     assert np.isfinite(audited["galaxies/mcmc"][:]).all()

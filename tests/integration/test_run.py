@@ -39,7 +39,7 @@ def undisturbed(survey, tmp_path_factory):
 
 def test_everything_is_there_and_counts_agree(undisturbed, survey):
     run_dir, finished = undisturbed
-    assert finished.stdout.split() == [str(run_dir / "percentiles.parquet"), str(run_dir / "report.html")]
+    assert finished.stdout.split() == [str(run_dir / "results.parquet"), str(run_dir / "report.html")]
     table = pq.read_table(run_dir / "percentiles.parquet").to_pandas()
     assert table.galaxy_id.tolist() == list(range(1000, 1000 + ROWS))
     columns = [f"tage_{q}" for q in ("p2_5", "p16", "p50", "p84", "p97_5")]
@@ -47,7 +47,7 @@ def test_everything_is_there_and_counts_agree(undisturbed, survey):
     assert table.tage_p50.between(0.01, 4.0).all()
     manifest = json.loads((run_dir / "manifest.json").read_text())
     assert {name: s["status"] for name, s in manifest["stages"].items()} == dict.fromkeys(
-        ("simulate", "train", "map", "audit", "report"), "done"
+        ("simulate", "train", "map", "audit", "escalate", "report"), "done"
     )
     assert manifest["stages"]["map"]["rows"] == ROWS
     assert all(s["core_s"] > 0 for s in manifest["stages"].values())
@@ -208,7 +208,7 @@ def test_killed_at_twenty_points_the_same_command_ends_with_the_same_bytes(undis
         if path.exists():
             assert path.read_bytes() == marker, f"{path} was done again"
     assert sum(path.exists() for path in chaos.finished) > 20
-    for name in ("simulations.zarr", "posterior.zarr", "percentiles.parquet", "calibration.zarr"):
+    for name in ("simulations.zarr", "posterior.zarr", "percentiles.parquet", "calibration.zarr", "results.parquet"):
         assert contents(run_dir / name) == contents(undisturbed[0] / name), name
     model = "model/model.safetensors"
     assert (run_dir / model).read_bytes() == (undisturbed[0] / model).read_bytes()

@@ -60,7 +60,7 @@ def test_version_and_help(cli):
     code, out, _ = cli("--help")
     assert code == 0
     for name in (
-        *("run", "simulate", "augment", "train", "map", "audit", "report"),
+        *("run", "simulate", "augment", "train", "map", "audit", "escalate", "report"),
         *("validate", "ingest", "export", "status", "doctor"),
     ):
         assert name in out
@@ -218,7 +218,7 @@ def test_a_catalog_on_another_grid_is_refused_naming_both(cli, catalog, tmp_path
     assert "20 elements, 4000 to 4950" in err
 
 
-@pytest.mark.parametrize("command", ["train", "audit", "report", "augment"])
+@pytest.mark.parametrize("command", ["train", "audit", "escalate", "report", "augment"])
 def test_stages_out_of_order_say_what_to_run(cli, tmp_path, command):
     code, _, err = cli(command, "-o", tmp_path / "run", "-q")
     assert code == 6

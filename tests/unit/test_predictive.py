@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import chi2
+from scipy.stats import chi2, norm
 
 from digs_survey.config import MapConfig, NoiseConfig
 from digs_survey.infer.likelihood import SpectrumLikelihood
@@ -29,7 +29,7 @@ class Flat:
 class ExactPosterior:
     """Of Flat under noise in log10 flux: the mean of log flux, with a normal error."""
 
-    prior = PRIOR
+    prior, width = PRIOR, 1.0
 
     def __init__(self, noise):
         self.noise = noise
@@ -40,6 +40,10 @@ class ExactPosterior:
         centre = np.log10(flux).mean(axis=1)
         mass = centre[:, None] + np.log10(1 + FRACTION) / np.sqrt(ELEMENTS) * rng.normal(size=(len(flux), draws))
         return PRIOR.to_unconstrained(mass[..., None]).transpose(0, 2, 1).astype(np.float32), np.zeros(len(flux), bool)
+
+    def log_prob(self, theta, flux):
+        centre = np.log10(flux).mean(axis=1)[:, None]
+        return norm.logpdf(theta[..., 0], centre, self.width * np.log10(1 + FRACTION) / np.sqrt(ELEMENTS))
 
     def feature_distance(self, flux):
         return np.abs(np.log10(flux) - 10).mean(axis=1)
@@ -94,6 +98,22 @@ def test_p_values_of_good_rows_gather_about_a_half_and_are_not_too_bold(noise):
     assert check.chi2.mean() == pytest.approx(1, abs=0.02)
 
 
+def test_weights_do_not_scatter_if_the_posterior_is_exact_and_do_if_it_is_not(noise):
+    flux = observed(noise, 50)
+    assert infer(noise, prepare(flux)).check.scatter.max() < 1e-3
+
+    class Wide(ExactPosterior):
+        width = 2.0
+
+    posterior, config = Wide(noise), MapConfig(draws=64, predictive_draws=64)
+    checker = Checker(posterior, SpectrumLikelihood(Flat(), noise), 64)
+    check = infer_rows(posterior, prepare(flux), config, checker=checker).check
+    # ln w = -3 z^2 / 8 + constant for z of unit variance; its median absolute deviation in 64 of these draws
+    z = np.random.default_rng(1).normal(size=(50, 64))
+    expected = 1.4826 * np.median(np.abs(3 / 8 * (z**2 - np.median(z**2, axis=1)[:, None])), axis=1)
+    np.testing.assert_allclose(check.scatter, expected, rtol=0.02)
+
+
 def test_a_spectrum_that_the_model_cannot_make_gets_its_bit_and_no_other_does(noise):
     flux = observed(noise, 200)
     flux[7, 10:14] *= 1.5
@@ -123,5 +143,5 @@ def test_rows_do_not_know_each_other_and_those_without_a_posterior_hold_nan(nois
     checker = Checker(posterior, SpectrumLikelihood(Flat(), noise), 16)
     together = infer_rows(posterior, prepare(flux), config, checker=checker).check
     alone = [infer_rows(posterior, prepare(flux[[k]]), config, checker=checker).check for k in range(70)]
-    for name in ("distance", "chi2", "pvalue"):
+    for name in ("distance", "chi2", "pvalue", "scatter"):
         assert getattr(together, name).tolist() == [getattr(one, name)[0] for one in alone]

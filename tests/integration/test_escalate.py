@@ -1,0 +1,155 @@
+"""``digs-survey escalate``: trust in every row, better posteriors where it is low, within a budget, and once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import zarr
+from survey import ROWS, contents, make_survey, run
+
+from digs_survey.audit.reweigh import ReweighSetup, reweigh_rows
+from digs_survey.config import load_config
+from digs_survey.infer.importance import effective_sample_size, log_ratios
+from digs_survey.quality import QualityFlag
+from digs_survey.verify import verify_run
+
+pytestmark = pytest.mark.slow
+
+# Chains are short, and any length will do.
+SHORT = [
+    f"--set={setting}"
+    for setting in (
+        "simulate.engine=batched",
+        "map.derived=['sfr_100', 'surviving_mass']",
+        "audit.mcmc.engine=batched",
+        "audit.mcmc.steps=60",
+        "audit.mcmc.max_steps=60",
+        "audit.mcmc.autocorrelation_times=0.001",
+    )
+]
+GENEROUS = ("--set", "escalate.core_hours=1", "--set", "escalate.draws=200", "--set", "escalate.below=0.7")
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """A run up to its audit, to which a model of trust was given that doubts narrow posteriors."""
+    folder = tmp_path_factory.mktemp("escalate")
+    catalog, toml, _ = make_survey(folder)
+    run_dir = folder / "run"
+    for arguments in (
+        ("run", catalog, "-c", toml, *SHORT, "-o", run_dir),
+        ("audit", "-o", run_dir, "--redo"),
+    ):
+        finished = run(*arguments)
+        assert finished.returncode == 0, finished.stderr
+    audit = json.loads((run_dir / "audit.json").read_text())
+    assert audit["trust"]["model"] is None
+    assert audit["trust"]["rows"] == 1
+    narrow = {"centre": 1.0, "scale": 0.3, "coefficient": 1.0}
+    model = {"doubts": {"narrow": narrow}, "intercept": np.log(0.2), "scatter": 0.4, "tolerance_sigma": 0.3}
+    audit["trust"] |= {"model": model, "auc": 0.8, "auc_95": [0.7, 0.9]}
+    (run_dir / "audit.json").write_text(json.dumps(audit))
+    return run_dir
+
+
+def table_of(run_dir, name="results.parquet"):
+    return pq.read_table(run_dir / name).to_pandas()
+
+
+def test_without_a_budget_rows_are_told_apart_and_audited_ones_are_emcees(audited, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(audited, run_dir)
+    finished = run("escalate", "-o", run_dir)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.split() == [str(run_dir / "results.parquet"), str(run_dir / "escalate.json")]
+    before, after = table_of(run_dir, "percentiles.parquet"), table_of(run_dir)
+    assert after.columns.tolist() == [*before.columns, "trust", "tier"]
+    assert after.galaxy_id.tolist() == before.galaxy_id.tolist()
+    galaxies = zarr.open_group(str(run_dir / "audit.zarr"), mode="r")["galaxies"]
+    (row,) = galaxies["row"][:].tolist()
+    assert after.tier.tolist() == [2 * (k == row) for k in range(ROWS)]
+    chain = galaxies["mcmc"][0]
+    for k, name in enumerate(galaxies.attrs.get("names", ("logmass", "logzsol", "dust2", "tage", "logtau"))):
+        assert after[f"{name}_p84"][row] == pytest.approx(np.quantile(chain[:, k], 0.84), rel=1e-6)
+    same = np.arange(ROWS) != row
+    kept = [name for name in before.columns if name != "quality"]
+    assert after[kept][same].equals(before[kept][same])
+    assert 0 < (after.trust < 0.5).sum() < ROWS
+    low = (after.quality & int(QualityFlag.LOW_TRUST)) != 0
+    assert low.tolist() == ((after.trust < 0.5) & same).tolist()
+    told = json.loads((run_dir / "escalate.json").read_text())
+    assert told["rows"] == {"neural posterior": ROWS - 1, "importance weights": 0, "emcee": 1}
+    assert (told["low_trust"], told["without_trust"]) == (low.sum(), 0)
+    assert f"{low.sum()} rows keep one with a trust below 0.5" in finished.stderr
+
+
+def test_a_budget_gives_weights_first_and_emcee_to_the_rest_and_resumes(audited, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(audited, run_dir)
+    finished = run("escalate", "-o", run_dir, *GENEROUS, "--set", "escalate.least_ess=20")
+    assert finished.returncode == 0, finished.stderr
+    told = json.loads((run_dir / "escalate.json").read_text())
+    assert told["wanted"] == told["weighed"] > 0
+    assert told["accepted"] + told["fitted"] == told["wanted"]
+    assert told["fitted"] == told["converged"]
+    assert min(told["core_seconds"].values()) > 0
+    before, after = table_of(run_dir, "percentiles.parquet"), table_of(run_dir)
+    assert told["rows"] == dict(zip(told["rows"], np.bincount(after.tier, minlength=3).tolist(), strict=True))
+    assert told["rows"]["importance weights"] == told["accepted"] > 0
+    assert told["low_trust"] == 0
+    changed = after.tier > 0
+    for column in ("tage_p50", "sfr_100_p50", "surviving_mass_p97_5"):
+        assert (after[column][~changed] == before[column][~changed]).all()
+        assert (after[column][changed] != before[column][changed]).all()
+    assert (np.diff(after[[f"tage_{q}" for q in ("p2_5", "p16", "p50", "p84", "p97_5")]], axis=1) >= 0).all()
+    assert (after.trust[changed & (after.tier == 1)] < 0.7).all()
+    assert verify_run(run_dir) == []
+
+    # Killed after its work and before its table was complete, and with a part that is damaged.
+    parts = contents(run_dir / "results.parquet")
+    (run_dir / "results.parquet" / "part-00000002.parquet").write_bytes(b"x")
+    (run_dir / "results.parquet" / "part-00000004.parquet").unlink()
+    damage = [str(one) for one in verify_run(run_dir)]
+    assert len(damage) == 2
+    assert "part-00000002.parquet: shard 2 (rows 16 to 23): the file is not the one that was written" in damage[0]
+    jobs = contents(run_dir / "escalate-jobs")
+    again = run("escalate", "-o", run_dir)
+    assert again.returncode == 0, again.stderr
+    assert contents(run_dir / "results.parquet") == parts
+    assert contents(run_dir / "escalate-jobs") == jobs
+
+    refused = run("escalate", "-o", run_dir, "--set", "escalate.below=0.9")
+    assert refused.returncode == 6
+    assert "escalate.below: was 0.7, now 0.9" in refused.stderr
+
+
+def test_weighted_rows_are_what_the_importance_weights_say(audited, tmp_path):
+    from digs_survey.audit.sample import prepare_rows
+    from digs_survey.catalog import Catalog
+    from digs_survey.estimator.posterior import FrozenPosterior
+    from digs_survey.infer.likelihood import SpectrumLikelihood
+
+    config = load_config(audited / "config.toml", ["escalate.draws=300"])
+    path = json.loads((audited / "manifest.json").read_text())["inputs"]["catalog"]["path"]
+    setup, rows = ReweighSetup(path, audited / "model", config, None), np.array([5, 2, 40, *range(20, 36)])
+    counted = []
+    blocks = reweigh_rows(setup, rows, tmp_path / "weights", 1e9, advance=counted.append)
+    assert sum(counted) == rows.size
+    assert np.concatenate([block.rows for block in blocks]).tolist() == rows.tolist()
+    posterior = FrozenPosterior.load(audited / "model")
+    seen, _ = prepare_rows(Catalog.open(path), [2], config, keeps_negative=False)
+    theta = posterior.sample(seen.flux, 300)
+    log_weights = log_ratios(posterior, SpectrumLikelihood.of_posterior(posterior), theta, seen.flux, seen.good)
+    assert blocks[0].ess[1] == pytest.approx(effective_sample_size(log_weights)[0], rel=1e-5)
+
+    # A budget that is used up begins no block; what was done is not done again.
+    marks = contents(tmp_path / "weights")
+    assert len(reweigh_rows(setup, rows, tmp_path / "weights", 1e-9)) == len(blocks)
+    assert contents(tmp_path / "weights") == marks
+    assert reweigh_rows(setup, rows, tmp_path / "other", 0.0) == []
+    few = reweigh_rows(setup, rows, tmp_path / "other", 1e-9)
+    assert 0 < len(few) <= 2
