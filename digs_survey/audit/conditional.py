@@ -4,7 +4,7 @@ Of an exact posterior the rank of the truth is uniform whatever was observed, so
 function of the data: of the posterior's median, which says where in the prior a galaxy seems to lie, or of the
 signal-to-noise. A posterior that is too narrow in one bin and too wide in another may look right on average. Bins of
 the *truth* are no such test: near an edge of the prior even the exact posterior leans inwards, since a truth at the
-edge has all of the other possible values on one side.
+edge has all of the other possible values on one side. :func:`strip_summary` shows them for what they are.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from scipy import stats
 
 from digs_survey.audit.uniformity import RankTest, departures
 
-__all__ = ["BINS", "bin_summary", "bin_tests", "split"]
+__all__ = ["BINS", "STRIPS", "bin_summary", "bin_tests", "split", "strip_summary"]
 
 BINS = 5
 """Bins with the same number of simulations each."""
 _FEWEST = 20
 """Simulations in a bin."""
+STRIPS = 10
+"""Strips of the prior with the same share of it each."""
 _LEVEL = 0.68
 
 
@@ -83,3 +85,49 @@ def bin_summary(values: ArrayLike, fraction: ArrayLike) -> list[dict[str, Any]]:
         }
         for members in split(known)
     ]
+
+
+def strip_summary(position: ArrayLike, chi: ArrayLike, fraction: ArrayLike) -> list[dict[str, Any]]:
+    """Bias and coverage of one parameter in strips of the prior, by where the truth lies.
+
+    What a user meets who asks for galaxies near an edge of the prior; no test, since the exact posterior, too, leans
+    inwards there.
+
+    Parameters
+    ----------
+    position : array_like, shape (simulation,)
+        The prior's CDF at the truth.
+    chi : array_like, shape (simulation,)
+        (median - truth) / half the 16-84 % width.
+    fraction : array_like, shape (simulation,)
+        Ranks of the truth, as fractions in (0, 1).
+
+    Returns
+    -------
+    list of dict
+        One for each strip, from the prior's lower edge on: ``low`` and ``high``, the CDF at its edges; ``simulations``;
+        ``bias``, the mean of chi, with its standard error ``bias_error``; ``coverage`` of the 68 % interval with
+        ``coverage_error``, the standard error of a share of 68 %. None where a strip has too few simulations to tell.
+        Empty where the position is not known.
+    """
+    place, distance, ranks = (np.asarray(values, dtype=float) for values in (position, chi, fraction))
+    if not (place.size and np.isfinite(place).all()):
+        return []
+    strip = np.clip((place * STRIPS).astype(int), 0, STRIPS - 1)
+    found = []
+    for k in range(STRIPS):
+        members = strip == k
+        count = int(members.sum())
+        told = count > 1 and bool(np.isfinite(distance[members]).all())
+        found.append(
+            {
+                "low": k / STRIPS,
+                "high": (k + 1) / STRIPS,
+                "simulations": count,
+                "bias": float(distance[members].mean()) if told else None,
+                "bias_error": float(distance[members].std(ddof=1) / np.sqrt(count)) if told else None,
+                "coverage": float((np.abs(2 * ranks[members] - 1) <= _LEVEL).mean()) if told else None,
+                "coverage_error": float(np.sqrt(_LEVEL * (1 - _LEVEL) / count)) if told else None,
+            }
+        )
+    return found

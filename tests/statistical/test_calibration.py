@@ -6,12 +6,8 @@ import numpy as np
 import pytest
 import zarr
 
-from digs_survey.audit.calibration import (
-    REPORTED_LEVELS,
-    calibrate,
-    calibrate_posterior,
-    coverage_band,
-)
+from digs_survey.audit.calibration import REPORTED_LEVELS, calibrate, coverage_band
+from digs_survey.audit.simulations import calibrate_posterior
 from digs_survey.config import NoiseConfig
 from digs_survey.errors import RunDirectoryError
 from digs_survey.parameters import Prior
@@ -140,7 +136,7 @@ def test_simulations_on_disk_get_the_noise_of_the_survey_row_by_row(tmp_path, mo
     calibrate_posterior(LogPosterior(0.1), path, noise, seed=5, draws=2)
     blocks = np.concatenate(seen)
     seen.clear()
-    monkeypatch.setattr("digs_survey.audit.calibration._BLOCK", 37)
+    monkeypatch.setattr("digs_survey.audit.simulations._BLOCK", 37)
     assert len(calibrate_posterior(LogPosterior(0.1), path, noise, seed=5, draws=2, limit=300).theta) == 300
     np.testing.assert_array_equal(np.concatenate(seen), blocks[:300])
 
