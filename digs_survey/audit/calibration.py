@@ -55,6 +55,7 @@ _BY_SIMULATION = (
     "place",
     "snr",
     "position",
+    "again",
     "outside",
 )
 
@@ -86,6 +87,9 @@ class Calibration:
         Median signal-to-noise of the noisy spectrum; NaN if there was none.
     position : ndarray of float64, shape (simulation, parameter)
         The prior's CDF at the truth; NaN if no prior was given.
+    again : ndarray of float64, shape (simulation, draw, 3, parameter)
+        Position, chi and rank (as a fraction) that some draws would have if they were the truth, which a draw of the
+        exact posterior might well be.
     outside : ndarray of float64, shape (simulation,)
         Share of the draws that the prior does not allow; NaN if no prior was given.
     draws : int
@@ -110,6 +114,7 @@ class Calibration:
     place: NDArray[np.float64]
     snr: NDArray[np.float64]
     position: NDArray[np.float64]
+    again: NDArray[np.float64]
     outside: NDArray[np.float64]
     draws: int
     excluded: int
@@ -202,8 +207,15 @@ class Calibration:
                 name: bin_summary(self.snr, column) for name, column in zip(names, self.fraction.T, strict=True)
             },
             "by_truth": {
-                name: strip_summary(position, chi, column)
-                for name, position, chi, column in zip(names, self.position.T, self.chi.T, self.fraction.T, strict=True)
+                name: strip_summary(position, chi, column, again)
+                for name, position, chi, column, again in zip(
+                    names,
+                    self.position.T,
+                    self.chi.T,
+                    self.fraction.T,
+                    self.again.reshape(-1, 3, len(names)).transpose(2, 1, 0),
+                    strict=True,
+                )
             },
             "leakage": float(self.outside.mean()) if known and np.isfinite(self.outside).all() else None,
         }
@@ -228,6 +240,7 @@ def calibrate(
     prior: Prior | None = None,
     uniform: ArrayLike | None = None,
     snr: ArrayLike | None = None,
+    again: ArrayLike | None = None,
 ) -> Calibration:
     """Hold truths against draws of their posteriors.
 
@@ -245,6 +258,8 @@ def calibrate(
         :func:`~digs_survey.audit.tarp.credibility` takes them.
     snr : array_like, shape (simulation,), optional
         Signal-to-noise of each simulation.
+    again : array_like, shape (simulation, n), optional
+        With a prior: random numbers that choose draws to be looked at as truths.
     """
     truth, sample = np.asarray(theta, dtype=float), np.asarray(draws, dtype=float)
     finite = np.isfinite(truth).all(axis=1) & np.isfinite(sample).all(axis=(1, 2))
@@ -259,6 +274,14 @@ def calibrate(
         outside = np.isneginf(prior.log_prob(sample)).mean(axis=1)
         if uniform is not None:
             credible = credibility(position, cube, np.asarray(uniform)[finite])
+    retold = np.empty((len(truth), 0, 3, truth.shape[1]))
+    if prior is not None and again is not None:
+        chosen = (np.asarray(again, dtype=float)[finite] * sample.shape[1]).astype(int)
+        picked = np.take_along_axis(sample, chosen[..., None], axis=1)
+        below = np.stack([(sample < one[:, None]).sum(axis=1) for one in picked.swapaxes(0, 1)], axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            own_chi = (middle[:, None] - picked) / (0.5 * (high - low))[:, None]
+        retold = np.stack([prior.cdf(picked), own_chi, (below + 0.5) / sample.shape[1]], axis=2)
     return Calibration(
         theta=truth,
         ranks=(sample < truth[:, None, :]).sum(axis=1).astype(np.int32),
@@ -270,6 +293,7 @@ def calibrate(
         place=np.median(np.concatenate([truth[:, None], sample], axis=1), axis=1),
         snr=np.full(len(truth), np.nan) if snr is None else np.asarray(snr, dtype=float)[finite],
         position=position,
+        again=retold,
         outside=outside,
         draws=sample.shape[1],
         excluded=int((~finite).sum()),

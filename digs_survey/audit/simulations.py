@@ -41,6 +41,8 @@ _BLOCK = 256
 """Simulations whose draws are held at the same time."""
 _PLANTED_DRAWS = 250
 """Draws of each simulation in which faults are planted: enough for the sizes of these."""
+_AGAIN = 8
+"""Draws of each simulation that stand for truths, to tell what the exact posterior would show."""
 _ANY_REDSHIFT = 1.0
 """Simulations are at the distance of ``model.zred`` already, wherever that is."""
 _Figures = dict[str, Calibration]
@@ -124,11 +126,12 @@ class Observer:
         uniform = row_uniforms(self.seed, "noise/calibration", start, stop, noise.columns(clean.shape[1]))
         rows, _ = observe_rows(noise, clean, uniform, self.min_good_fraction)
         references = row_uniforms(self.seed, "tarp/calibration", start, stop, theta.shape[1] + 1)
+        again = row_uniforms(self.seed, "edges/calibration", start, stop, _AGAIN)
         kept = np.flatnonzero((rows.quality & NO_POSTERIOR) == 0)
         theta, references, flux = theta[kept], references[kept], rows.flux[kept]
         snr = np.nanmedian(np.where(rows.good, rows.flux * np.sqrt(rows.ivar), np.nan)[kept], axis=1)
         right, rng = self.posterior.sample(flux, self.draws), np.random.default_rng([self.seed, start])
-        whole = calibrate(theta, right, self.quantiles, prior, references, snr)
+        whole = calibrate(theta, right, self.quantiles, prior, references, snr, again[kept])
         found = {"": replace(whole, without_posterior=stop - start - kept.size)}
         for fault in standard_faults(prior.names) if self.plant else ():
             wrong = fault.plant(right[:, :_PLANTED_DRAWS], rng)
