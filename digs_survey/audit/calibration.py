@@ -271,7 +271,7 @@ def calibrate(
     credible, outside, position = np.full(len(truth), np.nan), np.full(len(truth), np.nan), np.full(truth.shape, np.nan)
     if prior is not None:
         position, cube = prior.cdf(truth), prior.cdf(sample)
-        outside = np.isneginf(prior.log_prob(sample)).mean(axis=1)
+        outside = ((cube < 0) | (cube > 1)).any(axis=-1).mean(axis=1)
         if uniform is not None:
             credible = credibility(position, cube, np.asarray(uniform)[finite])
     retold = np.empty((len(truth), 0, 3, truth.shape[1]))
