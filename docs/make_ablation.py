@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from benchmarks._form import PAPER_NETWORK
-from digs_survey.audit.calibration import calibrate_model
+from digs_survey.audit.simulations import calibrate_model
 from digs_survey.config import SurveyConfig, load_config
 from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.loop import blank_estimator, fit

@@ -12,39 +12,29 @@ holds the truth where :math:`|F - 1/2| \le c/2`, with :math:`F = (\mathrm{rank} 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from digs_survey.audit.conditional import bin_summary, bin_tests
-from digs_survey.audit.faults import standard_faults
+from digs_survey.audit.conditional import bin_summary, bin_tests, strip_summary
 from digs_survey.audit.tarp import credibility, tarp_summary
 from digs_survey.audit.uniformity import SIGNIFICANCE, RankTest, departures, joint_fractions, rank_tests, verdict
-from digs_survey.config import ModelConfig, SurveyConfig
-from digs_survey.errors import ConfigError, RunDirectoryError
 from digs_survey.infer.percentiles import draw_quantiles
-from digs_survey.simulate.draws import draw_theta
-from digs_survey.simulate.seeding import row_uniforms
 
 if TYPE_CHECKING:
-    from digs_survey.estimator.posterior import FrozenPosterior
     from digs_survey.parameters import Prior
-    from digs_survey.simulate.noise import NoiseModel
 
 __all__ = [
     "LEVELS",
     "RANKS_SIGNIFICANCE",
+    "RECOVERY",
     "REPORTED_LEVELS",
     "Calibration",
     "calibrate",
-    "calibrate_model",
-    "calibrate_posterior",
     "coverage_band",
 ]
 
@@ -53,14 +43,21 @@ LEVELS = tuple(sorted({round(0.05 * i, 2) for i in range(1, 20)} | set(REPORTED_
 """Levels of the central intervals whose coverage is measured."""
 RANKS_SIGNIFICANCE = 0.01
 """How often the ranks of a posterior that is right in all parameters are called uneven."""
-_RECOVERY = (0.16, 0.5, 0.84)
-_BLOCK = 256
-"""Simulations whose draws are held at the same time."""
-_PLANTED_DRAWS = 250
-"""Draws of each simulation in which faults are planted: enough for the sizes of these."""
-_BY_SIMULATION = ("theta", "ranks", "percentiles", "chi", "half_width", "credibility", "joint", "place", "snr")
-_Block = tuple[int, NDArray[np.float64], NDArray[np.float64]]
-"""First row, theta (simulation, parameter) and noiseless flux (simulation, wavelength)."""
+RECOVERY = (0.16, 0.5, 0.84)
+_BY_SIMULATION = (
+    "theta",
+    "ranks",
+    "percentiles",
+    "chi",
+    "half_width",
+    "credibility",
+    "joint",
+    "place",
+    "snr",
+    "position",
+    "again",
+    "outside",
+)
 
 
 @dataclass(frozen=True)
@@ -88,10 +85,21 @@ class Calibration:
         depend on it.
     snr : ndarray of float64, shape (simulation,)
         Median signal-to-noise of the noisy spectrum; NaN if there was none.
+    position : ndarray of float64, shape (simulation, parameter)
+        The prior's CDF at the truth; NaN if no prior was given.
+    again : ndarray of float64, shape (simulation, draw, 3, parameter)
+        Position, chi and rank (as a fraction) that some draws would have if they were the truth, which a draw of the
+        exact posterior might well be.
+    outside : ndarray of float64, shape (simulation,)
+        Share of the draws that the prior does not allow; NaN if no prior was given.
     draws : int
         Draws for each simulation.
     excluded : int
         Simulations left out because the truth or a draw was not finite.
+    without_posterior : int
+        Simulations left out because a row of a catalog like them would get no posterior.
+    core_seconds : float
+        Processor time that it took.
     planted : mapping of str to float
         For each fault that was planted in the posterior, the corrected p-value of all tests with it.
     """
@@ -105,9 +113,23 @@ class Calibration:
     joint: NDArray[np.float64]
     place: NDArray[np.float64]
     snr: NDArray[np.float64]
+    position: NDArray[np.float64]
+    again: NDArray[np.float64]
+    outside: NDArray[np.float64]
     draws: int
     excluded: int
+    without_posterior: int = 0
+    core_seconds: float = 0.0
     planted: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def join(cls, parts: Sequence[Calibration]) -> Calibration:
+        """Join the simulations of several calibrations with as many draws, in their order."""
+        joined: dict[str, Any] = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in _BY_SIMULATION
+        }
+        excluded, without = (sum(getattr(part, name) for part in parts) for name in ("excluded", "without_posterior"))
+        return cls(**joined, draws=parts[0].draws, excluded=excluded, without_posterior=without)
 
     @property
     def fraction(self) -> NDArray[np.float64]:
@@ -145,7 +167,8 @@ class Calibration:
         posteriors, and ``found`` names the tests that say so by themselves;
         ``planted`` tells for each fault that was planted whether these simulations would have shown it.
         ``departures`` and, in bins of each parameter's median and of S/N, ``by_median`` and ``by_snr`` tell how far
-        the posterior is off.
+        the posterior is off; ``by_truth`` tells how it does in strips of the prior, and ``leakage`` which share of all
+        draws lies outside of it.
         """
         known = len(self.theta) > 0
 
@@ -161,6 +184,7 @@ class Calibration:
         return {
             "simulations": len(self.theta),
             "excluded_nan": self.excluded,
+            "without_posterior": self.without_posterior,
             "draws": self.draws,
             "ks_pvalue": named(pvalues),
             "ks_pvalue_corrected": corrected if known else None,
@@ -182,6 +206,18 @@ class Calibration:
             "by_snr": {
                 name: bin_summary(self.snr, column) for name, column in zip(names, self.fraction.T, strict=True)
             },
+            "by_truth": {
+                name: strip_summary(position, chi, column, again)
+                for name, position, chi, column, again in zip(
+                    names,
+                    self.position.T,
+                    self.chi.T,
+                    self.fraction.T,
+                    self.again.reshape(-1, 3, len(names)).transpose(2, 1, 0),
+                    strict=True,
+                )
+            },
+            "leakage": float(self.outside.mean()) if known and np.isfinite(self.outside).all() else None,
         }
 
     def _verdict(self, names: Sequence[str]) -> dict[str, Any]:
@@ -200,10 +236,11 @@ class Calibration:
 def calibrate(
     theta: ArrayLike,
     draws: ArrayLike,
-    quantiles: Sequence[float] = _RECOVERY,
+    quantiles: Sequence[float] = RECOVERY,
     prior: Prior | None = None,
     uniform: ArrayLike | None = None,
     snr: ArrayLike | None = None,
+    again: ArrayLike | None = None,
 ) -> Calibration:
     """Hold truths against draws of their posteriors.
 
@@ -221,174 +258,46 @@ def calibrate(
         :func:`~digs_survey.audit.tarp.credibility` takes them.
     snr : array_like, shape (simulation,), optional
         Signal-to-noise of each simulation.
+    again : array_like, shape (simulation, n), optional
+        With a prior: random numbers that choose draws to be looked at as truths.
     """
     truth, sample = np.asarray(theta, dtype=float), np.asarray(draws, dtype=float)
     finite = np.isfinite(truth).all(axis=1) & np.isfinite(sample).all(axis=(1, 2))
     truth, sample = truth[finite], sample[finite]
-    percentiles = draw_quantiles(sample, (*_RECOVERY, *quantiles))
-    low, middle, high = np.moveaxis(percentiles[..., : len(_RECOVERY)], -1, 0)
+    percentiles = draw_quantiles(sample, (*RECOVERY, *quantiles))
+    low, middle, high = np.moveaxis(percentiles[..., : len(RECOVERY)], -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         chi = (middle - truth) / (0.5 * (high - low))
-    credible = np.full(len(truth), np.nan)
-    if prior is not None and uniform is not None:
-        credible = credibility(prior.cdf(truth), prior.cdf(sample), np.asarray(uniform)[finite])
+    credible, outside, position = np.full(len(truth), np.nan), np.full(len(truth), np.nan), np.full(truth.shape, np.nan)
+    if prior is not None:
+        position, cube = prior.cdf(truth), prior.cdf(sample)
+        outside = ((cube < 0) | (cube > 1)).any(axis=-1).mean(axis=1)
+        if uniform is not None:
+            credible = credibility(position, cube, np.asarray(uniform)[finite])
+    retold = np.empty((len(truth), 0, 3, truth.shape[1]))
+    if prior is not None and again is not None:
+        chosen = (np.asarray(again, dtype=float)[finite] * sample.shape[1]).astype(int)
+        picked = np.take_along_axis(sample, chosen[..., None], axis=1)
+        below = np.stack([(sample < one[:, None]).sum(axis=1) for one in picked.swapaxes(0, 1)], axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            own_chi = (middle[:, None] - picked) / (0.5 * (high - low))[:, None]
+        retold = np.stack([prior.cdf(picked), own_chi, (below + 0.5) / sample.shape[1]], axis=2)
     return Calibration(
         theta=truth,
         ranks=(sample < truth[:, None, :]).sum(axis=1).astype(np.int32),
-        percentiles=percentiles[..., len(_RECOVERY) :],
+        percentiles=percentiles[..., len(RECOVERY) :],
         chi=chi,
         half_width=0.5 * (high - low),
         credibility=credible,
         joint=joint_fractions(truth, sample),
         place=np.median(np.concatenate([truth[:, None], sample], axis=1), axis=1),
         snr=np.full(len(truth), np.nan) if snr is None else np.asarray(snr, dtype=float)[finite],
+        position=position,
+        again=retold,
+        outside=outside,
         draws=sample.shape[1],
         excluded=int((~finite).sum()),
     )
-
-
-def calibrate_posterior(
-    posterior: FrozenPosterior,
-    path: Path,
-    noise: NoiseModel,
-    seed: int,
-    draws: int,
-    quantiles: Sequence[float] = _RECOVERY,
-    limit: int | None = None,
-) -> Calibration:
-    """Calibrate a frozen posterior on simulations on disk, a block of rows at a time.
-
-    The noise of a simulation depends on the run's seed and its row alone.
-
-    Parameters
-    ----------
-    posterior : FrozenPosterior
-    path : Path
-        ``calibration.zarr``: theta and noiseless flux, drawn independently of the training set.
-    noise : NoiseModel
-        From which each simulation gets one draw.
-    seed : int
-        The run's seed.
-    draws : int
-        Posterior draws for each simulation.
-    quantiles : sequence of float
-        At which percentiles are kept.
-    limit : int, optional
-        Use the first rows only.
-    """
-    arrays = dict(zarr.open_group(str(path), mode="r").arrays())
-    if not {"theta", "flux"} <= set(arrays):
-        raise RunDirectoryError(f"{path}: expected arrays theta and flux, found {sorted(arrays)}; simulate it again")
-    theta, flux = arrays["theta"], arrays["flux"]
-    count = theta.shape[0] if limit is None else min(limit, theta.shape[0])
-    if count == 0:
-        raise RunDirectoryError(f"{path}: expected at least one simulation, found none; simulate it again")
-
-    def blocks() -> Iterator[_Block]:
-        for start in range(0, count, _BLOCK):
-            stop = min(start + _BLOCK, count)
-            yield start, np.asarray(theta[start:stop], dtype=float), np.asarray(flux[start:stop], dtype=float)
-
-    return _calibrate_blocks(posterior, blocks(), noise, seed, draws, quantiles, plant=True)
-
-
-def calibrate_model(
-    posterior: FrozenPosterior,
-    config: SurveyConfig | None,
-    count: int,
-    seed: int,
-    *,
-    draws: int = 1_000,
-    quantiles: Sequence[float] = _RECOVERY,
-    plant: bool = False,
-) -> Calibration:
-    """Calibrate a frozen posterior on simulations that are made here, in batches, and not kept.
-
-    They are those of the audit stage of a run with this seed: the same theta and the same noise, and the spectra
-    that ``simulate.engine = "batched"`` gives. Memory does not grow with their number.
-
-    Parameters
-    ----------
-    posterior : FrozenPosterior
-        Its own noise is applied.
-    config : SurveyConfig or None
-        Whose galaxy model is simulated; None takes the one on the posterior's card.
-    count : int
-        Simulations.
-    seed : int
-    draws : int
-        Posterior draws for each simulation.
-    quantiles : sequence of float
-        At which percentiles are kept.
-    plant : bool
-        Also tell which planted faults these simulations would show.
-
-    Raises
-    ------
-    ConfigError
-        If the configuration's prior is not the posterior's, or ``count`` is not positive.
-    MissingDependencyError
-        If the data of the model's stellar populations are missing.
-    """
-    from digs_survey.sps.batched import BatchedModel
-
-    if config is not None and config.make_prior() != posterior.prior:
-        raise ConfigError(
-            f"prior: expected that of the posterior, {posterior.prior}, found {config.make_prior()}; "
-            "calibrate with the configuration that it was trained with"
-        )
-    if count < 1:
-        raise ConfigError(f"expected at least one simulation to calibrate on, found {count}")
-    about = ModelConfig.model_validate(posterior.card["model"]) if config is None else config.model
-    model = BatchedModel.from_config(about, posterior.prior, posterior.grid)
-
-    def blocks() -> Iterator[_Block]:
-        for start in range(0, count, _BLOCK):
-            theta = draw_theta(posterior.prior, seed, "calibration", start, min(start + _BLOCK, count))
-            # Simulations on disk are in single precision.
-            yield start, theta, model.spectra(theta).astype(np.float32).astype(float)
-
-    return _calibrate_blocks(posterior, blocks(), posterior.noise, seed, draws, quantiles, plant)
-
-
-def _calibrate_blocks(
-    posterior: FrozenPosterior,
-    blocks: Iterator[_Block],
-    noise: NoiseModel,
-    seed: int,
-    draws: int,
-    quantiles: Sequence[float],
-    plant: bool,
-) -> Calibration:
-    """Calibrate on blocks of noiseless simulations, whose draws are held one block at a time."""
-    planted = standard_faults(posterior.prior.names) if plant else []
-    faults = {"": None} | {fault.name: fault.plant for fault in planted}
-    parts: dict[str, list[Calibration]] = {name: [] for name in faults}
-    for start, theta, clean in blocks:
-        stop = start + len(theta)
-        noisy, good, errors = noise.observe(
-            clean, row_uniforms(seed, "noise/calibration", start, stop, noise.columns(clean.shape[1]))
-        )
-        # Of what is observed only: one that knows the noiseless flux would know of the truth.
-        ratio = np.where(good, noisy / noise.sigma(np.abs(noisy), errors), np.nan)
-        snr = np.nanmedian(ratio, axis=1)
-        references = row_uniforms(seed, "tarp/calibration", start, stop, theta.shape[1] + 1)
-        right, rng = posterior.sample(noisy, draws), np.random.default_rng([seed, start])
-        for name, spoil in faults.items():
-            wrong, wanted = right, quantiles
-            if spoil is not None:
-                wrong, wanted = spoil(right[:, :_PLANTED_DRAWS], rng), ()
-            parts[name].append(calibrate(theta, wrong, wanted, posterior.prior, references, snr))
-    joined = {name: _join(found) for name, found in parts.items()}
-    whole, names = joined.pop(""), posterior.prior.names
-    if len(whole.theta) < 2:
-        return whole
-    return replace(whole, planted={name: verdict(one.tests(names))[0] for name, one in joined.items()})
-
-
-def _join(parts: Sequence[Calibration]) -> Calibration:
-    joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _BY_SIMULATION}
-    return Calibration(**joined, draws=parts[0].draws, excluded=sum(part.excluded for part in parts))
 
 
 def coverage_band(

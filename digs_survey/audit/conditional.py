@@ -4,7 +4,7 @@ Of an exact posterior the rank of the truth is uniform whatever was observed, so
 function of the data: of the posterior's median, which says where in the prior a galaxy seems to lie, or of the
 signal-to-noise. A posterior that is too narrow in one bin and too wide in another may look right on average. Bins of
 the *truth* are no such test: near an edge of the prior even the exact posterior leans inwards, since a truth at the
-edge has all of the other possible values on one side.
+edge has all of the other possible values on one side. :func:`strip_summary` shows them for what they are.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from scipy import stats
 
 from digs_survey.audit.uniformity import RankTest, departures
 
-__all__ = ["BINS", "bin_summary", "bin_tests", "split"]
+__all__ = ["BINS", "STRIPS", "bin_summary", "bin_tests", "split", "strip_summary"]
 
 BINS = 5
 """Bins with the same number of simulations each."""
 _FEWEST = 20
 """Simulations in a bin."""
+STRIPS = 10
+"""Strips of the prior with the same share of it each."""
 _LEVEL = 0.68
 
 
@@ -83,3 +85,69 @@ def bin_summary(values: ArrayLike, fraction: ArrayLike) -> list[dict[str, Any]]:
         }
         for members in split(known)
     ]
+
+
+def strip_summary(
+    position: ArrayLike, chi: ArrayLike, fraction: ArrayLike, again: ArrayLike | None = None
+) -> list[dict[str, Any]]:
+    """Bias and coverage of one parameter in strips of the prior, by where the truth lies.
+
+    What a user meets who asks for galaxies near an edge of the prior. It is no test, since the exact posterior, too,
+    leans inwards there; how far can be told where draws are given that stand for truths, as they may if they are of the
+    exact posterior.
+
+    Parameters
+    ----------
+    position : array_like, shape (simulation,)
+        The prior's CDF at the truth.
+    chi : array_like, shape (simulation,)
+        (median - truth) / half the 16-84 % width.
+    fraction : array_like, shape (simulation,)
+        Ranks of the truth, as fractions in (0, 1).
+    again : array_like, shape (3, draw), optional
+        The three of draws that stand for truths.
+
+    Returns
+    -------
+    list of dict
+        One for each strip, from the prior's lower edge on: ``low`` and ``high``, the CDF at its edges; ``simulations``;
+        ``bias``, the mean of chi, with its standard error ``bias_error``; ``coverage`` of the 68 % interval with
+        ``coverage_error``, the standard error of a share of 68 %; ``bias_if_exact`` and ``coverage_if_exact``. None
+        where too few simulations tell. Empty where the position is not known.
+    """
+    told = np.array([position, chi, fraction], dtype=float)
+    if not (told.size and np.isfinite(told[0]).all()):
+        return []
+    if_exact = np.empty((3, 0)) if again is None else np.asarray(again, dtype=float)
+    found = []
+    for (count, bias, error, covered), (_, exact_bias, _, exact_covered), k in zip(
+        _strips(told), _strips(if_exact), range(STRIPS), strict=True
+    ):
+        found.append(
+            {
+                "low": k / STRIPS,
+                "high": (k + 1) / STRIPS,
+                "simulations": count,
+                "bias": bias,
+                "bias_error": error,
+                "coverage": covered,
+                "coverage_error": None if bias is None else float(np.sqrt(_LEVEL * (1 - _LEVEL) / count)),
+                "bias_if_exact": exact_bias,
+                "coverage_if_exact": exact_covered,
+            }
+        )
+    return found
+
+
+def _strips(told: NDArray[np.float64]) -> list[tuple[int, float | None, float | None, float | None]]:
+    """Count, mean chi, its standard error, and coverage in each strip, of position, chi and fraction (3, n)."""
+    strip = np.clip((told[0] * STRIPS).astype(int), 0, STRIPS - 1)
+    found: list[tuple[int, float | None, float | None, float | None]] = []
+    for k in range(STRIPS):
+        _, chi, fraction = told[:, strip == k]
+        if chi.size < 2 or not np.isfinite(chi).all():
+            found.append((chi.size, None, None, None))
+            continue
+        covered = float((np.abs(2 * fraction - 1) <= _LEVEL).mean())
+        found.append((chi.size, float(chi.mean()), float(chi.std(ddof=1) / np.sqrt(chi.size)), covered))
+    return found

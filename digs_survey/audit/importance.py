@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from digs_survey.audit.blocks import run_blocks
 from digs_survey.config import SurveyConfig
 from digs_survey.infer.importance import Importance, Weigher, simulated_importance
 from digs_survey.infer.likelihood import SpectrumLikelihood, check_model
@@ -20,16 +23,79 @@ if TYPE_CHECKING:
 
 __all__ = ["importance_summary", "weigh_calibration", "weigh_rows"]
 
+_BLOCK = 128
+"""Simulations that a worker weighs before it takes others."""
 
-def weigh_calibration(posterior: FrozenPosterior, path: Path, config: SurveyConfig) -> Importance:
-    """Weigh the first simulations of ``calibration.zarr``, with the noise that they are calibrated with."""
+
+@dataclass(frozen=True)
+class _Simulations:
+    """Blocks of the first simulations of ``calibration.zarr``, to be weighed."""
+
+    posterior: FrozenPosterior
+    path: Path
+    count: int
+    draws: int
+    seed: int
+    rows: int
+
+    @property
+    def size(self) -> int:
+        return -(-self.count // self.rows)
+
+    def name(self, block: int) -> str:
+        start = block * self.rows
+        return f"weighing simulations {start} to {min(start + self.rows, self.count) - 1} of {self.path}"
+
+    @cached_property
+    def likelihood(self) -> SpectrumLikelihood:
+        return SpectrumLikelihood.of_posterior(self.posterior)
+
+    def __call__(self, block: int) -> Importance:
+        group: Any = zarr.open_group(str(self.path), mode="r")
+        start = block * self.rows
+        some = slice(start, min(start + self.rows, self.count))
+        return simulated_importance(
+            self.posterior,
+            group["theta"][some],
+            group["flux"][some],
+            self.posterior.noise,
+            self.draws,
+            self.seed,
+            start=start,
+            likelihood=self.likelihood,
+        )
+
+
+def weigh_calibration(
+    posterior: FrozenPosterior,
+    path: Path,
+    config: SurveyConfig,
+    *,
+    workers: int | None = 0,
+    address: str | None = None,
+) -> tuple[Importance, float]:
+    """Weigh the first simulations of ``calibration.zarr``, with the noise that they are calibrated with.
+
+    Takes the posterior, and what :func:`~digs_survey.audit.simulations.calibrate_posterior` takes of the same name.
+
+    Returns
+    -------
+    Importance
+        The same on any number of workers.
+    float
+        Processor time in seconds.
+    """
     check_model(posterior.card, config.model)
     group: Any = zarr.open_group(str(path), mode="r")
-    some = slice(min(config.infer.importance_simulations, config.audit.calibration_simulations))
-    draws = config.infer.importance_draws
-    return simulated_importance(
-        posterior, group["theta"][some], group["flux"][some], posterior.noise, draws, config.seed
-    )
+    asked = min(config.infer.importance_simulations, config.audit.calibration_simulations)
+    count, draws = min(asked, group["theta"].shape[0]), config.infer.importance_draws
+    blocks = _Simulations(posterior, path, count, draws, config.seed, _BLOCK)
+    found, used_s = run_blocks(blocks, workers=workers, address=address)
+    whole = Importance.unknown(count, posterior.prior.ndim, found[0].percentiles.shape[-1])
+    for block, some in enumerate(found):
+        start = block * _BLOCK
+        whole.put(np.arange(start, start + some.ess.size), some)
+    return whole, used_s
 
 
 def weigh_rows(

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from digs_survey.audit.calibration import Calibration, calibrate_model
+from digs_survey.audit.calibration import Calibration
+from digs_survey.audit.simulations import calibrate_model
 from digs_survey.config import SurveyConfig
 from digs_survey.sps.arrays import one_thread
 

@@ -14,7 +14,6 @@ import zarr
 from numpy.typing import NDArray
 
 from digs_survey.audit.agreement import compare
-from digs_survey.audit.calibration import calibrate_posterior
 from digs_survey.audit.fit import FitSetup, GalaxyFit, GalaxyJob
 from digs_survey.audit.importance import importance_summary, weigh_calibration, weigh_rows
 from digs_survey.audit.mcmc import fit_galaxies
@@ -22,12 +21,14 @@ from digs_survey.audit.predictive import chi_square, residual_percent
 from digs_survey.audit.recalibration import central_coverage, coverage_told, shares_below
 from digs_survey.audit.results import write_audit
 from digs_survey.audit.sample import Sample, read_sample
+from digs_survey.audit.simulations import calibrate_posterior
 from digs_survey.audit.speedup import cost_summary
 from digs_survey.audit.trust import fit_trust, read_doubts
 from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
 from digs_survey.ledger import Ledger
 from digs_survey.parameters import Prior
+from digs_survey.raysession import ray_session
 from digs_survey.simulate.template import recorded_recipe
 from digs_survey.storage import write_json
 
@@ -76,7 +77,7 @@ def run_audit(
     RunDirectoryError
         If what an earlier stage writes is missing or belongs to another catalog.
     StageError
-        If no MCMC fit succeeded.
+        If no MCMC fit succeeded, or simulations could not be calibrated on.
     """
     from digs_survey.estimator.posterior import FrozenPosterior
 
@@ -85,15 +86,6 @@ def run_audit(
     posterior = FrozenPosterior.load(run_dir / "model")
     posterior.check_grid(catalog.grid)
     prior, noise, settings = posterior.prior, posterior.noise, config.audit
-    calibration = calibrate_posterior(
-        posterior,
-        run_dir / "calibration.zarr",
-        noise,
-        config.seed,
-        settings.calibration_draws,
-        config.map.quantiles,
-        limit=settings.calibration_simulations,
-    )
     posterior_path = run_dir / "posterior.zarr"
     sample = read_sample(catalog, posterior_path, prior, config, keeps_negative=noise.keeps_negative)
     seen = sample.prepared
@@ -113,19 +105,35 @@ def run_audit(
     setup = FitSetup(config.model, prior, catalog.grid, noise, settings.mcmc, config.seed)
     folder = run_dir / "audit-jobs"
     budget_s = None if settings.core_hours is None else 3600 * settings.core_hours
-    outcomes = fit_galaxies(setup, jobs, folder, address=ray_address, advance=advance, budget_s=budget_s)
+    with ray_session(ray_address):
+        calibration = calibrate_posterior(
+            posterior,
+            run_dir / "calibration.zarr",
+            noise,
+            config.seed,
+            settings.calibration_draws,
+            config.map.quantiles,
+            limit=settings.calibration_simulations,
+            min_good_fraction=config.map.min_good_fraction,
+            workers=None,
+            address=ray_address,
+        )
+        workers_s = calibration.core_seconds
+        weighed = {}
+        if config.infer.importance != "none":
+            weighed["simulations"], used_s = weigh_calibration(
+                posterior, run_dir / "calibration.zarr", config, workers=None, address=ray_address
+            )
+            workers_s += used_s
+        outcomes = fit_galaxies(setup, jobs, folder, address=ray_address, advance=advance, budget_s=budget_s)
     begun = np.array([i for i, fit in enumerate(outcomes) if fit is not None], dtype=int)
     fits = [fit for fit in outcomes if fit is not None]
     if begun.size < len(jobs):
         _LOG.warning("audit: audit.core_hours had room for %d of %d fits", begun.size, len(jobs))
         sample, npe, jobs = sample.take(begun), npe[begun], [jobs[i] for i in begun]
         seen, errors = sample.prepared, None if errors is None else errors[:, begun]
-    weighed = {}
-    if config.infer.importance != "none":
-        weighed = {
-            "simulations": weigh_calibration(posterior, run_dir / "calibration.zarr", config),
-            "galaxies": weigh_rows(posterior, seen, npe, config),
-        }
+    if weighed:
+        weighed["galaxies"] = weigh_rows(posterior, seen, npe, config)
     own_s = time.process_time() - began
     galaxies = _about(sample, npe) | _stack(setup, fits)
     agreement = compare(npe, galaxies["mcmc"], galaxies["converged"])
@@ -157,7 +165,7 @@ def run_audit(
             engine=settings.mcmc.engine,
             prospector_core_s=[fit.likelihoods * fit.prospector_core_seconds for fit in converged],
         ),
-        "core_seconds": own_s + sum(records[row]["core_seconds"] for row in done),
+        "core_seconds": own_s + workers_s + sum(records[row]["core_seconds"] for row in done),
     }
     if levels := (recorded_recipe(posterior_path) or {}).get("levels"):
         # The table's own levels, on simulations that they were not learned from.

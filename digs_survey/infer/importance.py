@@ -239,6 +239,9 @@ def simulated_importance(
     noise: NoiseModel,
     draws: int,
     seed: int = 0,
+    *,
+    start: int = 0,
+    likelihood: SpectrumLikelihood | None = None,
 ) -> Importance:
     """Importance weights for simulated spectra, each with one draw of noise.
 
@@ -255,17 +258,22 @@ def simulated_importance(
     draws : int
         Posterior draws for each spectrum.
     seed : int
+    start : int
+        Row of the first spectrum, whose noise it gets.
+    likelihood : SpectrumLikelihood, optional
+        Of the posterior's model, if it was made before.
 
     Raises
     ------
     ConfigError
         If the posterior's model does not give these spectra for these theta.
     """
-    likelihood = SpectrumLikelihood(SpectrumLikelihood.of_posterior(posterior).model, noise)
+    known = SpectrumLikelihood.of_posterior(posterior) if likelihood is None else likelihood
+    likelihood = SpectrumLikelihood(known.model, noise)
     weigher = Weigher(posterior, likelihood, draws)
     clean, truth = np.asarray(flux, dtype=float), np.asarray(theta, dtype=float)
     _check_spectra(likelihood, truth, clean)
-    random = row_uniforms(seed, "noise/calibration", 0, len(clean), noise.columns(clean.shape[1]))
+    random = row_uniforms(seed, "noise/calibration", start, start + len(clean), noise.columns(clean.shape[1]))
     return weigher(*noise.observe(clean, random))
 
 

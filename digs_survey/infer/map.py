@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from digs_survey import __version__, metrics
 from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
-from digs_survey.errors import DigsError, MissingDependencyError, StageError
 from digs_survey.estimator.artefact import check_grid, load_artefact
 from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.infer.likelihood import check_model
+from digs_survey.infer.spread import spread
 from digs_survey.infer.template import lay_out, reconcile
 from digs_survey.infer.worker import ShardWorker, Task
 from digs_survey.ledger import Ledger
 from digs_survey.parameters import Prior
 from digs_survey.raysession import ray_session
-from digs_survey.retry import is_full
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.storage import remove, shard_count
 
 __all__ = ["derived_quantities", "map_catalog"]
-
-_RETRIES = 3
-"""Fresh workers that a shard is given to after a worker died on it."""
-_MOST_FAILURES = 3
-"""Shards that may fail before the map gives up: many that fail have one cause."""
-_PATIENCE_S = 60.0
-_STALLED_S, _STALLED_TIMES = 900.0, 30.0
-"""A shard is taken from a worker that has had it for so long, and so many times longer than any shard has taken."""
-
-log = logging.getLogger(__name__)
 
 
 def map_catalog(
@@ -151,8 +136,9 @@ def map_catalog(
                 derived_quantities(card, config) if address else _derived_elsewhere(card, config),
             )
             workers = min(settings.workers or cores, len(pending))
-            with closing(_spread(task, pending, workers)) as finished:
-                for rows in finished:
+            pool = spread(ShardWorker, task, pending, workers, failed=task.failed, told=metrics.shard_failed)
+            with closing(pool) as finished:
+                for _, rows in finished:
                     advance(rows)
     reconcile(out, table, ledger, rows=catalog.n_rows, rows_per_shard=per_shard)
 
@@ -188,104 +174,3 @@ def _derived_elsewhere(card: Mapping[str, Any], config: SurveyConfig) -> Derived
         return ray.get(ray.remote(num_cpus=1)(derived_quantities).remote(card, config))
     except RayTaskError as error:
         raise error.cause from None
-
-
-@dataclass
-class _Running:
-    """What a worker is at: a shard, or (None) its start."""
-
-    worker: Any
-    shard: int | None
-    since: float
-
-
-def _spread(task: Task, pending: list[int], workers: int) -> Generator[int, None, None]:
-    """Keep every worker busy with one shard at a time; yield the rows of each shard that finishes.
-
-    A worker is given its first shard when it has started, so that one for which the cluster has no room
-    holds nothing up. A shard that fails leaves the others alone, until too many do.
-    """
-    import ray
-    from ray.exceptions import RayError, RayTaskError
-
-    actor: Any = ray.remote(num_cpus=1)(ShardWorker)
-    # The same for all workers, and as long as the catalog has duplicates.
-    shared = ray.put(task)
-    queue, unfinished = deque(pending), len(pending)
-    losses: Counter[int | None] = Counter()
-    failures: list[tuple[StageError, BaseException]] = []
-    running: dict[Any, _Running] = {}
-    longest = 0.0
-
-    def hire() -> None:
-        worker = actor.remote(shared)
-        running[worker.ready.remote()] = _Running(worker, None, time.monotonic())
-
-    def lose(lost: _Running, why: str, error: BaseException | None) -> None:
-        """Replace a worker, and give its shard to the next one unless that happened too often."""
-        ray.kill(lost.worker)
-        losses[lost.shard] += 1
-        if losses[lost.shard] > _RETRIES * (workers if lost.shard is None else 1):
-            why = f"{losses[lost.shard]} workers died, the last one with {why}"
-            raise task.failed(lost.shard, why) from error
-        if lost.shard is not None:
-            queue.appendleft(lost.shard)
-        hire()
-
-    for _ in range(workers):
-        hire()
-    try:
-        while unfinished:
-            finished, _ = ray.wait(list(running), timeout=_PATIENCE_S)
-            now = time.monotonic()
-            if not finished:
-                if all(work.shard is None for work in running.values()):
-                    log.warning("map: no worker started for %g s; is a core free?", _PATIENCE_S)
-                limit = max(_STALLED_S, _STALLED_TIMES * longest)
-                for reference, work in list(running.items()):
-                    if work.shard is not None and now - work.since > limit:
-                        log.warning("map: shard %d is given to another worker after %.0f s", work.shard, limit)
-                        lose(running.pop(reference), f"no answer for {limit:.0f} s", None)
-                continue
-            work = running.pop(finished[0])
-            try:
-                rows = ray.get(finished[0])
-            except RayTaskError as error:
-                cause = error.cause if isinstance(error.cause, BaseException) else error
-                failure = task.failed(work.shard, _told(cause))
-                if is_full(cause):
-                    raise MissingDependencyError(f"{failure}; free some space first") from cause
-                metrics.shard_failed(error)
-                failures.append((failure, cause))
-                unfinished -= 1
-                if work.shard is None or len(failures) == min(_MOST_FAILURES, len(pending)):
-                    break
-                log.warning("%s", failure)
-            except RayError as error:
-                if getattr(error, "actor_init_failed", False):
-                    raise task.failed(None, str(error)) from error
-                metrics.shard_failed(error)
-                lose(work, f"{type(error).__name__}: {error}", error)
-                continue
-            else:
-                if work.shard is not None:
-                    unfinished -= 1
-                    longest = max(longest, now - work.since)
-                    yield rows
-            if queue:
-                shard = queue.popleft()
-                running[work.worker.write.remote(shard)] = _Running(work.worker, shard, time.monotonic())
-    finally:
-        for work in running.values():
-            ray.kill(work.worker)
-    if failures:
-        first, cause = failures[0]
-        if len(failures) == 1:
-            raise first from cause
-        raise StageError(
-            "\n".join(["map: several shards failed:", *(f"  - {error}" for error, _ in failures)])
-        ) from cause
-
-
-def _told(error: BaseException) -> str:
-    return str(error) if isinstance(error, DigsError) else f"{type(error).__name__}: {error}"

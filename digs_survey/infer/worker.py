@@ -162,7 +162,7 @@ class ShardWorker:
     def ready(self) -> None:
         """Answer once the actor has started."""
 
-    def write(self, shard: int) -> int:
+    def work(self, shard: int) -> int:
         """Compute one shard, write it, read it back, then mark it done; return its number of rows.
 
         A shard that is done already, by another attempt, is left as it is.

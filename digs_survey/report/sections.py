@@ -122,7 +122,7 @@ def learning_section(run: RunData) -> Picture | None:
 
 
 def calibration_section(run: RunData) -> dict[str, list[Picture]] | None:
-    """Return recovery, ranks, rank CDF, coverage and bins, one picture a parameter each; coverage ends with TARP."""
+    """Return the pictures of each kind, one for each parameter; those of the coverage end with TARP."""
     data = run.calibration
     if data is None:
         return None
@@ -130,7 +130,14 @@ def calibration_section(run: RunData) -> dict[str, list[Picture]] | None:
     pvalues = nested(run.audit, "calibration", "ks_pvalue") or {}
     quantiles = data["quantile"].values
     low, median, high = (int(np.argmin(np.abs(quantiles - q))) for q in (0.16, 0.5, 0.84))
-    pictures: dict[str, list[Picture]] = {"recovery": [], "ranks": [], "cdf": [], "coverage": [], "bins": []}
+    pictures: dict[str, list[Picture]] = {
+        "recovery": [],
+        "ranks": [],
+        "cdf": [],
+        "coverage": [],
+        "bins": [],
+        "edges": [],
+    }
     for k, name in enumerate(names_of(data)):
         theta, percentiles = data["theta"].values[:, k], data["percentiles"].values[:, k]
         used = np.isfinite(percentiles).all(axis=1)
@@ -150,6 +157,10 @@ def calibration_section(run: RunData) -> dict[str, list[Picture]] | None:
         for name, bins in (nested(run.audit, "calibration", key) or {}).items():
             if bins:
                 pictures["bins"].append(calibration.conditional(name, along.format(label(name)), bins))
+    by_median = nested(run.audit, "calibration", "by_median") or {}
+    for p in run.config.make_prior().parameters:
+        if strips := nested(run.audit, "calibration", "by_truth", p.name):
+            pictures["edges"].append(calibration.edges(p.name, strips, by_median.get(p.name, []), p.low, p.high))
     return pictures
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,7 @@ import xarray as xr
 
 from digs_survey.audit import run
 from digs_survey.audit.fit import fit_with
+from digs_survey.audit.simulations import calibrate_posterior
 from digs_survey.catalog import write_catalog
 from digs_survey.config import NoiseConfig, SurveyConfig
 from digs_survey.errors import RunDirectoryError
@@ -252,6 +254,17 @@ def test_recalibrated_intervals_are_tested_on_the_audits_own_simulations(inputs)
         among = (rank > 0) & (rank < draws)
         assert told["coverage_after"][name] == [among.mean(), ((place >= 0.3) & (place <= 0.6)).mean()]
         assert told["coverage_before"][name][1] == ((place >= 0.16) & (place <= 0.84)).mean()
+
+
+def test_the_time_of_the_workers_that_calibrate_is_counted(inputs, monkeypatch):
+    run_dir, catalog, _ = inputs
+
+    def calibrate(*args, workers, **kwargs):
+        assert workers is None, "the audit leaves the calibration to Ray"
+        return replace(calibrate_posterior(*args, workers=0, **kwargs), core_seconds=1e6)
+
+    monkeypatch.setattr(run, "calibrate_posterior", calibrate)
+    assert 1e6 < run.run_audit(run_dir, CONFIG, catalog)["core_seconds"] < 1.001e6
 
 
 def test_no_row_with_a_posterior_still_gives_a_calibration(inputs):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from estimators import GRID, freeze, small_config
 
-from digs_survey.audit import calibration
-from digs_survey.audit.calibration import calibrate_model, calibrate_posterior
+from digs_survey.audit import simulations
 from digs_survey.audit.recalibration import recalibrate
+from digs_survey.audit.simulations import calibrate_model, calibrate_posterior
 from digs_survey.config import load_config
 from digs_survey.errors import ConfigError
 from digs_survey.ledger import Ledger
@@ -23,7 +23,7 @@ def test_without_a_run_the_numbers_are_those_of_the_run(tmp_path, monkeypatch):
     path, ledger = tmp_path / "calibration.zarr", Ledger(tmp_path / "ledger")
     simulate(config, GRID, path, count=COUNT, stream="calibration", ledger=ledger)
     stored = calibrate_posterior(posterior, path, posterior.noise, 5, 100)
-    monkeypatch.setattr(calibration, "_BLOCK", 37)
+    monkeypatch.setattr(simulations, "_BLOCK", 37)
     made = calibrate_model(posterior, config, COUNT, 5, draws=100)
     np.testing.assert_array_equal(made.theta, stored.theta)
     # How many spectra stand in a matrix product changes their last digits.

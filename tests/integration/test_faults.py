@@ -189,20 +189,20 @@ def test_a_late_attempt_leaves_a_finished_shard_alone(catalog, model, undisturbe
 
     late: list[ShardWorker] = []
 
-    def spread(task, pending, workers):
+    def spread(kind, task, pending, workers, **about):
         worker = ShardWorker(task)
         late.append(worker)
         for shard in pending:
-            yield worker.write(shard)
+            yield shard, worker.work(shard)
 
-    monkeypatch.setattr(map_stage, "_spread", spread)
+    monkeypatch.setattr(map_stage, "spread", spread)
     run(tmp_path, catalog, model)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     (worker,) = late
     # It was computing the shard when another attempt finished it.
     asked = iter([False, True])
     monkeypatch.setattr(worker.ledger, "is_done", lambda shard: next(asked))
-    assert worker.write(3) == 7
+    assert worker.work(3) == 7
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
     record = json.loads((tmp_path / "ledger" / "map" / "00000003.json").read_text())
     assert files(tmp_path / "posterior.zarr") == files(undisturbed / "posterior.zarr")

@@ -283,7 +283,7 @@ def test_another_model_than_the_posteriors_is_refused(embedded, posterior_folder
 
 
 @pytest.mark.slow
-def test_the_audit_weighs_simulations_and_rows(posterior_folder, catalog, model, tmp_path):
+def test_the_audit_weighs_simulations_and_rows(posterior_folder, catalog, model, tmp_path, monkeypatch):
     posterior = FrozenPosterior.load(posterior_folder)
     config = settings("infer.importance='audit'", "infer.importance_simulations=12", "seed=5")
     theta = draw_theta(PRIOR, 4, "test", 0, 30)
@@ -293,8 +293,13 @@ def test_the_audit_weighs_simulations_and_rows(posterior_folder, catalog, model,
         "flux": ArraySpec(("simulation", "wavelength"), flux.shape, "float32"),
     }
     create_dataset(tmp_path / "calibration.zarr", arrays, {"theta": theta, "flux": flux})
-    simulated = weigh_calibration(posterior, tmp_path / "calibration.zarr", config)
+    simulated, _ = weigh_calibration(posterior, tmp_path / "calibration.zarr", config)
     assert simulated.ess.shape == (12,)
+    monkeypatch.setattr("digs_survey.audit.importance._BLOCK", 5)
+    spread, used_s = weigh_calibration(posterior, tmp_path / "calibration.zarr", config, workers=2)
+    assert used_s > 0
+    for field in fields(Importance):
+        assert getattr(spread, field.name).tobytes() == getattr(simulated, field.name).tobytes()
     again = weigh_simulations(posterior, theta[:12], flux[:12], posterior.noise, DRAWS, seed=5)
     np.testing.assert_allclose(simulated.ess / DRAWS, again, rtol=1e-6)
 

@@ -152,11 +152,11 @@ def test_two_workers_of_which_one_dies_write_the_same_bytes(embedded, mapped, ca
     died = tmp_path / "died"
 
     class DiesOnce(map_stage.ShardWorker):
-        def write(self, shard):
+        def work(self, shard):
             if shard == 2 and not died.exists():
                 died.touch()
                 os._exit(1)
-            return super().write(shard)
+            return super().work(shard)
 
     monkeypatch.setattr(map_stage, "ShardWorker", DiesOnce)
     once = run(tmp_path, catalog, model, workers=2)
@@ -167,13 +167,13 @@ def test_two_workers_of_which_one_dies_write_the_same_bytes(embedded, mapped, ca
 @pytest.mark.slow
 def test_a_shard_that_kills_its_workers_is_named(embedded, mapped, catalog, model, tmp_path, monkeypatch):
     class AlwaysDies(map_stage.ShardWorker):
-        def write(self, shard):
+        def work(self, shard):
             os._exit(1)
 
     done = copy_of(mapped, tmp_path)
     (done.ledger.folder / "00000002.json").unlink()
     monkeypatch.setattr(map_stage, "ShardWorker", AlwaysDies)
-    monkeypatch.setattr(map_stage, "_RETRIES", 1)
+    monkeypatch.setattr("digs_survey.infer.spread._RETRIES", 1)
     with pytest.raises(StageError, match=r"shard 2 \(rows 14 to 20\).*2 workers died"):
         run(tmp_path, catalog, model)
     assert 2 not in done.ledger.records()

@@ -5,13 +5,11 @@ import json
 import numpy as np
 import pytest
 import zarr
+from scipy import stats
 
-from digs_survey.audit.calibration import (
-    REPORTED_LEVELS,
-    calibrate,
-    calibrate_posterior,
-    coverage_band,
-)
+from digs_survey.audit.calibration import REPORTED_LEVELS, calibrate, coverage_band
+from digs_survey.audit.conditional import strip_summary
+from digs_survey.audit.simulations import calibrate_posterior
 from digs_survey.config import NoiseConfig
 from digs_survey.errors import RunDirectoryError
 from digs_survey.parameters import Prior
@@ -140,7 +138,7 @@ def test_simulations_on_disk_get_the_noise_of_the_survey_row_by_row(tmp_path, mo
     calibrate_posterior(LogPosterior(0.1), path, noise, seed=5, draws=2)
     blocks = np.concatenate(seen)
     seen.clear()
-    monkeypatch.setattr("digs_survey.audit.calibration._BLOCK", 37)
+    monkeypatch.setattr("digs_survey.audit.simulations._BLOCK", 37)
     assert len(calibrate_posterior(LogPosterior(0.1), path, noise, seed=5, draws=2, limit=300).theta) == 300
     np.testing.assert_array_equal(np.concatenate(seen), blocks[:300])
 
@@ -150,3 +148,53 @@ def test_a_dataset_without_simulations_is_refused(tmp_path):
     noise = NoiseModel.from_config(NoiseConfig())
     with pytest.raises(RunDirectoryError, match="expected arrays theta and flux"):
         calibrate_posterior(LogPosterior(0.1), tmp_path / "empty.zarr", noise, seed=0, draws=10)
+
+
+WIDTH = 0.3
+
+
+def edge_run(cut=True):
+    """Truths uniform on the prior, seen with a third of its width; draws of the exact, cut normal, or not cut."""
+    rng, count = np.random.default_rng(3), 20_000
+    prior = Prior({"logzsol": (0, 1)}, left_out=("logmass", "dust2", "tage", "logtau"))
+    theta = rng.uniform(size=(count, 1))
+    x = theta + WIDTH * rng.normal(size=theta.shape)
+    low, high = (-x / WIDTH, (1 - x) / WIDTH)
+    exact = stats.truncnorm(low, high, x, WIDTH) if cut else stats.norm(x, WIDTH)
+    draws = exact.ppf(rng.random((count, 200)))[..., None]
+    return calibrate(theta, draws, prior=prior, again=rng.random((count, 4)))
+
+
+def test_even_the_exact_posterior_leans_inwards_near_an_edge_and_shows_what_is_foretold():
+    summary = edge_run().summary(("logzsol",))
+    strips = summary["by_truth"]["logzsol"]
+    assert [(strip["low"], strip["high"]) for strip in strips] == [(k / 10, (k + 1) / 10) for k in range(10)]
+    assert sum(strip["simulations"] for strip in strips) == 20_000
+    assert strips[0]["bias"] > 0.5
+    assert strips[-1]["bias"] < -0.5
+    for strip in strips:
+        assert abs(strip["bias"] - strip["bias_if_exact"]) < 4 * strip["bias_error"]
+        assert abs(strip["coverage"] - strip["coverage_if_exact"]) < 4 * strip["coverage_error"]
+    assert min(strip["coverage"] for strip in strips) < 0.6
+    assert summary["leakage"] == 0
+    # Which is why truths are no test, and medians are.
+    assert all(abs(entry["shift_sigma"]) < 4 * entry["shift_sigma_error"] for entry in summary["by_median"]["logzsol"])
+
+
+def test_draws_beyond_the_prior_are_counted_and_their_bias_is_not_what_was_foretold():
+    summary = edge_run(cut=False).summary(("logzsol",))
+    strips = summary["by_truth"]["logzsol"]
+    assert 0.1 < summary["leakage"] < 0.4
+    assert abs(strips[0]["bias"]) < 0.1
+    assert abs(strips[0]["bias"] - strips[0]["bias_if_exact"]) > 10 * strips[0]["bias_error"]
+
+
+def test_strips_of_an_unknown_place_and_of_few_simulations_say_nothing():
+    summary = run().summary(("a", "b"))
+    assert summary["by_truth"] == {"a": [], "b": []}
+    assert summary["leakage"] is None
+    strips = strip_summary([0.05, 0.06, 0.55, 1.0], [1.0, 3.0, 0.0, np.nan], [0.5, 0.01, 0.5, 0.5])
+    assert (strips[0]["bias"], strips[0]["bias_error"], strips[0]["coverage"]) == (2, 1, 0.5)
+    assert strips[0]["bias_if_exact"] is None
+    assert [strip["simulations"] for strip in strips] == [2, 0, 0, 0, 0, 1, 0, 0, 0, 1]
+    assert {strip["bias"] for strip in strips[1:]} == {None}

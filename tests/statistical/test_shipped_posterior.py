@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from digs_survey.audit.calibration import calibrate_model
+from digs_survey.audit.simulations import calibrate_model
 from digs_survey.config import ModelConfig
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.estimator.shipped import shipped

@@ -144,7 +144,8 @@ def _calibration(folder, model, rng, simulations, draws=400):
     sample = model.draws(rng, mean, draws)
     rank = (sample < theta[:, None]).sum(axis=1)
     uniform = np.random.default_rng(1).random((simulations, len(names) + 1))
-    made = calibrate(theta, sample, prior=model.prior, uniform=uniform).summary(names)
+    again = np.random.default_rng(2).random((simulations, 8))
+    made = calibrate(theta, sample, prior=model.prior, uniform=uniform, again=again).summary(names)
     if made["verdict"]:
         made["verdict"]["planted"] = {"20 % too narrow": True, f"{names[0]} without correlation": False}
     z = (mean - theta) / model.width

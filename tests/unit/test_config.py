@@ -10,7 +10,7 @@ from digs_survey.parameters import Prior
 
 
 def test_presets_load_and_digs2022_is_the_papers():
-    assert {"digs2022", "faint", "quick", "sdss"} <= set(presets())
+    assert {"digs2022", "faint", "paper", "quick", "sdss"} <= set(presets())
     for name in presets():
         load_config(name)
     config = load_config("digs2022")
@@ -19,6 +19,21 @@ def test_presets_load_and_digs2022_is_the_papers():
     assert prior.low.tolist() == [8.0, -2.0, 0.1, 0.01, -1.0]
     assert prior.high.tolist() == [13.0, 0.2, 1.0, 4.0, 1.0]
     assert (config.train.amplitude, config.simulate.simulations) == ("equivariant", 2_000_000)
+
+
+def test_the_preset_paper_is_digs2022_with_the_papers_chains():
+    paper, ours = load_config("paper"), load_config("digs2022")
+    assert paper.make_prior() == ours.make_prior()
+    apart = {"audit", "prior"}
+    assert paper.model_dump(exclude=apart) == ours.model_dump(exclude=apart)
+    own = {"galaxies": True, "mcmc": True}
+    assert paper.audit.model_dump(exclude=own) == ours.audit.model_dump(exclude=own)
+    mcmc = paper.audit.mcmc
+    assert (mcmc.engine, mcmc.moves, mcmc.walkers) == ("prospector", "stretch", 128)
+    assert mcmc.burn_in == (4096, 4096, 2048, 512)
+    # 128 steps and no more: too few to be called converged, unless the autocorrelation time were below 2.6 steps.
+    assert mcmc.steps == mcmc.max_steps == 128
+    assert load_config("paper", ["audit.mcmc.max_steps=20_000"]).audit.mcmc.max_steps == 20_000
 
 
 def test_overrides_win_over_the_file(tmp_path):
@@ -67,7 +82,7 @@ def test_all_mistakes_come_at_once():
 
 
 def test_wrong_files_are_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"did you mean 'digs2022'\? Presets: digs2022, faint, quick, sdss"):
+    with pytest.raises(ConfigError, match=r"did you mean 'digs2022'\? Presets: digs2022, faint, paper, quick, sdss"):
         load_config("digs2202")
     with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path / "missing.toml")

@@ -128,7 +128,7 @@ def test_the_page_fetches_nothing_and_runs_nothing(sound):
 def test_every_figure_has_pictures_alt_text_and_caption(sound):
     page, _ = sound
     figures = page.all("figure")
-    wanted = {"spectrum-1", "corner-1", "recovery", "ranks", "rank-cdf", "coverage-curve", "bins"}
+    wanted = {"spectrum-1", "corner-1", "recovery", "ranks", "rank-cdf", "coverage-curve", "bins", "edges"}
     assert wanted | {"shifts", "residuals", "learning", "cost-figure", "medians"} == {f["id"] for f in figures}
     for figure in figures:
         images = [i for i in page.all("img") if figure in i["inside"]]
@@ -179,6 +179,15 @@ def test_every_test_its_sizes_and_what_it_could_not_have_seen_are_told(sound):
     bins = [i["alt"] for i in page.all("img") if page.by_id("bins") in i["inside"]]
     # One for each parameter's median; S/N was not known.
     assert [alt.split()[0] for alt in bins] == audit["parameters"]
+    edges = [i["alt"] for i in page.all("img") if page.by_id("edges") in i["inside"]]
+    assert len(edges) == len(audit["parameters"])
+    for par, alt in zip(audit["parameters"], edges, strict=True):
+        strips = found["by_truth"][par]
+        told = [f"{strip['bias']:+.2f}" for strip in strips if strip["bias"] is not None]
+        assert alt.startswith(f"{par}: bias by where the truth lies in the prior, {told[0]} in the lowest")
+        assert f"{told[-1]} in the highest" in alt
+    words = "none lies outside" if found["leakage"] == 0 else f"{100 * found['leakage']:.2f} % lie outside"
+    assert words in page.by_id("edges-caption")["text"]
 
 
 def test_chains_that_did_not_converge_are_named_loudly(doubtful):

@@ -28,7 +28,7 @@ from digs_survey.report.figures.style import (
     zero_line,
 )
 
-__all__ = ["binomial_band", "conditional", "coverage", "rank_cdf", "rank_histogram", "recovery", "tarp"]
+__all__ = ["binomial_band", "conditional", "coverage", "edges", "rank_cdf", "rank_histogram", "recovery", "tarp"]
 
 _SHOWN = 1_000
 """Simulations that are drawn as points; numbers and running medians are of all."""
@@ -204,6 +204,55 @@ def conditional(name: str, along: str, bins: Sequence[Mapping[str, float]]) -> P
         f"{worst['shift_sigma']:.2f} sigma where they are farthest off"
     )
     return encode(figure, alt)
+
+
+def edges(
+    name: str, strips: Sequence[Mapping[str, float]], bins: Sequence[Mapping[str, float]], low: float, high: float
+) -> Picture:
+    """Bias and coverage of the 68 % interval by where in the prior the truth lies, and by where the median does.
+
+    Parameters
+    ----------
+    name : str
+        The parameter.
+    strips : sequence of mapping
+        As :func:`~digs_survey.audit.conditional.strip_summary` gives them.
+    bins : sequence of mapping
+        By the posterior's median, as :func:`~digs_survey.audit.conditional.bin_summary` gives them; may be empty.
+    low, high : float
+        Bounds of the parameter's uniform prior.
+    """
+    figure = panel(3.9)
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    known = [strip for strip in strips if strip["bias"] is not None]
+    centre = np.array([0.5 * (strip["low"] + strip["high"]) for strip in known])
+    middle = np.array([(0.5 * (entry["low"] + entry["high"]) - low) / (high - low) for entry in bins])
+    for axes, right, key, tested in ((top, 0.0, "bias", "shift_sigma"), (bottom, 0.68, "coverage", "coverage")):
+        axes.axhline(right, color=INK, lw=0.7, ls="--")
+        exact = [(at, strip[f"{key}_if_exact"]) for at, strip in zip(centre, known, strict=True)]
+        axes.plot(
+            [at for at, _ in exact], [np.nan if value is None else value for _, value in exact], color=INK, lw=1.2
+        )
+        _points(axes, centre, known, key, color=NPE, fmt="o")
+        _points(axes, middle, bins, tested, color=MCMC, fmt="D", mfc="white")
+    top.set(xlim=(0, 1), ylabel=r"(median $-$ truth) / $\sigma$")
+    bottom.set(xlabel=f"place in the prior of {label(name, unit=False)}", ylabel="truths in 68 %")
+    _align(top, bottom)
+    ends = [f"{known[k]['bias']:+.2f}" for k in (0, -1)] if known else ["unknown"] * 2
+    alt = (
+        f"{name}: bias by where the truth lies in the prior, {ends[0]} in the lowest strip and {ends[1]} in the "
+        f"highest; by where the median lies it is {_farthest(bins, 'shift_sigma')} at most"
+    )
+    return encode(figure, alt)
+
+
+def _points(axes: Axes, at: NDArray, entries: Sequence[Mapping[str, float]], key: str, **style: str) -> None:
+    value, error = (np.array([entry[key + part] for entry in entries]) for part in ("", "_error"))
+    axes.errorbar(at, value, yerr=2 * error, ms=4, lw=1.2, **style)  # type: ignore[arg-type]
+
+
+def _farthest(bins: Sequence[Mapping[str, float]], key: str) -> str:
+    return f"{max((entry[key] for entry in bins), key=abs):+.2f}" if bins else "not known"
 
 
 def _against_nominal(
