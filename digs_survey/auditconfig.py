@@ -68,4 +68,6 @@ class AuditConfig(Section):
     """Independent simulations for ranks, coverage and recovery."""
     calibration_draws: Annotated[int, Field(ge=100)] = 1_000
     predictive_draws: Count = 64
+    checked_galaxies: Annotated[int, Field(ge=0)] = 1_000
+    """Rows, drawn at random, of which the survey as a whole is held against the simulations; 0 leaves it out."""
     mcmc: MCMCConfig = MCMCConfig()

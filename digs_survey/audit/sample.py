@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,14 @@ import zarr
 from numpy.typing import NDArray
 
 from digs_survey.audit.select import Selection, principal_position, select_rows, signal_to_noise
-from digs_survey.catalog import Catalog
+from digs_survey.catalog import Catalog, CatalogRows
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import RunDirectoryError
 from digs_survey.infer.prepare import PreparedRows, prepare
 from digs_survey.parameters import Prior
 from digs_survey.quality import NO_POSTERIOR
 
-__all__ = ["Sample", "read_sample"]
+__all__ = ["Sample", "read_rows", "read_sample"]
 
 _BLOCK = 4096
 
@@ -107,6 +107,26 @@ def read_sample(
     return _read(catalog, selection, snr, prior, config, keeps_negative)
 
 
+def read_rows(catalog: Catalog, rows: NDArray[np.int64]) -> CatalogRows:
+    """Read some rows of a catalog, those of a chunk at once.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    rows : ndarray of int64, shape (n,)
+        Increasing.
+    """
+    parts = [catalog.rows(0, 0)]
+    for some in np.split(rows, np.flatnonzero(np.diff(rows // catalog.chunk_rows)) + 1):
+        if some.size:
+            block = catalog.rows(int(some[0]), int(some[-1]) + 1)
+            chosen = some - some[0]
+            parts.append(CatalogRows(*(getattr(block, field.name)[chosen] for field in fields(block))))
+    return CatalogRows(
+        *(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(CatalogRows))
+    )
+
+
 def _read(
     catalog: Catalog,
     selection: Selection,
@@ -115,32 +135,24 @@ def _read(
     config: SurveyConfig,
     keeps_negative: bool,
 ) -> Sample:
-    elements, count = len(catalog.grid), selection.rows.size
-    flux, ivar = np.ones((count, elements)), np.zeros((count, elements))
-    good, quality = np.zeros((count, elements), dtype=bool), np.zeros(count, dtype=np.int64)
-    redshift, truth = np.empty(count), np.full((count, prior.ndim), np.nan)
-    galaxy_id = [catalog.galaxy_id(0, 0)]
-    for i, row in enumerate(selection.rows.tolist()):
-        raw = catalog.rows(row, row + 1)
-        one = prepare(
-            raw,
-            catalog.grid.frame,
-            config.model.zred,
-            config.map.min_good_fraction,
-            keeps_negative=keeps_negative,
-        )
-        flux[i], ivar[i], good[i], quality[i] = one.flux[0], one.ivar[0], one.good[0], one.quality[0]
-        redshift[i] = raw.redshift[0]
-        galaxy_id.append(raw.galaxy_id)
-        columns = catalog.columns(row, row + 1)
-        for k, name in enumerate(prior.names):
-            if f"true_{name}" in columns:
-                truth[i, k] = float(columns[f"true_{name}"][0])
+    raw = read_rows(catalog, selection.rows)
+    prepared = prepare(
+        raw,
+        catalog.grid.frame,
+        config.model.zred,
+        config.map.min_good_fraction,
+        keeps_negative=keeps_negative,
+    )
+    truth = np.full((selection.rows.size, prior.ndim), np.nan)
+    for k, name in enumerate(prior.names):
+        if (column := f"true_{name}") in catalog.survey_columns:
+            for i, row in enumerate(selection.rows.tolist()):
+                truth[i, k] = float(catalog.column(column, row, row + 1)[0])
     return Sample(
         selection=selection,
-        prepared=PreparedRows(flux, ivar, good, quality),
-        galaxy_id=np.concatenate(galaxy_id),
-        redshift=redshift,
+        prepared=prepared,
+        galaxy_id=raw.galaxy_id,
+        redshift=raw.redshift,
         snr=snr[selection.rows],
         truth=truth,
     )

@@ -95,14 +95,25 @@ class Checker:
         """
         found = PredictiveCheck.unknown(len(theta))
         found.distance[:] = self.posterior.feature_distance(flux)
-        thinned = np.linspace(0, theta.shape[1] - 1, self.draws).round().astype(int)
-        noise = self.likelihood.noise
         with one_thread():
             for row, draws in enumerate(theta):
                 own = None if errors is None else errors[:, row]
-                spectra = self.likelihood.model.spectra(np.ascontiguousarray(draws[thinned]))
-                square = np.square(noise.residuals(flux[row], spectra, good[row], own))
-                chi2, count = np.nansum(square, axis=-1), int(good[row].sum())
-                found.chi2[row] = chi2.mean() / count
-                found.pvalue[row] = chdtrc(count, chi2).mean()
+                found.chi2[row], found.pvalue[row] = self.judge(flux[row], good[row], own, self.spectra(draws))
         return found
+
+    def spectra(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Noiseless spectra (self.draws, wavelength) of evenly thinned draws (draws, ndim) of one row."""
+        thinned = np.linspace(0, len(theta) - 1, self.draws).round().astype(int)
+        return self.likelihood.model.spectra(np.ascontiguousarray(theta[thinned]))
+
+    def judge(
+        self,
+        flux: NDArray[np.float64],
+        good: NDArray[np.bool_],
+        errors: NDArray[np.float64] | None,
+        spectra: NDArray[np.float64],
+    ) -> tuple[float, float]:
+        """Return chi-square over the number of good elements and the p-value of one row (wavelength,)."""
+        square = np.square(self.likelihood.noise.residuals(flux, spectra, good, errors))
+        chi2, count = np.nansum(square, axis=-1), int(good.sum())
+        return float(chi2.mean() / count), float(chdtrc(count, chi2).mean())
