@@ -1,4 +1,4 @@
-r"""Is the survey inside what was simulated?
+r"""Whether the survey as a whole is inside what was simulated.
 
 Three populations are held against spectra of their own posteriors: rows of the catalog, drawn at random; simulations
 that the posterior has not seen, drawn from the prior; and replications of the rows, for each of which one draw of the
@@ -21,7 +21,7 @@ from scipy.special import ndtri
 
 from digs_survey.audit.misspecification import discrepancy, distance_excess, share_excess
 from digs_survey.audit.sample import read_rows
-from digs_survey.audit.stack import Stack, departing, ranges
+from digs_survey.audit.stack import CLIP, Stack, departing, ranges
 from digs_survey.audit.uniformity import SIGNIFICANCE
 from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
@@ -97,10 +97,17 @@ class Population:
     @classmethod
     def join(cls, parts: list[Population], elements: int) -> Population:
         """Return all parts as one; empty where there are none."""
-        empty = np.zeros((0, elements), dtype=np.float32)
         if not parts:
-            return cls(empty, *(np.zeros(0) for _ in range(3)), empty, empty)
+            empty, none = np.zeros((0, elements), dtype=np.float32), np.zeros(0)
+            return cls(empty, none, none, none, empty, empty)
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    @property
+    def residuals(self) -> NDArray[np.float32]:
+        """``sigma`` as whole vectors: cut as in a stack, 0 where not good, NaN for rows that are not known."""
+        whole = np.clip(np.where(np.isfinite(self.sigma), self.sigma, 0), -CLIP, CLIP)
+        whole[~self.known] = np.nan
+        return whole
 
     @property
     def known(self) -> NDArray[np.bool_]:
@@ -135,7 +142,9 @@ class Inside:
         ``verdict`` is "inside"; "partly outside" where more rows than simulations have features far from the training
         set or spectra that their posteriors do not explain (``reasons``); "not described" where the stacked residuals
         of some wavelengths depart (``departures``); "unknown" where there are no rows. At most 2 % of the surveys that
-        are simulations are called anything but inside.
+        are simulations are called anything but inside. ``misspecification`` is not part of it: "features" compares with
+        the simulations, and is rejected for any survey that is not distributed like the prior; "residuals" compares
+        with the replications, whatever galaxies there are.
         """
         survey, simulated = self.populations["survey"], self.populations["simulations"]
         some, known = survey.known, simulated.known
@@ -159,7 +168,8 @@ class Inside:
         ]
         found = ranges(self.stacks["survey"], [self.stacks[name] for name in POPULATIONS[1:]], self.grid)
         tests = {
-            name: discrepancy(survey.features, self.populations[name].features, self.seed) for name in POPULATIONS[1:]
+            "features": discrepancy(survey.features, simulated.features, self.seed),
+            "residuals": discrepancy(survey.residuals, self.populations["replicated"].residuals, self.seed),
         }
         return told | {
             "verdict": "not described" if found else "partly outside" if reasons else "inside",

@@ -1,9 +1,10 @@
-r"""Are a survey's rows distributed like simulations, and do more of them lie in their tails?
+r"""Whether a survey's rows are distributed like simulations, and whether more of them lie in the tails.
 
 The first is sbi's test of misspecification (Schmitt et al. 2021, arXiv:2112.08866): the maximum mean discrepancy (MMD)
-between the features of rows and of simulations, against that between two halves of the simulations. It asks for the
-same distribution, which no survey has that is not drawn from the prior: one that is narrower is rejected too, with
-nothing wrong. The second is one-sided: how many rows lie beyond a point that a known share of the simulations is beyond.
+between rows and simulations, against that between two halves of the simulations. It asks for the same distribution. No
+survey that is not drawn from the prior has that of the features: one that is narrower is rejected too, with nothing
+wrong. The residuals, which hardly know what galaxies there are, should have it. The second is one-sided: how many rows
+lie beyond a point that a known share of the simulations is beyond.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Discrepancy:
 
 
 def discrepancy(rows: NDArray[np.floating], simulations: NDArray[np.floating], seed: int) -> Discrepancy | None:
-    """Test whether features of rows (n, features) are distributed like those of simulations (m, features).
+    """Test whether vectors of rows (n, features) are distributed like those of simulations (m, features).
 
     None where fewer than two rows or four simulations are left. It depends on the features and the seed alone.
     """

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from digs_survey.spectra import WavelengthGrid
 
-__all__ = ["ERRORS", "LEAST_SIGMA", "Stack", "departing", "ranges"]
+__all__ = ["CLIP", "ERRORS", "LEAST_SIGMA", "Stack", "departing", "ranges"]
 
 ERRORS = 5.0
 """Standard errors by which stacks that part differ."""
 LEAST_SIGMA = 0.1
 """Noise by which they differ: many spectra find what moves no single posterior."""
-_CLIP = 5.0
+CLIP = 5.0
 """Sigma at which a residual counts as much as any larger one, so that one broken spectrum does not make the mean."""
 _LEAST_COUNT = 5
 """Spectra below which an element has no error."""
@@ -58,7 +58,7 @@ class Stack:
         some = count >= _LEAST_COUNT
         mean, scatter, middle, error = np.full((4, count.size), np.nan)
         if some.any():
-            cut = np.clip(sigma[:, some].astype(float), -_CLIP, _CLIP)
+            cut = np.clip(sigma[:, some].astype(float), -CLIP, CLIP)
             mean[some], scatter[some] = np.nanmean(cut, axis=0), np.nanstd(cut, axis=0, ddof=1)
             low, middle[some], high = np.nanquantile(percent[:, some].astype(float), (0.16, 0.5, 0.84), axis=0)
             error[some] = np.sqrt(np.pi / 2 / count[some]) * 0.5 * (high - low)
@@ -89,8 +89,8 @@ def ranges(stack: Stack, references: list[Stack], grid: WavelengthGrid) -> list[
     -------
     list of dict
         For each run of such elements: ``low`` and ``high`` (outer edges in Angstrom), ``elements``, and of the element
-        that is furthest off ``wavelength``, ``sigma`` and ``errors`` (from the reference that is nearer) and ``percent``
-        (of the stack).
+        that is furthest off ``wavelength``, ``sigma`` and ``errors`` (from the reference that is nearer) and, of the
+        stack itself, ``percent``.
     """
     off = [departing(stack, reference) for reference in references]
     which = np.argmin([np.nan_to_num(np.abs(sigma)) for sigma, _ in off], axis=0)

@@ -271,7 +271,7 @@ class FrozenPosterior:
         return distance
 
     def features(self, flux: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Whitened features (n, features) of spectra (n, wavelength), those whose size :meth:`feature_distance` gives."""
+        """Whitened features (n, features) of spectra (n, wavelength), of which :meth:`feature_distance` is the size."""
         flux = np.asarray(flux)
         every = torch.zeros(1, 1 + self._features.shape_features)
         features = np.empty((len(flux), self._features.asked(every).shape[-1]), dtype=np.float32)

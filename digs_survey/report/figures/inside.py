@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
@@ -67,7 +67,9 @@ def stacks(
         columns = 4 if figure is wide else 2
         figure.legend(*upper.get_legend_handles_labels(), loc="outside upper center", ncols=columns)
     worst = np.nanmax(np.abs(sigma[0]), initial=0.0)
-    alt = f"stacked residuals of the survey and of simulations; the survey's mean is at most {worst:.2f} sigma from zero"
+    alt = (
+        f"stacked residuals of the survey and of simulations; the survey's mean is at most {worst:.2f} sigma from zero"
+    )
     if departures:
         where = ", ".join(f"{one['low']:.0f} to {one['high']:.0f} Angstrom" for one in departures)
         alt += f"; it departs from the simulations at {where}"
@@ -92,7 +94,12 @@ def _stack(axes: Any, wave: NDArray, value: NDArray, error: NDArray, departures:
 
 
 def outliers(
-    distance: NDArray, pvalue: NDArray, simulated_distance: NDArray, simulated_pvalue: NDArray, limit: float, small: float
+    distance: NDArray,
+    pvalue: NDArray,
+    simulated_distance: NDArray,
+    simulated_pvalue: NDArray,
+    limit: float,
+    small: float,
 ) -> Picture:
     """Feature distance against predictive p-value of each row, over the simulations.
 
@@ -115,11 +122,9 @@ def outliers(
         color="#8A9099",
         label=f"simulations ({simulated_distance.size:,})",
     )
-    axes.scatter(
-        distance[~out], _height(pvalue[~out]), s=7, color=NPE, lw=0, label=f"survey ({int((~out).sum()):,})"
-    )
+    axes.scatter(distance[~out], _height(pvalue[~out]), s=7, color=NPE, lw=0, label=f"survey ({int((~out).sum()):,})")
     if out.any():
-        face = {"facecolors": "white", "edgecolors": MCMC, "linewidths": 1.1}
+        face: Any = {"facecolors": "white", "edgecolors": MCMC, "linewidths": 1.1}
         name = f"survey, beyond a limit ({int(out.sum()):,})"
         axes.scatter(distance[out], _height(pvalue[out]), s=30, marker="^", **face, label=name, zorder=3)
     axes.axvline(limit, color=INK, lw=0.8, ls="--")
@@ -127,14 +132,17 @@ def outliers(
     axes.set_xscale("log")
     low, high = finite_span(np.log10(distance), np.log10(simulated_distance), [np.log10(limit)])
     axes.set_xlim(10**low, 10**high)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]) if high - low < 0.7 else axes.xaxis.get_major_locator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    steps = (1, 1.5, 2, 3, 5, 7) if high - low < 1.2 else (1, 3) if high - low < 3 else (1,)
+    places = [step * 10.0**power for power in range(-3, 31) for step in steps if low <= np.log10(step) + power <= high]
+    axes.set_xticks(places, [f"{place:g}" for place in places])
     axes.xaxis.set_minor_formatter(NullFormatter())
     bottom, top = finite_span(_height(pvalue), _height(simulated_pvalue), [_height(small)])
     axes.set_ylim(bottom, top)
     shown = [p for p in _TICKS if bottom <= _height(p) <= top]
     axes.set_yticks([_height(p) for p in shown], [f"{p:g}" for p in shown])
-    axes.set(xlabel="distance of the features (rms; simulations: some 1)", ylabel="predictive p-value (less likely: up)")
+    axes.set(
+        xlabel="distance of the features (rms; simulations: some 1)", ylabel="predictive p-value (less likely: up)"
+    )
     figure.legend(loc="outside upper center", ncols=3 if out.any() else 2)
     alt = (
         f"feature distance against predictive p-value of {distance.size} rows over {simulated_distance.size} "
