@@ -21,7 +21,7 @@ from scipy.special import ndtri
 
 from digs_survey.audit.misspecification import discrepancy, distance_excess, share_excess
 from digs_survey.audit.sample import read_rows
-from digs_survey.audit.stack import CLIP, Stack, departing, ranges
+from digs_survey.audit.stack import CLIP, Stack, departing, least_sigma, ranges
 from digs_survey.audit.uniformity import SIGNIFICANCE
 from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
@@ -141,7 +141,8 @@ class Inside:
 
         ``verdict`` is "inside"; "partly outside" where more rows than simulations have features far from the training
         set or spectra that their posteriors do not explain (``reasons``); "not described" where the stacked residuals
-        of some wavelengths depart (``departures``); "unknown" where there are no rows. At most 2 % of the surveys that
+        of some wavelengths depart (``departures``; ``least_sigma`` is what would have been seen in the median element);
+        "unknown" where there are no rows. At most 2 % of the surveys that
         are simulations are called anything but inside. ``misspecification`` is not part of it: "features" compares with
         the simulations, and is rejected for any survey that is not distributed like the prior; "residuals" compares
         with the replications, whatever galaxies there are.
@@ -166,7 +167,8 @@ class Inside:
             for name, one in shares.items()
             if one.pvalue < SIGNIFICANCE / len(shares) and one.share - one.simulations_share > _LEAST_EXCESS
         ]
-        found = ranges(self.stacks["survey"], [self.stacks[name] for name in POPULATIONS[1:]], self.grid)
+        stack, references = self.stacks["survey"], [self.stacks[name] for name in POPULATIONS[1:]]
+        found = ranges(stack, references, self.grid)
         tests = {
             "features": discrepancy(survey.features, simulated.features, self.seed),
             "residuals": discrepancy(survey.residuals, self.populations["replicated"].residuals, self.seed),
@@ -176,6 +178,8 @@ class Inside:
             "reasons": reasons,
             "departures": found,
             "shares": {name: one.to_dict() for name, one in shares.items()},
+            "least_sigma": least_sigma(stack, references),
+            "distance_median": {name: _median(one.distance) for name, one in self.populations.items()},
             "chi2_median": {name: _median(one.chi2) for name, one in self.populations.items()},
             "misspecification": {name: one and one.to_dict() for name, one in tests.items()},
         }

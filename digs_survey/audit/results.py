@@ -80,7 +80,7 @@ _SURVEY: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "simulated_pvalue": (("simulation",), {}),
     "population": (("population",), {"description": "the catalog's rows, simulations, and replications of the rows"}),
     "count": (_STACK, {"description": "spectra in which the element is good"}),
-    "residual_sigma": (_STACK, {"description": "mean of (flux - predicted) / sigma, each cut at 5"}),
+    "residual_sigma": (_STACK, {"description": "mean of (flux - predicted) / sigma, each cut at 3"}),
     "residual_sigma_error": (_STACK, {"description": "standard error of residual_sigma"}),
     "residual_percent": (_STACK, {"units": "percent", "description": "median of (flux - predicted) / predicted"}),
     "residual_percent_error": (_STACK, {"units": "percent", "description": "standard error of residual_percent"}),

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from digs_survey.spectra import WavelengthGrid
 
-__all__ = ["CLIP", "ERRORS", "LEAST_SIGMA", "Stack", "departing", "ranges"]
+__all__ = ["CLIP", "ERRORS", "LEAST_SIGMA", "Stack", "departing", "least_sigma", "ranges"]
 
 ERRORS = 5.0
 """Standard errors by which stacks that part differ."""
 LEAST_SIGMA = 0.1
 """Noise by which they differ: many spectra find what moves no single posterior."""
-CLIP = 5.0
-"""Sigma at which a residual counts as much as any larger one, so that one broken spectrum does not make the mean."""
+CLIP = 3.0
+"""Sigma at which a residual counts as much as any larger one, so that a few odd spectra do not make the mean."""
 _LEAST_COUNT = 5
 """Spectra below which an element has no error."""
 
@@ -36,7 +36,7 @@ class Stack:
     count : ndarray of int64, shape (wavelength,)
         Spectra in which the element is good.
     sigma : ndarray of float64, shape (wavelength,)
-        Mean residual in units of the noise, each cut at 5.
+        Mean residual in units of the noise, each cut at 3.
     scatter : ndarray of float64, shape (wavelength,)
         Standard deviation of these.
     percent : ndarray of float64, shape (wavelength,)
@@ -75,11 +75,21 @@ def departing(stack: Stack, reference: Stack) -> tuple[NDArray[np.float64], NDAr
 
     The scatter of few spectra is uncertain: the larger of both is taken for each.
     """
-    scatter = np.fmax(stack.scatter, reference.scatter)
-    counts = 1 / np.maximum(stack.count, 1) + 1 / np.maximum(reference.count, 1)
     difference = stack.sigma - reference.sigma
     with np.errstate(divide="ignore", invalid="ignore"):
-        return difference, difference / (scatter * np.sqrt(counts))
+        return difference, difference / _error(stack, reference)
+
+
+def least_sigma(stack: Stack, references: list[Stack]) -> float | None:
+    """Return the least departure from every reference, in units of the noise, that is seen in the median element."""
+    needed = np.max([ERRORS * _error(stack, reference) for reference in references], axis=0)
+    needed = needed[np.isfinite(needed)]
+    return max(LEAST_SIGMA, float(np.median(needed))) if needed.size else None
+
+
+def _error(stack: Stack, reference: Stack) -> NDArray[np.float64]:
+    counts = 1 / np.maximum(stack.count, 1) + 1 / np.maximum(reference.count, 1)
+    return np.fmax(stack.scatter, reference.scatter) * np.sqrt(counts)
 
 
 def ranges(stack: Stack, references: list[Stack], grid: WavelengthGrid) -> list[dict[str, Any]]:

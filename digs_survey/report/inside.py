@@ -23,6 +23,8 @@ _NAMES = {
     "pvalue_below_1e-05": "predictive p-value below 0.00001",
     "pvalue_above_0.99": "predictive p-value above 0.99 (the noise is smaller than it is taken for)",
 }
+_STRONGER = {"distance_above_99%": _FAR, "pvalue_below_0.01": "pvalue_below_1e-05"}
+"""What is not said where something stronger is."""
 _NAMED = 3
 """Ranges of wavelength that the verdict names."""
 
@@ -89,8 +91,8 @@ def inside_headline(run: RunData) -> list[Headline]:
 def _words(told: dict[str, Any]) -> str:
     if told["verdict"] == "inside":
         return (
-            f"The survey is inside what was simulated: neither the features nor the residuals of {count(told['rows'])} "
-            "rows depart from those of simulations."
+            f"The survey is inside what was simulated, as far as {count(told['rows'])} rows tell: a feature that all "
+            f"share would have been seen from {fixed(told['least_sigma'], 2)} σ on."
         )
     words = []
     if found := sorted(told["departures"], key=lambda one: -abs(one["sigma"])):
@@ -99,7 +101,8 @@ def _words(told: dict[str, Any]) -> str:
         )
         more = f" and in {len(found) - _NAMED} more ranges" if len(found) > _NAMED else ""
         words.append(f"The model does NOT describe the survey's flux at {where}{more}.")
-    for name in told["reasons"]:
+    weaker = {name for name, stronger in _STRONGER.items() if stronger in told["reasons"]}
+    for name in [name for name in told["reasons"] if name not in weaker]:
         one = told["shares"][name]
         words.append(
             f"{percent(one['share'])} of the rows, but {_share(one['simulations_share'])} of the simulations, have "

@@ -133,6 +133,8 @@ def test_what_the_model_made_is_inside(check):
         assert (test["rows"], test["simulations"]) == (150, 150)
     far = told["shares"]["distance_above_99%"]
     assert far["interval"][0] <= far["share"] <= far["interval"][1]
+    assert told["least_sigma"] == pytest.approx(5 * (2 / ROWS) ** 0.5, rel=0.1)
+    assert told["distance_median"]["survey"] == pytest.approx(told["distance_median"]["replicated"], rel=0.1)
     arrays = found.arrays()
     assert arrays["residual_sigma"].shape == (3, len(GRID))
     assert np.abs(arrays["residual_sigma"]).max() < 0.3
