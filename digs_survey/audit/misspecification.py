@@ -62,7 +62,8 @@ class Discrepancy:
 def discrepancy(rows: NDArray[np.floating], simulations: NDArray[np.floating], seed: int) -> Discrepancy | None:
     """Test whether vectors of rows (n, features) are distributed like those of simulations (m, features).
 
-    None where fewer than two rows or four simulations are left. It depends on the features and the seed alone.
+    None where fewer than two rows or four simulations are left, or most of them are the same vector, of which the
+    kernel has no width. It depends on the features and the seed alone.
     """
     import torch
     from sbi.diagnostics.misspecification import calculate_baseline_mmd, compute_rbf_mmd_median_heuristic
@@ -89,6 +90,8 @@ def discrepancy(rows: NDArray[np.floating], simulations: NDArray[np.floating], s
             expected = calculate_baseline_mmd(n, y, n_shuffle=_SHUFFLES, max_samples=n + m).numpy()
     finally:
         torch.set_num_threads(threads)
+    if not (np.isfinite(mmd) and np.isfinite(expected).all()):
+        return None
     middle, high = np.quantile(expected, (0.5, 0.95)).tolist()
     return Discrepancy(
         mmd=mmd,

@@ -283,6 +283,7 @@ def test_misspecification_finds_a_shift_and_no_more():
     assert (found.pvalue, found.rows, found.excluded_nan) == (1 / 100, 197, 3)
     assert found.mmd > found.expected[1] > found.expected[0]
     assert discrepancy(x[:4], y, 0) is None
+    assert discrepancy(np.ones((9, 6)), np.ones((20, 6)), 0) is None
 
 
 def test_counts_beyond_a_percentile_are_too_many_as_often_as_they_should():
