@@ -71,6 +71,8 @@ class AuditConfig(Section):
     tolerance_sigma: Positive = 0.3
     """Wasserstein distance of a parameter from emcee's, in its half 16-84 % width, up to which a posterior agrees: a
     shift by 0.3 sigma, or a width wrong by 40 %. Trust is the chance of staying below it."""
+    checked_galaxies: Annotated[int, Field(ge=0)] = 1_000
+    """Rows, drawn at random, of which the survey as a whole is held against the simulations; 0 leaves it out."""
     mcmc: MCMCConfig = MCMCConfig()
 
 

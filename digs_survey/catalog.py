@@ -127,6 +127,11 @@ class Catalog:
         quality[self.duplicate_rows[low:high] - start] |= QualityFlag.DUPLICATE_ID
         return CatalogRows(flux, ivar, good, redshift, self.galaxy_id(start, stop), quality)
 
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of spectra that are read at once, however few of them are wanted."""
+        return int(self._arrays["flux"].chunks[0])
+
     def galaxy_id(self, start: int, stop: int) -> NDArray[Any]:
         """Read the identifiers of rows ``start`` to ``stop`` (excluded): integers or strings."""
         return self._read("galaxy_id", slice(start, stop))

@@ -217,7 +217,7 @@ def _fit(
     posterior = FrozenPosterior.load(run_dir / "model")
     settings, noise = config.audit, posterior.noise
     rows = rows[: _affordable(run_dir, budget_s)]
-    seen, _ = prepare_rows(catalog, rows, config, keeps_negative=noise.keeps_negative)
+    seen = prepare_rows(catalog, rows, config, keeps_negative=noise.keeps_negative)
     npe = posterior.sample(seen.flux, config.map.draws)
     errors = noise.errors_of(seen.flux, seen.ivar, seen.good)
     jobs = [

@@ -1,4 +1,4 @@
-"""Layout of ``audit.zarr``: a group for the calibration and one for the audited galaxies."""
+"""Layout of ``audit.zarr``: groups for the calibration, for the audited galaxies and for the survey as a whole."""
 
 from __future__ import annotations
 
@@ -69,6 +69,27 @@ _WEIGHED: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "log_evidence": (("galaxy",), {"description": "natural log of the density of the good elements' flux"}),
 }
 """Where draws were weighed."""
+_STACK = ("population", "wavelength")
+_SURVEY: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+    "row": (("galaxy",), {"description": "row of the catalog"}),
+    "feature_distance": (("galaxy",), {"description": "rms of the whitened features; some 1 for a simulation"}),
+    "chi2": (("galaxy",), {"description": "posterior predictive chi-square over the number of good elements"}),
+    "pvalue": (("galaxy",), {"description": "posterior predictive p-value"}),
+    "simulated_feature_distance": (("simulation",), {}),
+    "simulated_chi2": (("simulation",), {}),
+    "simulated_pvalue": (("simulation",), {}),
+    "population": (("population",), {"description": "the catalog's rows, simulations, and replications of the rows"}),
+    "count": (_STACK, {"description": "spectra in which the element is good"}),
+    "residual_sigma": (_STACK, {"description": "mean of (flux - predicted) / sigma, each cut at 3"}),
+    "residual_sigma_error": (_STACK, {"description": "standard error of residual_sigma"}),
+    "residual_percent": (_STACK, {"units": "percent", "description": "median of (flux - predicted) / predicted"}),
+    "residual_percent_error": (_STACK, {"units": "percent", "description": "standard error of residual_percent"}),
+    "residual_errors": (
+        ("reference", "wavelength"),
+        {"description": "residual_sigma of the survey less that of each other population, in standard errors"},
+    ),
+}
+"""Where the survey as a whole was checked."""
 
 
 def write_audit(
@@ -78,6 +99,7 @@ def write_audit(
     quantiles: Sequence[float],
     calibration: Calibration,
     galaxies: Mapping[str, NDArray[Any]],
+    survey: Mapping[str, NDArray[Any]] | None = None,
 ) -> None:
     """Write ``audit.zarr``, complete or not at all; ``xarray.open_zarr(path, group=...)`` reads its groups.
 
@@ -96,6 +118,8 @@ def write_audit(
         draws were weighed. Its ``walkers`` become a group ``chains/ROW`` for each galaxy with a chain, which ArviZ
         takes as it is: a variable for each parameter with the dimensions chain (a walker) and draw, below
         ``posterior``.
+    survey : mapping of str to ndarray, optional
+        The group ``survey``, as :meth:`~digs_survey.audit.inside.Inside.arrays` gives it.
     """
     names = np.array(prior.names)
     simulated: _Arrays = {
@@ -116,22 +140,26 @@ def write_audit(
         "quantile": (("quantile",), np.array(quantiles), {}),
         "parameter": (("parameter",), names, {}),
     }
+    wavelength: tuple[tuple[str, ...], NDArray[Any], Mapping[str, Any]] = (
+        ("wavelength",),
+        grid.wavelength,
+        {"units": "Angstrom", "frame": grid.frame, "medium": grid.medium},
+    )
     about = _GALAXIES | (_WEIGHED if "ess" in galaxies else {})
     audited: _Arrays = {
         **{name: (dims, np.asarray(galaxies[name]), attrs) for name, (dims, attrs) in about.items()},
         "band": (("band",), np.array(BAND), {}),
         "parameter": (("parameter",), names, {}),
-        "wavelength": (
-            ("wavelength",),
-            grid.wavelength,
-            {"units": "Angstrom", "frame": grid.frame, "medium": grid.medium},
-        ),
+        "wavelength": wavelength,
     }
     units = {"parameter_units": {p.name: p.unit for p in prior.parameters}}
     with new_folder(path) as building:
         extra = {"draws": calibration.draws, "excluded_nan": calibration.excluded}
         _write_group(building / "calibration", simulated, units | extra)
         _write_group(building / "galaxies", audited, units)
+        if survey is not None:
+            checked: _Arrays = {name: (dims, survey[name], attrs) for name, (dims, attrs) in _SURVEY.items()}
+            _write_group(building / "survey", checked | {"wavelength": wavelength}, {})
         for row, walkers in zip(galaxies["row"].tolist(), galaxies["walkers"], strict=True):
             if np.isfinite(walkers).all():
                 _write_chains(building / "chains" / str(row), prior, walkers)

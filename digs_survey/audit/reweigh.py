@@ -89,7 +89,7 @@ class _Worker:
     def weigh(self, rows: NDArray[np.int64]) -> WeightedRows:
         began, config, derive = time.process_time(), self.setup.config, self.setup.derive
         posterior, quantiles = self.posterior, config.map.quantiles
-        seen, _ = prepare_rows(self.catalog, rows.tolist(), config, keeps_negative=posterior.noise.keeps_negative)
+        seen = prepare_rows(self.catalog, rows.tolist(), config, keeps_negative=posterior.noise.keeps_negative)
         theta = posterior.sample(seen.flux, config.escalate.draws)
         known = np.isfinite(theta).all(axis=(1, 2))
         log_weights = np.full(theta.shape[:2], np.nan)

@@ -1,4 +1,4 @@
-"""The audit stage: calibration, MCMC on a sample of the catalog, predictive checks, cost."""
+"""The audit stage: calibration, MCMC on a sample of the catalog, predictive checks, the survey as a whole, cost."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from digs_survey.audit.agreement import compare
 from digs_survey.audit.fit import FitSetup, GalaxyFit, GalaxyJob
 from digs_survey.audit.importance import importance_summary, weigh_calibration, weigh_rows
+from digs_survey.audit.inside import check_survey
 from digs_survey.audit.mcmc import fit_galaxies
 from digs_survey.audit.predictive import chi_square, residual_percent
 from digs_survey.audit.recalibration import central_coverage, coverage_told, shares_below
@@ -134,6 +135,7 @@ def run_audit(
         seen, errors = sample.prepared, None if errors is None else errors[:, begun]
     if weighed:
         weighed["galaxies"] = weigh_rows(posterior, seen, npe, config)
+    inside = check_survey(posterior, catalog, run_dir, config) if settings.checked_galaxies else None
     own_s = time.process_time() - began
     galaxies = _about(sample, npe) | _stack(setup, fits)
     agreement = compare(npe, galaxies["mcmc"], galaxies["converged"])
@@ -180,7 +182,10 @@ def run_audit(
         draws = config.infer.importance_draws
         summary["importance"] = {name: importance_summary(found, draws) for name, found in weighed.items()}
         galaxies |= {name: getattr(weighed["galaxies"], name) for name in ("ess", "pareto_k", "log_evidence")}
-    write_audit(run_dir / "audit.zarr", prior, catalog.grid, config.map.quantiles, calibration, galaxies)
+    if inside is not None:
+        summary["inside"] = inside.summary()
+    survey = None if inside is None else inside.arrays()
+    write_audit(run_dir / "audit.zarr", prior, catalog.grid, config.map.quantiles, calibration, galaxies, survey)
     write_json(run_dir / "audit.json", summary)
     return summary
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from digs_survey.infer.prepare import PreparedRows, prepare
 from digs_survey.parameters import Prior
 from digs_survey.quality import NO_POSTERIOR
 
-__all__ = ["Sample", "prepare_rows", "read_sample"]
+__all__ = ["Sample", "prepare_rows", "read_rows", "read_sample"]
 
 _BLOCK = 4096
 
@@ -113,20 +113,37 @@ def read_sample(
     return _read(catalog, selection, snr, prior, config, keeps_negative)
 
 
-def prepare_rows(
-    catalog: Catalog, rows: Sequence[int], config: SurveyConfig, *, keeps_negative: bool
-) -> tuple[PreparedRows, list[CatalogRows]]:
-    """Read single rows and prepare them as the map does; also as they were read."""
-    raw = [catalog.rows(row, row + 1) for row in rows]
+def read_rows(catalog: Catalog, rows: NDArray[np.int64]) -> CatalogRows:
+    """Read some rows of a catalog, those of a chunk at once.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    rows : ndarray of int64, shape (n,)
+        Increasing.
+    """
+    parts = [catalog.rows(0, 0)]
+    for some in np.split(rows, np.flatnonzero(np.diff(rows // catalog.chunk_rows)) + 1):
+        if some.size:
+            block = catalog.rows(int(some[0]), int(some[-1]) + 1)
+            chosen = some - some[0]
+            parts.append(CatalogRows(*(getattr(block, field.name)[chosen] for field in fields(block))))
+    return CatalogRows(
+        *(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(CatalogRows))
+    )
+
+
+def prepare_rows(catalog: Catalog, rows: Sequence[int], config: SurveyConfig, *, keeps_negative: bool) -> PreparedRows:
+    """Read rows, in any order, and prepare them as the map does."""
+    order = np.argsort(np.asarray(rows, dtype=np.int64), kind="stable")
+    prepared = _prepare(catalog, read_rows(catalog, np.asarray(rows, dtype=np.int64)[order]), config, keeps_negative)
+    back = np.argsort(order)
+    return PreparedRows(*(getattr(prepared, field.name)[back] for field in fields(prepared)))
+
+
+def _prepare(catalog: Catalog, raw: CatalogRows, config: SurveyConfig, keeps_negative: bool) -> PreparedRows:
     zred, least = config.model.zred, config.map.min_good_fraction
-    each = [prepare(one, catalog.grid.frame, zred, least, keeps_negative=keeps_negative) for one in raw]
-    shape = (len(each), len(catalog.grid))
-    return PreparedRows(
-        np.array([one.flux[0] for one in each], dtype=float).reshape(shape),
-        np.array([one.ivar[0] for one in each], dtype=float).reshape(shape),
-        np.array([one.good[0] for one in each], dtype=bool).reshape(shape),
-        np.array([one.quality[0] for one in each], dtype=np.int64),
-    ), raw
+    return prepare(raw, catalog.grid.frame, zred, least, keeps_negative=keeps_negative)
 
 
 def _read(
@@ -137,22 +154,18 @@ def _read(
     config: SurveyConfig,
     keeps_negative: bool,
 ) -> Sample:
-    count = selection.rows.size
-    prepared, blocks = prepare_rows(catalog, selection.rows.tolist(), config, keeps_negative=keeps_negative)
-    redshift, truth = np.empty(count), np.full((count, prior.ndim), np.nan)
-    galaxy_id = [catalog.galaxy_id(0, 0)]
-    for i, (row, raw) in enumerate(zip(selection.rows.tolist(), blocks, strict=True)):
-        redshift[i] = raw.redshift[0]
-        galaxy_id.append(raw.galaxy_id)
-        columns = catalog.columns(row, row + 1)
-        for k, name in enumerate(prior.names):
-            if f"true_{name}" in columns:
-                truth[i, k] = float(columns[f"true_{name}"][0])
+    raw = read_rows(catalog, selection.rows)
+    prepared = _prepare(catalog, raw, config, keeps_negative)
+    truth = np.full((selection.rows.size, prior.ndim), np.nan)
+    for k, name in enumerate(prior.names):
+        if (column := f"true_{name}") in catalog.survey_columns:
+            for i, row in enumerate(selection.rows.tolist()):
+                truth[i, k] = float(catalog.column(column, row, row + 1)[0])
     return Sample(
         selection=selection,
         prepared=prepared,
-        galaxy_id=np.concatenate(galaxy_id),
-        redshift=redshift,
+        galaxy_id=raw.galaxy_id,
+        redshift=raw.redshift,
         snr=snr[selection.rows],
         truth=truth,
     )

@@ -134,7 +134,11 @@ class Features(nn.Module):
 
     def distance(self, features: Tensor) -> Tensor:
         """Root mean square (n,) of features; of those that :meth:`outside` asks for."""
-        return features[..., self._asked].square().mean(dim=-1).sqrt()
+        return self.asked(features).square().mean(dim=-1).sqrt()
+
+    def asked(self, features: Tensor) -> Tensor:
+        """Those of the features (n, 1 + shape_features) that :meth:`outside` asks for."""
+        return features[..., self._asked]
 
     @property
     def _asked(self) -> slice:

@@ -270,6 +270,19 @@ class FrozenPosterior:
         for_each(measure, len(flux))
         return distance
 
+    def features(self, flux: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Whitened features (n, features) of spectra (n, wavelength), of which :meth:`feature_distance` is the size."""
+        flux = np.asarray(flux)
+        every = torch.zeros(1, 1 + self._features.shape_features)
+        features = np.empty((len(flux), self._features.asked(every).shape[-1]), dtype=np.float32)
+
+        @torch.inference_mode()
+        def look(row: int) -> None:
+            features[row] = self._features.asked(self._features(_tensor(flux[row])))[0].numpy()
+
+        for_each(look, len(flux))
+        return features
+
     # -- one spectrum ------------------------------------------------------------------------------------------
 
     # By itself, since a row's last bits may depend on its place in a product of several (MKL's small ones).

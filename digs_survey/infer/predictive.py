@@ -104,8 +104,7 @@ class Checker:
         """
         found = PredictiveCheck.unknown(len(theta))
         found.distance[:] = self.posterior.feature_distance(flux)
-        thinned = np.linspace(0, theta.shape[1] - 1, self.draws).round().astype(int)
-        noise, some = self.likelihood.noise, np.ascontiguousarray(theta[:, thinned])
+        noise, some = self.likelihood.noise, np.ascontiguousarray(theta[:, self.thinned(theta.shape[1])])
         proposal = self.posterior.log_prob(some, flux) - self.posterior.prior.log_prob(some)
         with one_thread():
             for row, draws in enumerate(some):
@@ -113,8 +112,25 @@ class Checker:
                 spectra = self.likelihood.model.spectra(draws)
                 log_weight = noise.log_likelihood(flux[row], spectra, good[row], own) - proposal[row]
                 found.scatter[row] = stats.median_abs_deviation(log_weight, scale="normal")
-                square = np.square(noise.residuals(flux[row], spectra, good[row], own))
-                chi2, count = np.nansum(square, axis=-1), int(good[row].sum())
-                found.chi2[row] = chi2.mean() / count
-                found.pvalue[row] = chdtrc(count, chi2).mean()
+                found.chi2[row], found.pvalue[row] = self.judge(flux[row], good[row], own, spectra)
         return found
+
+    def thinned(self, draws: int) -> NDArray[np.intp]:
+        """Places of the draws, of so many, that are looked at."""
+        return np.linspace(0, draws - 1, self.draws).round().astype(int)
+
+    def spectra(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Noiseless spectra (self.draws, wavelength) of evenly thinned draws (draws, ndim) of one row."""
+        return self.likelihood.model.spectra(np.ascontiguousarray(theta[self.thinned(len(theta))]))
+
+    def judge(
+        self,
+        flux: NDArray[np.float64],
+        good: NDArray[np.bool_],
+        errors: NDArray[np.float64] | None,
+        spectra: NDArray[np.float64],
+    ) -> tuple[float, float]:
+        """Return chi-square over the number of good elements and the p-value of one row (wavelength,)."""
+        square = np.square(self.likelihood.noise.residuals(flux, spectra, good, errors))
+        chi2, count = np.nansum(square, axis=-1), int(good.sum())
+        return float(chi2.mean() / count), float(chdtrc(count, chi2).mean())

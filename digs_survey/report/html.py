@@ -45,6 +45,7 @@ def write_report(run_dir: Path, *, figures: bool = False) -> Path:
     from digs_survey.report.figures.style import style
     from digs_survey.report.format import FILTERS
     from digs_survey.report.headline import coverage_limits, headlines
+    from digs_survey.report.inside import inside_headline, inside_section
     from digs_survey.report.load import load_run
     from digs_survey.report.trust import trust_section
 
@@ -62,6 +63,7 @@ def write_report(run_dir: Path, *, figures: bool = False) -> Path:
             "calibration": sections.calibration_section(run),
             "agreement": sections.agreement_section(run),
             "trust": trust_section(run),
+            "inside": inside_section(run),
             "learning": sections.learning_section(run),
             "cost": sections.cost_section(run),
             "catalog": sections.catalog_section(run),
@@ -70,7 +72,7 @@ def write_report(run_dir: Path, *, figures: bool = False) -> Path:
         page = environment.get_template("report.html.j2").render(
             run=run,
             facts=sections.facts(run),
-            headlines=headlines(run),
+            headlines=headlines(run) + inside_headline(run),
             limits=coverage_limits((run.audit.get("calibration") or {}).get("simulations") or 0),
             galaxies=galaxies.galaxy_rows(run),
             importance=sections.importance_section(run),

@@ -73,6 +73,7 @@ class RunData:
     audit: dict[str, Any]
     calibration: xr.Dataset | None
     galaxies: xr.Dataset | None
+    survey: xr.Dataset | None = None
 
 
 def names_of(dataset: xr.Dataset) -> list[str]:
@@ -108,6 +109,7 @@ def load_run(run_dir: Path) -> RunData:
         audit=read_json(audit) if is_file(audit) else {},
         calibration=_group(run_dir / "audit.zarr", "calibration", "simulation"),
         galaxies=_group(run_dir / "audit.zarr", "galaxies", "galaxy"),
+        survey=_group(run_dir / "audit.zarr", "survey", "galaxy"),
     )
 
 

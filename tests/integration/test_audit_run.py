@@ -17,6 +17,7 @@ from digs_survey.catalog import write_catalog
 from digs_survey.config import NoiseConfig, SurveyConfig
 from digs_survey.errors import RunDirectoryError
 from digs_survey.estimator.posterior import FrozenPosterior
+from digs_survey.infer.likelihood import SpectrumLikelihood
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.raysession import ray_session
@@ -35,6 +36,7 @@ CONFIG = SurveyConfig.model_validate(
             "calibration_simulations": SIMULATIONS,
             "calibration_draws": 100,
             "predictive_draws": 8,
+            "checked_galaxies": 8,
             "mcmc": {
                 "walkers": 12,
                 "burn_in": [10],
@@ -81,6 +83,12 @@ class Posterior:
         theta[..., 0] = np.clip(np.log10(np.median(flux, axis=1))[:, None] + 18 + 0.1 * cube[..., 0], 8, 13)
         return theta
 
+    def features(self, flux):
+        return np.log10(flux[:, ::4]) + 8
+
+    def feature_distance(self, flux):
+        return np.sqrt(np.square(self.features(flux)).mean(axis=1))
+
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
@@ -93,6 +101,7 @@ def cluster():
 def inputs(tmp_path, monkeypatch):
     monkeypatch.setattr(FrozenPosterior, "load", lambda folder: Posterior())
     monkeypatch.setattr(run, "fit_galaxies", partial(run.fit_galaxies, fit=fit))
+    monkeypatch.setattr(SpectrumLikelihood, "of_posterior", lambda known: SpectrumLikelihood(Smooth(), known.noise))
     rng = np.random.default_rng(5)
     theta = PRIOR.from_unit_cube(rng.uniform(0.3, 0.7, (ROWS, 5)))
     flux = Smooth().spectra(theta)
@@ -193,6 +202,15 @@ def test_audit_writes_what_the_report_reads_and_does_it_once(inputs, monkeypatch
         reported = summary["calibration"]["coverage"]["0.9"]
         assert calibration["coverage"].values[level].tolist() == list(reported.values())
 
+    inside = summary["inside"]
+    assert (inside["rows"], inside["simulations"]) == (8, 8)
+    with xr.open_zarr(run_dir / "audit.zarr", group="survey", consolidated=False) as survey:
+        assert set(survey["row"].values) < set(range(1, ROWS))
+        assert survey["population"].values.tolist() == ["survey", "simulations", "replicated"]
+        assert survey["residual_sigma"].shape == (3, len(GRID))
+        assert (survey["count"].values == 8).all()
+        assert np.median(survey["chi2"].values) == pytest.approx(inside["chi2_median"]["survey"])
+
     chains = xr.open_datatree(
         run_dir / "audit.zarr", group=f"chains/{data['row'].values[0]}", engine="zarr", consolidated=False
     )["posterior"]
@@ -277,6 +295,7 @@ def test_no_row_with_a_posterior_still_gives_a_calibration(inputs):
     assert (summary["galaxies"], summary["calibration"]["simulations"]) == (0, SIMULATIONS)
     assert summary["agreement"]["mean_abs_shift_sigma"]["all"] is None
     assert summary["predictive"]["reduced_chi2_median"] is None
+    assert (summary["inside"]["verdict"], summary["inside"]["rows"]) == ("unknown", 0)
     with xr.open_zarr(run_dir / "audit.zarr", group="galaxies", consolidated=False) as stored:
         assert stored.sizes["galaxy"] == 0
 

@@ -141,7 +141,7 @@ def test_weighted_rows_are_what_the_importance_weights_say(audited, tmp_path):
     assert sum(counted) == rows.size
     assert np.concatenate([block.rows for block in blocks]).tolist() == rows.tolist()
     posterior = FrozenPosterior.load(audited / "model")
-    seen, _ = prepare_rows(Catalog.open(path), [2], config, keeps_negative=False)
+    seen = prepare_rows(Catalog.open(path), [2], config, keeps_negative=False)
     theta = posterior.sample(seen.flux, 300)
     log_weights = log_ratios(posterior, SpectrumLikelihood.of_posterior(posterior), theta, seen.flux, seen.good)
     assert blocks[0].ess[1] == pytest.approx(effective_sample_size(log_weights)[0], rel=1e-5)

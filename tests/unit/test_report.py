@@ -255,7 +255,7 @@ def test_a_failed_fit_and_missing_stages_do_not_stop_the_report(tmp_path):
     (folder / "percentiles.parquet").unlink()
     page = Page(write_report(folder).read_text())
     assert "emcee FAILED for this galaxy" in page.by_id("galaxies")["text"]
-    for section in ("calibration", "training", "catalog"):
+    for section in ("calibration", "inside", "training", "catalog"):
         assert "Not available" in page.by_id(section)["text"]
 
 

@@ -1,0 +1,128 @@
+"""Residuals stacked over many spectra against wavelength, and where two stacks part.
+
+Noise averages out in a stack, and what all spectra share does not: a line that the model lacks, a step in the flux
+calibration. A right model leaves residuals too, since the posterior is not exact and pulls away from the prior's edges,
+so that a stack is held against that of simulations, which have all of this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digs_survey.spectra import WavelengthGrid
+
+__all__ = ["CLIP", "ERRORS", "LEAST_SIGMA", "Stack", "departing", "least_sigma", "ranges"]
+
+ERRORS = 5.0
+"""Standard errors by which stacks that part differ."""
+LEAST_SIGMA = 0.1
+"""Noise by which they differ: many spectra find what moves no single posterior."""
+CLIP = 3.0
+"""Sigma at which a residual counts as much as any larger one, so that a few odd spectra do not make the mean."""
+_LEAST_COUNT = 5
+"""Spectra below which an element has no error."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Residuals of many spectra in each element; NaN where there are too few.
+
+    Attributes
+    ----------
+    count : ndarray of int64, shape (wavelength,)
+        Spectra in which the element is good.
+    sigma : ndarray of float64, shape (wavelength,)
+        Mean residual in units of the noise, each cut at 3.
+    scatter : ndarray of float64, shape (wavelength,)
+        Standard deviation of these.
+    percent : ndarray of float64, shape (wavelength,)
+        Median residual in per cent of the predicted flux.
+    percent_error : ndarray of float64, shape (wavelength,)
+        Its standard error, of a Gaussian with the same 16-84 % width.
+    """
+
+    count: NDArray[np.int64]
+    sigma: NDArray[np.float64]
+    scatter: NDArray[np.float64]
+    percent: NDArray[np.float64]
+    percent_error: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, sigma: NDArray[np.floating], percent: NDArray[np.floating]) -> Stack:
+        """Stack residuals (row, wavelength), in units of the noise and in per cent; NaN where not good."""
+        count = np.isfinite(sigma).sum(axis=0)
+        some = count >= _LEAST_COUNT
+        mean, scatter, middle, error = np.full((4, count.size), np.nan)
+        if some.any():
+            cut = np.clip(sigma[:, some].astype(float), -CLIP, CLIP)
+            mean[some], scatter[some] = np.nanmean(cut, axis=0), np.nanstd(cut, axis=0, ddof=1)
+            low, middle[some], high = np.nanquantile(percent[:, some].astype(float), (0.16, 0.5, 0.84), axis=0)
+            error[some] = np.sqrt(np.pi / 2 / count[some]) * 0.5 * (high - low)
+        return cls(count, mean, scatter, middle, error)
+
+    @property
+    def error(self) -> NDArray[np.float64]:
+        """Standard error (wavelength,) of ``sigma``."""
+        return self.scatter / np.sqrt(np.maximum(self.count, 1))
+
+
+def departing(stack: Stack, reference: Stack) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return how far a stack is from a reference: in units of the noise, and in standard errors, each (wavelength,).
+
+    The scatter of few spectra is uncertain: the larger of both is taken for each.
+    """
+    difference = stack.sigma - reference.sigma
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return difference, difference / _error(stack, reference)
+
+
+def least_sigma(stack: Stack, references: list[Stack]) -> float | None:
+    """Return the least departure from every reference, in units of the noise, that is seen in the median element."""
+    needed = np.max([ERRORS * _error(stack, reference) for reference in references], axis=0)
+    needed = needed[np.isfinite(needed)]
+    return max(LEAST_SIGMA, float(np.median(needed))) if needed.size else None
+
+
+def _error(stack: Stack, reference: Stack) -> NDArray[np.float64]:
+    counts = 1 / np.maximum(stack.count, 1) + 1 / np.maximum(reference.count, 1)
+    return np.fmax(stack.scatter, reference.scatter) * np.sqrt(counts)
+
+
+def ranges(stack: Stack, references: list[Stack], grid: WavelengthGrid) -> list[dict[str, Any]]:
+    """Name the ranges of wavelength in which a stack departs from every reference, all in the same direction.
+
+    Returns
+    -------
+    list of dict
+        For each run of such elements: ``low`` and ``high`` (outer edges in Angstrom), ``elements``, and of the element
+        that is furthest off ``wavelength``, ``sigma`` and ``errors`` (from the reference that is nearer) and, of the
+        stack itself, ``percent``.
+    """
+    off = [departing(stack, reference) for reference in references]
+    which = np.argmin([np.nan_to_num(np.abs(sigma)) for sigma, _ in off], axis=0)
+    sigma, errors = (np.choose(which, [one[k] for one in off]) for k in range(2))
+    parts = np.all(
+        [(np.abs(s) > LEAST_SIGMA) & (np.abs(e) > ERRORS) & (np.sign(s) == np.sign(sigma)) for s, e in off], axis=0
+    )
+    sign = np.where(parts, np.sign(sigma), 0)
+    starts = [0, *(np.flatnonzero(np.diff(sign)) + 1)]
+    found = []
+    for first, stop in zip(starts, [*starts[1:], sign.size], strict=True):
+        if sign[first]:
+            worst = first + int(np.argmax(np.abs(sigma[first:stop])))
+            found.append(
+                {
+                    "low": float(grid.edges[first]),
+                    "high": float(grid.edges[stop]),
+                    "elements": int(stop - first),
+                    "wavelength": float(grid.wavelength[worst]),
+                    "sigma": float(sigma[worst]),
+                    "errors": float(errors[worst]),
+                    "percent": float(stack.percent[worst]),
+                }
+            )
+    return found
