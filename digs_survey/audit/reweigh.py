@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from digs_survey.audit.sample import prepare_rows
 from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
+from digs_survey.errors import StageError
 from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.infer.importance import log_ratios, weigh, weighted_quantiles
 from digs_survey.infer.likelihood import SpectrumLikelihood
 from digs_survey.infer.psis import smooth_tail
+from digs_survey.infer.spread import spread
 from digs_survey.ledger import Ledger
 from digs_survey.raysession import ray_session
 from digs_survey.storage import checksum, read_bytes, write_bytes
@@ -73,22 +75,34 @@ class WeightedRows:
             )
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What the workers have in common."""
+
+    setup: ReweighSetup
+    blocks: Sequence[NDArray[np.int64]]
+
+
 class _Worker:
     """A Ray actor that weighs blocks of rows, with everything that this takes held in memory."""
 
-    def __init__(self, setup: ReweighSetup) -> None:
+    def __init__(self, task: _Task) -> None:
         import torch
 
         from digs_survey.estimator.posterior import FrozenPosterior
 
         torch.set_num_threads(1)
-        self.setup, self.catalog = setup, Catalog.open(setup.catalog)
-        self.posterior = FrozenPosterior.load(setup.model)
+        self.task, self.catalog = task, Catalog.open(task.setup.catalog)
+        self.posterior = FrozenPosterior.load(task.setup.model)
         self.likelihood = SpectrumLikelihood.of_posterior(self.posterior)
 
-    def weigh(self, rows: NDArray[np.int64]) -> WeightedRows:
-        began, config, derive = time.process_time(), self.setup.config, self.setup.derive
-        posterior, quantiles = self.posterior, config.map.quantiles
+    def ready(self) -> None:
+        """Answer once the actor has started."""
+
+    def work(self, number: int) -> WeightedRows:
+        """Weigh the draws of the rows of a block."""
+        began, config, derive = time.process_time(), self.task.setup.config, self.task.setup.derive
+        posterior, quantiles, rows = self.posterior, config.map.quantiles, self.task.blocks[number]
         seen = prepare_rows(self.catalog, rows.tolist(), config, keeps_negative=posterior.noise.keeps_negative)
         theta = posterior.sample(seen.flux, config.escalate.draws)
         known = np.isfinite(theta).all(axis=(1, 2))
@@ -117,7 +131,7 @@ def reweigh_rows(
 ) -> list[WeightedRows]:
     """Weigh the draws of rows, in their order, as many as the budget allows; go on where an earlier call stopped.
 
-    A block whose worker dies is given to another one once; then its rows keep the posterior that they have.
+    Blocks that workers are at when the budget is used up are given up.
 
     Parameters
     ----------
@@ -127,11 +141,16 @@ def reweigh_rows(
     folder : Path
         Where finished blocks lie, and their markers under ``ledger``.
     budget_s : float
-        Core-seconds, those of earlier calls included, from which on no block is begun.
+        Core-seconds of what is finished, earlier calls included, from which on nothing more is done.
     address : str, optional
         A running Ray cluster; without it, this machine's cores are used.
     advance : callable
         Called with the rows of each block that is done.
+
+    Raises
+    ------
+    StageError
+        A block failed twice, or workers died on it again and again.
     """
     blocks = [rows[start : start + _BLOCK_ROWS] for start in range(0, rows.size, _BLOCK_ROWS)]
     ledger = Ledger(folder / "ledger")
@@ -145,50 +164,30 @@ def reweigh_rows(
     spent = sum(one.core_seconds for one in done.values())
     pending = [number for number in range(len(blocks)) if number not in done]
     if pending and spent < budget_s:
-        for number, found in _spread(setup, blocks, pending, budget_s - spent, address):
-            found.save(_file(folder, number))
-            ledger.forget(number)
-            ledger.mark(
-                number, rows=found.rows.size, checksum=checksum(blocks[number]), core_seconds=found.core_seconds
+        with ray_session(address) as cores:
+            workers = min(cores, len(pending))
+            finished = spread(
+                _Worker, _Task(setup, blocks), pending, workers, failed=_failed, stage="escalate", tries=2
             )
-            done[number] = found
-            advance(found.rows.size)
+            with closing(finished) as pieces:
+                for number, found in pieces:
+                    found.save(_file(folder, number))
+                    ledger.forget(number)
+                    ledger.mark(
+                        number, rows=found.rows.size, checksum=checksum(blocks[number]), core_seconds=found.core_seconds
+                    )
+                    done[number] = found
+                    advance(found.rows.size)
+                    spent += found.core_seconds
+                    if spent >= budget_s:
+                        break
     return [done[number] for number in sorted(done)]
+
+
+def _failed(number: int | None, why: str) -> StageError:
+    what = "a worker could not start" if number is None else f"block {number} of the rows to be weighed failed"
+    return StageError(f"escalate: {what}: {why}; finished blocks are kept, and the same command goes on from them")
 
 
 def _file(folder: Path, number: int) -> Path:
     return folder / f"{number:08d}.npz"
-
-
-def _spread(
-    setup: ReweighSetup,
-    blocks: Sequence[NDArray[np.int64]],
-    pending: Sequence[int],
-    budget_s: float,
-    address: str | None,
-) -> Iterator[tuple[int, WeightedRows]]:
-    """Keep every worker at one block; yield number and result of each that is done."""
-    import ray
-
-    with ray_session(address) as cores:
-        actor: Any = ray.remote(num_cpus=1, max_restarts=1, max_task_retries=1)(_Worker)
-        shared = ray.put(setup)
-        workers = [actor.remote(shared) for _ in range(min(cores, len(pending)))]
-        queue, running, spent = iter(pending), {}, 0.0
-        idle = list(workers)
-        try:
-            while True:
-                while idle and spent < budget_s and (number := next(queue, None)) is not None:
-                    worker = idle.pop()
-                    running[worker.weigh.remote(blocks[number])] = number, worker
-                if not running:
-                    return
-                ready, _ = ray.wait(list(running), num_returns=1)
-                number, worker = running.pop(ready[0])
-                found = ray.get(ready[0])
-                idle.append(worker)
-                spent += found.core_seconds
-                yield number, found
-        finally:
-            for worker in workers:
-                ray.kill(worker)
