@@ -127,10 +127,12 @@ def export(
 
     check_reachable(run_dir)
     check_reachable(out)
-    source = run_dir / "percentiles.parquet"
+    stages = RunManifest(run_dir).stages
+    final = stages.get("escalate", {}).get("status") == "done"
+    source = run_dir / ("results.parquet" if final else "percentiles.parquet")
     if not exists(source):
-        raise RunDirectoryError(f"{run_dir} has no percentiles.parquet; run 'digs-survey map' first")
-    made = RunManifest(run_dir).stages.get("map", {})
+        raise RunDirectoryError(f"{run_dir} has no {source.name}; run 'digs-survey map' first")
+    made = stages.get("map", {})
     if made.get("status", "done") != "done":
         raise RunDirectoryError(f"{run_dir}: the map stage is {made['status']}, not done; run 'digs-survey map' first")
     endings = {

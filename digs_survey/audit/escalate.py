@@ -136,7 +136,7 @@ def escalate(
 def in_words(summary: Mapping[str, Any]) -> str:
     """Say in a line what :func:`escalate` returned."""
     rows = ", ".join(f"{count:,} by {name}" for name, count in summary["rows"].items())
-    if summary["without_trust"]:
+    if summary["without_trust"] == sum(summary["rows"].values()):
         return f"posteriors {rows}; trust is not known: too few audited rows"
     return f"posteriors {rows}; {summary['low_trust']:,} rows keep one with a trust below {summary['below']:g}"
 

@@ -26,6 +26,8 @@ __all__ = ["FitSetup", "GalaxyFit", "GalaxyJob", "fit_with", "mcmc_draw_count"]
 _MOST_DRAWS = 4_000
 _CHECKED = 32
 """Draws of a chain on batched spectra that Prospector computes too."""
+_REPEATS = 50
+"""Of a batch of likelihoods, whose time is short."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,10 @@ class GalaxyFit:
         How often the chain asked for the likelihood of one theta, burn-in included.
     core_seconds, all_core_seconds : float
         Of the first ensemble alone, and of all.
-    prospector_core_seconds : float
-        Of one likelihood by Prospector: mean over the chain, or over the draws that were checked.
+    other_core_seconds : float
+        Of one likelihood by the engine that the chain did not use; NaN if it was not tried.
     log_likelihood_difference : float
-        Largest difference from Prospector's among the checked draws; 0 if the chain used Prospector.
+        Largest difference between both engines among the checked draws; 0 if the other was not tried.
     best_mcmc, best_npe : ndarray, shape (wavelength,)
         Spectrum of the likeliest draw of the chain, and of the likeliest among ``predictive``.
     band : ndarray, shape (3, wavelength)
@@ -117,7 +119,7 @@ class GalaxyFit:
     acceptance: float
     likelihoods: int
     core_seconds: float
-    prospector_core_seconds: float
+    other_core_seconds: float
     log_likelihood_difference: float
     best_mcmc: NDArray[np.float64]
     best_npe: NDArray[np.float64]
@@ -142,7 +144,7 @@ class GalaxyFit:
             acceptance=float("nan"),
             likelihoods=0,
             core_seconds=float("nan"),
-            prospector_core_seconds=float("nan"),
+            other_core_seconds=float("nan"),
             log_likelihood_difference=float("nan"),
             best_mcmc=np.full(elements, np.nan),
             best_npe=np.full(elements, np.nan),
@@ -184,7 +186,7 @@ def mcmc_draw_count(config: MCMCConfig) -> int:
     return min(_MOST_DRAWS, config.walkers * min(config.steps, config.max_steps))
 
 
-def fit_with(simulator: Simulator, setup: FitSetup, job: GalaxyJob, prospector: Simulator | None = None) -> GalaxyFit:
+def fit_with(simulator: Simulator, setup: FitSetup, job: GalaxyJob, other: Simulator | None = None) -> GalaxyFit:
     """Run the chain of one galaxy, and compute the spectra of its posterior draws.
 
     Parameters
@@ -193,20 +195,25 @@ def fit_with(simulator: Simulator, setup: FitSetup, job: GalaxyJob, prospector: 
         Of the chain's spectra.
     setup : FitSetup
     job : GalaxyJob
-    prospector : Simulator, optional
-        Where ``simulator`` is not Prospector: computes some of the chain's draws again, for the check and its cost.
+    other : Simulator, optional
+        Of the engine that the chain does not use: computes some of its draws again, for the check and for its cost.
     """
     about = (setup.noise, setup.prior, job.flux, job.good, job.errors)
     posterior = GalaxyPosterior(simulator, *about)
     chain = run_chain(posterior, _starts(setup, job), setup.mcmc, _seed(setup.seed, "mcmc", job.row))
     rng = np.random.default_rng(_seed(setup.seed, "thin", job.row))
     kept = np.sort(rng.choice(len(chain.draws), size=mcmc_draw_count(setup.mcmc), replace=False))
-    cost, difference = chain.core_seconds / chain.evaluations, 0.0
-    if prospector is not None:
-        some = rng.choice(kept, size=min(_CHECKED, kept.size), replace=False)
+    cost, difference = float("nan"), 0.0
+    if other is not None:
+        # As many as emcee asks for at once, and only some where each takes long.
+        asked = min(setup.mcmc.walkers // 2, kept.size)
+        some = rng.choice(kept, size=min(_CHECKED, asked) if setup.mcmc.engine == "batched" else asked, replace=False)
+        times = 1 if setup.mcmc.engine == "batched" else _REPEATS
+        recompute = GalaxyPosterior(other, *about)
         started = time.process_time()
-        again = GalaxyPosterior(prospector, *about)(chain.draws[some])
-        cost = (time.process_time() - started) / some.size
+        for _ in range(times):
+            again = recompute(chain.draws[some])
+        cost = (time.process_time() - started) / (times * some.size)
         difference = float(np.abs(again - chain.log_prob[some]).max())
     spectra = simulator.spectra(job.predictive)
     even = np.linspace(0, chain.steps - 1, _kept_steps(setup.mcmc)).round().astype(int)
@@ -225,7 +232,7 @@ def fit_with(simulator: Simulator, setup: FitSetup, job: GalaxyJob, prospector: 
         acceptance=chain.acceptance,
         likelihoods=chain.evaluations,
         core_seconds=chain.core_seconds,
-        prospector_core_seconds=cost,
+        other_core_seconds=cost,
         log_likelihood_difference=difference,
         best_mcmc=simulator.spectra(chain.draws[np.argmax(chain.log_prob)][None])[0],
         best_npe=spectra[int(np.argmax(posterior.log_likelihood(spectra)))],

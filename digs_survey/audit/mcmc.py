@@ -191,11 +191,8 @@ def _reason(error: Exception) -> str:
 def _fit_in_worker(setup: FitSetup, job: GalaxyJob) -> GalaxyFit:
     """Fit a galaxy with this process's simulators, which are built once and kept."""
     with end_after(setup.mcmc.limit_s):
-        prospector = _simulator(setup, "prospector")
-        if setup.mcmc.engine == "prospector":
-            outcome = fit_with(prospector, setup, job)
-        else:
-            outcome = fit_with(_simulator(setup, "batched"), setup, job, prospector)
+        other = "batched" if setup.mcmc.engine == "prospector" else "prospector"
+        outcome = fit_with(_simulator(setup, setup.mcmc.engine), setup, job, _simulator(setup, other))
     metrics.galaxy_fitted(outcome.core_seconds, outcome.converged)
     return outcome
 

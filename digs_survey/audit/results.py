@@ -37,7 +37,10 @@ _GALAXIES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "r_hat": (_THETA, {"description": "potential scale reduction of independent ensembles; NaN for one"}),
     "acceptance": (("galaxy",), {"description": "share of proposals that were accepted"}),
     "likelihoods": (("galaxy",), {"description": "likelihoods that the chain took, burn-in included"}),
-    "log_likelihood_difference": (("galaxy",), {"description": "largest difference from Prospector in checked draws"}),
+    "log_likelihood_difference": (
+        ("galaxy",),
+        {"description": "largest difference between engines in checked draws"},
+    ),
     "core_seconds": (("galaxy",), {"units": "s", "description": "processor time of the first ensemble with burn-in"}),
     "all_core_seconds": (("galaxy",), {"units": "s", "description": "processor time of all ensembles with burn-in"}),
     "shift_sigma": (_THETA, {"description": "(median NPE - median MCMC) / half 16-84 % width of MCMC"}),

@@ -165,7 +165,8 @@ def run_audit(
             catalog.n_rows,
             max((records[row]["cores"] for row in done), default=os.cpu_count() or 1),
             engine=settings.mcmc.engine,
-            prospector_core_s=[fit.likelihoods * fit.prospector_core_seconds for fit in converged],
+            other_core_s=[fit.likelihoods * fit.other_core_seconds for fit in converged],
+            elsewhere=posterior.card.get("cost"),
         ),
         "core_seconds": own_s + workers_s + sum(records[row]["core_seconds"] for row in done),
     }
@@ -235,11 +236,14 @@ def _chains(fits: Sequence[GalaxyFit], engine: str) -> dict[str, Any]:
     """Whose spectra the chains used, what a likelihood cost, and how far it was from Prospector's."""
     done = [fit for fit in fits if not fit.error]
     total = sum(fit.likelihoods for fit in done)
+    other = _median(np.array([fit.other_core_seconds for fit in done]))
+    own = sum(fit.core_seconds for fit in done) / total if total else None
     return {
         "engine": engine,
         "likelihoods": total,
-        "core_s_per_likelihood": sum(fit.core_seconds for fit in done) / total if total else None,
-        "core_s_per_prospector_likelihood": _median(np.array([fit.prospector_core_seconds for fit in done])),
+        "core_s_per_likelihood": own,
+        "core_s_per_prospector_likelihood": own if engine == "prospector" else other,
+        "core_s_per_batched_likelihood": own if engine == "batched" else other,
         "max_log_likelihood_difference": max((fit.log_likelihood_difference for fit in done), default=None),
     }
 

@@ -31,7 +31,8 @@ def cost_summary(
     cores: int,
     *,
     engine: str = "prospector",
-    prospector_core_s: Sequence[float] = (),
+    other_core_s: Sequence[float] = (),
+    elsewhere: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Put the costs of a run side by side.
 
@@ -45,51 +46,81 @@ def cost_summary(
         Rows of the catalog (N above).
     cores : int
         Cores that the run had.
-    engine : str
-        Whose spectra the chains used; the costs of MCMC are those with it.
-    prospector_core_s : sequence of float
-        Where the engine is not Prospector: what its likelihoods would have cost by Prospector, for each converged fit.
+    engine : {"prospector", "batched"}
+        Whose spectra the chains used.
+    other_core_s : sequence of float
+        What the likelihoods of each converged fit would have cost by the other of the two.
+    elsewhere : mapping, optional
+        ``simulate_core_s`` and ``train_core_s`` of a posterior that was not trained in this run.
 
     Returns
     -------
     dict
         The ``cost`` entry of audit.json. A number that cannot be known (a stage is missing, no chain
         converged, one galaxy costs more by NPE than by MCMC) is None. ``..._95`` are 95 % intervals, from the
-        scatter of the chains' costs over galaxies (bootstrap).
+        scatter of the chains' costs over galaxies (bootstrap). ``baselines`` has both kinds of chains; the figures
+        beside it are those of ``mcmc_engine``. ``training_from`` tells whether simulation and training were paid in
+        this ``run``, or are those on the posterior's ``card``.
     """
     by_name = {stage["stage"]: stage for stage in stages}
-    mcmc = _mean([t for t in mcmc_core_s if math.isfinite(t)])
     npe = _per_row(by_name.get("map"))
-    once_parts = [_number(by_name.get(name, {}).get("core_s")) for name in _ONCE]
-    once = None if None in once_parts else math.fsum(part for part in once_parts if part is not None)
-    map_only = with_training = break_even = None
-    limits = _mean_limits([t for t in mcmc_core_s if math.isfinite(t)])
-    break_even_limits = map_only_limits = None
+    once, source = _once([by_name.get(name, {}).get("core_s") for name in _ONCE]), "run"
+    if once is None and elsewhere:
+        once, source = _once([elsewhere.get(f"{name}_core_s") for name in _ONCE]), "card"
+    other = "batched" if engine == "prospector" else "prospector"
+    baselines = {
+        name: _baseline(costs, npe, once, catalog_rows)
+        for name, costs in ((engine, mcmc_core_s), (other, other_core_s))
+    }
+    own = baselines[engine]
+    keys = ("stage", "wall_s", "core_s", "rows")
+    return {
+        "stages": [{key: stage.get(key) for key in keys} for stage in stages],
+        "npe_core_s_per_galaxy": npe,
+        "once_core_s": once,
+        "training_from": None if once is None else source,
+        "mcmc_engine": engine,
+        "mcmc_core_s_per_galaxy": own["core_s_per_galaxy"],
+        "mcmc_core_s_per_galaxy_by_prospector": baselines["prospector"]["core_s_per_galaxy"],
+        "galaxies_per_mcmc_fit_map_only": own["galaxies_per_fit_map_only"],
+        "galaxies_per_mcmc_fit_with_training_at_catalog": own["galaxies_per_fit_with_training_at_catalog"],
+        "galaxies_per_mcmc_fit_map_only_95": own["galaxies_per_fit_map_only_95"],
+        "break_even_galaxies": own["break_even_galaxies"],
+        "break_even_galaxies_95": own["break_even_galaxies_95"],
+        "baselines": baselines,
+        "catalog_rows": catalog_rows,
+        "cores": cores,
+    }
+
+
+def _baseline(costs: Sequence[float], npe: float | None, once: float | None, rows: int) -> dict[str, Any]:
+    """Say what one kind of chain costs, and the neural posterior against it."""
+    known = [cost for cost in costs if math.isfinite(cost)]
+    mcmc, limits = _mean(known), _mean_limits(known)
+    map_only = with_training = break_even = map_only_limits = break_even_limits = None
     if mcmc is not None and npe is not None:
         map_only = mcmc / npe
         map_only_limits = [limit / npe for limit in limits] if limits else None
         if once is not None:
-            with_training = mcmc * catalog_rows / (once + npe * catalog_rows)
+            with_training = mcmc * rows / (once + npe * rows)
             break_even = math.ceil(once / (mcmc - npe)) if mcmc > npe else None
             if limits and limits[0] > npe:
                 # The dearer a chain, the fewer galaxies.
                 break_even_limits = [math.ceil(once / (limit - npe)) for limit in reversed(limits)]
-    keys = ("stage", "wall_s", "core_s", "rows")
-    by_prospector = mcmc if engine == "prospector" else _mean([t for t in prospector_core_s if math.isfinite(t)])
     return {
-        "stages": [{key: stage.get(key) for key in keys} for stage in stages],
-        "npe_core_s_per_galaxy": npe,
-        "mcmc_engine": engine,
-        "mcmc_core_s_per_galaxy": mcmc,
-        "mcmc_core_s_per_galaxy_by_prospector": by_prospector,
-        "galaxies_per_mcmc_fit_map_only": map_only,
-        "galaxies_per_mcmc_fit_with_training_at_catalog": with_training,
-        "galaxies_per_mcmc_fit_map_only_95": map_only_limits,
+        "core_s_per_galaxy": mcmc,
+        "core_s_per_galaxy_95": limits,
+        "galaxies_per_fit_map_only": map_only,
+        "galaxies_per_fit_map_only_95": map_only_limits,
+        "galaxies_per_fit_with_training_at_catalog": with_training,
         "break_even_galaxies": break_even,
         "break_even_galaxies_95": break_even_limits,
-        "catalog_rows": catalog_rows,
-        "cores": cores,
     }
+
+
+def _once(parts: Sequence[Any]) -> float | None:
+    known = [number for part in parts if (number := _number(part)) is not None]
+    return math.fsum(known) if len(known) == len(parts) else None
 
 
 def _number(value: Any) -> float | None:

@@ -203,16 +203,14 @@ def cost_section(run: RunData) -> dict[str, Any] | None:
         return None
     rows = nested(run.manifest, "inputs", "catalog", "rows")
     stages = list(cost.get("stages") or [])
-    known = {stage["stage"]: stage["core_s"] for stage in stages}
-    parts = [known[name] for name in ("simulate", "train") if known.get(name) is not None]
-    fixed = sum(parts) if len(parts) == 2 else None
+    known = {stage["stage"] for stage in stages}
     # The audit cannot count itself; its own record is in the manifest once it is done.
     for name, record in (run.manifest.get("stages") or {}).items():
         if name not in known and name != "report" and record.get("status") == "done":
             stages.append({"stage": name, **{key: record.get(key) for key in ("wall_s", "core_s", "rows")}})
-    npe, mcmc = cost.get("npe_core_s_per_galaxy"), cost.get("mcmc_core_s_per_galaxy")
-    picture = survey.cost(fixed, npe, mcmc, cost.get("break_even_galaxies"), rows) if npe else None
-    return {"picture": picture, "stages": stages, "numbers": cost, "fixed_s": fixed}
+    npe, baselines = cost.get("npe_core_s_per_galaxy"), cost.get("baselines") or {}
+    picture = survey.cost(cost.get("once_core_s"), npe, baselines, rows) if npe else None
+    return {"picture": picture, "stages": stages, "numbers": cost, "baselines": baselines}
 
 
 def catalog_section(run: RunData) -> dict[str, Any] | None:

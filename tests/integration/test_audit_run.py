@@ -71,7 +71,7 @@ def fit(setup, job):
 class Posterior:
     """What the audit asks of a frozen posterior; knows the mass, and of the rest only the prior."""
 
-    prior, grid = PRIOR, GRID
+    prior, grid, card = PRIOR, GRID, {"cost": {}}
     noise = NoiseModel.from_config(CONFIG.noise)
 
     def check_grid(self, grid):

@@ -8,7 +8,6 @@ calibrated, and ranks are uniform. Costs and dates are made up.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from pyarrow import parquet
 from scipy.stats import kstest, norm
 
 from digs_survey.audit.calibration import calibrate
+from digs_survey.audit.speedup import cost_summary
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.storage import write_json
@@ -242,22 +242,14 @@ def _galaxies(folder, model, rng, flux, ids, converged, failed, known_truth, dra
 
 
 def _cost(rows):
-    npe, mcmc, fixed = 2.1e-3, 210.0, 900.0
     stages = [
         ("simulate", 210.0, 400.0, 60_000),
         ("train", 260.0, 500.0, 60_000),
-        ("map", 4.0, npe * rows, rows),
+        ("map", 4.0, 2.1e-3 * rows, rows),
         ("audit", 500.0, 980.0, 5),
     ]
-    return {
-        "stages": [dict(zip(("stage", "wall_s", "core_s", "rows"), s, strict=True)) for s in stages],
-        "npe_core_s_per_galaxy": npe,
-        "mcmc_core_s_per_galaxy": mcmc,
-        "cores": 2,
-        "galaxies_per_mcmc_fit_map_only": mcmc / npe,
-        "galaxies_per_mcmc_fit_with_training_at_catalog": mcmc / (npe + fixed / rows),
-        "break_even_galaxies": math.ceil(fixed / (mcmc - npe)),
-    }
+    named = [dict(zip(("stage", "wall_s", "core_s", "rows"), s, strict=True)) for s in stages]
+    return cost_summary(named, [205.0, 215.0], rows, 2, other_core_s=[10.0, 11.0])
 
 
 def _manifest(rows, name):

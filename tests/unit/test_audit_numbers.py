@@ -108,9 +108,28 @@ def test_costs_by_hand():
     assert cost["break_even_galaxies"] == 4
     assert cost["stages"] == STAGES
     assert (cost["mcmc_engine"], cost["mcmc_core_s_per_galaxy_by_prospector"]) == ("prospector", pytest.approx(200))
-    fast = cost_summary(STAGES, [15.0, 25.0], 1000, 2, engine="batched", prospector_core_s=[150.0, 250.0])
+    fast = cost_summary(STAGES, [15.0, 25.0], 1000, 2, engine="batched", other_core_s=[150.0, 250.0])
     assert fast["galaxies_per_mcmc_fit_map_only"] == pytest.approx(2_000)
     assert (fast["mcmc_engine"], fast["mcmc_core_s_per_galaxy_by_prospector"]) == ("batched", pytest.approx(200))
+    slow = fast["baselines"]["prospector"]
+    assert slow["core_s_per_galaxy"] == pytest.approx(200)
+    assert slow["core_s_per_galaxy_95"] == [150, 250]
+    assert (slow["galaxies_per_fit_map_only"], slow["break_even_galaxies"]) == (pytest.approx(20_000), 4)
+    assert slow["break_even_galaxies_95"] == [3, 5]
+    strong = fast["baselines"]["batched"]
+    assert (strong["core_s_per_galaxy"], strong["break_even_galaxies"]) == (pytest.approx(20), 31)
+    assert cost["baselines"]["batched"]["core_s_per_galaxy"] is None
+    assert (cost["once_core_s"], cost["training_from"]) == (600, "run")
+    assert cost["baselines"]["prospector"]["break_even_galaxies"] == cost["break_even_galaxies"]
+
+
+def test_a_posterior_from_elsewhere_costs_what_its_card_says():
+    card = {"simulate_core_s": 500.0, "train_core_s": 1500.0}
+    cost = cost_summary(STAGES[2:], [200.0], 1000, 2, elsewhere=card)
+    assert (cost["once_core_s"], cost["training_from"], cost["break_even_galaxies"]) == (2000, "card", 11)
+    assert cost_summary(STAGES, [200.0], 1000, 2, elsewhere=card)["training_from"] == "run"
+    unknown = cost_summary(STAGES[2:], [200.0], 1000, 2, elsewhere={"simulate_core_s": None, "train_core_s": 3.0})
+    assert (unknown["once_core_s"], unknown["training_from"]) == (None, None)
 
 
 def test_at_break_even_the_neural_posterior_is_the_cheaper_and_one_galaxy_before_it_is_not():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -11,6 +14,7 @@ from digs_survey.report.figures.style import BAND, INK, MCMC, NPE, Picture, canv
 __all__ = ["cost", "learning_curve", "medians"]
 
 _WIDTH = 4.4
+_BASELINES = {"prospector": "emcee on Prospector's spectra", "batched": "emcee on spectra in batches"}
 
 
 def learning_curve(epoch: NDArray, train: NDArray, validation: NDArray) -> Picture:
@@ -32,37 +36,43 @@ def learning_curve(epoch: NDArray, train: NDArray, validation: NDArray) -> Pictu
     return encode(figure, alt)
 
 
-def cost(
-    fixed_s: float | None, npe_s: float, mcmc_s: float | None, break_even: float | None, rows: int | None
-) -> Picture:
-    """Core-hours against the number of galaxies, for NPE with its simulation and training and for emcee.
+def cost(fixed_s: float | None, npe_s: float, baselines: Mapping[str, Mapping[str, Any]], rows: int | None) -> Picture:
+    """Core-hours against the number of galaxies, for NPE with its simulation and training and for both kinds of emcee.
 
     Parameters
     ----------
     fixed_s : float or None
         Core-seconds of simulation and training, if both are known.
-    npe_s, mcmc_s : float
+    npe_s : float
         Core-seconds a galaxy.
-    break_even : float or None
-        Number of galaxies from which on NPE is cheaper.
+    baselines : mapping
+        As ``cost`` of audit.json has them.
     rows : int or None
         Rows of this catalog.
     """
-    top = max(1e6, 10 * (rows or 0), 100 * (break_even or 0))
+    known = {name: one for name, one in baselines.items() if one.get("core_s_per_galaxy")}
+    enough = {name: one["break_even_galaxies"] for name, one in known.items() if one.get("break_even_galaxies")}
+    top = max([1e6, 10 * (rows or 0), *(100 * count for count in enough.values())])
     galaxies = np.geomspace(1, top, 200)
-    figure = canvas(_WIDTH, 3.9)
+    figure = canvas(_WIDTH, 4.3)
     axes = figure.subplots()
+    alt = "total core-hours against number of galaxies"
+    for name, one in sorted(known.items(), reverse=True):
+        color, line = (MCMC, "--") if name == "batched" else (INK, "-.")
+        what = _BASELINES[name]
+        axes.loglog(galaxies, one["core_s_per_galaxy"] * galaxies / 3600, color=color, lw=1.6, ls=line, label=what)
+        if limits := one.get("core_s_per_galaxy_95"):
+            low, high = (limit * galaxies / 3600 for limit in limits)
+            axes.fill_between(galaxies, low, high, color=color, alpha=0.25, lw=0)
+        if name in enough:
+            axes.plot(enough[name], enough[name] * one["core_s_per_galaxy"] / 3600, "o", color=color, ms=6, zorder=4)
+            alt += f"; NPE is cheaper than {what} from {enough[name]:,.0f} galaxies on"
     if fixed_s is not None:
         whole = (fixed_s + npe_s * galaxies) / 3600
         axes.loglog(galaxies, whole, color=NPE, lw=1.8, label="NPE, with simulation and training")
     axes.loglog(galaxies, npe_s * galaxies / 3600, color=NPE, lw=1.0, ls=":", label="NPE, mapping only")
-    alt = "total core-hours against number of galaxies"
-    if mcmc_s:
-        axes.loglog(galaxies, mcmc_s * galaxies / 3600, color=MCMC, lw=1.8, ls="--", label="emcee, one fit each")
-    if break_even and mcmc_s:
-        height, enough = break_even * mcmc_s / 3600, f"{np.ceil(break_even):,.0f} galaxies"
-        axes.plot(break_even, height, "o", color=INK, ms=6, zorder=4, label=f"break-even: {enough}")
-        alt += f"; NPE is cheaper than emcee from {enough} on"
+    if enough:
+        axes.plot([], [], "o", color=INK, ms=6, ls="none", label="break-even")
     if rows:
         axes.axvline(rows, color=BAND, lw=1.4, zorder=0)
         across = axes.get_xaxis_transform()
@@ -70,7 +80,7 @@ def cost(
     axes.set(xlim=(1, top), xlabel="galaxies", ylabel="core-hours")
     axes.legend(loc="upper left", fontsize=9)
     low, high = axes.get_ylim()
-    axes.set_ylim(low, high * 1e3)
+    axes.set_ylim(low, high * 1e4)
     return encode(figure, alt)
 
 
