@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
 from digs_survey.audit.blocks import run_blocks
 from digs_survey.config import SurveyConfig
-from digs_survey.infer.importance import Importance, Weigher, simulated_importance
+from digs_survey.infer.importance import Importance, Weigher, log_ratios, simulated_importance
 from digs_survey.infer.likelihood import SpectrumLikelihood, check_model
 from digs_survey.infer.prepare import PreparedRows
-from digs_survey.infer.psis import PARETO_K_LIMIT
+from digs_survey.infer.psis import PARETO_K_LIMIT, smooth_tail
 
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
 
-__all__ = ["importance_summary", "weigh_calibration", "weigh_rows"]
+__all__ = ["importance_summary", "smoothed_log_weights", "weigh_calibration", "weigh_rows"]
 
 _BLOCK = 128
 """Simulations that a worker weighs before it takes others."""
@@ -107,6 +108,22 @@ def weigh_rows(
     weigher = Weigher(posterior, likelihood, config.infer.importance_draws, config.map.quantiles)
     errors = posterior.noise.errors_of(rows.flux, rows.ivar, rows.good)
     return weigher(rows.flux, rows.good, errors, theta)
+
+
+def smoothed_log_weights(
+    posterior: FrozenPosterior, rows: PreparedRows, theta: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Natural logs (row, draw) of the normalised, smoothed weights of draws (row, draw, parameter); NaN if unknown."""
+    found = np.full(theta.shape[:2], np.nan)
+    known = np.flatnonzero(np.isfinite(theta).all(axis=(1, 2)))
+    errors = posterior.noise.errors_of(rows.flux[known], rows.ivar[known], rows.good[known])
+    likelihood = SpectrumLikelihood.of_posterior(posterior)
+    log_weights = log_ratios(posterior, likelihood, theta[known], rows.flux[known], rows.good[known], errors)
+    for row, values in zip(known, log_weights, strict=True):
+        if np.isfinite(values.max()):
+            smoothed, _ = smooth_tail(values)
+            found[row] = smoothed - logsumexp(smoothed)
+    return found
 
 
 def importance_summary(importance: Importance, draws: int) -> dict[str, Any]:

@@ -67,6 +67,7 @@ _GALAXIES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "n_good": (("galaxy",), {"description": "number of good elements"}),
 }
 _WEIGHED: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+    "log_weight": (("galaxy", "draw"), {"description": "ln of the smoothed importance weight of each draw of npe"}),
     "ess": (("galaxy",), {"description": "effective sample size of the importance weights of the draws"}),
     "pareto_k": (("galaxy",), {"description": "shape of the weights' tail; above 0.7 they are not to be trusted"}),
     "log_evidence": (("galaxy",), {"description": "natural log of the density of the good elements' flux"}),
@@ -117,9 +118,9 @@ def write_audit(
     calibration : Calibration
         The group ``calibration``.
     galaxies : mapping of str to ndarray
-        The group ``galaxies``: galaxy_id, flux, npe and so on, galaxies first; ess, pareto_k and log_evidence where
-        draws were weighed. Its ``walkers`` become a group ``chains/ROW`` for each galaxy with a chain, which ArviZ
-        takes as it is: a variable for each parameter with the dimensions chain (a walker) and draw, below
+        The group ``galaxies``: galaxy_id, flux, npe and so on, galaxies first; ess, pareto_k, log_weight and
+        log_evidence where draws were weighed. Its ``walkers`` become a group ``chains/ROW`` for each galaxy with a
+        chain, which ArviZ takes as it is: a variable for each parameter with the dimensions chain (a walker) and draw, below
         ``posterior``.
     survey : mapping of str to ndarray, optional
         The group ``survey``, as :meth:`~digs_survey.audit.inside.Inside.arrays` gives it.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from digs_survey.audit.agreement import compare
 from digs_survey.audit.fit import FitSetup, GalaxyFit, GalaxyJob
-from digs_survey.audit.importance import importance_summary, weigh_calibration, weigh_rows
+from digs_survey.audit.importance import importance_summary, smoothed_log_weights, weigh_calibration, weigh_rows
 from digs_survey.audit.inside import check_survey
 from digs_survey.audit.mcmc import fit_galaxies
 from digs_survey.audit.predictive import chi_square, residual_percent
@@ -183,6 +183,7 @@ def run_audit(
         draws = config.infer.importance_draws
         summary["importance"] = {name: importance_summary(found, draws) for name, found in weighed.items()}
         galaxies |= {name: getattr(weighed["galaxies"], name) for name in ("ess", "pareto_k", "log_evidence")}
+        galaxies["log_weight"] = smoothed_log_weights(posterior, seen, npe)
     if inside is not None:
         summary["inside"] = inside.summary()
     survey = None if inside is None else inside.arrays()

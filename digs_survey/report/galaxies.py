@@ -42,6 +42,7 @@ class GalaxyCard:
     tau: float
     reduced_chi2: float
     truth_known: bool
+    weighted: bool
     parameters: list[ParameterRow]
     spectrum: Picture
     corner: Picture | None
@@ -106,6 +107,9 @@ def _card(run: RunData, data: xr.Dataset, g: int) -> GalaxyCard:
     )
     fits = f"spectrum of galaxy {galaxy_id} with the best fits of NPE and emcee{state}, and residuals"
     pairs = f"corner plot of galaxy {galaxy_id}: NPE over emcee{state}"
+    weights = _weights(data, g)
+    if weights is not None:
+        pairs += ", over NPE with importance weights"
     return GalaxyCard(
         galaxy_id=galaxy_id,
         converged=converged,
@@ -113,14 +117,22 @@ def _card(run: RunData, data: xr.Dataset, g: int) -> GalaxyCard:
         tau=_largest(data["autocorrelation_time"].values[g]),
         reduced_chi2=_reduced_chi2(data, g),
         truth_known=known,
+        weighted=weights is not None,
         parameters=rows,
         spectrum=galaxy.spectrum(shown, converged, fits),
-        corner=None if npe is None else galaxy.corner(names, npe, mcmc, bounds, truth, pairs),
+        corner=None if npe is None else galaxy.corner(names, npe, mcmc, bounds, truth, pairs, weights),
     )
 
 
 def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _weights(data: xr.Dataset, g: int) -> NDArray | None:
+    if "log_weight" not in data or not np.isfinite(data["npe"].values[g]).all():
+        return None
+    weights = np.exp(data["log_weight"].values[g])
+    return weights if np.isfinite(weights).all() else None
 
 
 def _draws(values: NDArray) -> NDArray | None:

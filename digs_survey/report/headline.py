@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from digs_survey.report.format import count, duration, fixed, number, percent
@@ -66,8 +66,8 @@ def coverage_limits(simulations: int) -> tuple[float, float]:
 
 
 def headlines(run: RunData) -> list[Headline]:
-    """Return the five numbers of the verdict, in the order in which they are shown."""
-    return [_coverage(run), _agreement(run), _speed(run), _break_even(run), _flagged(run)]
+    """Return the numbers of the verdict in their order; whether the survey is inside is told elsewhere."""
+    return [_coverage(run), _agreement(run), _cost(run), _flagged(run)]
 
 
 def _coverage(run: RunData) -> Headline:
@@ -173,7 +173,18 @@ def _speed(run: RunData) -> Headline:
         number(mapped),
         "measured",
         note,
-        [("speed-map", "mapping only", number(mapped)), ("speed-all", "simulation and training too", number(whole))],
+        [("speed-map", "galaxies a fit, mapping", number(mapped)), ("speed-all", "with training too", number(whole))],
+    )
+
+
+def _cost(run: RunData) -> Headline:
+    even, speed = _break_even(run), _speed(run)
+    return replace(
+        even,
+        words=f"{even.words} {speed.words}",
+        status=speed.status if even.status == "unknown" else even.status,
+        note=f"{even.note} {speed.note}".strip(),
+        details=speed.details,
     )
 
 

@@ -13,7 +13,7 @@ import xarray as xr
 from pyarrow import parquet
 from scipy.stats import norm
 
-from digs_survey.audit.importance import importance_summary, weigh_calibration, weigh_rows
+from digs_survey.audit.importance import importance_summary, smoothed_log_weights, weigh_calibration, weigh_rows
 from digs_survey.catalog import Catalog, write_catalog
 from digs_survey.config import ModelConfig, NoiseConfig, SurveyConfig, TrainConfig, load_config
 from digs_survey.errors import ConfigError
@@ -21,7 +21,7 @@ from digs_survey.estimator.features import Features
 from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.network import build_estimator
 from digs_survey.estimator.posterior import FrozenPosterior
-from digs_survey.infer.importance import Importance, Weigher, weigh_simulations
+from digs_survey.infer.importance import Importance, Weigher, weigh_simulations, weighted_quantiles
 from digs_survey.infer.likelihood import SpectrumLikelihood
 from digs_survey.infer.map import map_catalog
 from digs_survey.infer.percentiles import infer_rows
@@ -308,6 +308,13 @@ def test_the_audit_weighs_simulations_and_rows(posterior_folder, catalog, model,
     afresh = weigh_rows(posterior, rows, posterior.sample(rows.flux, 16), config)
     for field in fields(Importance):
         assert getattr(weighed, field.name).tobytes() == getattr(afresh, field.name).tobytes()
+    theta = posterior.sample(rows.flux, DRAWS)
+    log_weight = smoothed_log_weights(posterior, rows, theta)
+    np.testing.assert_allclose(np.exp(log_weight).sum(axis=1), 1)
+    found = [weighted_quantiles(theta[i], log_weight[i], config.map.quantiles) for i in range(5)]
+    np.testing.assert_allclose(found, weighed.percentiles, rtol=1e-5)
+    theta[2, 7] = np.nan
+    assert np.isnan(smoothed_log_weights(posterior, rows, theta)).any(axis=1).tolist() == [k == 2 for k in range(5)]
     summary = json.loads(json.dumps(importance_summary(weighed, DRAWS)))
     assert summary["ess_share_median"] == pytest.approx(np.median(weighed.ess) / DRAWS, rel=1e-5)
     assert (summary["rows"], summary["draws"], summary["without_weights"]) == (5, DRAWS, 0)

@@ -323,11 +323,24 @@ def test_the_speed_names_the_spectra_that_the_chains_used():
 
     def speed(cost):
         run = SimpleNamespace(audit={"cost": cost}, manifest={}, catalog=None)
-        return next(h for h in headlines(run) if h.key == "speed")
+        return next(h for h in headlines(run) if h.key == "break-even")
 
     assert "one emcee fit on spectra in batches, 500 galaxies" in speed(cost).words
     assert "With Prospector's spectra the same likelihoods would take 90.0 s a galaxy." in speed(cost).note
     assert "batches" not in speed(cost | {"mcmc_engine": "prospector"}).words
+
+
+def test_the_corner_draws_weighted_draws_over_the_others():
+    draws = np.random.default_rng(0).normal(size=(4000, 2))
+    bounds, truth = np.array([[-9.0, 9.0]] * 2), np.full(2, np.nan)
+    weights = (draws[:, 0] > 0) / (draws[:, 0] > 0).sum()
+    picture = galaxy.corner(["tage", "dust2"], draws, draws + 1, bounds, truth, "corner", weights)
+    npe, emcee, weighted = picture.figure.axes[0].lines[:3]
+    assert [line.get_linestyle() for line in (npe, emcee, weighted)] == ["-", "--", "-."]
+    x, height = weighted.get_data()
+    assert height[x < -1].max() == 0
+    np.testing.assert_allclose(height[x > 0.5], 2 * npe.get_ydata()[x > 0.5], rtol=0.1, atol=0.02)
+    assert len(galaxy.corner(["tage", "dust2"], draws, None, bounds, truth, "corner").figure.axes[0].lines) == 1
 
 
 def test_contours_hold_the_mass_that_they_claim():

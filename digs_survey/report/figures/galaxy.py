@@ -21,6 +21,7 @@ from digs_survey.report.figures.style import (
     NARROW,
     NPE,
     TRUTH,
+    WEIGHTED,
     WIDE,
     Picture,
     canvas,
@@ -33,6 +34,8 @@ from digs_survey.report.figures.style import (
 
 __all__ = ["Spectrum", "corner", "mass_levels", "spectrum"]
 
+_Chain = tuple[NDArray, str, str, NDArray | None]
+"""Draws (draw, parameter), colour, line style (solid is filled), and weights (draw,)."""
 _CORNER = 6.0
 _BINS = 36
 
@@ -105,8 +108,9 @@ def corner(
     bounds: NDArray,
     truth: NDArray,
     alt: str,
+    weights: NDArray | None = None,
 ) -> Picture:
-    """Marginals and pairs of NPE draws (draw, parameter) and, if there are any, emcee draws over them.
+    """Marginals and pairs of NPE draws (draw, parameter) and, if there are any, emcee's and weighted draws over them.
 
     Parameters
     ----------
@@ -118,9 +122,11 @@ def corner(
     truth : ndarray, shape (parameter,)
         NaN where unknown.
     alt : str
+    weights : ndarray, shape (draw,), optional
+        Importance weights of the NPE draws.
     """
-    wide = _corner(names, npe, mcmc, bounds, truth, alt, compact=False)
-    return wide.with_narrow(_corner(names, npe, mcmc, bounds, truth, alt, compact=True))
+    wide = _corner(names, npe, mcmc, bounds, truth, alt, weights, compact=False)
+    return wide.with_narrow(_corner(names, npe, mcmc, bounds, truth, alt, weights, compact=True))
 
 
 def _corner(
@@ -130,13 +136,18 @@ def _corner(
     bounds: NDArray,
     truth: NDArray,
     alt: str,
+    weights: NDArray | None,
     *,
     compact: bool,
 ) -> Picture:
     size = NARROW if compact else _CORNER
     count = len(names)
-    chains = [(npe, NPE, True)] + ([(mcmc, MCMC, False)] if mcmc is not None else [])
-    spans = [_span([draws[:, k] for draws, _, _ in chains], bounds[k], truth[k]) for k in range(count)]
+    chains: list[_Chain] = [(npe, NPE, "-", None)]
+    if mcmc is not None:
+        chains.append((mcmc, MCMC, "--", None))
+    if weights is not None:
+        chains.append((npe, WEIGHTED, "-.", weights))
+    spans = [_span([chain[0][:, k] for chain in chains], bounds[k], truth[k]) for k in range(count)]
     # Fixed margins: measuring the labels of all panels for a layout takes ten times as long as drawing them.
     figure = Figure(figsize=(size, size))
     left, bottom = (0.17, 0.16) if compact else (0.115, 0.115)
@@ -148,11 +159,11 @@ def _corner(
             if column > row:
                 axes.set_axis_off()
                 continue
-            for draws, colour, filled in chains:
+            for chain in chains:
                 if row == column:
-                    _marginal(axes, draws[:, row], spans[row], colour, filled)
+                    _marginal(axes, row, spans[row], chain)
                 else:
-                    _pair(axes, draws[:, [column, row]], [spans[column], spans[row]], colour, filled)
+                    _pair(axes, column, row, [spans[column], spans[row]], chain)
             _finish(axes, row, column, names, spans, truth, compact)
     return encode(figure, alt)
 
@@ -166,25 +177,27 @@ def _span(columns: list[NDArray], bound: NDArray, truth: float) -> tuple[float, 
     return max(low, float(bound[0])), min(high, float(bound[1]))
 
 
-def _marginal(axes: Axes, draws: NDArray, span: tuple[float, float], colour: str, filled: bool) -> None:
-    height, edges = np.histogram(draws, _BINS, span, density=True)
+def _marginal(axes: Axes, column: int, span: tuple[float, float], chain: _Chain) -> None:
+    draws, colour, line, weights = chain
+    height, edges = np.histogram(draws[:, column], _BINS, span, density=True, weights=weights)
     height = gaussian_filter(height, 1.0, mode="reflect")
     centre = 0.5 * (edges[1:] + edges[:-1])
-    if filled:
+    if line == "-":
         axes.fill_between(centre, height, color=colour, alpha=0.30, lw=0)
-    axes.plot(centre, height, color=colour, lw=1.2, ls="-" if filled else "--")
+    axes.plot(centre, height, color=colour, lw=1.2, ls=line)
 
 
-def _pair(axes: Axes, draws: NDArray, spans: list[tuple[float, float]], colour: str, filled: bool) -> None:
-    density, x, y = np.histogram2d(draws[:, 0], draws[:, 1], _BINS, spans)
+def _pair(axes: Axes, across: int, up: int, spans: list[tuple[float, float]], chain: _Chain) -> None:
+    draws, colour, line, weights = chain
+    density, x, y = np.histogram2d(draws[:, across], draws[:, up], _BINS, spans, weights=weights)
     if not density.any():
         return
     density = gaussian_filter(density, 1.5, mode="reflect").T
     x, y = 0.5 * (x[1:] + x[:-1]), 0.5 * (y[1:] + y[:-1])
     outer, inner = mass_levels(density, [0.95, 0.68])
-    if filled:
+    if line == "-":
         axes.contourf(x, y, density, [outer, inner, np.inf], colors=[to_rgba(colour, 0.22), to_rgba(colour, 0.48)])
-    axes.contour(x, y, density, [outer, inner], colors=[colour], linewidths=1.0, linestyles="-" if filled else "--")
+    axes.contour(x, y, density, [outer, inner], colors=[colour], linewidths=1.0, linestyles=line)
 
 
 def _finish(

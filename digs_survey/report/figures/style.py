@@ -32,6 +32,7 @@ __all__ = [
     "NPE",
     "PANEL",
     "TRUTH",
+    "WEIGHTED",
     "WIDE",
     "Picture",
     "canvas",
@@ -46,6 +47,8 @@ __all__ = [
 
 NPE, MCMC, TRUTH, INK, BAND = "#0072B2", "#D55E00", "#000000", "#222222", "#C9CDD2"
 """Okabe and Ito's blue and vermillion, black, and greys; they differ in lightness too, for print."""
+WEIGHTED = "#009E73"
+"""Okabe and Ito's green, of draws with importance weights."""
 
 PANEL, WIDE, NARROW = 3.45, 10.4, 3.65
 """Widths in inches of 96 CSS pixels: a panel, the whole text block, a phone's screen."""
