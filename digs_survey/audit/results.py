@@ -120,8 +120,8 @@ def write_audit(
     galaxies : mapping of str to ndarray
         The group ``galaxies``: galaxy_id, flux, npe and so on, galaxies first; ess, pareto_k, log_weight and
         log_evidence where draws were weighed. Its ``walkers`` become a group ``chains/ROW`` for each galaxy with a
-        chain, which ArviZ takes as it is: a variable for each parameter with the dimensions chain (a walker) and draw, below
-        ``posterior``.
+        chain, which ArviZ takes as it is: a variable for each parameter with the dimensions chain (a walker) and
+        draw, below ``posterior``.
     survey : mapping of str to ndarray, optional
         The group ``survey``, as :meth:`~digs_survey.audit.inside.Inside.arrays` gives it.
     """
