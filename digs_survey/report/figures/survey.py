@@ -66,7 +66,9 @@ def cost(fixed_s: float | None, npe_s: float, baselines: Mapping[str, Mapping[st
             axes.fill_between(galaxies, low, high, color=color, alpha=0.25, lw=0)
         if name in enough:
             axes.plot(enough[name], enough[name] * one["core_s_per_galaxy"] / 3600, "o", color=color, ms=6, zorder=4)
-            alt += f"; NPE is cheaper than {what} from {enough[name]:,.0f} galaxies on"
+            alt += (
+                f"; NPE is cheaper than {what} from {enough[name]:,.0f} galax{'y' if enough[name] == 1 else 'ies'} on"
+            )
     if fixed_s is not None:
         whole = (fixed_s + npe_s * galaxies) / 3600
         axes.loglog(galaxies, whole, color=NPE, lw=1.8, label="NPE, with simulation and training")
