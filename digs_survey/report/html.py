@@ -47,7 +47,7 @@ def write_report(run_dir: Path, *, figures: bool = False) -> Path:
     from digs_survey.report.headline import coverage_limits, headlines
     from digs_survey.report.inside import inside_headline, inside_section
     from digs_survey.report.load import load_run
-    from digs_survey.report.trust import trust_section
+    from digs_survey.report.trust import trust_section, with_trust
 
     run = load_run(run_dir)
     environment = Environment(
@@ -69,10 +69,11 @@ def write_report(run_dir: Path, *, figures: bool = False) -> Path:
             "catalog": sections.catalog_section(run),
             "cards": galaxies.galaxy_cards(run),
         }
+        *first, flagged = headlines(run)
         page = environment.get_template("report.html.j2").render(
             run=run,
             facts=sections.facts(run),
-            headlines=headlines(run) + inside_headline(run),
+            headlines=[*first, with_trust(flagged, parts["trust"]), inside_headline(run)],
             limits=coverage_limits((run.audit.get("calibration") or {}).get("simulations") or 0),
             galaxies=galaxies.galaxy_rows(run),
             importance=sections.importance_section(run),

@@ -61,31 +61,30 @@ def inside_section(run: RunData) -> dict[str, Any] | None:
     }
 
 
-def inside_headline(run: RunData) -> list[Headline]:
-    """Return the verdict's line, or none if it was not measured."""
+def inside_headline(run: RunData) -> Headline:
+    """Return the verdict's line, which says so if it was not measured."""
     told = run.audit.get("inside")
-    if not told:
-        return []
     title = "Survey inside the simulations"
+    if not told:
+        words = "Whether the survey is inside what was simulated was not measured."
+        return Headline("inside", title, words, note="Set audit.checked_galaxies above 0 and audit again.")
     if told["verdict"] == "unknown":
-        return [Headline("inside", title, "Whether the survey is inside what was simulated is not known.")]
+        return Headline("inside", title, "Whether the survey is inside what was simulated is not known.")
     far, odd = (nested(told, "shares", name) for name in (_FAR, "pvalue_below_1e-05"))
     value = {"inside": "yes", "partly outside": "partly", "not described": "NO"}[told["verdict"]]
-    return [
-        Headline(
-            "inside",
-            title,
-            _words(told),
-            value,
-            "good" if value == "yes" else "attention",
-            f"Of {count(told['rows'])} rows drawn at random, beside {count(told['simulations'])} simulations.",
-            [
-                ("inside-far", "far from the training set", percent(far["share"])),
-                ("inside-odd", "not explained (p < 0.00001)", percent(odd["share"])),
-                ("inside-ranges", "wavelengths that depart", count(len(told["departures"]))),
-            ],
-        )
-    ]
+    return Headline(
+        "inside",
+        title,
+        _words(told),
+        value,
+        "good" if value == "yes" else "attention",
+        f"Of {count(told['rows'])} rows drawn at random, beside {count(told['simulations'])} simulations.",
+        [
+            ("inside-far", "far from the training set", percent(far["share"])),
+            ("inside-odd", "not explained (p < 0.00001)", percent(odd["share"])),
+            ("inside-ranges", "wavelengths that depart", count(len(told["departures"]))),
+        ],
+    )
 
 
 def _words(told: dict[str, Any]) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from digs_survey.locations import exists, is_file
 from digs_survey.report.figures import trust as figures
+from digs_survey.report.format import count, number, percent
+from digs_survey.report.headline import Headline
 from digs_survey.report.load import RunData, open_table
 from digs_survey.storage import read_json
 
-__all__ = ["trust_section"]
+__all__ = ["trust_section", "with_trust"]
 
 _BINS = 40
 
@@ -33,3 +36,20 @@ def trust_section(run: RunData) -> dict[str, Any] | None:
             counts += np.histogram(batch["trust"].to_numpy(zero_copy_only=False), edges)[0]
         pictures.append(figures.spread(edges, counts, told["below"]))
     return {"learned": learned, "told": told, "pictures": pictures}
+
+
+def with_trust(flagged: Headline, trust: dict[str, Any] | None) -> Headline:
+    """Add what is known of the rows' trust to the number of flagged rows.
+
+    After an escalation, how many rows keep a posterior that is not trusted; before it, how many of the audited rows
+    are within the tolerance of emcee.
+    """
+    if trust is None or not trust["learned"].get("model"):
+        return flagged
+    learned, told = trust["learned"], trust["told"]
+    if told is not None:
+        one = ("low-trust", "not trusted in the end", count(told["low_trust"]))
+    else:
+        name = f"audited, within {number(learned['tolerance_sigma'])} σ of emcee"
+        one = ("trust-within", name, percent(learned["share_within"]))
+    return replace(flagged, details=[*flagged.details, one])

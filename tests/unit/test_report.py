@@ -19,9 +19,11 @@ from digs_survey.config import load_config
 from digs_survey.errors import RunDirectoryError
 from digs_survey.report import galaxies
 from digs_survey.report.figures import calibration, galaxy, style
-from digs_survey.report.headline import headlines
+from digs_survey.report.headline import Headline, headlines
 from digs_survey.report.html import write_report
+from digs_survey.report.inside import inside_headline
 from digs_survey.report.sections import facts, importance_section
+from digs_survey.report.trust import with_trust
 from digs_survey.storage import write_json
 
 VOID = {"meta", "img", "source", "br", "hr", "link", "input"}
@@ -403,3 +405,27 @@ def test_importance_weights_are_told_where_there_are_any(tmp_path):
     assert "worth 31.4 % of as many from the exact posterior" in words
     assert "weights of 5.0 % have a tail that is not to be trusted" in words
     assert not importance_section(SimpleNamespace(audit=audit))
+
+
+def test_the_first_screen_has_five_numbers_even_where_none_is_known():
+    run = SimpleNamespace(audit={}, manifest={}, card=None, catalog=None)
+    told = [*headlines(run), inside_headline(run)]
+    assert [h.key for h in told] == ["coverage", "shift", "break-even", "flagged", "inside"]
+    assert {(h.value, h.status) for h in told} == {("–", "unknown")}
+    assert "was not measured" in told[-1].words
+
+
+@pytest.mark.parametrize(
+    ("told", "detail"),
+    [
+        ({"low_trust": 1300}, ("low-trust", "not trusted in the end", "1,300")),
+        (None, ("trust-within", "audited, within 0.3 σ of emcee", "65.0 %")),
+    ],
+)
+def test_the_flagged_rows_have_their_trust_beside_them(told, detail):
+    flagged = Headline("flagged", "Rows flagged", "Words.")
+    learned = {"model": {}, "tolerance_sigma": 0.3, "share_within": 0.65}
+    assert with_trust(flagged, {"learned": learned, "told": told}) == flagged, "no model was learned"
+    learned["model"] = {"knots": [0.0]}
+    assert with_trust(flagged, {"learned": learned, "told": told}).details == [detail]
+    assert with_trust(flagged, None) == flagged
