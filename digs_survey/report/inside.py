@@ -67,13 +67,13 @@ def inside_headline(run: RunData) -> Headline:
     title = "Survey inside the simulations"
     if not told:
         words = "Whether the survey is inside what was simulated was not measured."
-        return Headline("inside", title, words, note="Set audit.checked_galaxies above 0 and audit again.")
+        return Headline("inside-verdict", title, words, note="Set audit.checked_galaxies above 0 and audit again.")
     if told["verdict"] == "unknown":
-        return Headline("inside", title, "Whether the survey is inside what was simulated is not known.")
+        return Headline("inside-verdict", title, "Whether the survey is inside what was simulated is not known.")
     far, odd = (nested(told, "shares", name) for name in (_FAR, "pvalue_below_1e-05"))
     value = {"inside": "yes", "partly outside": "partly", "not described": "NO"}[told["verdict"]]
     return Headline(
-        "inside",
+        "inside-verdict",
         title,
         _words(told),
         value,

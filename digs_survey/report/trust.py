@@ -9,7 +9,7 @@ import numpy as np
 
 from digs_survey.locations import exists, is_file
 from digs_survey.report.figures import trust as figures
-from digs_survey.report.format import count, number, percent
+from digs_survey.report.format import count, percent
 from digs_survey.report.headline import Headline
 from digs_survey.report.load import RunData, open_table
 from digs_survey.storage import read_json
@@ -50,6 +50,6 @@ def with_trust(flagged: Headline, trust: dict[str, Any] | None) -> Headline:
     if told is not None:
         one = ("low-trust", "not trusted in the end", count(told["low_trust"]))
     else:
-        name = f"audited, within {number(learned['tolerance_sigma'])} σ of emcee"
+        name = f"audited, within {learned['tolerance_sigma']:g} σ of emcee"
         one = ("trust-within", name, percent(learned["share_within"]))
     return replace(flagged, details=[*flagged.details, one])

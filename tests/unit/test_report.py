@@ -410,7 +410,7 @@ def test_importance_weights_are_told_where_there_are_any(tmp_path):
 def test_the_first_screen_has_five_numbers_even_where_none_is_known():
     run = SimpleNamespace(audit={}, manifest={}, card=None, catalog=None)
     told = [*headlines(run), inside_headline(run)]
-    assert [h.key for h in told] == ["coverage", "shift", "break-even", "flagged", "inside"]
+    assert [h.key for h in told] == ["coverage", "shift", "break-even", "flagged", "inside-verdict"]
     assert {(h.value, h.status) for h in told} == {("–", "unknown")}
     assert "was not measured" in told[-1].words
 
