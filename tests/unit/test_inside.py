@@ -335,7 +335,7 @@ def test_the_report_shows_it_and_says_where(check, tmp_path):
     where = f"The model does NOT describe the survey&#39;s flux at {low:.0f}–{high:.0f} Å (+"
     assert page.count(where) == 2, "in the verdict and in the section"
     assert f"it departs from the simulations at {low:.0f} to {high:.0f} Angstrom" in page
-    assert '<data id="inside" value="NO">NO</data>' in page
+    assert '<data id="inside-verdict" value="NO">NO</data>' in page
     pvalue = read_json(folder / "audit.json")["inside"]["misspecification"]["features"]["pvalue"]
     assert f'<data id="mmd-features" value="{pvalue:.2g}' in page
     far = found.summary()["shares"]["distance_above_99.9%"]
