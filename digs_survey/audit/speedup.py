@@ -97,12 +97,14 @@ def _baseline(costs: Sequence[float], npe: float | None, once: float | None, row
     """Say what one kind of chain costs, and the neural posterior against it."""
     known = [cost for cost in costs if math.isfinite(cost)]
     mcmc, limits = _mean(known), _mean_limits(known)
-    map_only = with_training = break_even = map_only_limits = break_even_limits = None
+    map_only = with_training = break_even = map_only_limits = with_training_limits = break_even_limits = None
     if mcmc is not None and npe is not None:
         map_only = mcmc / npe
         map_only_limits = [limit / npe for limit in limits] if limits else None
         if once is not None:
-            with_training = mcmc * rows / (once + npe * rows)
+            each = once / rows + npe
+            with_training = mcmc / each
+            with_training_limits = [limit / each for limit in limits] if limits else None
             break_even = math.ceil(once / (mcmc - npe)) if mcmc > npe else None
             if limits and limits[0] > npe:
                 # The dearer a chain, the fewer galaxies.
@@ -113,6 +115,7 @@ def _baseline(costs: Sequence[float], npe: float | None, once: float | None, row
         "galaxies_per_fit_map_only": map_only,
         "galaxies_per_fit_map_only_95": map_only_limits,
         "galaxies_per_fit_with_training_at_catalog": with_training,
+        "galaxies_per_fit_with_training_at_catalog_95": with_training_limits,
         "break_even_galaxies": break_even,
         "break_even_galaxies_95": break_even_limits,
     }

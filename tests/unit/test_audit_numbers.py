@@ -116,6 +116,9 @@ def test_costs_by_hand():
     assert slow["core_s_per_galaxy_95"] == [150, 250]
     assert (slow["galaxies_per_fit_map_only"], slow["break_even_galaxies"]) == (pytest.approx(20_000), 4)
     assert slow["break_even_galaxies_95"] == [3, 5]
+    # [150, 250] * 1000/(600 + 10)
+    with_training = slow["galaxies_per_fit_with_training_at_catalog_95"]
+    assert with_training == [pytest.approx(150_000 / 610), pytest.approx(250_000 / 610)]
     strong = fast["baselines"]["batched"]
     assert (strong["core_s_per_galaxy"], strong["break_even_galaxies"]) == (pytest.approx(20), 31)
     assert cost["baselines"]["batched"]["core_s_per_galaxy"] is None

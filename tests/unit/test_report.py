@@ -145,15 +145,16 @@ def test_every_figure_has_pictures_alt_text_and_caption(sound):
 
 def test_the_numbers_are_those_of_the_audit(sound):
     page, audit = sound
+    strong = audit["cost"]["baselines"]["batched"]
     for par in audit["parameters"]:
         covered = audit["calibration"]["coverage"]["0.68"][par]
         assert page.by_id(f"coverage-{par}")["text"] == f"{covered:.3f}"
         shift = audit["agreement"]["mean_abs_shift_sigma"][par]
         assert page.by_id(f"shift-{par}")["text"] == f"{shift:.2f} σ"
     assert page.by_id("shift")["text"] == f"{audit['agreement']['mean_abs_shift_sigma']['all']:.2f} σ"
-    assert page.by_id("break-even")["text"] == f"{audit['cost']['break_even_galaxies']} galaxies"
-    assert page.by_id("speed-map")["text"] == "100,000"
-    at_catalog = audit["cost"]["galaxies_per_mcmc_fit_with_training_at_catalog"]
+    assert page.by_id("break-even")["text"] == f"{strong['break_even_galaxies']} galaxies"
+    assert page.by_id("speed-map")["text"] == "5,000"
+    at_catalog = strong["galaxies_per_fit_with_training_at_catalog"]
     assert float(page.by_id("speed-all")["text"]) == pytest.approx(at_catalog, rel=5e-3)
     assert page.by_id("flagged")["text"] == "5"
     text = page.by_id("calibration")["text"]
@@ -287,7 +288,7 @@ def _verdict(covered=0.68, found=(), planted=True, converged=5, ratio=1.15, brea
             "mean_width_ratio": {"tage": ratio, "all": ratio},
             "mean_width_ratio_error": {"tage": 0.04, "all": 0.04},
         },
-        "cost": {"break_even_galaxies": break_even},
+        "cost": {"baselines": {"batched": {"core_s_per_galaxy": 8.0, "break_even_galaxies": break_even}}},
     }
     run = SimpleNamespace(audit=audit, manifest={"inputs": {"catalog": {"rows": 10}}}, catalog=None)
     return {h.key: h for h in headlines(run)}
@@ -320,16 +321,25 @@ def test_the_verdict_says_which_faults_it_would_have_seen():
     assert "these tests find only 1." in _verdict(planted=False)["coverage"].words
 
 
-def test_the_speed_names_the_spectra_that_the_chains_used():
-    cost = {"galaxies_per_mcmc_fit_map_only": 500, "mcmc_engine": "batched", "mcmc_core_s_per_galaxy_by_prospector": 90}
+def test_the_cost_is_against_the_strong_baseline_where_known_and_names_it():
+    batched = {"core_s_per_galaxy": 9.0, "galaxies_per_fit_map_only": 500, "break_even_galaxies": 70}
+    prospector = {"core_s_per_galaxy": 90.0, "galaxies_per_fit_map_only": 5000, "break_even_galaxies": 7}
 
-    def speed(cost):
+    def told(engine, **baselines):
+        cost = {"mcmc_engine": engine, "baselines": baselines}
         run = SimpleNamespace(audit={"cost": cost}, manifest={}, catalog=None)
         return next(h for h in headlines(run) if h.key == "break-even")
 
-    assert "one emcee fit on spectra in batches, 500 galaxies" in speed(cost).words
-    assert "With Prospector's spectra the same likelihoods would take 90.0 s a galaxy." in speed(cost).note
-    assert "batches" not in speed(cost | {"mcmc_engine": "prospector"}).words
+    for engine in ("batched", "prospector"):
+        both = told(engine, batched=batched, prospector=prospector)
+        assert "NPE is cheaper than emcee on spectra in batches from 70 galaxies on." in both.words
+        assert "one emcee fit on spectra in batches, 500 galaxies" in both.words
+        ran = "The chains ran on Prospector's spectra, 90.0 s a galaxy"
+        assert (ran in both.note) == (engine == "prospector")
+        assert ("the same likelihoods would take 90.0 s a galaxy." in both.note) == (engine == "batched")
+    alone = told("prospector", prospector=prospector, batched={"core_s_per_galaxy": None})
+    assert "NPE is cheaper than emcee on Prospector's spectra from 7 galaxies on." in alone.words
+    assert "batches" not in alone.words + alone.note
 
 
 def test_the_corner_draws_weighted_draws_over_the_others():
