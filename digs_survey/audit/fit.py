@@ -95,7 +95,8 @@ class GalaxyFit:
     core_seconds, all_core_seconds : float
         Of the first ensemble alone, and of all.
     other_core_seconds : float
-        Of one likelihood by the engine that the chain did not use; NaN if it was not tried.
+        Of one of ``likelihoods``, were it by the engine that the chain did not use; NaN if it was not tried. Those
+        outside the prior take no spectrum, by either.
     log_likelihood_difference : float
         Largest difference between both engines among the checked draws; 0 if the other was not tried.
     best_mcmc, best_npe : ndarray, shape (wavelength,)
@@ -213,7 +214,8 @@ def fit_with(simulator: Simulator, setup: FitSetup, job: GalaxyJob, other: Simul
         started = time.process_time()
         for _ in range(times):
             again = recompute(chain.draws[some])
-        cost = (time.process_time() - started) / (times * some.size)
+        # Draws are inside the prior; of what the chain asked for, some was not, and cost nothing.
+        cost = posterior.inside_share * (time.process_time() - started) / (times * some.size)
         difference = float(np.abs(again - chain.log_prob[some]).max())
     spectra = simulator.spectra(job.predictive)
     even = np.linspace(0, chain.steps - 1, _kept_steps(setup.mcmc)).round().astype(int)

@@ -58,14 +58,22 @@ class GalaxyPosterior:
     ) -> None:
         self._predict, self._noise, self._prior = simulator.spectra, noise, prior
         self._flux, self._good, self._errors = flux, good, errors
+        self._asked = self._inside = 0
 
     def __call__(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
         """Log density (n,) at theta (n, parameter); -inf outside the prior, where the model is not asked."""
         density = self._prior.log_prob(theta)
         (inside,) = np.isfinite(density).nonzero()
+        self._asked += density.size
+        self._inside += inside.size
         if inside.size:
             density[inside] += self.log_likelihood(self._predict(theta[inside]))
         return density
+
+    @property
+    def inside_share(self) -> float:
+        """Share of all theta so far that were inside the prior, and so took a spectrum; 1 before the first."""
+        return self._inside / self._asked if self._asked else 1.0
 
     def log_likelihood(self, spectra: NDArray[np.float64]) -> NDArray[np.float64]:
         """Log-likelihood (n,) of a model's spectra (n, wavelength); -inf where one is not positive and finite."""

@@ -211,6 +211,8 @@ def test_prospector_in_workers_finds_the_galaxy_it_made(tmp_path):
     posterior, clean = GalaxyPosterior(simulator, SETUP.noise, PRIOR, flux, good), simulator.spectrum(TRUTH)
     expected = SETUP.noise.log_likelihood(flux, clean, good) + PRIOR.log_prob(TRUTH)
     assert posterior(TRUTH[None])[0] == pytest.approx(float(expected), rel=1e-10)
+    assert np.isneginf(posterior(np.array([PRIOR.high + 1, PRIOR.low - 1, TRUTH + 99]))).all()
+    assert posterior.inside_share == 0.25
 
     setup = replace(SETUP, mcmc=MCMCConfig(walkers=32, burn_in=(120,), steps=100, max_steps=100))
     jobs = [GalaxyJob(row, flux, good, None, start, start[:4]) for row in (0, 1)]
