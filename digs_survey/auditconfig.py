@@ -82,7 +82,8 @@ class EscalateConfig(Section):
     below: Fraction = 0.5
     """Trust below which a row is to have a better posterior, or the bit LOW_TRUST."""
     core_hours: Annotated[float, Field(ge=0)] = 0.0
-    """What that may cost; nothing, and only rows that the audit has fitted anyway have better ones."""
+    """What that may cost: nothing more is begun when so much is used, and fits under way come to their end. With 0,
+    only rows that the audit has fitted anyway have better ones."""
     draws: Annotated[int, Field(ge=100)] = 4_000
     """Draws of a row that are weighed."""
     least_ess: Positive = 200.0

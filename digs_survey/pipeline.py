@@ -7,75 +7,37 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 import zarr
 
 from digs_survey import __version__
 from digs_survey.catalog import Catalog
-from digs_survey.config import SurveyConfig
-from digs_survey.dashboards import with_dashboards
-from digs_survey.errors import CatalogError, RunDirectoryError
+from digs_survey.errors import CatalogError
 from digs_survey.estimator.artefact import check_grid, load_artefact, update_card
 from digs_survey.infer.survey_noise import survey_noise
 from digs_survey.ledger import Ledger
 from digs_survey.locations import exists, location
-from digs_survey.logs import stage_log
-from digs_survey.manifest import RunManifest, versions
-from digs_survey.progress import ProgressReporter
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.simulate.template import simulations_hash
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.status import STAGES
-from digs_survey.storage import remove, write_bytes, write_text
+from digs_survey.storage import write_bytes
+from digs_survey.workplace import Workplace
 
-__all__ = ["OUTPUTS", "STAGES", "Survey"]
-
-OUTPUTS: dict[str, tuple[str, ...]] = {
-    "simulate": ("simulations.zarr", "ledger/simulate"),
-    "augment": ("pairs.zarr", "ledger/augment"),
-    "train": ("model", "checkpoint"),
-    "map": ("posterior.zarr", "percentiles.parquet", "ledger/map"),
-    "audit": ("calibration.zarr", "audit.zarr", "audit.json", "audit-jobs", "ledger/calibration"),
-    "escalate": ("results.parquet", "escalate.json", "escalate-jobs", "ledger/escalate"),
-    "report": ("report.html", "figures"),
-}
-"""What each stage leaves in the run directory."""
+__all__ = ["Survey"]
 
 _NOISE_TRIAL_ROWS, _MUCH_NEGATIVE = 2_000, 0.01
 """Simulations on which the noise is tried, and the share of negative elements from which on that is told."""
 
 
-@dataclass
-class Survey:
-    """A run directory with its configuration, and the clusters that its stages use.
+class Survey(Workplace):
+    """The stages of a run directory, in their order.
 
     What a stage works with is imported when there is something to do, so that a finished run answers at once.
-
-    Attributes
-    ----------
-    run_dir : Path
-    config : SurveyConfig
-    manifest : RunManifest
-    progress : ProgressReporter
-    dask_address, ray_address : str or None
-        Clusters; None runs on this machine's cores.
-    dashboards : bool
-        Clusters that start on this machine have dashboards.
     """
-
-    run_dir: Path
-    config: SurveyConfig
-    manifest: RunManifest
-    progress: ProgressReporter
-    dask_address: str | None = None
-    ray_address: str | None = None
-    dashboards: bool = False
 
     # -- the whole way ---------------------------------------------------------------------------------
 
@@ -317,8 +279,7 @@ class Survey:
     def report(self, *, figures: bool = False) -> bool:
         """Write report.html, and with ``figures`` each of its figures as files, though the page be there."""
         self._needs("audit", "audit.json")
-        last = "escalate" if "escalate" in self.manifest.stages else "audit"
-        key = self._key() | self._after(last)
+        key = self._key() | self._after("escalate" if self._is_done("escalate") else "audit")
         with self._stage("report", key, 1, "page") as todo:
             if todo or figures:
                 from digs_survey.report.html import write_report
@@ -329,68 +290,7 @@ class Survey:
                 todo.record.rows = 1
         return bool(todo)
 
-    def redo(self, stage: str) -> None:
-        """Delete what a stage and those after it made."""
-        first = STAGES.index(stage)
-        names = [*STAGES[first:], *(["augment"] if stage == "simulate" else [])]
-        for name in names:
-            self.manifest.forget(name)
-            for output in OUTPUTS[name]:
-                remove(self.run_dir / output)
-
     # -- what stages share -----------------------------------------------------------------------------
-
-    def _key(self, *sections: str) -> dict[str, Any]:
-        data = self.config.model_dump(mode="json", include=set(sections))
-        if "prior" in sections:
-            data["prior"] = {p.name: [p.low, p.high] for p in self.config.make_prior().parameters}
-        return {"digs_survey": __version__, "seed": self.config.seed, **data}
-
-    def _after(self, stage: str) -> dict[str, Any]:
-        record = self.manifest.stages[stage]
-        return {stage: record["key"], "finished": record["finished"]}
-
-    @contextmanager
-    def _stage(self, name: str, key: Mapping[str, Any], total: int, unit: str) -> Iterator[_Todo]:
-        if self.manifest.reusable(name, key) and all(exists(self.run_dir / out) for out in OUTPUTS[name][:1]):
-            self.progress.say(f"{name}: done already", kind="stage_kept", stage=name)
-            yield _Todo(None, lambda count: None)
-            return
-        write_text(self.run_dir / "config.toml", tomli_w.dumps(self.config.model_dump(mode="json", exclude_none=True)))
-        self.manifest.describe_run(
-            digs_survey=__version__,
-            seed=self.config.seed,
-            config_hash=self.config.hash(),
-            versions=versions(),
-        )
-        with (
-            stage_log(name, total, unit, lambda: self.manifest.stages[name]),
-            self.manifest.run(name, key, total) as record,
-            self.progress.task(name, total, unit) as advance,
-            with_dashboards(self.dashboards, lambda line: self.progress.say(line, kind="dashboard")),
-        ):
-            yield _Todo(record, advance)
-
-    def _needs(self, stage: str, output: str) -> Path:
-        path = self.run_dir / output
-        if self.manifest.stages.get(stage, {}).get("status") != "done" or not exists(path):
-            raise RunDirectoryError(
-                f"{self.run_dir} has no finished {stage} stage; "
-                f"run 'digs-survey {stage} --run-dir {self.run_dir}' first"
-            )
-        return path
-
-    def _record_catalog(self, catalog: Catalog) -> str:
-        if not self.manifest.knows(catalog):
-            entry = {
-                "path": str(catalog.path.resolve()),
-                "rows": catalog.n_rows,
-                # Found first: what changes while the catalog is read is not taken for what was read.
-                "state": catalog.state(),
-                "fingerprint": catalog.fingerprint(),
-            }
-            self.manifest.update(inputs={**self.manifest.data["inputs"], "catalog": entry})
-        return str(self.manifest.data["inputs"]["catalog"]["fingerprint"])
 
     def _recalibrate(self, folder: Path) -> tuple[dict[str, list[float]], dict[str, Any]]:
         from digs_survey.audit.recalibration import recalibrate
@@ -457,17 +357,6 @@ class Survey:
         kind = self.config.noise.kind
         hint = " (or noise.sigma_flam)" if kind == "constant" else ""
         return CatalogError(f"noise.kind = {kind!r} needs a catalog{hint}: digs-survey simulate CATALOG.zarr ...")
-
-
-@dataclass
-class _Todo:
-    """A stage that is running, or (false) one that was done already."""
-
-    record: Any
-    advance: Callable[[int], None]
-
-    def __bool__(self) -> bool:
-        return self.record is not None
 
 
 def _grid_key(grid: WavelengthGrid) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Agreement", "compare", "half_width"]
+__all__ = ["Agreement", "compare", "half_width", "median_of"]
 
 
 def half_width(draws: ArrayLike) -> NDArray[np.float64]:
@@ -25,6 +25,12 @@ def half_width(draws: ArrayLike) -> NDArray[np.float64]:
     """
     low, high = np.quantile(np.asarray(draws, dtype=float), (0.16, 0.84), axis=-2)
     return 0.5 * (high - low)
+
+
+def median_of(values: NDArray[np.floating]) -> float | None:
+    """Median of the finite values; None where there are none."""
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else None
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from digs_survey.audit.finaltable import TIERS, Better, final_part
-from digs_survey.audit.fit import FitSetup, GalaxyFit, GalaxyJob
+from digs_survey.audit.finaltable import TIERS, Better, BetterRows, final_part
+from digs_survey.audit.fit import FitSetup, GalaxyFit, galaxy_jobs
 from digs_survey.audit.mcmc import fit_galaxies
 from digs_survey.audit.reweigh import ReweighSetup, reweigh_rows
 from digs_survey.audit.sample import prepare_rows
@@ -33,6 +33,7 @@ from digs_survey.infer.percentiles import draw_quantiles
 from digs_survey.infer.psis import PARETO_K_LIMIT
 from digs_survey.infer.table import part_name
 from digs_survey.ledger import Ledger
+from digs_survey.locations import is_file
 from digs_survey.parameters import Prior
 from digs_survey.quality import NO_POSTERIOR
 from digs_survey.storage import checksum, read_json, shard_count, shard_rows, write_bytes, write_json
@@ -91,14 +92,16 @@ def escalate(
     model = learned.get("model")
     trust = _trust_of_rows(result, catalog, prior, None if model is None else TrustModel.from_dict(model))
     with_posterior = (result["quality"][:] & NO_POSTERIOR) == 0
-    derive = derived_quantities(card, config)
-    better = _fitted_by_audit(run_dir, config, derive)
-    # Ties go by row; NaN compares as false, so that rows without a trust are left alone.
-    low = np.flatnonzero(with_posterior & (trust < config.escalate.below))
-    wanted = [row for row in low[np.argsort(trust[low], kind="stable")].tolist() if row not in better]
-    told = _improve(run_dir, config, catalog, derive, np.array(wanted, dtype=np.int64), better, task, ray_address)
-    still_low = np.zeros(catalog.n_rows, dtype=bool)
-    still_low[[row for row in low.tolist() if row not in better]] = True
+    # NaN compares as false, so that rows without a trust are left alone.
+    low = with_posterior & (trust < config.escalate.below)
+    # Budgets and failures are not the same twice: what was decided once holds for every part of the table.
+    decided, spent = (run_dir / "escalate-jobs" / name for name in ("better.npz", "told.json"))
+    if not is_file(decided):
+        found, told = _improve(run_dir, config, catalog, card, trust, low, task, ray_address)
+        write_json(spent, told)
+        BetterRows.of(found, prior.ndim, len(config.map.derived), len(config.map.quantiles)).save(decided)
+    better, told = BetterRows.load(decided), read_json(spent)
+    low[better.rows] = False
     about: dict[str, Any] = {"below": config.escalate.below}
     about |= {name: learned.get(name) for name in ("tolerance_sigma", "auc", "auc_95", "rows")}
     per_shard = config.map.shard_rows(catalog.n_rows)
@@ -108,10 +111,9 @@ def escalate(
         with ledger.attempt(shard):
             part = final_part(
                 run_dir / "percentiles.parquet" / part_name(shard),
-                rows.start,
                 trust[rows],
-                better,
-                still_low[rows],
+                better.within(rows.start, rows.stop),
+                low[rows],
                 (prior.names, config.map.derived),
                 config.map.quantiles,
                 about,
@@ -120,13 +122,13 @@ def escalate(
             digest = checksum(np.frombuffer(part, dtype=np.uint8))
             ledger.mark(shard, rows=rows.stop - rows.start, checksum=digest, core_seconds=0.0, first=rows.start)
         advance(rows.stop - rows.start)
-    tiers = np.bincount([one.tier for one in better.values()], minlength=len(TIERS))
-    tiers[0] = int(with_posterior.sum()) - len(better)
+    tiers = np.bincount(better.tier, minlength=len(TIERS))
+    tiers[0] = int(with_posterior.sum()) - better.rows.size
     summary = {
         "below": config.escalate.below,
         "rows": dict(zip(TIERS, tiers.tolist(), strict=True)),
         "without_trust": int((with_posterior & np.isnan(trust)).sum()),
-        "low_trust": int(still_low.sum()),
+        "low_trust": int(low.sum()),
         **told,
     }
     write_json(run_dir / "escalate.json", summary)
@@ -167,14 +169,19 @@ def _improve(
     run_dir: Path,
     config: SurveyConfig,
     catalog: Catalog,
-    derive: DerivedQuantities | None,
-    wanted: NDArray[np.int64],
-    better: dict[int, Better],
+    card: Mapping[str, Any],
+    trust: NDArray[np.float32],
+    low: NDArray[np.bool_],
     task: _Task,
     address: str | None,
-) -> dict[str, Any]:
-    """Put better posteriors of the wanted rows into ``better``, the first rows first, and say what was done."""
+) -> tuple[dict[int, Better], dict[str, Any]]:
+    """Find better posteriors of the rows that are ``low``, the least trusted first, and say what was done."""
     settings, folder = config.escalate, run_dir / "escalate-jobs"
+    derive = derived_quantities(card, config)
+    better = _fitted_by_audit(run_dir, config, derive)
+    # Ties go by row.
+    ordered = np.flatnonzero(low)[np.argsort(trust[low], kind="stable")]
+    wanted = ordered[~np.isin(ordered, list(better))]
     told = {"wanted": wanted.size, "weighed": 0, "accepted": 0, "fitted": 0, "converged": 0}
     cost = {"weights": 0.0, "emcee": 0.0}
     budget_s = 3600 * settings.core_hours
@@ -199,7 +206,7 @@ def _improve(
                 if fit.converged:
                     told["converged"] += 1
                     better[row] = _of_chain(fit.draws, config, derive)
-    return told | {"core_seconds": cost, "budget_core_seconds": budget_s}
+    return better, told | {"core_seconds": cost, "budget_core_seconds": budget_s}
 
 
 def _fit(
@@ -219,18 +226,7 @@ def _fit(
     rows = rows[: _affordable(run_dir, budget_s)]
     seen = prepare_rows(catalog, rows, config, keeps_negative=noise.keeps_negative)
     npe = posterior.sample(seen.flux, config.map.draws)
-    errors = noise.errors_of(seen.flux, seen.ivar, seen.good)
-    jobs = [
-        GalaxyJob(
-            row=row,
-            flux=seen.flux[i],
-            good=seen.good[i],
-            errors=None if errors is None else errors[:, i],
-            start=npe[i],
-            predictive=npe[i, : settings.predictive_draws],
-        )
-        for i, row in enumerate(rows)
-    ]
+    jobs = galaxy_jobs(rows, seen, noise.errors_of(seen.flux, seen.ivar, seen.good), npe, settings.predictive_draws)
     setup = FitSetup(config.model, posterior.prior, catalog.grid, noise, settings.mcmc, config.seed)
     folder = run_dir / "escalate-jobs" / "emcee"
     with task("fit", len(jobs), "rows that weights do not do for, with emcee") as advance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,13 @@ from numpy.typing import NDArray
 
 from digs_survey.infer.table import column_name
 from digs_survey.quality import QualityFlag
-from digs_survey.storage import read_bytes
+from digs_survey.storage import read_bytes, write_bytes
 from digs_survey.ucd import ucd
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["TIERS", "Better", "final_part"]
+__all__ = ["TIERS", "Better", "BetterRows", "final_part"]
 
 TIERS = ("neural posterior", "importance weights", "emcee")
 """Whose percentiles a row has, by its ``tier``."""
@@ -46,11 +47,58 @@ class Better:
     derived: NDArray[np.floating]
 
 
+@dataclass(frozen=True)
+class BetterRows:
+    """All rows that have better percentiles.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (row,)
+        Of the catalog, increasing.
+    tier : ndarray of uint8, shape (row,)
+    percentiles : ndarray of float64, shape (row, parameter, quantile)
+    derived : ndarray of float64, shape (row, quantity, quantile)
+    """
+
+    rows: NDArray[np.int64]
+    tier: NDArray[np.uint8]
+    percentiles: NDArray[np.float64]
+    derived: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, better: Mapping[int, Better], parameters: int, quantities: int, quantiles: int) -> BetterRows:
+        """Put rows in their order; the sizes are those that arrays have where there are none."""
+        rows = sorted(better)
+        shapes = (len(rows), parameters, quantiles), (len(rows), quantities, quantiles)
+        return cls(
+            np.array(rows, dtype=np.int64),
+            np.array([better[row].tier for row in rows], dtype=np.uint8),
+            np.array([better[row].percentiles for row in rows], dtype=float).reshape(shapes[0]),
+            np.array([better[row].derived for row in rows], dtype=float).reshape(shapes[1]),
+        )
+
+    def within(self, start: int, stop: int) -> BetterRows:
+        """Return those from ``start`` to ``stop`` (excluded), with rows that count from ``start``."""
+        part = slice(*np.searchsorted(self.rows, (start, stop)))
+        return BetterRows(self.rows[part] - start, self.tier[part], self.percentiles[part], self.derived[part])
+
+    def save(self, path: Path) -> None:
+        """Write a file that is there in full or not at all."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **vars(self))
+        write_bytes(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> BetterRows:
+        """Read what :meth:`save` wrote."""
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as stored:
+            return cls(**stored)
+
+
 def final_part(
     source: Path,
-    start: int,
     trust: NDArray[np.floating],
-    better: Mapping[int, Better],
+    better: BetterRows,
     low: NDArray[np.bool_],
     quantities: tuple[Sequence[str], Sequence[str]],
     quantiles: Sequence[float],
@@ -62,12 +110,10 @@ def final_part(
     ----------
     source : Path
         The part of ``percentiles.parquet``.
-    start : int
-        Its first row.
     trust : ndarray, shape (row,)
         Of its rows.
-    better : mapping of int to Better
-        By row of the catalog.
+    better : BetterRows
+        Those of its rows, counted from its first.
     low : ndarray of bool, shape (row,)
         Which of its rows have the bit LOW_TRUST.
     quantities : (sequence of str, sequence of str)
@@ -80,37 +126,30 @@ def final_part(
     from pyarrow import parquet
 
     table: pa.Table = parquet.read_table(pa.BufferReader(read_bytes(source)))
-    rows = range(start, start + table.num_rows)
-    here = {row - start: better[row] for row in rows if row in better}
-    tier = np.zeros(table.num_rows, dtype=np.uint8)
-    tier[list(here)] = [one.tier for one in here.values()]
-    for kind, names in enumerate(quantities):
-        for k, name in enumerate(names):
-            for q, quantile in enumerate(quantiles):
-                if here:
-                    table = _put(
-                        table,
-                        column_name(name, quantile),
-                        {i: float((one.derived if kind else one.percentiles)[k, q]) for i, one in here.items()},
-                    )
+    if better.rows.size:
+        for names, values in zip(quantities, (better.percentiles, better.derived), strict=True):
+            for k, name in enumerate(names):
+                for q, quantile in enumerate(quantiles):
+                    table = _put(table, column_name(name, quantile), better.rows, values[:, k, q])
     if low.any():
-        quality, bit = table["quality"].to_numpy(), int(QualityFlag.LOW_TRUST)
-        table = _put(table, "quality", {int(i): int(quality[i]) | bit for i in np.flatnonzero(low)})
-    for name, values in (("trust", trust.astype(np.float32)), ("tier", tier)):
+        marked = table["quality"].to_numpy()[low] | int(QualityFlag.LOW_TRUST)
+        table = _put(table, "quality", np.flatnonzero(low), marked)
+    tier = np.zeros(table.num_rows, dtype=np.uint8)
+    tier[better.rows] = better.tier
+    for name, column in (("trust", trust.astype(np.float32)), ("tier", tier)):
         meaning = {"unit": "", "description": _MEANINGS[name], "ucd": str(ucd(name))}
-        table = table.append_column(pa.field(name, pa.from_numpy_dtype(values.dtype), metadata=meaning), [values])
+        table = table.append_column(pa.field(name, pa.from_numpy_dtype(column.dtype), metadata=meaning), [column])
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), "trust": json.dumps(dict(about))})
     sink = pa.BufferOutputStream()
     parquet.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
 
 
-def _put(table: pa.Table, name: str, values: Mapping[int, float]) -> pa.Table:
+def _put(table: pa.Table, name: str, rows: NDArray[np.integer], values: NDArray[Any]) -> pa.Table:
     """Put values into some rows of a column."""
     import pyarrow as pa
 
     place = table.schema.get_field_index(name)
     column = table[name].to_numpy().copy()
-    for row, value in values.items():
-        column[row] = value
+    column[rows] = values
     return table.set_column(place, table.schema.field(place), pa.array(column))

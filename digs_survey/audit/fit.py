@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -16,12 +17,13 @@ from digs_survey.audit.distances import classifier_accuracy, sliced_distance, wa
 from digs_survey.audit.likelihood import GalaxyPosterior, Simulator
 from digs_survey.audit.predictive import BAND, predictive_band
 from digs_survey.config import MCMCConfig, ModelConfig
+from digs_survey.infer.prepare import PreparedRows
 from digs_survey.parameters import Prior
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.storage import read_bytes, write_bytes
 
-__all__ = ["FitSetup", "GalaxyFit", "GalaxyJob", "fit_with", "mcmc_draw_count"]
+__all__ = ["FitSetup", "GalaxyFit", "GalaxyJob", "fit_with", "galaxy_jobs", "mcmc_draw_count"]
 
 _MOST_DRAWS = 4_000
 _CHECKED = 32
@@ -68,6 +70,30 @@ class GalaxyJob:
     errors: NDArray[np.float64] | None
     start: NDArray[np.float64]
     predictive: NDArray[np.float64]
+
+
+def galaxy_jobs(
+    rows: Sequence[int],
+    seen: PreparedRows,
+    errors: NDArray[np.float64] | None,
+    theta: NDArray[np.float64],
+    predictive: int,
+) -> list[GalaxyJob]:
+    """Make the jobs of prepared rows (n,), of their errors (terms, n, wavelength), and of draws (n, draw, parameter).
+
+    Spectra of the first ``predictive`` draws are computed.
+    """
+    return [
+        GalaxyJob(
+            row=row,
+            flux=seen.flux[i],
+            good=seen.good[i],
+            errors=None if errors is None else errors[:, i],
+            start=theta[i],
+            predictive=theta[i, :predictive],
+        )
+        for i, row in enumerate(rows)
+    ]
 
 
 @dataclass(frozen=True)
@@ -206,10 +232,9 @@ def fit_with(simulator: Simulator, setup: FitSetup, job: GalaxyJob, other: Simul
     kept = np.sort(rng.choice(len(chain.draws), size=mcmc_draw_count(setup.mcmc), replace=False))
     cost, difference = float("nan"), 0.0
     if other is not None:
-        # As many as emcee asks for at once, and only some where each takes long.
-        asked = min(setup.mcmc.walkers // 2, kept.size)
-        some = rng.choice(kept, size=min(_CHECKED, asked) if setup.mcmc.engine == "batched" else asked, replace=False)
-        times = 1 if setup.mcmc.engine == "batched" else _REPEATS
+        # Prospector takes long; of batches, as many as emcee asks for at once.
+        most, times = (_CHECKED, 1) if setup.mcmc.engine == "batched" else (setup.mcmc.walkers // 2, _REPEATS)
+        some = rng.choice(kept, size=min(most, kept.size), replace=False)
         recompute = GalaxyPosterior(other, *about)
         started = time.process_time()
         for _ in range(times):

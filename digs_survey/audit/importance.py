@@ -18,6 +18,7 @@ from digs_survey.infer.importance import Importance, Weigher, log_ratios, simula
 from digs_survey.infer.likelihood import SpectrumLikelihood, check_model
 from digs_survey.infer.prepare import PreparedRows
 from digs_survey.infer.psis import PARETO_K_LIMIT, smooth_tail
+from digs_survey.storage import shard_count, shard_rows
 
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
@@ -41,11 +42,11 @@ class _Simulations:
 
     @property
     def size(self) -> int:
-        return -(-self.count // self.rows)
+        return shard_count(self.count, self.rows)
 
     def name(self, block: int) -> str:
-        start = block * self.rows
-        return f"weighing simulations {start} to {min(start + self.rows, self.count) - 1} of {self.path}"
+        part = shard_rows(block, self.count, self.rows)
+        return f"weighing simulations {part.start} to {part.stop - 1} of {self.path}"
 
     @cached_property
     def likelihood(self) -> SpectrumLikelihood:
@@ -53,8 +54,7 @@ class _Simulations:
 
     def __call__(self, block: int) -> Importance:
         group: Any = zarr.open_group(str(self.path), mode="r")
-        start = block * self.rows
-        some = slice(start, min(start + self.rows, self.count))
+        some = shard_rows(block, self.count, self.rows)
         return simulated_importance(
             self.posterior,
             group["theta"][some],
@@ -62,7 +62,7 @@ class _Simulations:
             self.posterior.noise,
             self.draws,
             self.seed,
-            start=start,
+            start=some.start,
             likelihood=self.likelihood,
         )
 

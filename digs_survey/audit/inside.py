@@ -9,7 +9,7 @@ like if the model were right: a survey is not distributed like the prior, but it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +19,16 @@ import zarr
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from digs_survey.audit.agreement import median_of
 from digs_survey.audit.misspecification import discrepancy, distance_excess, share_excess
-from digs_survey.audit.sample import read_rows
+from digs_survey.audit.sample import prepare_rows
+from digs_survey.audit.simulations import observe_rows
 from digs_survey.audit.stack import CLIP, Stack, departing, least_sigma, ranges
 from digs_survey.audit.uniformity import SIGNIFICANCE
 from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
 from digs_survey.infer.likelihood import SpectrumLikelihood
 from digs_survey.infer.predictive import Checker
-from digs_survey.infer.prepare import prepare
 from digs_survey.quality import NO_POSTERIOR
 from digs_survey.simulate.missing import fill_flux
 from digs_survey.simulate.seeding import row_uniforms, stream_key
@@ -36,6 +37,7 @@ from digs_survey.sps.arrays import one_thread
 
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
+    from digs_survey.simulate.noise import NoiseModel
 
 __all__ = ["POPULATIONS", "Inside", "Population", "check_survey", "choose_rows"]
 
@@ -179,8 +181,8 @@ class Inside:
             "departures": found,
             "shares": {name: one.to_dict() for name, one in shares.items()},
             "least_sigma": least_sigma(stack, references),
-            "distance_median": {name: _median(one.distance) for name, one in self.populations.items()},
-            "chi2_median": {name: _median(one.chi2) for name, one in self.populations.items()},
+            "distance_median": {name: median_of(one.distance) for name, one in self.populations.items()},
+            "chi2_median": {name: median_of(one.chi2) for name, one in self.populations.items()},
             "misspecification": {name: one and one.to_dict() for name, one in tests.items()},
         }
 
@@ -225,7 +227,7 @@ def check_survey(posterior: FrozenPosterior, catalog: Catalog, run_dir: Path, co
         parts["survey"].append(Population.of(checker, block, theta))
         again = _replicate(checker, some, block, theta, config.seed)
         parts["replicated"].append(Population.of(checker, again, posterior.sample(again.flux, checker.draws)))
-    for block in _simulated_blocks(run_dir / "calibration.zarr", count, posterior, config.seed):
+    for block in _simulated_blocks(run_dir / "calibration.zarr", count, posterior.noise, config):
         theta = posterior.sample(block.flux, checker.draws)
         parts["simulations"].append(Population.of(checker, block, theta))
     populations = {name: Population.join(found, len(catalog.grid)) for name, found in parts.items()}
@@ -245,25 +247,21 @@ def _survey_blocks(
 ) -> Iterator[tuple[NDArray[np.int64], _Block]]:
     for start in range(0, rows.size, _BLOCK):
         some = rows[start : start + _BLOCK]
-        seen = prepare(
-            read_rows(catalog, some),
-            catalog.grid.frame,
-            config.model.zred,
-            config.map.min_good_fraction,
-            keeps_negative=posterior.noise.keeps_negative,
-        )
+        seen = prepare_rows(catalog, some.tolist(), config, keeps_negative=posterior.noise.keeps_negative)
         yield some, _Block(seen.flux, seen.good, posterior.noise.errors_of(seen.flux, seen.ivar, seen.good))
 
 
-def _simulated_blocks(path: Path, count: int, posterior: FrozenPosterior, seed: int) -> Iterable[_Block]:
-    """Observe the first simulations, with the noise that the calibration gives them."""
+def _simulated_blocks(path: Path, count: int, noise: NoiseModel, config: SurveyConfig) -> Iterator[_Block]:
+    """Observe the first simulations as the calibration does; those that get no posterior are left out."""
     group: Any = zarr.open_group(str(path), mode="r")
-    noise, count = posterior.noise, min(count, group["flux"].shape[0])
+    count = min(count, group["flux"].shape[0])
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
         clean = np.asarray(group["flux"][start:stop], dtype=float)
-        uniform = row_uniforms(seed, "noise/calibration", start, stop, noise.columns(clean.shape[1]))
-        yield _Block(*noise.observe(clean, uniform))
+        uniform = row_uniforms(config.seed, "noise/calibration", start, stop, noise.columns(clean.shape[1]))
+        rows, errors = observe_rows(noise, clean, uniform, config.map.min_good_fraction)
+        kept = (rows.quality & NO_POSTERIOR) == 0
+        yield _Block(rows.flux[kept], rows.good[kept], None if errors is None else errors[:, kept])
 
 
 def _replicate(
@@ -283,8 +281,3 @@ def _replicate(
     if not noise.keeps_negative:
         good &= flux > 0
     return _Block(fill_flux(flux, good, linear=noise.keeps_negative), good, block.errors)
-
-
-def _median(values: NDArray[np.float64]) -> float | None:
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if finite.size else None

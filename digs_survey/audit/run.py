@@ -13,8 +13,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from digs_survey.audit.agreement import compare
-from digs_survey.audit.fit import FitSetup, GalaxyFit, GalaxyJob
+from digs_survey.audit.agreement import compare, median_of
+from digs_survey.audit.fit import FitSetup, GalaxyFit, galaxy_jobs
 from digs_survey.audit.importance import importance_summary, smoothed_log_weights, weigh_calibration, weigh_rows
 from digs_survey.audit.inside import check_survey
 from digs_survey.audit.mcmc import fit_galaxies
@@ -92,17 +92,7 @@ def run_audit(
     seen = sample.prepared
     npe = posterior.sample(seen.flux, config.map.draws)
     errors = noise.errors_of(seen.flux, seen.ivar, seen.good)
-    jobs = [
-        GalaxyJob(
-            row=int(row),
-            flux=seen.flux[i],
-            good=seen.good[i],
-            errors=None if errors is None else errors[:, i],
-            start=npe[i],
-            predictive=npe[i, : settings.predictive_draws],
-        )
-        for i, row in enumerate(sample.selection.rows)
-    ]
+    jobs = galaxy_jobs(sample.selection.rows.tolist(), seen, errors, npe, settings.predictive_draws)
     setup = FitSetup(config.model, prior, catalog.grid, noise, settings.mcmc, config.seed)
     folder = run_dir / "audit-jobs"
     budget_s = None if settings.core_hours is None else 3600 * settings.core_hours
@@ -156,8 +146,8 @@ def run_audit(
         | _distances(prior, converged),
         "mcmc": _chains(fits, settings.mcmc.engine),
         "predictive": {
-            "reduced_chi2_median": _median(galaxies["chi2"] / galaxies["n_good"]),
-            "residual_percent_median": _median(np.array([_median(row) for row in percent], dtype=float)),
+            "reduced_chi2_median": median_of(galaxies["chi2"] / galaxies["n_good"]),
+            "residual_percent_median": median_of(np.array([median_of(row) for row in percent], dtype=float)),
         },
         "cost": cost_summary(
             stages,
@@ -226,9 +216,9 @@ def _distances(prior: Prior, fits: Sequence[GalaxyFit]) -> dict[str, Any]:
     """Medians over the converged chains; None where there are none."""
     each = np.array([fit.wasserstein_sigma for fit in fits]).reshape(-1, prior.ndim)
     return {
-        "median_wasserstein_sigma": dict(zip(prior.names, map(_median, each.T), strict=True)),
-        "median_sliced_distance": _median(np.array([fit.sliced_distance for fit in fits], dtype=float)),
-        "median_c2st": _median(np.array([fit.c2st for fit in fits], dtype=float)),
+        "median_wasserstein_sigma": dict(zip(prior.names, map(median_of, each.T), strict=True)),
+        "median_sliced_distance": median_of(np.array([fit.sliced_distance for fit in fits], dtype=float)),
+        "median_c2st": median_of(np.array([fit.c2st for fit in fits], dtype=float)),
         "max_r_hat": max((float(fit.r_hat.max()) for fit in fits if np.isfinite(fit.r_hat).all()), default=None),
     }
 
@@ -237,7 +227,7 @@ def _chains(fits: Sequence[GalaxyFit], engine: str) -> dict[str, Any]:
     """Whose spectra the chains used, what a likelihood cost, and how far it was from Prospector's."""
     done = [fit for fit in fits if not fit.error]
     total = sum(fit.likelihoods for fit in done)
-    other = _median(np.array([fit.other_core_seconds for fit in done]))
+    other = median_of(np.array([fit.other_core_seconds for fit in done]))
     own = sum(fit.core_seconds for fit in done) / total if total else None
     return {
         "engine": engine,
@@ -247,8 +237,3 @@ def _chains(fits: Sequence[GalaxyFit], engine: str) -> dict[str, Any]:
         "core_s_per_batched_likelihood": own if engine == "batched" else other,
         "max_log_likelihood_difference": max((fit.log_likelihood_difference for fit in done), default=None),
     }
-
-
-def _median(values: NDArray[np.floating]) -> float | None:
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if finite.size else None

@@ -30,6 +30,7 @@ from digs_survey.quality import NO_POSTERIOR
 from digs_survey.simulate.draws import draw_theta
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.sps.arrays import one_thread
+from digs_survey.storage import shard_count, shard_rows
 
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
@@ -150,19 +151,17 @@ class _Stored:
 
     @property
     def size(self) -> int:
-        return -(-self.count // self.rows)
+        return shard_count(self.count, self.rows)
 
     def name(self, block: int) -> str:
-        start = block * self.rows
-        return f"calibration on simulations {start} to {min(start + self.rows, self.count) - 1} of {self.path}"
+        part = shard_rows(block, self.count, self.rows)
+        return f"calibration on simulations {part.start} to {part.stop - 1} of {self.path}"
 
     def __call__(self, block: int) -> _Figures:
         group: Any = zarr.open_group(str(self.path), mode="r")
-        start = block * self.rows
-        part = slice(start, min(start + self.rows, self.count))
-        return self.observer.block(
-            start, np.asarray(group["theta"][part], dtype=float), np.asarray(group["flux"][part], dtype=float)
-        )
+        part = shard_rows(block, self.count, self.rows)
+        theta, flux = (np.asarray(group[name][part], dtype=float) for name in ("theta", "flux"))
+        return self.observer.block(part.start, theta, flux)
 
 
 def calibrate_posterior(

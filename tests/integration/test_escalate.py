@@ -56,7 +56,8 @@ def audited(tmp_path_factory):
     # At the median of the rows the disagreement that is expected is the tolerance.
     narrow = {"centre": float(np.median(doubt)), "scale": float(np.std(doubt)), "coefficient": 1.0}
     model = {"doubts": {"narrow": narrow}, "intercept": np.log(0.3), "scatter": 0.8, "tolerance_sigma": 0.3}
-    audit["trust"] |= {"model": model, "auc": 0.8, "auc_95": [0.7, 0.9]}
+    audit["trust"] |= {"model": model, "auc": 0.8, "auc_95": [0.7, 0.9], "rank_correlation": 0.6}
+    audit["trust"] |= {"mean_trust": 0.5, "share_within": 0.5}
     (run_dir / "audit.json").write_text(json.dumps(audit))
     return run_dir
 
@@ -78,7 +79,7 @@ def test_without_a_budget_rows_are_told_apart_and_audited_ones_are_emcees(audite
     (row,) = galaxies["row"][:].tolist()
     assert after.tier.tolist() == [2 * (k == row) for k in range(ROWS)]
     chain = galaxies["mcmc"][0]
-    for k, name in enumerate(galaxies.attrs.get("names", ("logmass", "logzsol", "dust2", "tage", "logtau"))):
+    for k, name in enumerate(galaxies["parameter"][:]):
         assert after[f"{name}_p84"][row] == pytest.approx(np.quantile(chain[:, k], 0.84), rel=1e-6)
     same = np.arange(ROWS) != row
     kept = [name for name in before.columns if name != "quality"]
@@ -90,6 +91,15 @@ def test_without_a_budget_rows_are_told_apart_and_audited_ones_are_emcees(audite
     assert told["rows"] == {"neural posterior": ROWS - 1, "importance weights": 0, "emcee": 1}
     assert (told["low_trust"], told["without_trust"]) == (low.sum(), 0)
     assert f"{low.sum()} rows keep one with a trust below 0.5" in finished.stderr
+
+    # While the table is being made, or when that was killed, the report is of the audit.
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    manifest["stages"]["escalate"]["status"] = "running"
+    del manifest["stages"]["escalate"]["finished"]
+    (run_dir / "manifest.json").write_text(json.dumps(manifest))
+    report = run("report", "-o", run_dir)
+    assert report.returncode == 0, report.stderr
+    assert (run_dir / "report.html").exists()
 
 
 def test_a_budget_gives_weights_first_and_emcee_to_the_rest_and_resumes(audited, tmp_path):
@@ -121,11 +131,15 @@ def test_a_budget_gives_weights_first_and_emcee_to_the_rest_and_resumes(audited,
     damage = [str(one) for one in verify_run(run_dir)]
     assert len(damage) == 2
     assert "part-00000002.parquet: shard 2 (rows 16 to 23): the file is not the one that was written" in damage[0]
+    # What was decided holds, though the budget would do for all of it once more.
+    shutil.rmtree(run_dir / "escalate-jobs" / "weights")
+    shutil.rmtree(run_dir / "escalate-jobs" / "emcee")
     jobs = contents(run_dir / "escalate-jobs")
     again = run("escalate", "-o", run_dir)
     assert again.returncode == 0, again.stderr
     assert contents(run_dir / "results.parquet") == parts
     assert contents(run_dir / "escalate-jobs") == jobs
+    assert json.loads((run_dir / "escalate.json").read_text()) == told
 
     refused = run("escalate", "-o", run_dir, "--set", "escalate.below=0.9")
     assert refused.returncode == 6

@@ -315,6 +315,19 @@ def test_the_verdict_points_at_what_is_wrong(fault, key, words):
     assert words in _verdict(**fault)[key].words
 
 
+def test_a_posterior_from_elsewhere_has_a_break_even_by_its_card():
+    audit = {"cost": {"baselines": {"batched": {"core_s_per_galaxy": 9.0, "break_even_galaxies": 400}}}}
+    manifest = {"stages": {"train": {"key": {"pretrained": "digs2022"}}}, "inputs": {"catalog": {"rows": 10}}}
+    card = {"cost": {"simulate_core_s": 100.0, "train_core_s": 3500.0}}
+    run = SimpleNamespace(audit=audit, manifest=manifest, catalog=None, card=card)
+    found = next(h for h in headlines(run) if h.key == "break-even")
+    assert (found.value, found.status) == ("400 galaxies", "measured")
+    assert "The posterior digs2022 ships with digs-survey" in found.words
+    assert "training 3,500" in found.note
+    audit["cost"] = {}
+    assert "is not known" in next(h for h in headlines(run) if h.key == "break-even").words
+
+
 def test_the_verdict_says_which_faults_it_would_have_seen():
     words = _verdict()["coverage"].words
     assert "none of 33 tests finds a fault. Of 2 faults planted in the same draws, these tests find all." in words

@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet
 from scipy.stats import norm
 
-from digs_survey.audit.finaltable import Better, final_part
+from digs_survey.audit.finaltable import Better, BetterRows, final_part
 from digs_survey.audit.select import overall_doubt
 from digs_survey.audit.trust import LEAST_ROWS, TrustModel, doubts, fit_trust
 from digs_survey.parameters import Prior
@@ -144,15 +144,16 @@ def test_a_part_of_the_final_table(tmp_path):
     fields = [pa.field(name, pa.array(values).type, metadata={"unit": name}) for name, values in columns.items()]
     table = pa.table(list(columns.values()), schema=pa.schema(fields, metadata={"model_hash": "x"}))
     parquet.write_table(table, tmp_path / "part.parquet")
-    better = {
-        11: Better(2, np.array([[1.5, 2.5]]), np.array([[8.0, 9.0]])),
-        99: Better(1, np.zeros((1, 2)), np.zeros((1, 2))),
-    }
+    every = {11: Better(2, np.array([[1.5, 2.5]]), np.array([[8.0, 9.0]]))}
+    every[99] = every[2] = Better(1, np.zeros((1, 2)), np.zeros((1, 2)))
+    better = BetterRows.of(every, parameters=1, quantities=1, quantiles=2)
+    better.save(tmp_path / "better.npz")
+    better = BetterRows.load(tmp_path / "better.npz")
+    assert (better.rows.tolist(), better.tier.tolist()) == ([2, 11, 99], [1, 2, 1])
     data = final_part(
         tmp_path / "part.parquet",
-        10,
         np.array([0.9, np.nan, 0.2]),
-        better,
+        better.within(10, 13),
         np.array([False, False, True]),
         (("tage",), ("sfr_10",)),
         (0.16, 0.5),
@@ -171,3 +172,10 @@ def test_a_part_of_the_final_table(tmp_path):
     assert found.schema.field("tier").metadata[b"description"].startswith(b"whose percentiles: 0 neural")
     assert found.schema.metadata[b"model_hash"] == b"x"
     assert json.loads(found.schema.metadata[b"trust"]) == {"auc": 0.8}
+
+
+def test_no_row_that_is_better_has_the_shapes_of_many(tmp_path):
+    none = BetterRows.of({}, parameters=5, quantities=0, quantiles=3)
+    none.save(tmp_path / "better.npz")
+    again = BetterRows.load(tmp_path / "better.npz").within(0, 10)
+    assert (again.percentiles.shape, again.derived.shape, again.rows.size) == ((0, 5, 3), (0, 0, 3), 0)
