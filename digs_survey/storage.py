@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -33,12 +34,14 @@ __all__ = [
     "create_group",
     "new_file",
     "new_folder",
+    "read_arrays",
     "read_bytes",
     "read_files",
     "read_json",
     "remove",
     "shard_count",
     "shard_rows",
+    "write_arrays",
     "write_bytes",
     "write_json",
     "write_shard",
@@ -310,6 +313,19 @@ def read_files(folder: Path, pattern: str) -> dict[str, bytes]:
         elif not isinstance(data, FileNotFoundError):
             raise data
     return found
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays and numbers to one file (NumPy's ``npz``), as :func:`write_bytes` does."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read what :func:`write_arrays` wrote; numbers come as arrays without dimensions."""
+    with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as stored:
+        return dict(stored)
 
 
 def write_json(path: Path, data: Any, *, lasting: bool = True) -> None:

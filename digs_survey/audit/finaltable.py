@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from digs_survey.infer.table import column_name
 from digs_survey.quality import QualityFlag
-from digs_survey.storage import read_bytes, write_bytes
+from digs_survey.storage import read_arrays, read_bytes, write_arrays
 from digs_survey.ucd import ucd
 
 if TYPE_CHECKING:
@@ -84,15 +83,12 @@ class BetterRows:
 
     def save(self, path: Path) -> None:
         """Write a file that is there in full or not at all."""
-        buffer = io.BytesIO()
-        np.savez(buffer, **vars(self))
-        write_bytes(path, buffer.getvalue())
+        write_arrays(path, vars(self))
 
     @classmethod
     def load(cls, path: Path) -> BetterRows:
         """Read what :meth:`save` wrote."""
-        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as stored:
-            return cls(**stored)
+        return cls(**read_arrays(path))
 
 
 def final_part(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from digs_survey.infer.prepare import PreparedRows
 from digs_survey.parameters import Prior
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.storage import read_bytes, write_bytes
+from digs_survey.storage import read_arrays, write_arrays
 
 __all__ = ["FitSetup", "GalaxyFit", "GalaxyJob", "fit_with", "galaxy_jobs", "mcmc_draw_count"]
 
@@ -181,15 +181,12 @@ class GalaxyFit:
 
     def save(self, path: Path) -> None:
         """Write the outcome to a file that is there in full or not at all."""
-        buffer = io.BytesIO()
-        np.savez(buffer, **asdict(self))
-        write_bytes(path, buffer.getvalue())
+        write_arrays(path, vars(self))
 
     @classmethod
     def load(cls, path: Path) -> GalaxyFit:
         """Read what :meth:`save` wrote."""
-        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as stored:
-            values = {field.name: stored[field.name] for field in fields(cls)}
+        values: dict[str, Any] = read_arrays(path)
         return cls(**{name: value.item() if value.ndim == 0 else value for name, value in values.items()})
 
 

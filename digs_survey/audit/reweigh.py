@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from digs_survey.infer.psis import smooth_tail
 from digs_survey.infer.spread import spread
 from digs_survey.ledger import Ledger
 from digs_survey.raysession import ray_session
-from digs_survey.storage import checksum, read_bytes, write_bytes
+from digs_survey.storage import checksum, read_arrays, write_arrays
 
 __all__ = ["ReweighSetup", "WeightedRows", "reweigh_rows"]
 
@@ -62,17 +62,13 @@ class WeightedRows:
 
     def save(self, path: Path) -> None:
         """Write a file that is there in full or not at all."""
-        buffer = io.BytesIO()
-        np.savez(buffer, **{field.name: getattr(self, field.name) for field in fields(self)})
-        write_bytes(path, buffer.getvalue())
+        write_arrays(path, vars(self))
 
     @classmethod
     def load(cls, path: Path) -> WeightedRows:
         """Read what :meth:`save` wrote."""
-        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as stored:
-            return cls(
-                **{f.name: stored[f.name] for f in fields(cls)} | {"core_seconds": float(stored["core_seconds"])}
-            )
+        values: dict[str, Any] = read_arrays(path)
+        return cls(**values | {"core_seconds": float(values["core_seconds"])})
 
 
 @dataclass(frozen=True)
