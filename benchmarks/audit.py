@@ -2,7 +2,7 @@
 
 `digs-survey run catalogs/sample.zarr --config quick --retrain` with `--galaxies` chains on spectra in batches, each
 checked against Prospector: what the audit takes, how busy its jobs keep the cores (their processor time over the wall
-time of all fits, from the first that begins to the last that ends), and what posteriors cost. Likelihoods a second are
+time of them all, from the first that begins to the last that ends), and what posteriors cost. Likelihoods a second are
 those of a whole ensemble's half, which is what emcee asks for at once; log-likelihoods of both are held together.
 """
 
@@ -64,8 +64,8 @@ def main() -> None:
             (f"likelihoods in batches of {args.walkers // 2}, one core", fast, "/s"),
             ("their ratio", [a / b for a, b in zip(fast, slow, strict=True)], ""),
             ("the audit's stage", [stage["wall_s"]], "s"),
-            ("chains of the first ensembles", [r["core_seconds"] for r in records], "core-s"),
-            ("cores busy with chains", [100 * spent / (span * cores)], "%"),
+            ("a galaxy's job, all ensembles and checks", [r["core_seconds"] for r in records], "core-s"),
+            ("cores busy with them", [100 * spent / (span * cores)], "%"),
             ("converged", [audit["agreement"]["converged"]], ""),
             ("galaxies mapped for one chain in batches", [cost["galaxies_per_mcmc_fit_map_only"]], ""),
             ("break-even", [cost["break_even_galaxies"]], "galaxies"),

@@ -33,7 +33,7 @@ class MCMCConfig(Section):
     burn_in: tuple[Count, ...] = (250,)
     """Steps of each burn-in round, discarded."""
     steps: Count = 1_000
-    """Steps after which convergence is first judged, and by which the chain is extended."""
+    """Steps after which convergence is first judged; the chain is then extended by as many as it lacks."""
     max_steps: Count = 4_000
     autocorrelation_times: Positive = 50.0
     """A chain has converged when it is longer than this many autocorrelation times."""
@@ -47,7 +47,7 @@ class MCMCConfig(Section):
     with Prospector's spectra a fit may well take a day."""
     moves: Literal["stretch", "kde"] = "kde"
     """emcee's stretch move (its default, the paper's), or proposals from a density estimate of the other walkers
-    with two fifths of differential evolution."""
+    with a fifth of differential evolution."""
 
     @model_validator(mode="after")
     def _starts(self) -> MCMCConfig:

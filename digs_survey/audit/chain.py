@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import emcee
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from digs_survey.audit.moves import moves
 from digs_survey.config import MCMCConfig
 from digs_survey.errors import StageError
 from digs_survey.parameters import Prior
@@ -43,8 +45,8 @@ class ChainResult:
         Share of proposals that were accepted.
     evaluations : int
         How often the first ensemble asked for the density, burn-in included.
-    core_seconds, all_core_seconds : float
-        Processor time, burn-in included, of the first ensemble, which would do by itself, and of all.
+    core_seconds : float
+        Processor time, burn-in included, of the first ensemble, which would do by itself.
     """
 
     draws: NDArray[np.float64]
@@ -57,7 +59,6 @@ class ChainResult:
     acceptance: float
     evaluations: int
     core_seconds: float
-    all_core_seconds: float
 
 
 def prior_points(prior: Prior, walkers: int, seed: int) -> NDArray[np.float64]:
@@ -99,9 +100,9 @@ def run_chain(
     """Sample a density with emcee (Foreman-Mackey et al. 2013, arXiv:1202.3665), in ensembles that know nothing of
     each other.
 
-    After the rounds of burn-in each ensemble runs ``config.steps``, and again and again as many, until it is longer
-    than ``config.autocorrelation_times`` integrated autocorrelation times in every parameter and the ensembles agree
-    to ``config.max_r_hat``, or ``config.max_steps`` long.
+    After the rounds of burn-in each ensemble runs ``config.steps``, and then on until it is longer than
+    ``config.autocorrelation_times`` integrated autocorrelation times in every parameter and the ensembles agree to
+    ``config.max_r_hat``, or ``config.max_steps`` long. Each time it goes as far as the times found so far ask for.
 
     Parameters
     ----------
@@ -120,18 +121,20 @@ def run_chain(
         If no walker of an ensemble has found a place with a density by the end of burn-in.
     """
     ensembles = [_Ensemble(log_prob, start, config, seed, number) for number, start in enumerate(starts)]
-    done, converged = 0, False
+    done, converged, steps = 0, False, config.steps
     # emcee subtracts densities of -inf; and small matrix products set the flag now and then although all is finite.
     with np.errstate(invalid="ignore", divide="ignore"):
         for ensemble in ensembles:
             ensemble.burn_in()
         while not converged and done < config.max_steps:
-            steps = min(config.steps, config.max_steps - done)
+            steps = min(steps, config.max_steps - done)
             tau = np.max([ensemble.extend(steps) for ensemble in ensembles], axis=0)
             done += steps
             agreement = r_hat([ensemble.chain for ensemble in ensembles])
             apart = bool((agreement > config.max_r_hat).any())
-            converged = bool(np.all(done > config.autocorrelation_times * tau)) and not apart
+            needed = config.autocorrelation_times * tau.max()
+            converged = bool(done > needed) and not apart
+            steps = _further(config.steps, done, needed)
     first = ensembles[0]
     return ChainResult(
         draws=np.concatenate([ensemble.chain.reshape(-1, first.ndim) for ensemble in ensembles]),
@@ -144,8 +147,13 @@ def run_chain(
         acceptance=float(np.mean([ensemble.sampler.acceptance_fraction for ensemble in ensembles])),
         evaluations=len(starts[0]) * (1 + sum(config.burn_in) + done),
         core_seconds=first.core_seconds,
-        all_core_seconds=sum(ensemble.core_seconds for ensemble in ensembles),
     )
+
+
+def _further(steps: int, done: int, needed: float) -> int:
+    """Steps until the times are found again: what is missing and a little, since times found grow with the chain."""
+    missing = 1.05 * needed - done
+    return round(min(max(missing, steps / 5), done)) if missing > 0 else steps
 
 
 def r_hat(chains: Sequence[ArrayLike]) -> NDArray[np.float64]:
@@ -178,11 +186,10 @@ class _Ensemble:
         seed: int,
         number: int,
     ) -> None:
-        import emcee
-
         walkers, self.ndim = start.shape
-        moves = _moves(config.moves)
-        self.sampler: Any = emcee.EnsembleSampler(walkers, self.ndim, log_prob, moves=moves, vectorize=True)
+        self.sampler: Any = emcee.EnsembleSampler(
+            walkers, self.ndim, log_prob, moves=moves(config.moves), vectorize=True
+        )
         sequence = np.random.SeedSequence(seed, spawn_key=(number,) if number else ())
         random = np.random.RandomState(np.random.MT19937(sequence))
         self._state: Any = emcee.State(start, random_state=random.get_state())
@@ -203,8 +210,6 @@ class _Ensemble:
 
     def extend(self, steps: int) -> NDArray[np.float64]:
         """Go on for some steps; return the autocorrelation times (parameter,) of all steps."""
-        import emcee
-
         started = time.process_time()
         self._state = self.sampler.run_mcmc(self._state, steps, skip_initial_state_check=True)
         tau: NDArray[np.float64] = emcee.autocorr.integrated_time(self.sampler.get_chain(), tol=0)
@@ -216,14 +221,3 @@ class _Ensemble:
         """Steps so far, shape (step, walker, parameter)."""
         steps: NDArray[np.float64] = self.sampler.get_chain()
         return steps
-
-
-def _moves(name: str) -> list[tuple[object, float]]:
-    import emcee
-
-    if name == "stretch":
-        return [(emcee.moves.StretchMove(), 1.0)]
-    # Fewer evaluations than differential evolution and stretch moves need along the curved degeneracy of age,
-    # timescale and metallicity. Not emcee's DESnookerMove: in emcee 3.1.6 its proposals are not balanced, which
-    # narrows a Gaussian in five dimensions by 16 %.
-    return [(emcee.moves.KDEMove(), 0.6), (emcee.moves.DEMove(), 0.4)]

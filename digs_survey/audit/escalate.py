@@ -202,7 +202,7 @@ def _improve(
             fits = _fit(config, catalog, rest, run_dir, left_s, task, address)
             for row, fit in fits.items():
                 told["fitted"] += 1
-                cost["emcee"] += 0.0 if fit.error else fit.all_core_seconds
+                cost["emcee"] += 0.0 if fit.error else fit.job_core_seconds
                 if fit.converged:
                     told["converged"] += 1
                     better[row] = _of_chain(fit.draws, config, derive)
@@ -241,6 +241,6 @@ def _fit(
 def _affordable(run_dir: Path, budget_s: float) -> int:
     """How many fits the budget may have room for, with a margin, by what those of the audit took."""
     galaxies: Any = zarr.open_group(str(run_dir / "audit.zarr"), mode="r")["galaxies"]
-    spent = galaxies["all_core_seconds"][:]
+    spent = galaxies["job_core_seconds"][:]
     known = spent[np.isfinite(spent) & (spent > 0)]
     return _MARGIN + int(2 * budget_s / known.mean()) if known.size else _MARGIN

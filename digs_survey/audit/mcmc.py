@@ -93,7 +93,7 @@ def fit_galaxies(
     pending = [job for job in jobs if job.row not in fits]
     for job in pending:
         ledger.forget(job.row)
-    spent = sum(fits[row].all_core_seconds for row in kept)
+    spent = sum(fits[row].job_core_seconds for row in kept)
     if budget_s is not None:
         order = list(range(len(jobs)))
         if not in_order:
@@ -111,7 +111,7 @@ def fit_galaxies(
                 row,
                 rows=1,
                 checksum=checksum(outcome.draws, outcome.best_mcmc, outcome.best_npe, outcome.band),
-                core_seconds=outcome.all_core_seconds,
+                core_seconds=outcome.job_core_seconds,
                 job=digests[row],
                 cores=cores,
             )
@@ -175,7 +175,7 @@ def _run(
             row = rows.pop(ready[0])
             try:
                 outcome = ray.get(ready[0])
-                spent += outcome.all_core_seconds
+                spent += outcome.job_core_seconds
             except ray.exceptions.RayError as error:
                 metrics.galaxy_failed(error)
                 outcome = GalaxyFit.failed(setup, _reason(error))

@@ -42,7 +42,10 @@ _GALAXIES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
         {"description": "largest difference between engines in checked draws"},
     ),
     "core_seconds": (("galaxy",), {"units": "s", "description": "processor time of the first ensemble with burn-in"}),
-    "all_core_seconds": (("galaxy",), {"units": "s", "description": "processor time of all ensembles with burn-in"}),
+    "job_core_seconds": (
+        ("galaxy",),
+        {"units": "s", "description": "processor time of all ensembles and checks"},
+    ),
     "shift_sigma": (_THETA, {"description": "(median NPE - median MCMC) / half 16-84 % width of MCMC"}),
     "width_ratio": (_THETA, {"description": "half 16-84 % width of NPE over that of MCMC"}),
     "wasserstein_sigma": (

@@ -252,7 +252,7 @@ def test_what_the_budget_had_no_room_for_is_stood_for_by_the_rest(inputs, monkey
         assert stored["row"].values.tolist() == sorted(stored["row"].values.tolist())
         done = np.isfinite(stored["mcmc"].values).all(axis=(1, 2))
         assert np.isfinite(stored["r_hat"].values[done]).all()
-        assert (stored["all_core_seconds"].values[done] > stored["core_seconds"].values[done]).all()
+        assert (stored["job_core_seconds"].values[done] > stored["core_seconds"].values[done]).all()
 
 
 def test_recalibrated_intervals_are_tested_on_the_audits_own_simulations(inputs):

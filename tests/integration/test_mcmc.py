@@ -156,7 +156,7 @@ def test_a_fit_that_stalls_loses_its_worker_and_is_tried_once_more(tmp_path):
             if job.row == 3 or not os.path.exists(marker):
                 open(marker, "w").close()
                 time.sleep(600)
-            return replace(GalaxyFit.failed(setup, ""), steps=job.row, core_seconds=1.0, all_core_seconds=1.0)
+            return replace(GalaxyFit.failed(setup, ""), steps=job.row, core_seconds=1.0, job_core_seconds=1.0)
 
     setup = replace(SETUP, mcmc=SETUP.mcmc.model_copy(update={"limit_s": 3.0}))
     (fine,) = fit_galaxies(setup, make_jobs([1]), tmp_path / "a", fit=fit)
@@ -169,7 +169,7 @@ def test_a_fit_that_stalls_loses_its_worker_and_is_tried_once_more(tmp_path):
 
 def test_a_budget_ends_the_giving_out_of_fits_and_a_larger_one_goes_on(tmp_path):
     def fit(setup, job):
-        return replace(fit_with(SMOOTH, setup, job), all_core_seconds=10.0)
+        return replace(fit_with(SMOOTH, setup, job), job_core_seconds=10.0)
 
     jobs = make_jobs(range(12))
     some = fit_galaxies(SETUP, jobs, tmp_path, fit=fit, budget_s=35.0)

@@ -66,9 +66,8 @@ def test_chain_is_extended_until_it_is_long_enough_or_gives_up():
     long = run_chain(gaussian, [start()], config, seed=5)
     assert long.converged
     assert 150 < long.steps < 3000
-    assert long.steps % 150 == 0
     assert (long.steps > 50 * long.autocorrelation_time).all()
-    assert not (long.steps - 150 > 65 * long.autocorrelation_time).all()
+    assert not (long.steps > 65 * long.autocorrelation_time).all()
     short = run_chain(gaussian, [start()], config.model_copy(update={"max_steps": 200}), seed=5)
     assert (short.converged, short.steps) == (False, 200)
 
@@ -135,7 +134,7 @@ def test_ensembles_from_near_and_from_the_prior_agree():
     assert chain.draws.shape == (chain.steps * 32, 2)
     np.testing.assert_array_equal(np.sort(chain.walkers.ravel()), np.sort(chain.draws.ravel()))
     np.testing.assert_array_equal(chain.log_prob[[5, -5]], gaussian(chain.draws[[5, -5]]))
-    assert chain.all_core_seconds > chain.core_seconds > 0
+    assert chain.core_seconds > 0
     np.testing.assert_allclose(np.cov(chain.draws.T), COVARIANCE, atol=0.1)
     alone = run_chain(gaussian, starts[:1], config, seed=1)
     np.testing.assert_array_equal(alone.draws[:16], chain.draws[:16])
