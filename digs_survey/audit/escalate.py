@@ -223,7 +223,8 @@ def _fit(
 
     posterior = FrozenPosterior.load(run_dir / "model")
     settings, noise = config.audit, posterior.noise
-    rows = rows[: _affordable(run_dir, budget_s)]
+    if not (rows := rows[: _affordable(run_dir, budget_s)]):
+        return {}
     seen = prepare_rows(catalog, rows, config, keeps_negative=noise.keeps_negative)
     npe = posterior.sample(seen.flux, config.map.draws)
     jobs = galaxy_jobs(rows, seen, noise.errors_of(seen.flux, seen.ivar, seen.good), npe, settings.predictive_draws)
@@ -243,4 +244,13 @@ def _affordable(run_dir: Path, budget_s: float) -> int:
     galaxies: Any = zarr.open_group(str(run_dir / "audit.zarr"), mode="r")["galaxies"]
     spent = galaxies["job_core_seconds"][:]
     known = spent[np.isfinite(spent) & (spent > 0)]
-    return _MARGIN + int(2 * budget_s / known.mean()) if known.size else _MARGIN
+    if not known.size:
+        return _MARGIN
+    if known.mean() > budget_s:
+        _LOG.warning(
+            "escalate: escalate.core_hours leaves %.3g core-s to emcee, one fit of the audit took %.3g: none is begun",
+            budget_s,
+            known.mean(),
+        )
+        return 0
+    return _MARGIN + int(2 * budget_s / known.mean())

@@ -160,14 +160,16 @@ def _run(
     with ray_session(address) as cores:
         task = ray.remote(num_cpus=1, max_retries=1, retry_exceptions=True, runtime_env={"env_vars": _ONE_THREAD})(fit)
         shared = ray.put(setup)
-        # What is in flight is beyond the budget's reach.
+        # What is in flight is beyond the budget's reach: it is taken to cost what the others did.
         limit = max(_MIN_IN_FLIGHT, 2 * cores) if budget_s is None else cores
-        spent = 0.0
+        spent, ended = 0.0, 0
         queue = iter(jobs)
         rows: dict[Any, int] = {}
         while True:
-            within = budget_s is None or spent < budget_s
-            while within and len(rows) < limit and (job := next(queue, None)) is not None:
+            each = spent / max(ended, 1)
+            while len(rows) < limit and (budget_s is None or spent + len(rows) * each < budget_s):
+                if (job := next(queue, None)) is None:
+                    break
                 rows[task.remote(shared, job)] = job.row
             if not rows:
                 return
@@ -176,6 +178,7 @@ def _run(
             try:
                 outcome = ray.get(ready[0])
                 spent += outcome.job_core_seconds
+                ended += 1
             except ray.exceptions.RayError as error:
                 metrics.galaxy_failed(error)
                 outcome = GalaxyFit.failed(setup, _reason(error))

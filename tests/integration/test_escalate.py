@@ -172,3 +172,11 @@ def test_weighted_rows_are_what_the_importance_weights_say(audited, tmp_path):
     assert reweigh_rows(setup, rows, tmp_path / "other", 0.0) == []
     few = reweigh_rows(setup, rows, tmp_path / "other", 1e-9)
     assert 0 < len(few) <= 2
+
+
+def test_a_budget_with_no_room_for_one_fit_begins_none(audited, caplog):
+    from digs_survey.audit.escalate import _affordable
+
+    assert _affordable(audited, 1e-6) == 0
+    assert "one fit of the audit took" in caplog.text
+    assert _affordable(audited, 1e4) > 10

@@ -175,7 +175,7 @@ def test_a_budget_ends_the_giving_out_of_fits_and_a_larger_one_goes_on(tmp_path)
     some = fit_galaxies(SETUP, jobs, tmp_path, fit=fit, budget_s=35.0)
     begun = [job.row for job, outcome in zip(jobs, some, strict=True) if outcome is not None]
     cores = int(ray.cluster_resources()["CPU"])
-    assert 4 <= len(begun) <= 4 + cores
+    assert 4 <= len(begun) <= max(4, cores), "those under way count as much as those that ended"
     assert begun != list(range(len(begun)))
     assert fit_galaxies(SETUP, jobs, tmp_path, fit=fit, budget_s=35.0, advance=lambda n: None)[begun[0]] is not None
     more = fit_galaxies(SETUP, jobs, tmp_path, fit=fit, budget_s=85.0)

@@ -18,6 +18,7 @@ from scipy.stats import kstest, norm
 
 from digs_survey.audit.calibration import calibrate
 from digs_survey.audit.speedup import cost_summary
+from digs_survey.audit.trust import fit_trust
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.storage import write_json
@@ -87,6 +88,40 @@ def build_run(
     write_json(folder / "audit.json", audit)
     write_json(folder / "manifest.json", _manifest(rows, name))
     return folder, audit
+
+
+def add_survey(folder, audit, found):
+    """Write what holding the survey against simulations found (:class:`~digs_survey.audit.inside.Inside`)."""
+    write_json(folder / "audit.json", audit | {"inside": found.summary()})
+    arrays, dims = found.arrays(), {"population": ["population"], "row": ["galaxy"]}
+    for name, values in arrays.items():
+        first = "simulation" if name.startswith("simulated") else "galaxy"
+        stacked = ["reference" if name == "residual_errors" else "population", "wavelength"]
+        dims[name] = dims.get(name) or (stacked if values.ndim == 2 else [first])
+    xr.Dataset(
+        {name: (dims[name], values) for name, values in arrays.items()}, {"wavelength": found.grid.wavelength}
+    ).to_zarr(folder / "audit.zarr", group="survey", zarr_format=3, consolidated=False)
+
+
+def add_trust(folder, audit, rows=60):
+    """Learn trust from made-up disagreements, and give every row of the table a trust and a tier."""
+    rng = np.random.default_rng(3)
+    doubt = rng.normal(size=rows)
+    model, learned = fit_trust({"weights": doubt}, np.exp(doubt + 0.5 * rng.normal(size=rows) - 1.5), 0.3, seed=1)
+    write_json(folder / "audit.json", audit | {"trust": learned})
+    table = parquet.read_table(folder / "percentiles.parquet")
+    trust = model.trust(rng.normal(size=(table.num_rows, 1)))
+    tier = np.where(trust < 0.5, 1, 0)
+    parquet.write_table(
+        table.append_column("trust", pa.array(trust)).append_column("tier", pa.array(tier)), folder / "results.parquet"
+    )
+    told = {"wanted": int(tier.sum()), "weighed": int(tier.sum()), "accepted": int(tier.sum()) - 2}
+    told |= {"below": 0.5, "without_trust": 0, "low_trust": 2, "fitted": 2, "converged": 0}
+    told |= {"rows": {"npe": int((tier == 0).sum()) + 2, "weights": int(tier.sum()) - 2, "emcee": 0}}
+    write_json(
+        folder / "escalate.json",
+        told | {"core_seconds": {"weights": 9.0, "emcee": 40.0}, "budget_core_seconds": 60.0},
+    )
 
 
 def _text(values, dim="galaxy"):

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import xarray as xr
 from scipy.stats import chi2
-from synthetic_run import NOISE, LinearGaussian, build_run
+from synthetic_run import NOISE, LinearGaussian, add_survey, build_run
 
 from digs_survey.audit import inside, misspecification
 from digs_survey.audit.inside import POPULATIONS, check_survey, choose_rows
@@ -26,7 +25,7 @@ from digs_survey.quality import QualityFlag
 from digs_survey.report.html import write_report
 from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.storage import ArraySpec, create_dataset, read_json, write_json
+from digs_survey.storage import ArraySpec, create_dataset, read_json
 
 ROWS = 300
 MODEL = LinearGaussian()
@@ -321,15 +320,7 @@ def test_the_report_shows_it_and_says_where(check, tmp_path):
     flux = survey()
     flux[:, 60] *= 1.2
     found = check(flux)
-    write_json(folder / "audit.json", audit | {"inside": found.summary()})
-    arrays, dims = found.arrays(), {"population": ["population"], "row": ["galaxy"]}
-    for name, values in arrays.items():
-        first = "simulation" if name.startswith("simulated") else "galaxy"
-        stacked = ["reference" if name == "residual_errors" else "population", "wavelength"]
-        dims[name] = dims.get(name) or (stacked if values.ndim == 2 else [first])
-    xr.Dataset(
-        {name: (dims[name], values) for name, values in arrays.items()}, {"wavelength": GRID.wavelength}
-    ).to_zarr(folder / "audit.zarr", group="survey", zarr_format=3, consolidated=False)
+    add_survey(folder, audit, found)
     page = write_report(folder).read_text()
     low, high = GRID.edges[60:62]
     where = f"The model does NOT describe the survey&#39;s flux at {low:.0f}–{high:.0f} Å (+"

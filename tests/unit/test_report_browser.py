@@ -10,10 +10,14 @@ import shutil
 import subprocess
 from itertools import pairwise
 
+import numpy as np
 import pytest
-from synthetic_run import build_run
+from synthetic_run import add_survey, add_trust, build_run
 
+from digs_survey.audit.inside import POPULATIONS, Inside, Population
+from digs_survey.audit.stack import Stack
 from digs_survey.report.html import write_report
+from digs_survey.spectra import WavelengthGrid
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
@@ -57,11 +61,29 @@ addEventListener("load", async () => {
 </script>"""
 
 
+def departing_survey(rows=300, elements=60):
+    """A survey with a line that its model lacks and some rows that are far from all simulations."""
+    rng = np.random.default_rng(5)
+
+    def population(line=0.0, far=0):
+        features, sigma = rng.normal(size=(rows, 8)), rng.normal(size=(rows, elements))
+        features[:far] *= 4
+        sigma[:, 20:22] += line
+        distance, chi2, pvalue = np.sqrt((features**2).mean(axis=1)), 1 + 0.1 * rng.normal(size=rows), rng.random(rows)
+        return Population(*(np.asarray(one, "f4") for one in (features, distance, chi2, pvalue, sigma, 5 * sigma)))
+
+    populations = dict(zip(POPULATIONS, (population(0.6, 30), population(), population()), strict=True))
+    stacks = {name: Stack.of(one.sigma, one.percent) for name, one in populations.items()}
+    return Inside(np.arange(rows), populations, stacks, WavelengthGrid(np.linspace(4000.0, 7000.0, elements)), 1)
+
+
 @pytest.fixture(scope="module")
 def screens(tmp_path_factory):
     """What was measured on a desk's and on a phone's screen."""
     folder = tmp_path_factory.mktemp("browser")
-    run_dir, _ = build_run(folder / "run", galaxies=2, converged=2)
+    run_dir, audit = build_run(folder / "run", galaxies=2, converged=2)
+    add_survey(run_dir, audit, departing_survey())
+    add_trust(run_dir, json.loads((run_dir / "audit.json").read_text()))
     shutil.copy(write_report(run_dir), folder / "report.html")
     (folder / "wrapper.html").write_text(WRAPPER)
     command = [CHROMIUM, *FLAGS, "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}"]
