@@ -310,7 +310,7 @@ class NoiseModel:
         self, observed: ArrayLike, model: ArrayLike, good: ArrayLike | None, errors: ArrayLike | None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
         """White residuals, log of the width per unit of flux, log determinant of the correlation, what counts."""
-        x, f = np.broadcast_arrays(np.asarray(observed, dtype=float), np.asarray(model, dtype=float))
+        x, f = np.asarray(observed, dtype=float), np.asarray(model, dtype=float)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             if self.config.space == "log10":
                 scale = math.log1p(self.config.fraction)
@@ -318,7 +318,7 @@ class NoiseModel:
             else:
                 sigma = self.sigma(f, None if errors is None else np.asarray(errors, dtype=float))
                 residual, log_width = (x - f) / sigma, np.log(sigma)
-        counts = np.ones(residual.shape, dtype=bool) & (True if good is None else np.asarray(good, dtype=bool))
-        residual = np.broadcast_to(residual, counts.shape)
+        mask = np.asarray(True if good is None else good, dtype=bool)
+        residual, counts = np.broadcast_arrays(residual, mask)
         white, log_det = self.correlation.whiten(residual, counts)
         return white, log_width, log_det, counts

@@ -9,12 +9,13 @@ population. This is FSPS's own recipe (its ``sfh`` 1, 3 and 4).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import BarycentricInterpolator
+from scipy.linalg import block_diag
 
 from digs_survey.sps.arrays import as_like, namespace
 
@@ -35,6 +36,11 @@ _SERIES_BELOW, _SERIES_TERMS = 0.05, 6
 _ORDER = 12
 _PANEL, _PANEL_ORDER = 2.0, 9
 """Width in shortest times of a panel of age intervals, and the points that interpolate exp over it to 1e-8."""
+_JOINED = 12
+"""Intervals of neighbouring panels that are one product."""
+
+_Panel = tuple[slice, float, NDArray[np.float64], NDArray[np.float64]]
+"""Intervals, how far before its onset a history may be asked, points, and weights (point, 2, interval)."""
 
 
 def _gauss(order: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -148,17 +154,20 @@ class HistoryWeights:
         # The rate is asked for at the points of all panels together: a few of them take longer to begin than to end.
         self._before = np.concatenate([np.full(age.size, before) for _, before, age, _ in panels])
         self._ages = np.concatenate([age for _, _, age, _ in panels])
-        ends = np.cumsum([age.size for _, _, age, _ in panels]).tolist()
-        self._parts = [(part, slice(end - age.size, end)) for (part, _, age, _), end in zip(panels, ends, strict=True)]
-        self._weights = [weights.reshape(len(weights), -1) for _, _, _, weights in panels]
+        # Panels that are small are one product, most of whose factors are zero: that takes less than many products.
+        self._parts, self._weights, asked = [], [], 0
+        for joined in _joined(panels):
+            count = sum(age.size for _, _, age, _ in joined)
+            part = slice(joined[0][0].start, joined[-1][0].stop)
+            self._parts.append((part, slice(asked, asked + count)))
+            ends = [block_diag(*(weights[:, end] for _, _, _, weights in joined)) for end in (0, 1)]
+            self._weights.append(np.concatenate(ends, axis=1))
+            asked += count
         self._rule = _gauss(_order_for(widths.max()))
         self._known: dict[tuple[Any, Any], list[Any]] = {}
 
-    def _panel(self, part: slice, order: int) -> tuple[slice, float, NDArray[np.float64], NDArray[np.float64]]:
-        """Return the intervals, how far before its onset a history may be asked, points and their weights.
-
-        The weights (point, 2, interval) are those for the old and for the young end of each interval.
-        """
+    def _panel(self, part: slice, order: int) -> _Panel:
+        """Return a panel of intervals; its weights are those for the old and for the young end of each."""
         low, high = self._edges[part.start], self._edges[part.stop]
         age = low + (high - low) * _gauss(order)[0]
         weights = np.empty((order, 2, part.stop - part.start))
@@ -220,6 +229,17 @@ class HistoryWeights:
         older[row, last] += (formed * share).sum(-1)
         older[row, xp.where(last > 0, last - 1, 0)] += (formed * (1 - share)).sum(-1)
         return older / older.sum(-1)[:, None]
+
+
+def _joined(panels: list[_Panel]) -> Iterator[list[_Panel]]:
+    """Runs of neighbouring panels with at most so many intervals in all; a larger one by itself."""
+    run: list[_Panel] = []
+    for panel in panels:
+        if run and panel[0].stop - run[0][0].start > _JOINED:
+            yield run
+            run = []
+        run.append(panel)
+    yield run
 
 
 def star_formation_rate(sfh: str, tau: Any) -> Callable[[Any], Any]:
