@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -152,8 +153,10 @@ def run_chain(
 
 def _further(steps: int, done: int, needed: float) -> int:
     """Steps until the times are found again: what is missing and a little, since times found grow with the chain."""
-    missing = 1.05 * needed - done
-    return round(min(max(missing, steps / 5), done)) if missing > 0 else steps
+    if done <= needed:
+        return math.ceil(min(max(1.05 * needed - done, steps / 5), done))
+    # Long enough, but the ensembles are apart; or a walker never moved.
+    return steps
 
 
 def r_hat(chains: Sequence[ArrayLike]) -> NDArray[np.float64]:

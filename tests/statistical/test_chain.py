@@ -72,6 +72,11 @@ def test_chain_is_extended_until_it_is_long_enough_or_gives_up():
     assert (short.converged, short.steps) == (False, 200)
 
 
+def test_a_chain_of_single_steps_comes_to_its_end():
+    config = MCMCConfig(walkers=16, burn_in=(20,), steps=1, max_steps=40, moves="stretch")
+    assert run_chain(gaussian, [start()], config, seed=5).steps == 40
+
+
 def test_walkers_that_never_move_do_not_count_as_converged():
     config = MCMCConfig(walkers=16, burn_in=(5,), steps=50, max_steps=50)
     origin = start()
