@@ -226,10 +226,7 @@ def _break_even(run: RunData) -> Headline:
     if rows is None:
         return Headline("break-even", title, words, value, "measured", between.strip())
     enough = rows >= galaxies
-    note = (
-        f"Expected: fewer than this catalog's {count(rows)}. From this many on, simulating, training and "
-        f"mapping cost less than emcee.{between}"
-    )
+    note = f"Expected: fewer than this catalog's {count(rows)}.{between}"
     return Headline("break-even", title, words, value, "good" if enough else "attention", note)
 
 
