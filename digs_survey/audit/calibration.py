@@ -73,7 +73,7 @@ class Calibration:
     percentiles : ndarray of float64, shape (simulation, parameter, quantile)
         The posterior's, at the quantiles that were asked for.
     chi : ndarray of float64, shape (simulation, parameter)
-        (median - truth) / half the 16-84 % width.
+        (median - truth) / half the 16-84 % width; not finite where that is zero.
     half_width : ndarray of float64, shape (simulation, parameter)
         Half the 16-84 % width of the posterior, in the parameter's unit.
     credibility : ndarray of float64, shape (simulation,)
@@ -177,6 +177,8 @@ class Calibration:
             return dict(zip(names, plain, strict=True))
 
         nothing = np.full(len(names), np.nan)
+        # Draws that all lie on one edge of the prior have no width to measure by.
+        chi = np.ma.masked_invalid(self.chi)
         coverage = self.coverage(REPORTED_LEVELS) if known else np.stack([nothing] * len(REPORTED_LEVELS))
         pvalues = self.ks_pvalues() if known else nothing
         corrected = min(1.0, len(names) * float(pvalues.min()))
@@ -194,8 +196,8 @@ class Calibration:
                 f"{q:g}": float(worst) if known else None for q, worst in zip(REPORTED_LEVELS, error, strict=True)
             },
             "mean_half_width": named(self.half_width.mean(axis=0) if known else nothing),
-            "chi_mean": named(self.chi.mean(axis=0) if known else nothing),
-            "chi_std": named(self.chi.std(axis=0) if known else nothing),
+            "chi_mean": named(chi.mean(axis=0).filled(np.nan)),
+            "chi_std": named(chi.std(axis=0).filled(np.nan)),
             "tarp": tarp_summary(self.credibility, LEVELS),
             "verdict": self._verdict(names) if len(self.theta) > 1 else None,
             "departures": {name: named(values) for name, values in departures(self.fraction).items()},

@@ -101,7 +101,7 @@ def strip_summary(
     position : array_like, shape (simulation,)
         The prior's CDF at the truth.
     chi : array_like, shape (simulation,)
-        (median - truth) / half the 16-84 % width.
+        (median - truth) / half the 16-84 % width; those that are not finite do not count for the bias.
     fraction : array_like, shape (simulation,)
         Ranks of the truth, as fractions in (0, 1).
     again : array_like, shape (3, draw), optional
@@ -145,9 +145,10 @@ def _strips(told: NDArray[np.float64]) -> list[tuple[int, float | None, float | 
     found: list[tuple[int, float | None, float | None, float | None]] = []
     for k in range(STRIPS):
         _, chi, fraction = told[:, strip == k]
-        if chi.size < 2 or not np.isfinite(chi).all():
+        known = chi[np.isfinite(chi)]
+        if known.size < 2:
             found.append((chi.size, None, None, None))
             continue
         covered = float((np.abs(2 * fraction - 1) <= _LEVEL).mean())
-        found.append((chi.size, float(chi.mean()), float(chi.std(ddof=1) / np.sqrt(chi.size)), covered))
+        found.append((chi.size, float(known.mean()), float(known.std(ddof=1) / np.sqrt(known.size)), covered))
     return found

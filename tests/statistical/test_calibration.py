@@ -198,3 +198,23 @@ def test_strips_of_an_unknown_place_and_of_few_simulations_say_nothing():
     assert strips[0]["bias_if_exact"] is None
     assert [strip["simulations"] for strip in strips] == [2, 0, 0, 0, 0, 1, 0, 0, 0, 1]
     assert {strip["bias"] for strip in strips[1:]} == {None}
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_posterior_without_a_width_takes_nothing_from_the_others():
+    """As of draws that all lie on one edge of the prior."""
+    rng = np.random.default_rng(3)
+    theta = rng.uniform(size=(400, 1))
+    draws = theta[:, None] + 0.1 * rng.normal(size=(400, 200, 1)) + 0.1 * rng.normal(size=(400, 1, 1))
+    draws[7] = 0.0
+    prior = Prior({"logzsol": (0, 1)}, left_out=("logmass", "dust2", "tage", "logtau"))
+    result = calibrate(theta, draws, prior=prior, again=rng.random((400, 4)))
+    assert np.isinf(result.chi[7])
+    summary = result.summary(("logzsol",))
+    others = np.delete(result.chi, 7)
+    assert summary["chi_mean"]["logzsol"] == pytest.approx(others.mean())
+    assert summary["chi_std"]["logzsol"] == pytest.approx(others.std())
+    strips = summary["by_truth"]["logzsol"]
+    assert sum(strip["simulations"] for strip in strips) == 400
+    assert None not in {strip["bias"] for strip in strips}
+    json.dumps(summary, allow_nan=False)
