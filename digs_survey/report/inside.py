@@ -70,7 +70,7 @@ def inside_headline(run: RunData) -> Headline:
         return Headline("inside-verdict", title, words, note="Set audit.checked_galaxies above 0 and audit again.")
     if told["verdict"] == "unknown":
         return Headline("inside-verdict", title, "Whether the survey is inside what was simulated is not known.")
-    far, odd = (nested(told, "shares", name) for name in (_FAR, "pvalue_below_1e-05"))
+    far, odd, close = (nested(told, "shares", name) for name in (_FAR, "pvalue_below_1e-05", "pvalue_above_0.99"))
     value = {"inside": "yes", "partly outside": "partly", "not described": "NO"}[told["verdict"]]
     return Headline(
         "inside-verdict",
@@ -82,6 +82,7 @@ def inside_headline(run: RunData) -> Headline:
         [
             ("inside-far", "far from the training set", percent(far["share"])),
             ("inside-odd", "not explained (p < 0.00001)", percent(odd["share"])),
+            ("inside-close", "too close (p > 0.99)", percent(close["share"])),
             ("inside-ranges", "wavelengths that depart", count(len(told["departures"]))),
         ],
     )
