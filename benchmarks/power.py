@@ -137,10 +137,10 @@ class SpectraProblem:
         likelihood = SpectrumLikelihood.of_posterior(self.posterior)
         log_weights = log_ratios(self.posterior, likelihood, draws, seen, np.ones(seen.shape, dtype=bool))
         weights = np.exp(log_weights - log_weights.max(axis=1, keepdims=True))
-        shares = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)
+        cumulative = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)
         steps = (np.arange(self.draws) + rng.random((len(theta), 1))) / self.draws
         chosen = [
-            np.searchsorted(share, step).clip(max=share.size - 1) for share, step in zip(shares, steps, strict=True)
+            np.searchsorted(row, step).clip(max=row.size - 1) for row, step in zip(cumulative, steps, strict=True)
         ]
         return theta, np.take_along_axis(draws, np.array(chosen)[..., None], axis=1)
 

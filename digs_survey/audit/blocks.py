@@ -1,41 +1,75 @@
-"""Work in blocks: in this process, or by the pool of Ray actors that maps the survey."""
+"""Work on simulations in blocks: in this process, or by the pool of Ray actors that maps the survey."""
 
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from contextlib import closing
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
 
 from digs_survey.errors import StageError
 from digs_survey.infer.spread import spread
 from digs_survey.raysession import ray_session
+from digs_survey.storage import shard_count, shard_rows
 
-__all__ = ["BlockWorker", "Blocks", "run_blocks"]
+__all__ = ["BlockWorker", "SimulationBlocks", "run_blocks"]
 
 _TRIES = 2
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 
-class Blocks(Protocol[T_co]):
-    """What is done block by block; each worker gets it once."""
+@dataclass(frozen=True)
+class SimulationBlocks(ABC, Generic[T]):
+    """What is done with the first simulations of ``calibration.zarr``, block by block; each worker gets it once.
+
+    Attributes
+    ----------
+    path : Path
+        Theta and noiseless flux; with a cluster, a path that its workers see too.
+    count : int
+        Simulations in all.
+    rows : int
+        Of a block.
+    """
+
+    path: Path
+    count: int
+    rows: int
+    doing: ClassVar[str]
+    """What is done, for errors."""
+
+    @abstractmethod
+    def work(self, start: int, theta: NDArray[np.float64], flux: NDArray[np.float64]) -> T:
+        """Do the block that begins at a row; the outcome depends on nothing but that row."""
 
     @property
     def size(self) -> int:
         """Number of blocks."""
+        return shard_count(self.count, self.rows)
 
     def name(self, block: int) -> str:
         """Tell what a block is, for errors."""
+        part = shard_rows(block, self.count, self.rows)
+        return f"{self.doing} simulations {part.start} to {part.stop - 1} of {self.path}"
 
-    def __call__(self, block: int) -> T_co:
-        """Do a block; the outcome depends on nothing but its number."""
+    def __call__(self, block: int) -> T:
+        """Read a block and do it."""
+        group: Any = zarr.open_group(str(self.path), mode="r")
+        part = shard_rows(block, self.count, self.rows)
+        return self.work(part.start, *(np.asarray(group[name][part], dtype=float) for name in ("theta", "flux")))
 
 
 class BlockWorker:
     """A Ray actor that does blocks, one after the other."""
 
-    def __init__(self, blocks: Blocks[Any]) -> None:
+    def __init__(self, blocks: SimulationBlocks[Any]) -> None:
         import torch
 
         torch.set_num_threads(1)
@@ -53,14 +87,16 @@ class BlockWorker:
         return found, taken
 
 
-def run_blocks(blocks: Blocks[T], *, workers: int | None = None, address: str | None = None) -> tuple[list[T], float]:
+def run_blocks(
+    blocks: SimulationBlocks[T], *, workers: int | None = None, address: str | None = None
+) -> tuple[list[T], float]:
     """Do every block, with one in flight for each worker.
 
     A block that raises an error is tried once more, and one whose worker dies is given to others.
 
     Parameters
     ----------
-    blocks : Blocks
+    blocks : SimulationBlocks
     workers : int or None
         Ray actors of one core each: none at all (0: this process does the work), so many, or (None) one for each core
         of the cluster. There are no more than blocks.

@@ -5,20 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from digs_survey.audit.blocks import run_blocks
+from digs_survey.audit.blocks import SimulationBlocks, run_blocks
 from digs_survey.config import SurveyConfig
 from digs_survey.infer.importance import Importance, Weigher, log_ratios, simulated_importance
 from digs_survey.infer.likelihood import SpectrumLikelihood, check_model
 from digs_survey.infer.prepare import PreparedRows
 from digs_survey.infer.psis import PARETO_K_LIMIT, smooth_tail
-from digs_survey.storage import shard_count, shard_rows
 
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
@@ -30,40 +29,22 @@ _BLOCK = 128
 
 
 @dataclass(frozen=True)
-class _Simulations:
-    """Blocks of the first simulations of ``calibration.zarr``, to be weighed."""
+class _Weighed(SimulationBlocks[Importance]):
+    """Simulations to be weighed."""
 
     posterior: FrozenPosterior
-    path: Path
-    count: int
     draws: int
     seed: int
-    rows: int
-
-    @property
-    def size(self) -> int:
-        return shard_count(self.count, self.rows)
-
-    def name(self, block: int) -> str:
-        part = shard_rows(block, self.count, self.rows)
-        return f"weighing simulations {part.start} to {part.stop - 1} of {self.path}"
+    doing: ClassVar[str] = "weighing"
 
     @cached_property
     def likelihood(self) -> SpectrumLikelihood:
         return SpectrumLikelihood.of_posterior(self.posterior)
 
-    def __call__(self, block: int) -> Importance:
-        group: Any = zarr.open_group(str(self.path), mode="r")
-        some = shard_rows(block, self.count, self.rows)
+    def work(self, start: int, theta: NDArray[np.float64], flux: NDArray[np.float64]) -> Importance:
+        posterior, likelihood = self.posterior, self.likelihood
         return simulated_importance(
-            self.posterior,
-            group["theta"][some],
-            group["flux"][some],
-            self.posterior.noise,
-            self.draws,
-            self.seed,
-            start=some.start,
-            likelihood=self.likelihood,
+            posterior, theta, flux, posterior.noise, self.draws, self.seed, start=start, likelihood=likelihood
         )
 
 
@@ -90,7 +71,7 @@ def weigh_calibration(
     group: Any = zarr.open_group(str(path), mode="r")
     asked = min(config.infer.importance_simulations, config.audit.calibration_simulations)
     count, draws = min(asked, group["theta"].shape[0]), config.infer.importance_draws
-    blocks = _Simulations(posterior, path, count, draws, config.seed, _BLOCK)
+    blocks = _Weighed(path, count, _BLOCK, posterior, draws, config.seed)
     found, used_s = run_blocks(blocks, workers=workers, address=address)
     whole = Importance.unknown(count, posterior.prior.ndim, found[0].percentiles.shape[-1])
     for block, some in enumerate(found):

@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +140,7 @@ def _digest(setup: FitSetup, job: GalaxyJob) -> str:
             setup.mcmc.model_dump(mode="json", exclude={"limit_s"}),
             setup.seed,
             job.row,
+            [field.name for field in fields(GalaxyFit)],
         ],
         sort_keys=True,
     )

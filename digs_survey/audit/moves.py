@@ -18,8 +18,8 @@ class KernelMove(emcee.moves.RedBlueMove):  # type: ignore[misc]
     """Proposals from a kernel density estimate of the other half of the walkers.
 
     As emcee's ``KDEMove``, with Student kernels in place of Gaussian ones: their tails keep the density of a walker
-    that is far from all others above zero. It does without the general estimator's checks, which take about half as
-    long as the spectra do. Kernels have the walkers' covariance, and Scott's bandwidth.
+    that is far from all others above zero. It does without the general estimator's checks, which take much of a
+    chain's time. Kernels have the walkers' covariance, and Scott's bandwidth.
     """
 
     def get_proposal(

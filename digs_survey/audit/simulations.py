@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
 
-from digs_survey.audit.blocks import run_blocks
+from digs_survey.audit.blocks import SimulationBlocks, run_blocks
 from digs_survey.audit.calibration import RECOVERY, Calibration, calibrate
 from digs_survey.audit.faults import standard_faults
 from digs_survey.audit.uniformity import verdict
@@ -30,7 +30,6 @@ from digs_survey.quality import NO_POSTERIOR
 from digs_survey.simulate.draws import draw_theta
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.sps.arrays import one_thread
-from digs_survey.storage import shard_count, shard_rows
 
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
@@ -141,27 +140,14 @@ class Observer:
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """Blocks of ``calibration.zarr``."""
+class _Calibrated(SimulationBlocks[_Figures]):
+    """Simulations to be calibrated on."""
 
     observer: Observer
-    path: Path
-    count: int
-    rows: int
+    doing: ClassVar[str] = "calibration on"
 
-    @property
-    def size(self) -> int:
-        return shard_count(self.count, self.rows)
-
-    def name(self, block: int) -> str:
-        part = shard_rows(block, self.count, self.rows)
-        return f"calibration on simulations {part.start} to {part.stop - 1} of {self.path}"
-
-    def __call__(self, block: int) -> _Figures:
-        group: Any = zarr.open_group(str(self.path), mode="r")
-        part = shard_rows(block, self.count, self.rows)
-        theta, flux = (np.asarray(group[name][part], dtype=float) for name in ("theta", "flux"))
-        return self.observer.block(part.start, theta, flux)
+    def work(self, start: int, theta: NDArray[np.float64], flux: NDArray[np.float64]) -> _Figures:
+        return self.observer.block(start, theta, flux)
 
 
 def calibrate_posterior(
@@ -217,7 +203,7 @@ def calibrate_posterior(
     if count == 0:
         raise RunDirectoryError(f"{path}: expected at least one simulation, found none; simulate it again")
     observer = Observer(posterior, noise, seed, draws, tuple(quantiles), _good_fraction(min_good_fraction), plant=True)
-    blocks, used_s = run_blocks(_Stored(observer, path, count, _BLOCK), workers=workers, address=address)
+    blocks, used_s = run_blocks(_Calibrated(path, count, _BLOCK, observer), workers=workers, address=address)
     return replace(_joined(blocks, posterior.prior.names), core_seconds=used_s)
 
 

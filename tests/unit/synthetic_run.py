@@ -17,6 +17,7 @@ from pyarrow import parquet
 from scipy.stats import kstest, norm
 
 from digs_survey.audit.calibration import calibrate
+from digs_survey.audit.finaltable import TIERS
 from digs_survey.audit.speedup import cost_summary
 from digs_survey.audit.trust import fit_trust
 from digs_survey.parameters import Prior
@@ -117,7 +118,7 @@ def add_trust(folder, audit, rows=60):
     )
     told = {"wanted": int(tier.sum()), "weighed": int(tier.sum()), "accepted": int(tier.sum()) - 2}
     told |= {"below": 0.5, "without_trust": 0, "low_trust": 2, "fitted": 2, "converged": 0}
-    told |= {"rows": {"npe": int((tier == 0).sum()) + 2, "weights": int(tier.sum()) - 2, "emcee": 0}}
+    told |= {"rows": dict(zip(TIERS, (int((tier == 0).sum()) + 2, int(tier.sum()) - 2, 0), strict=True))}
     write_json(
         folder / "escalate.json",
         told | {"core_seconds": {"weights": 9.0, "emcee": 40.0}, "budget_core_seconds": 60.0},

@@ -5,25 +5,18 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from types import SimpleNamespace
-from urllib.parse import unquote
-from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from scipy.stats import norm
-from synthetic_run import LEVELS, build_run
+from synthetic_run import build_run
 
 from digs_survey.config import load_config
 from digs_survey.errors import RunDirectoryError
 from digs_survey.report import galaxies
-from digs_survey.report.figures import calibration, galaxy, style
-from digs_survey.report.headline import Headline, headlines
 from digs_survey.report.html import write_report
-from digs_survey.report.inside import inside_headline
 from digs_survey.report.sections import facts, importance_section
-from digs_survey.report.trust import with_trust
 from digs_survey.storage import write_json
 
 VOID = {"meta", "img", "source", "br", "hr", "link", "input"}
@@ -272,148 +265,6 @@ def test_the_same_run_gives_the_same_bytes_and_a_folder_that_is_none_is_refused(
         write_report(folder)
 
 
-def _verdict(covered=0.68, found=(), planted=True, converged=5, ratio=1.15, break_even=9):
-    tests = [{"kind": kind, "quantity": quantity, "pvalue": 1e-5} for kind, quantity in found]
-    audit = {
-        "galaxies": 5,
-        "calibration": {
-            "simulations": 2000,
-            "coverage": {"0.68": {"tage": covered}},
-            "verdict": {"tests": 33, "found": tests, "planted": {"20 % too wide": True, "lost": planted}},
-            "departures": {"shift_sigma": {"tage": -0.31}, "width_factor": {"tage": 0.96}},
-        },
-        "agreement": {
-            "converged": converged,
-            "mean_abs_shift_sigma": {"tage": 0.1, "all": 0.1},
-            "mean_width_ratio": {"tage": ratio, "all": ratio},
-            "mean_width_ratio_error": {"tage": 0.04, "all": 0.04},
-        },
-        "cost": {"baselines": {"batched": {"core_s_per_galaxy": 8.0, "break_even_galaxies": break_even}}},
-    }
-    run = SimpleNamespace(audit=audit, manifest={"inputs": {"catalog": {"rows": 10}}}, catalog=None)
-    return {h.key: h for h in headlines(run)}
-
-
-@pytest.mark.parametrize(
-    ("fault", "key", "words"),
-    [
-        ({"covered": 0.63}, "coverage", "NOT calibrated in tage"),
-        ({"covered": 0.73}, "coverage", "NOT calibrated in tage"),
-        # A shift hardly moves the coverage; the ranks see it.
-        ({"found": [("rank", "tage")]}, "coverage", "1 of 33 tests finds that the posterior is NOT exact"),
-        ({"found": [("rank", "tage")]}, "coverage", "shifted by at most 0.31 σ, and its widths are off by at most 4 %"),
-        ({"found": [("region", "all"), ("pair", "a x b")]}, "coverage", "in the region of all parameters together"),
-        ({"ratio": 1.2}, "shift", "widths 1.20 ± 0.04 times emcee's"),
-        ({"ratio": 0.8}, "shift", "widths 0.80 ± 0.04 times emcee's"),
-        ({"converged": 4}, "shift", "1 of 5 chains did NOT converge"),
-        ({"break_even": 11}, "break-even", "11 galaxies"),
-    ],
-)
-def test_the_verdict_points_at_what_is_wrong(fault, key, words):
-    assert {h.status for h in _verdict().values()} == {"good", "unknown"}
-    assert _verdict(**fault)[key].status == "attention"
-    assert words in _verdict(**fault)[key].words
-
-
-def test_a_posterior_from_elsewhere_has_a_break_even_by_its_card():
-    audit = {"cost": {"baselines": {"batched": {"core_s_per_galaxy": 9.0, "break_even_galaxies": 400}}}}
-    manifest = {"stages": {"train": {"key": {"pretrained": "digs2022"}}}, "inputs": {"catalog": {"rows": 10}}}
-    card = {"cost": {"simulate_core_s": 100.0, "train_core_s": 3500.0}}
-    run = SimpleNamespace(audit=audit, manifest=manifest, catalog=None, card=card)
-    found = next(h for h in headlines(run) if h.key == "break-even")
-    assert (found.value, found.status) == ("400 galaxies", "measured")
-    assert "The posterior digs2022 ships with digs-survey" in found.words
-    assert "training 3,500" in found.note
-    audit["cost"] = {}
-    assert "is not known" in next(h for h in headlines(run) if h.key == "break-even").words
-
-
-def test_the_verdict_says_which_faults_it_would_have_seen():
-    words = _verdict()["coverage"].words
-    assert "none of 33 tests finds a fault. Of 2 faults planted in the same draws, these tests find all." in words
-    assert "these tests find only 1." in _verdict(planted=False)["coverage"].words
-
-
-def test_the_cost_is_against_the_strong_baseline_where_known_and_names_it():
-    batched = {"core_s_per_galaxy": 9.0, "galaxies_per_fit_map_only": 500, "break_even_galaxies": 70}
-    prospector = {"core_s_per_galaxy": 90.0, "galaxies_per_fit_map_only": 5000, "break_even_galaxies": 7}
-
-    def told(engine, **baselines):
-        cost = {"mcmc_engine": engine, "baselines": baselines}
-        run = SimpleNamespace(audit={"cost": cost}, manifest={}, catalog=None)
-        return next(h for h in headlines(run) if h.key == "break-even")
-
-    for engine in ("batched", "prospector"):
-        both = told(engine, batched=batched, prospector=prospector)
-        assert "NPE is cheaper than emcee on spectra in batches from 70 galaxies on." in both.words
-        assert "one emcee fit on spectra in batches, 500 galaxies" in both.words
-        ran = "The chains ran on Prospector's spectra, 90.0 s a galaxy"
-        assert (ran in both.note) == (engine == "prospector")
-        assert ("the same likelihoods would take 90.0 s a galaxy." in both.note) == (engine == "batched")
-    alone = told("prospector", prospector=prospector, batched={"core_s_per_galaxy": None})
-    assert "NPE is cheaper than emcee on Prospector's spectra from 7 galaxies on." in alone.words
-    assert "batches" not in alone.words + alone.note
-
-
-def test_the_corner_draws_weighted_draws_over_the_others():
-    draws = np.random.default_rng(0).normal(size=(4000, 2))
-    bounds, truth = np.array([[-9.0, 9.0]] * 2), np.full(2, np.nan)
-    weights = (draws[:, 0] > 0) / (draws[:, 0] > 0).sum()
-    picture = galaxy.corner(["tage", "dust2"], draws, draws + 1, bounds, truth, "corner", weights)
-    npe, emcee, weighted = picture.figure.axes[0].lines[:3]
-    assert [line.get_linestyle() for line in (npe, emcee, weighted)] == ["-", "--", "-."]
-    x, height = weighted.get_data()
-    assert height[x < -1].max() == 0
-    np.testing.assert_allclose(height[x > 0.5], 2 * npe.get_ydata()[x > 0.5], rtol=0.1, atol=0.02)
-    assert len(galaxy.corner(["tage", "dust2"], draws, None, bounds, truth, "corner").figure.axes[0].lines) == 1
-
-
-def test_contours_hold_the_mass_that_they_claim():
-    x, y = np.meshgrid(np.linspace(-5, 5, 201), np.linspace(-5, 5, 201))
-    density = np.exp(-0.5 * (x**2 + y**2))
-    outer, inner = galaxy.mass_levels(density, [0.95, 0.68])
-    # A 2-D Gaussian holds a mass m inside the radius at which it has fallen to 1 - m of its peak.
-    assert outer == pytest.approx(0.05, rel=0.05)
-    assert inner == pytest.approx(0.32, rel=0.02)
-
-
-@pytest.mark.parametrize(
-    ("width", "shift", "passes"), [(1, 0, True), (0.8, 0, False), (1.25, 0, False), (1, 0.3, False)]
-)
-def test_calibration_figures_tell_a_right_posterior_from_a_wrong_one(width, shift, passes):
-    rng = np.random.default_rng(3)
-    count, draws = 2000, 999
-    z = (rng.normal(size=count) - shift) / width
-    rank = np.floor(norm.cdf(z) * (draws + 1)).astype(int)
-    covered = (np.abs(z)[:, None] < norm.ppf(0.5 + LEVELS / 2)).mean(axis=0)
-    with style.style():
-        bins = calibration.rank_histogram("tage", rank, draws).alt
-        cdf = calibration.rank_cdf("tage", rank, draws).alt
-        curve = calibration.coverage("tage", LEVELS, covered, count).alt
-        joint = calibration.tarp(LEVELS, covered, 0.03).alt
-    assert re.search(r"at most ([\d.]+) .* within 3\.0$", joint)[1] == re.search(r"at most ([\d.]+)", curve)[1]
-    outside = int(re.search(r"(\d+) of 20 bins outside", bins)[1])
-    largest, limit = map(float, re.search(r"at most ([\d.]+) .* within ([\d.]+)", cdf).groups())
-    worst = float(re.search(r"at most ([\d.]+) percentage", curve)[1])
-    assert (outside <= 3) is passes
-    assert (largest < limit) is passes
-    if shift == 0:
-        assert (worst < 3) is passes
-
-
-def test_the_slimmed_svg_keeps_positions():
-    with style.style():
-        figure = style.canvas(2, 1)
-        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 200), ylim=(0, 100))
-        axes.plot([10, 100, 150.123], [20, 50.057, 90])[0].set_gid("mine")
-        figure.set_layout_engine("none")
-        svg = unquote(style.encode(figure, "a line").src.split(",", 1)[1])
-    path = ElementTree.fromstring(svg).find(".//*[@id='mine']/{*}path").get("d")
-    found = np.array([float(v) for v in re.findall(r"-?[\d.]+", path)]).reshape(-1, 2)
-    expected = [[0.72 * x, 72 - 0.72 * y] for x, y in [(10, 20), (100, 50.057), (150.123, 90)]]
-    np.testing.assert_allclose(found, expected, atol=0.011)
-
-
 def test_importance_weights_are_told_where_there_are_any(tmp_path):
     folder, audit = build_run(tmp_path / "run", galaxies=1, simulations=60, rows=40)
     numbers = {"rows": 60, "draws": 1000, "ess_share_median": 0.3137, "ess_share_16": 0.21, "ess_share_84": 0.42}
@@ -428,27 +279,3 @@ def test_importance_weights_are_told_where_there_are_any(tmp_path):
     assert "worth 31.4 % of as many from the exact posterior" in words
     assert "weights of 5.0 % have a tail that is not to be trusted" in words
     assert not importance_section(SimpleNamespace(audit=audit))
-
-
-def test_the_first_screen_has_five_numbers_even_where_none_is_known():
-    run = SimpleNamespace(audit={}, manifest={}, card=None, catalog=None)
-    told = [*headlines(run), inside_headline(run)]
-    assert [h.key for h in told] == ["coverage", "shift", "break-even", "flagged", "inside-verdict"]
-    assert {(h.value, h.status) for h in told} == {("–", "unknown")}
-    assert "was not measured" in told[-1].words
-
-
-@pytest.mark.parametrize(
-    ("told", "detail"),
-    [
-        ({"low_trust": 1300}, ("low-trust", "not trusted in the end", "1,300")),
-        (None, ("trust-within", "audited, within 0.3 σ of emcee", "65.0 %")),
-    ],
-)
-def test_the_flagged_rows_have_their_trust_beside_them(told, detail):
-    flagged = Headline("flagged", "Rows flagged", "Words.")
-    learned = {"model": {}, "tolerance_sigma": 0.3, "share_within": 0.65}
-    assert with_trust(flagged, {"learned": learned, "told": told}) == flagged, "no model was learned"
-    learned["model"] = {"knots": [0.0]}
-    assert with_trust(flagged, {"learned": learned, "told": told}).details == [detail]
-    assert with_trust(flagged, None) == flagged

@@ -47,6 +47,8 @@ addEventListener("load", async () => {
       beyond: list("body *").filter(e => !held(e) && !e.closest(".skip") && box(e).right > screen.innerWidth + 1
         && box(e).width > 0).map(e => e.tagName + "." + e.className + " " + e.id).slice(0, 5),
       verdict: box(page.querySelector(".verdict")).bottom, tiles: list(".tile .value").map(e => box(e).bottom),
+      shown: ["inside-verdict", "low-trust"].map(id => page.getElementById(id)?.textContent),
+      sections: ["#inside img", "#trust img"].map(s => list(s).length),
       images: list("img").map(e => [e.alt.length, e.naturalWidth, e.complete]),
       scrollers: list("body *").filter(e => ["auto", "scroll"].includes(screen.getComputedStyle(e).overflowX))
         .map(e => [e.tabIndex, e.getAttribute("role"), e.getAttribute("aria-label")]),
@@ -109,6 +111,12 @@ def test_the_first_screen_has_the_verdict_and_its_numbers(screens):
     assert len(screens["desk"]["tiles"]) == 5
     assert max(screens["desk"]["tiles"]) < DESK[1]
     assert 0 < screens["phone"]["verdict"] < PHONE[1]
+
+
+def test_what_was_measured_of_the_survey_and_of_trust_is_on_the_page(screens):
+    for screen in screens.values():
+        assert screen["shown"] == ["NO", "2"]
+        assert screen["sections"] == [2, 2]
 
 
 @pytest.mark.parametrize("name", ["desk", "phone"])
