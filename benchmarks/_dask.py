@@ -17,9 +17,9 @@ import psutil
 from threadpoolctl import threadpool_limits
 
 from digs_survey.config import load_config
-from digs_survey.ledger import Ledger
-from digs_survey.simulate.dask import simulate
+from digs_survey.simulate.simulation_set import simulate
 from digs_survey.spectra import WavelengthGrid
+from digs_survey.store.ledger import Ledger
 
 __all__ = ["Work", "memory", "on_cores", "rate"]
 

@@ -20,14 +20,14 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks._form import finish, parser, repeat
-from digs_survey.audit.likelihood import GalaxyPosterior
+from digs_survey.audit.mcmc.target import GalaxyPosterior
 from digs_survey.catalog import Catalog
+from digs_survey.catalog.prepare import prepare
 from digs_survey.config import SurveyConfig, load_config
-from digs_survey.infer.prepare import prepare
-from digs_survey.ledger import Ledger
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.noise.model import NoiseModel
 from digs_survey.sps.batched import BatchedModel
 from digs_survey.sps.prospector import ProspectorSimulator
+from digs_survey.store.ledger import Ledger
 
 SAMPLE = Path(__file__).resolve().parents[1] / "catalogs" / "sample.zarr"
 SPREAD = 0.02

@@ -14,9 +14,9 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks._form import finish, parser, repeat
 from digs_survey.config import NoiseConfig, load_config
-from digs_survey.infer.importance import weigh
-from digs_survey.infer.likelihood import SpectrumLikelihood
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
+from digs_survey.importance.weights import weigh
+from digs_survey.noise.model import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.batched import BatchedModel
 

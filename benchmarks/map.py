@@ -30,17 +30,17 @@ from numpy.typing import NDArray
 from benchmarks._form import PAPER_NETWORK, finish, parser
 from benchmarks.sample import _infer, _start
 from digs_survey.catalog import Catalog
+from digs_survey.catalog.prepare import prepare
 from digs_survey.config import SurveyConfig, load_config
 from digs_survey.estimator.freeze import freeze_posterior
-from digs_survey.estimator.loop import prepare_estimator
 from digs_survey.estimator.posterior import FrozenPosterior
-from digs_survey.infer.fake import fake_catalog
-from digs_survey.infer.prepare import prepare
-from digs_survey.ledger import Ledger
-from digs_survey.simulate.draws import draw_theta
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.estimator.training.loop import prepare_estimator
+from digs_survey.noise.model import NoiseModel
+from digs_survey.simulate.mock_catalog import fake_catalog
+from digs_survey.simulate.prior_draws import draw_theta
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.batched import BatchedModel
+from digs_survey.store.ledger import Ledger
 
 CORES = 2
 DEFAULT_DRAWS = 1_000
@@ -247,8 +247,8 @@ def _parts(model: Path, catalog: Path, config: SurveyConfig) -> list[tuple[str, 
 
 
 def _infer_here(posterior: FrozenPosterior, flux: NDArray[np.float64], config: SurveyConfig) -> None:
-    from digs_survey.infer.percentiles import infer_rows
-    from digs_survey.infer.prepare import PreparedRows
+    from digs_survey.catalog.prepare import PreparedRows
+    from digs_survey.infer.rows import infer_rows
 
     good = np.ones(flux.shape, dtype=bool)
     prepared = PreparedRows(flux, good.astype(float), good, np.zeros(len(flux), dtype=np.int64))

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 
 from benchmarks._form import finish, parser
 from benchmarks._linear_gaussian import NAMES, NOISE, LinearGaussian
-from digs_survey.audit.calibration import calibrate
-from digs_survey.audit.faults import Fault, pairing_fault, standard_faults
+from digs_survey.audit.calibration.calibration import calibrate
+from digs_survey.audit.calibration.faults import Fault, pairing_fault, standard_faults
 from digs_survey.config import ModelConfig, NoiseConfig
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.estimator.shipped import shipped
-from digs_survey.infer.importance import log_ratios
-from digs_survey.infer.likelihood import SpectrumLikelihood
-from digs_survey.simulate.draws import draw_theta
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
+from digs_survey.importance.weights import log_ratios
+from digs_survey.noise.model import NoiseModel
+from digs_survey.simulate.prior_draws import draw_theta
 from digs_survey.sps.batched import BatchedModel
 
 WRONG_NOISE = 1.2

@@ -28,14 +28,14 @@ from sbi.inference.posteriors import DirectPosterior
 from torch.distributions import Independent, Normal
 
 from benchmarks._form import PAPER_NETWORK, finish, parser, repeat
+from digs_survey.catalog.prepare import PreparedRows
 from digs_survey.config import MapConfig, load_config
+from digs_survey.estimator.flows.sampler import MaskedFlow, compiled_loops
 from digs_survey.estimator.freeze import freeze_posterior
-from digs_survey.estimator.loop import prepare_estimator
 from digs_survey.estimator.posterior import FrozenPosterior
-from digs_survey.estimator.sampler import MaskedFlow, compiled_loops
-from digs_survey.infer.percentiles import infer_rows
-from digs_survey.infer.prepare import PreparedRows
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.estimator.training.loop import prepare_estimator
+from digs_survey.infer.rows import infer_rows
+from digs_survey.noise.model import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 
 DRAWS = 1_000

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from benchmarks._form import PAPER_NETWORK, finish, parser, repeat
 from digs_survey.config import SurveyConfig, load_config
-from digs_survey.estimator.loop import HISTORY, fit
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.estimator.training.loop import HISTORY, fit
+from digs_survey.noise.model import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.batched import BatchedModel
 

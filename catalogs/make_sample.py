@@ -14,10 +14,10 @@ import numpy as np
 
 from digs_survey.catalog import write_catalog
 from digs_survey.config import load_config
-from digs_survey.simulate.dask import FLUX_UNIT
-from digs_survey.simulate.draws import draw_theta
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.noise.model import NoiseModel
+from digs_survey.simulate.prior_draws import draw_theta
 from digs_survey.simulate.seeding import stream_key
+from digs_survey.simulate.simulation_set import FLUX_UNIT
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.prospector import ProspectorSimulator
 

@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from benchmarks._form import PAPER_NETWORK
-from digs_survey.audit.simulations import calibrate_model
+from digs_survey.audit.calibration.calibrate import calibrate_model
 from digs_survey.config import SurveyConfig, load_config
 from digs_survey.estimator.freeze import freeze_posterior
-from digs_survey.estimator.loop import blank_estimator, fit
-from digs_survey.infer.importance import weigh_simulations
-from digs_survey.simulate.draws import draw_theta
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.estimator.training.loop import blank_estimator, fit
+from digs_survey.importance.weights import weigh_simulations
+from digs_survey.noise.model import NoiseModel
+from digs_survey.simulate.prior_draws import draw_theta
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.batched import BatchedModel
 

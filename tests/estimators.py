@@ -9,10 +9,10 @@ import torch
 
 from digs_survey.config import SurveyConfig, load_config
 from digs_survey.estimator.freeze import freeze_posterior
-from digs_survey.estimator.loop import prepare_estimator
 from digs_survey.estimator.network import Estimator
 from digs_survey.estimator.posterior import FrozenPosterior
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.estimator.training.loop import prepare_estimator
+from digs_survey.noise.model import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 
 GRID = WavelengthGrid(np.arange(4000.0, 5000.0, 50.0))

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.linalg import toeplitz
 
 from digs_survey.config import NoiseConfig
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.noise.model import NoiseModel
 
 KERNELS = {"white": [1.0], "correlated": [1.0, 0.4, -0.05]}
 SETTINGS = {

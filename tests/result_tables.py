@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from digs_survey.infer.table import column_name
 from digs_survey.parameters import PARAMETERS
 from digs_survey.quality import DESCRIPTIONS
+from digs_survey.results.table import column_name
 
 QUANTILES = (0.025, 0.16, 0.5, 0.84, 0.975)
 DERIVED = {

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from digs_survey.audit.select import Selection, overall_doubt, principal_position, select_rows, signal_to_noise
 from digs_survey.audit.trust import read_doubts
 from digs_survey.catalog import Catalog, CatalogRows
+from digs_survey.catalog.prepare import PreparedRows, prepare
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import RunDirectoryError
-from digs_survey.infer.prepare import PreparedRows, prepare
 from digs_survey.parameters import Prior
 from digs_survey.quality import NO_POSTERIOR
 
@@ -75,7 +75,7 @@ def read_sample(
     prior : Prior
     config : SurveyConfig
     keeps_negative : bool
-        As :func:`~digs_survey.infer.prepare.prepare` takes it.
+        As :func:`~digs_survey.catalog.prepare.prepare` takes it.
 
     Raises
     ------

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from digs_survey.errors import CatalogError, RunDirectoryError
-from digs_survey.locations import is_file
-from digs_survey.manifest import versions
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.storage import read_bytes, read_json, write_bytes, write_json
+from digs_survey.store.locations import is_file
+from digs_survey.store.storage import read_bytes, read_json, write_bytes, write_json
+from digs_survey.versions import versions
 
 __all__ = ["FORMAT", "NETWORK", "check_grid", "load_artefact", "model_hash", "save_artefact", "update_card"]
 

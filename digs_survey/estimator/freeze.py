@@ -11,10 +11,10 @@ import torch
 
 from digs_survey.config import SurveyConfig
 from digs_survey.estimator.artefact import FORMAT, NETWORK, save_artefact
+from digs_survey.estimator.flows.sampler import MaskedFlow
 from digs_survey.estimator.network import Estimator
 from digs_survey.estimator.posterior import FrozenPosterior
-from digs_survey.estimator.sampler import MaskedFlow
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.noise.model import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 
 __all__ = ["freeze_posterior"]

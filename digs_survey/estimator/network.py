@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from digs_survey.config import TrainConfig
 from digs_survey.estimator.embedding import build_embedding
 from digs_survey.estimator.features import Features
-from digs_survey.estimator.maf import flow_log_prob
+from digs_survey.estimator.flows.maf import flow_log_prob
 
 if TYPE_CHECKING:
     from sbi.neural_nets.estimators import NFlowsFlow, ZukoFlow

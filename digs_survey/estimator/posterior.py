@@ -17,11 +17,11 @@ from digs_survey.config import NoiseConfig, TrainConfig
 from digs_survey.estimator.artefact import NETWORK, check_grid, load_artefact
 from digs_survey.estimator.embedding import build_embedding
 from digs_survey.estimator.features import Features
-from digs_survey.estimator.points import base_points, row_points
-from digs_survey.estimator.sampler import MaskedFlow
+from digs_survey.estimator.flows.points import base_points, row_points
+from digs_survey.estimator.flows.sampler import MaskedFlow
 from digs_survey.estimator.threads import for_each
+from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import Prior
-from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 
 __all__ = ["FrozenPosterior"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from digs_survey.config import SurveyConfig
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.storage import read_json
+from digs_survey.store.storage import read_json
 
 __all__ = ["find_shipped", "mismatches", "shipped"]
 

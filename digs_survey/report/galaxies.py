@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from digs_survey.report.figures import galaxy
+from digs_survey.report.figures import galaxy_plots as galaxy
 from digs_survey.report.figures.style import Picture
 from digs_survey.report.load import RunData, names_of
 from digs_survey.report.sections import wavelength_axis

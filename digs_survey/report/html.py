@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from digs_survey.storage import write_text
+from digs_survey.store.storage import write_text
 
 if TYPE_CHECKING:
     from digs_survey.report.figures.style import Picture
@@ -41,13 +41,13 @@ def write_report(run_dir: Path, *, figures: bool = False) -> Path:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from digs_survey.report import galaxies, sections
-    from digs_survey.report.figures.files import save_picture
+    from digs_survey.report.domain_section import inside_headline, inside_section
+    from digs_survey.report.figures.figure_files import save_picture
     from digs_survey.report.figures.style import style
     from digs_survey.report.format import FILTERS
     from digs_survey.report.headline import coverage_limits, headlines
-    from digs_survey.report.inside import inside_headline, inside_section
     from digs_survey.report.load import load_run
-    from digs_survey.report.trust import trust_section, with_trust
+    from digs_survey.report.trust_section import trust_section, with_trust
 
     run = load_run(run_dir)
     environment = Environment(

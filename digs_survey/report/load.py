@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from digs_survey.config import SurveyConfig, load_config
 from digs_survey.errors import RunDirectoryError
-from digs_survey.locations import exists, is_file, is_remote
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
-from digs_survey.storage import read_bytes, read_json
+from digs_survey.store.locations import exists, is_file, is_remote
+from digs_survey.store.storage import read_bytes, read_json
 
 __all__ = ["CatalogSummary", "FirstRows", "RunData", "load_run", "names_of", "open_table"]
 

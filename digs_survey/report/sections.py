@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from digs_survey.config import NoiseConfig
 from digs_survey.parameters import PARAMETERS
 from digs_survey.quality import DESCRIPTIONS, NO_POSTERIOR
-from digs_survey.report.figures import agreement, calibration, survey
+from digs_survey.report.figures import agreement_plots as agreement
+from digs_survey.report.figures import calibration_plots as calibration
+from digs_survey.report.figures import survey_plots as survey
 from digs_survey.report.figures.style import Picture, label
 from digs_survey.report.headline import SHIFT_TOLERANCE, nested
 from digs_survey.report.load import RunData, names_of

@@ -12,11 +12,11 @@ import zarr
 from numpy.typing import NDArray
 
 from digs_survey.errors import StageError
-from digs_survey.ledger import Ledger
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.noise.model import NoiseModel
 from digs_survey.simulate.seeding import row_uniforms
-from digs_survey.simulate.template import open_or_create
-from digs_survey.storage import ArraySpec, checksum, shard_count, shard_rows, write_shard
+from digs_survey.store.ledger import Ledger
+from digs_survey.store.sharded import open_or_create
+from digs_survey.store.storage import ArraySpec, checksum, shard_count, shard_rows, write_shard
 
 __all__ = ["augment"]
 
@@ -42,7 +42,7 @@ def augment(
     Parameters
     ----------
     simulations_path : Path
-        Finished dataset of :func:`~digs_survey.simulate.dask.simulate`.
+        Finished dataset of :func:`~digs_survey.simulate.simulation_set.simulate`.
     out_path : Path
         Kept if it was made by the same settings, replaced (and the ledger cleared) otherwise.
     noise : NoiseModel

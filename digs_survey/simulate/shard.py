@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from digs_survey.config import ModelConfig, SurveyConfig
 from digs_survey.errors import StageError
-from digs_survey.ledger import Ledger
 from digs_survey.parameters import Prior
-from digs_survey.simulate.draws import draw_theta
+from digs_survey.simulate.prior_draws import draw_theta
 from digs_survey.simulate.seeding import row_uniforms
-from digs_survey.simulate.template import recorded_recipe
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import one_thread
-from digs_survey.storage import checksum, shard_rows, write_shard
+from digs_survey.store.ledger import Ledger
+from digs_survey.store.sharded import recorded_recipe
+from digs_survey.store.storage import checksum, shard_rows, write_shard
 
 if TYPE_CHECKING:
     from digs_survey.sps.batched import BatchedModel

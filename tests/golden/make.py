@@ -12,9 +12,9 @@ import torch
 from estimators import GRID, learn, simulations, small_config
 
 from digs_survey.estimator.freeze import freeze_posterior
-from digs_survey.estimator.loop import prepare_estimator
 from digs_survey.estimator.network import build_estimator
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.estimator.training.loop import prepare_estimator
+from digs_survey.noise.model import NoiseModel
 
 STEPS, GALAXIES, DRAWS = 600, 4, 32
 

@@ -12,11 +12,11 @@ from digs_survey.config import SurveyConfig, TrainConfig, load_config
 from digs_survey.estimator.features import Features
 from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.network import build_estimator
-from digs_survey.infer.map import map_catalog
-from digs_survey.ledger import Ledger
+from digs_survey.infer.map_catalog import map_catalog
+from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import Prior
-from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
+from digs_survey.store.ledger import Ledger
 
 ROWS = 150
 ZRED = 1e-5

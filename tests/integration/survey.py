@@ -13,9 +13,9 @@ import numpy as np
 
 from digs_survey.catalog import write_catalog
 from digs_survey.config import SurveyConfig, load_config
-from digs_survey.simulate.dask import FLUX_UNIT
-from digs_survey.simulate.draws import draw_theta
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.noise.model import NoiseModel
+from digs_survey.simulate.prior_draws import draw_theta
+from digs_survey.simulate.simulation_set import FLUX_UNIT
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.prospector import ProspectorSimulator
 
@@ -83,7 +83,7 @@ def make_survey(folder: Path) -> tuple[Path, Path, SurveyConfig]:
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "digs_survey.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "digs_survey", *map(str, arguments)]
 
 
 def environment(**extra: str) -> dict[str, str]:

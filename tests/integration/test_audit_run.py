@@ -10,20 +10,20 @@ import pytest
 import ray
 import xarray as xr
 
-from digs_survey.audit import run
-from digs_survey.audit.fit import fit_with
-from digs_survey.audit.simulations import calibrate_posterior
+from digs_survey.audit import run_audit as run
+from digs_survey.audit.calibration.calibrate import calibrate_posterior
+from digs_survey.audit.mcmc.galaxy_fit import fit_with
 from digs_survey.catalog import write_catalog
+from digs_survey.cluster.ray_session import ray_session
 from digs_survey.config import NoiseConfig, SurveyConfig
 from digs_survey.errors import RunDirectoryError
 from digs_survey.estimator.posterior import FrozenPosterior
-from digs_survey.infer.likelihood import SpectrumLikelihood
+from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
+from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
-from digs_survey.raysession import ray_session
-from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.storage import ArraySpec, checksum, create_dataset
+from digs_survey.store.storage import ArraySpec, checksum, create_dataset
 
 pytestmark = pytest.mark.slow
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from estimators import GRID, freeze, small_config
 
-from digs_survey.audit import simulations
-from digs_survey.audit.recalibration import recalibrate
-from digs_survey.audit.simulations import calibrate_model, calibrate_posterior
+from digs_survey.audit.calibration.calibrate import calibrate_model, calibrate_posterior
+from digs_survey.audit.calibration.calibration import calibrate as simulations
+from digs_survey.audit.calibration.recalibration import recalibrate
 from digs_survey.config import load_config
 from digs_survey.errors import ConfigError
-from digs_survey.ledger import Ledger
-from digs_survey.simulate.dask import simulate
+from digs_survey.simulate.simulation_set import simulate
+from digs_survey.store.ledger import Ledger
 
 pytestmark = pytest.mark.slow
 

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 from estimators import analytic_spectra, freeze, small_config
 
-from digs_survey.audit import blocks, simulations
-from digs_survey.audit.calibration import Calibration
-from digs_survey.audit.simulations import calibrate_posterior, observe_rows
+from digs_survey.audit.calibration import blocks
+from digs_survey.audit.calibration import calibrate as simulations
+from digs_survey.audit.calibration.calibrate import calibrate_posterior, observe_rows
+from digs_survey.audit.calibration.calibration import Calibration
+from digs_survey.catalog.gaps import fill_flux
+from digs_survey.cluster.ray_session import ray_session
 from digs_survey.config import NoiseConfig
 from digs_survey.errors import StageError
+from digs_survey.noise.model import NoiseModel
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
-from digs_survey.raysession import ray_session
-from digs_survey.simulate.draws import draw_theta
-from digs_survey.simulate.missing import fill_flux
-from digs_survey.simulate.noise import NoiseModel
-from digs_survey.storage import ArraySpec, create_dataset
+from digs_survey.simulate.prior_draws import draw_theta
+from digs_survey.store.storage import ArraySpec, create_dataset
 
 pytestmark = pytest.mark.slow
 

@@ -16,20 +16,20 @@ import zarr
 from estimators import GRID, freeze, small_config
 from prometheus_client.parser import text_string_to_metric_families
 
-from digs_survey.audit.fit import FitSetup, GalaxyJob
-from digs_survey.audit.mcmc import fit_galaxies
+from digs_survey.audit.mcmc.fit_galaxies import fit_galaxies
+from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyJob
 from digs_survey.catalog import write_catalog
+from digs_survey.cluster.dashboards import with_dashboards
+from digs_survey.cluster.metrics import METRICS
+from digs_survey.cluster.ray_session import ray_session
 from digs_survey.config import MCMCConfig, ModelConfig, load_config
-from digs_survey.dashboards import with_dashboards
 from digs_survey.errors import StageError
-from digs_survey.infer.map import map_catalog
-from digs_survey.ledger import Ledger
-from digs_survey.metrics import METRICS
+from digs_survey.infer.map_catalog import map_catalog
+from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
-from digs_survey.raysession import ray_session
-from digs_survey.simulate.dask import probe_dask
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.simulate.simulation_set import probe_dask
+from digs_survey.store.ledger import Ledger
 
 pytestmark = pytest.mark.slow
 

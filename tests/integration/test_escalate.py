@@ -11,13 +11,13 @@ import pytest
 import zarr
 from survey import ROWS, contents, make_survey, run
 
-from digs_survey.audit.reweigh import ReweighSetup, reweigh_rows
 from digs_survey.audit.trust import read_doubts
 from digs_survey.config import load_config
-from digs_survey.infer.importance import effective_sample_size, log_ratios
+from digs_survey.importance.weights import effective_sample_size, log_ratios
 from digs_survey.quality import QualityFlag
+from digs_survey.refine.reweigh import ReweighSetup, reweigh_rows
+from digs_survey.run.verify import verify_run
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.verify import verify_run
 
 pytestmark = pytest.mark.slow
 
@@ -150,7 +150,7 @@ def test_weighted_rows_are_what_the_importance_weights_say(audited, tmp_path):
     from digs_survey.audit.sample import prepare_rows
     from digs_survey.catalog import Catalog
     from digs_survey.estimator.posterior import FrozenPosterior
-    from digs_survey.infer.likelihood import SpectrumLikelihood
+    from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 
     config = load_config(audited / "config.toml", ["escalate.draws=300"])
     path = json.loads((audited / "manifest.json").read_text())["inputs"]["catalog"]["path"]
@@ -175,7 +175,7 @@ def test_weighted_rows_are_what_the_importance_weights_say(audited, tmp_path):
 
 
 def test_a_budget_with_no_room_for_one_fit_begins_none(audited, caplog):
-    from digs_survey.audit.escalate import _affordable
+    from digs_survey.refine.escalate import _affordable
 
     assert _affordable(audited, 1e-6) == 0
     assert "one fit of the audit took" in caplog.text

@@ -19,10 +19,10 @@ from mapping import ROWS, files, make_catalog, make_model, run, values
 from survey import environment
 
 from digs_survey.errors import RunDirectoryError
-from digs_survey.infer.worker import ShardWorker
-from digs_survey.ledger import Ledger
+from digs_survey.infer.shard_worker import ShardWorker
 from digs_survey.quality import QualityFlag
-from digs_survey.verify import verify_run
+from digs_survey.run.verify import verify_run
+from digs_survey.store.ledger import Ledger
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +49,7 @@ def undisturbed(catalog, model, tmp_path_factory):
 
 
 def map_(run_dir: Path, catalog: Path, model: Path, *before: str) -> subprocess.CompletedProcess[str]:
-    command = [*before, sys.executable, "-m", "digs_survey.cli", "map", catalog, "--model", model, "-o", run_dir, *MAP]
+    command = [*before, sys.executable, "-m", "digs_survey", "map", catalog, "--model", model, "-o", run_dir, *MAP]
     return subprocess.run(
         list(map(str, command)), env=environment(), capture_output=True, text=True, timeout=300, check=False
     )
@@ -131,7 +131,7 @@ def test_damage_is_found_and_those_shards_alone_are_made_again(catalog, model, u
     flip(parts / "part-00000009.parquet")
     (parts / "part-00000011.parquet").unlink()
     marks = files(run_dir / "ledger" / "map")
-    command = [sys.executable, "-m", "digs_survey.cli", "verify", "--run-dir", str(run_dir)]
+    command = [sys.executable, "-m", "digs_survey", "verify", "--run-dir", str(run_dir)]
     found = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
     assert found.returncode == 7
     assert "5 damaged shard(s)" in found.stderr
@@ -185,7 +185,7 @@ def test_a_damaged_shard_of_the_catalog_costs_its_own_rows_only(model, undisturb
 
 
 def test_a_late_attempt_leaves_a_finished_shard_alone(catalog, model, undisturbed, tmp_path, monkeypatch):
-    from digs_survey.infer import map as map_stage
+    from digs_survey.infer import map_catalog as map_stage
 
     late: list[ShardWorker] = []
 

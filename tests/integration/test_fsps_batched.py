@@ -23,8 +23,8 @@ import itertools, sys, time
 import numpy as np
 import prospect.sources
 from digs_survey.config import load_config
-from digs_survey.infer.likelihood import SpectrumLikelihood
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
+from digs_survey.noise.model import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.batched import BatchedModel, _luminosity_to_flux
 from digs_survey.sps.fsps_grid import read_fsps

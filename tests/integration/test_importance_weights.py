@@ -13,30 +13,30 @@ import xarray as xr
 from pyarrow import parquet
 from scipy.stats import norm
 
-from digs_survey.audit.importance import importance_summary, smoothed_log_weights, weigh_calibration, weigh_rows
+from digs_survey.audit.weighing import importance_summary, smoothed_log_weights, weigh_calibration, weigh_rows
 from digs_survey.catalog import Catalog, write_catalog
+from digs_survey.catalog.prepare import prepare
+from digs_survey.cluster.ray_session import ray_session
 from digs_survey.config import ModelConfig, NoiseConfig, SurveyConfig, TrainConfig, load_config
 from digs_survey.errors import ConfigError
 from digs_survey.estimator.features import Features
 from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.network import build_estimator
 from digs_survey.estimator.posterior import FrozenPosterior
-from digs_survey.infer.importance import Importance, Weigher, weigh_simulations, weighted_quantiles
-from digs_survey.infer.likelihood import SpectrumLikelihood
-from digs_survey.infer.map import map_catalog
-from digs_survey.infer.percentiles import infer_rows
-from digs_survey.infer.prepare import prepare
-from digs_survey.ledger import Ledger
+from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
+from digs_survey.importance.weights import Importance, Weigher, weigh_simulations, weighted_quantiles
+from digs_survey.infer.map_catalog import map_catalog
+from digs_survey.infer.rows import infer_rows
+from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import Prior
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
-from digs_survey.raysession import ray_session
-from digs_survey.simulate.draws import draw_theta
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.simulate.prior_draws import draw_theta
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.batched import BatchedModel
 from digs_survey.sps.prospector import ProspectorSimulator
-from digs_survey.storage import ArraySpec, create_dataset
+from digs_survey.store.ledger import Ledger
+from digs_survey.store.storage import ArraySpec, create_dataset
 
 GRID, PRIOR, MODEL = WavelengthGrid(np.arange(4000.0, 7001.0, 100.0)), Prior(), ModelConfig()
 ROWS, BAD, DRAWS = 20, 13, 128
@@ -295,7 +295,7 @@ def test_the_audit_weighs_simulations_and_rows(posterior_folder, catalog, model,
     create_dataset(tmp_path / "calibration.zarr", arrays, {"theta": theta, "flux": flux})
     simulated, _ = weigh_calibration(posterior, tmp_path / "calibration.zarr", config)
     assert simulated.ess.shape == (12,)
-    monkeypatch.setattr("digs_survey.audit.importance._BLOCK", 5)
+    monkeypatch.setattr("digs_survey.audit.weighing._BLOCK", 5)
     spread, used_s = weigh_calibration(posterior, tmp_path / "calibration.zarr", config, workers=2)
     assert used_s > 0
     for field in fields(Importance):

@@ -16,15 +16,15 @@ from digs_survey.config import SurveyConfig, load_config
 from digs_survey.estimator.features import Features
 from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.network import build_estimator
-from digs_survey.infer.fake import FAULTS, fake_catalog
-from digs_survey.infer.map import map_catalog
-from digs_survey.ledger import Ledger
+from digs_survey.infer.map_catalog import map_catalog
+from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import DERIVED
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
-from digs_survey.simulate.draws import draw_theta
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.simulate.mock_catalog import FAULTS, fake_catalog
+from digs_survey.simulate.prior_draws import draw_theta
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.batched import BatchedModel
+from digs_survey.store.ledger import Ledger
 
 ROWS = 4_500
 OVERRIDES = (

@@ -19,18 +19,18 @@ from mapping import GRID, PRIOR, ROWS, ZRED, files, make_catalog, make_model, ru
 from pyarrow import parquet
 
 from digs_survey.catalog import Catalog
+from digs_survey.catalog.prepare import prepare
+from digs_survey.cluster.ray_session import ray_session
 from digs_survey.config import load_config
 from digs_survey.errors import CatalogError, ConfigError, MissingDependencyError, StageError
 from digs_survey.estimator.posterior import FrozenPosterior
-from digs_survey.infer import map as map_stage
-from digs_survey.infer.percentiles import infer_rows
-from digs_survey.infer.prepare import prepare
-from digs_survey.infer.table import ResultTable, column_name
-from digs_survey.infer.template import reconcile
-from digs_survey.ledger import Ledger
+from digs_survey.infer import map_catalog as map_stage
+from digs_survey.infer.rows import infer_rows
 from digs_survey.quality import QualityFlag
-from digs_survey.raysession import ray_session
+from digs_survey.results.dataset import reconcile
+from digs_survey.results.table import ResultTable, column_name
 from digs_survey.spectra import WavelengthGrid
+from digs_survey.store.ledger import Ledger
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_a_shard_that_kills_its_workers_is_named(embedded, mapped, catalog, mode
     done = copy_of(mapped, tmp_path)
     (done.ledger.folder / "00000002.json").unlink()
     monkeypatch.setattr(map_stage, "ShardWorker", AlwaysDies)
-    monkeypatch.setattr("digs_survey.infer.spread._RETRIES", 1)
+    monkeypatch.setattr("digs_survey.cluster.actors._RETRIES", 1)
     with pytest.raises(StageError, match=r"shard 2 \(rows 14 to 20\).*2 workers died"):
         run(tmp_path, catalog, model)
     assert 2 not in done.ledger.records()
@@ -262,8 +262,8 @@ DRIVER = """
 import sys
 from pathlib import Path
 from digs_survey.config import load_config
-from digs_survey.infer.map import map_catalog
-from digs_survey.ledger import Ledger
+from digs_survey.infer.map_catalog import map_catalog
+from digs_survey.store.ledger import Ledger
 catalog, model, folder = map(Path, sys.argv[1:])
 config = load_config(None, ["map.rows_per_shard=7", "map.workers=2", "map.draws=20000"])
 map_catalog(catalog, model, folder / "posterior.zarr", config, ledger=Ledger(folder / "ledger" / "map"))

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import ray
 
-from digs_survey.audit.fit import FitSetup, GalaxyFit, GalaxyJob, fit_with, mcmc_draw_count
-from digs_survey.audit.mcmc import fit_galaxies
+from digs_survey.audit.mcmc.fit_galaxies import fit_galaxies
+from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyFit, GalaxyJob, fit_with, mcmc_draw_count
+from digs_survey.cluster.ray_session import ray_session
 from digs_survey.config import MCMCConfig, ModelConfig, NoiseConfig
 from digs_survey.errors import StageError
-from digs_survey.ledger import Ledger
+from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import Prior
-from digs_survey.raysession import ray_session
-from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
+from digs_survey.store.ledger import Ledger
 
 pytestmark = pytest.mark.slow
 
@@ -147,7 +147,7 @@ def test_a_dead_worker_is_replaced_once_and_a_failing_galaxy_holds_up_no_other(t
 
 
 def test_a_fit_that_stalls_loses_its_worker_and_is_tried_once_more(tmp_path):
-    from digs_survey.audit.mcmc import end_after
+    from digs_survey.audit.mcmc.fit_galaxies import end_after
 
     marker = str(tmp_path / "stalled")
 
@@ -203,7 +203,7 @@ def galaxy_of(simulator):
 
 
 def test_prospector_in_workers_finds_the_galaxy_it_made(tmp_path):
-    from digs_survey.audit.likelihood import GalaxyPosterior
+    from digs_survey.audit.mcmc.target import GalaxyPosterior
     from digs_survey.sps.prospector import ProspectorSimulator
 
     simulator = ProspectorSimulator(SETUP.model, PRIOR, GRID)
@@ -239,7 +239,7 @@ def test_prospector_in_workers_finds_the_galaxy_it_made(tmp_path):
 
 @pytest.mark.parametrize("noise", [NoiseConfig(), NoiseConfig(kind="catalog", kernel=[1.0, 0.3], fraction=0.02)])
 def test_batched_log_likelihoods_are_prospectors(noise):
-    from digs_survey.audit.likelihood import GalaxyPosterior
+    from digs_survey.audit.mcmc.target import GalaxyPosterior
     from digs_survey.sps.batched import BatchedModel
     from digs_survey.sps.prospector import ProspectorSimulator
 

@@ -15,8 +15,8 @@ from objectstore import KEY, SECRET, credentials, flaky, s3_server
 from pyarrow.dataset import dataset
 from survey import ROWS, kill_when, make_survey, run
 
-from digs_survey.locations import location
-from digs_survey.storage import read_bytes, remove, write_json
+from digs_survey.store.locations import location
+from digs_survey.store.storage import read_bytes, remove, write_json
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,9 @@ import torch
 from estimators import GRID, simulations, small_config
 
 from digs_survey.errors import StageError
-from digs_survey.estimator.train import train
-from digs_survey.simulate.noise import NoiseModel
-from digs_survey.storage import ArraySpec, create_dataset
+from digs_survey.estimator.training.train import train
+from digs_survey.noise.model import NoiseModel
+from digs_survey.store.storage import ArraySpec, create_dataset
 
 pytestmark = pytest.mark.slow
 

@@ -15,17 +15,17 @@ from distributed import Client, LocalCluster
 
 from digs_survey.config import NoiseConfig, load_config
 from digs_survey.errors import MissingDependencyError, StageError
-from digs_survey.ledger import Ledger
-from digs_survey.simulate import dask as dask_stage
+from digs_survey.noise.model import NoiseModel
 from digs_survey.simulate import shard as shard_module
+from digs_survey.simulate import simulation_set as dask_stage
 from digs_survey.simulate.augment import augment
-from digs_survey.simulate.dask import engine_check, simulate
-from digs_survey.simulate.draws import draw_theta
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.simulate.prior_draws import draw_theta
 from digs_survey.simulate.shard import Shards
+from digs_survey.simulate.simulation_set import engine_check, simulate
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.prospector import ProspectorSimulator
-from digs_survey.storage import checksum
+from digs_survey.store.ledger import Ledger
+from digs_survey.store.storage import checksum
 
 COUNT = 478
 OVERRIDES = [
@@ -143,7 +143,7 @@ def test_killed_and_resumed_gives_the_same_bytes(reference, scheduler, tmp_path)
 
 
 def test_few_tasks_are_out_at_once(monkeypatch, scheduler, tmp_path):
-    monkeypatch.setattr("digs_survey.simulate.dask._TASK_ROWS", 1)
+    monkeypatch.setattr("digs_survey.simulate.simulation_set._TASK_ROWS", 1)
     handed, original = [], Client.map
 
     def counting(client, function, numbers, **options):

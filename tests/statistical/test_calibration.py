@@ -7,14 +7,14 @@ import pytest
 import zarr
 from scipy import stats
 
-from digs_survey.audit.calibration import REPORTED_LEVELS, calibrate, coverage_band
-from digs_survey.audit.conditional import strip_summary
-from digs_survey.audit.simulations import calibrate_posterior
+from digs_survey.audit.calibration.calibrate import calibrate_posterior
+from digs_survey.audit.calibration.calibration import REPORTED_LEVELS, calibrate, coverage_band
+from digs_survey.audit.calibration.conditional import strip_summary
 from digs_survey.config import NoiseConfig
 from digs_survey.errors import RunDirectoryError
+from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import Prior
-from digs_survey.simulate.noise import NoiseModel
-from digs_survey.storage import ArraySpec, create_dataset
+from digs_survey.store.storage import ArraySpec, create_dataset
 
 SIMULATIONS, DRAWS = 2000, 300
 DESIGN = np.array([[1.0, 0.2], [0.1, 1.0], [0.5, -0.5]])
@@ -138,7 +138,7 @@ def test_simulations_on_disk_get_the_noise_of_the_survey_row_by_row(tmp_path, mo
     calibrate_posterior(LogPosterior(0.1), path, noise, seed=5, draws=2)
     blocks = np.concatenate(seen)
     seen.clear()
-    monkeypatch.setattr("digs_survey.audit.simulations._BLOCK", 37)
+    monkeypatch.setattr("digs_survey.audit.calibration.calibrate._BLOCK", 37)
     assert len(calibrate_posterior(LogPosterior(0.1), path, noise, seed=5, draws=2, limit=300).theta) == 300
     np.testing.assert_array_equal(np.concatenate(seen), blocks[:300])
 

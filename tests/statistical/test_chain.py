@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import truncnorm
 
-from digs_survey.audit.chain import prior_points, r_hat, run_chain, start_points
+from digs_survey.audit.mcmc.chain import prior_points, r_hat, run_chain, start_points
 from digs_survey.config import MCMCConfig
 from digs_survey.errors import StageError
 from digs_survey.parameters import Prior

@@ -8,8 +8,8 @@ from estimators import GRID, learn, simulations, small_config
 from scipy.stats import kstest
 
 from digs_survey.estimator.freeze import freeze_posterior
-from digs_survey.estimator.loop import prepare_estimator
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.estimator.training.loop import prepare_estimator
+from digs_survey.noise.model import NoiseModel
 
 
 @pytest.mark.slow

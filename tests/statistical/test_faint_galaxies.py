@@ -8,13 +8,13 @@ from estimators import GRID, simulations, small_config
 from scipy.stats import kstest
 
 from digs_survey.catalog import CatalogRows
+from digs_survey.catalog.prepare import prepare
 from digs_survey.config import MapConfig
 from digs_survey.estimator.freeze import freeze_posterior
-from digs_survey.estimator.loop import blank_estimator, fit
-from digs_survey.infer.percentiles import infer_rows
-from digs_survey.infer.prepare import prepare
+from digs_survey.estimator.training.loop import blank_estimator, fit
+from digs_survey.infer.rows import infer_rows
+from digs_survey.noise.model import NoiseModel
 from digs_survey.quality import QualityFlag
-from digs_survey.simulate.noise import NoiseModel
 
 ROWS = 1_500
 SIGMA = 1e-9

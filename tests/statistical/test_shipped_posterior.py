@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from digs_survey.audit.simulations import calibrate_model
+from digs_survey.audit.calibration.calibrate import calibrate_model
 from digs_survey.config import ModelConfig
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.estimator.shipped import shipped
-from digs_survey.infer.importance import weigh_simulations
-from digs_survey.simulate.draws import draw_theta
+from digs_survey.importance.weights import weigh_simulations
+from digs_survey.simulate.prior_draws import draw_theta
 from digs_survey.sps.batched import BatchedModel
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,8 @@ import pytest
 import torch
 from sbi.diagnostics.tarp import _run_tarp
 
-from digs_survey.audit.calibration import LEVELS, REPORTED_LEVELS, calibrate
-from digs_survey.audit.tarp import credibility, tarp_band, tarp_coverage, tarp_summary
+from digs_survey.audit.calibration.calibration import LEVELS, REPORTED_LEVELS, calibrate
+from digs_survey.audit.calibration.tarp import credibility, tarp_band, tarp_coverage, tarp_summary
 from digs_survey.parameters import Prior
 
 PRIOR, SIMULATIONS, DRAWS = Prior(), 1500, 200

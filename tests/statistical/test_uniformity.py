@@ -8,10 +8,10 @@ import pytest
 from scipy import stats
 
 from benchmarks._linear_gaussian import NAMES, NOISE, LinearGaussian
-from digs_survey.audit.calibration import calibrate
-from digs_survey.audit.conditional import bin_summary, bin_tests, split
-from digs_survey.audit.faults import pairing_fault, standard_faults
-from digs_survey.audit.uniformity import SIGNIFICANCE, departures, joint_fractions
+from digs_survey.audit.calibration.calibration import calibrate
+from digs_survey.audit.calibration.conditional import bin_summary, bin_tests, split
+from digs_survey.audit.calibration.faults import pairing_fault, standard_faults
+from digs_survey.audit.calibration.uniformity import SIGNIFICANCE, departures, joint_fractions
 
 PROBLEM = LinearGaussian()
 SIMULATIONS, DRAWS = 600, 200

@@ -16,13 +16,13 @@ import xarray as xr
 from pyarrow import parquet
 from scipy.stats import kstest, norm
 
-from digs_survey.audit.calibration import calibrate
-from digs_survey.audit.finaltable import TIERS
-from digs_survey.audit.speedup import cost_summary
+from digs_survey.audit.calibration.calibration import calibrate
+from digs_survey.audit.cost import cost_summary
 from digs_survey.audit.trust import fit_trust
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
-from digs_survey.storage import write_json
+from digs_survey.results.final import TIERS
+from digs_survey.store.storage import write_json
 
 QUANTILES = np.array([0.025, 0.16, 0.5, 0.84, 0.975])
 LEVELS = np.round(np.arange(0.02, 1.0, 0.02), 2)
@@ -92,7 +92,8 @@ def build_run(
 
 
 def add_survey(folder, audit, found):
-    """Write what holding the survey against simulations found (:class:`~digs_survey.audit.inside.Inside`)."""
+    """Write what holding the survey against simulations found
+    (:class:`~digs_survey.audit.domain.domain_check.Inside`)."""
     write_json(folder / "audit.json", audit | {"inside": found.summary()})
     arrays, dims = found.arrays(), {"population": ["population"], "row": ["galaxy"]}
     for name, values in arrays.items():

@@ -11,10 +11,10 @@ from digs_survey.config import TrainConfig, load_config
 from digs_survey.errors import ConfigError
 from digs_survey.estimator.features import Features
 from digs_survey.estimator.freeze import freeze_posterior
-from digs_survey.estimator.loop import prepare_estimator
 from digs_survey.estimator.network import Estimator, build_estimator
+from digs_survey.estimator.training.loop import prepare_estimator
+from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import PARAMETERS, Prior
-from digs_survey.simulate.noise import NoiseModel
 
 FLOWS = ["maf", "zuko_maf", "zuko_nsf"]
 AMPLITUDES = ["feature", "centred", "equivariant"]

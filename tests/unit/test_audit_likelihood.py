@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from noises import KINDS, Case
 
-from digs_survey.audit.likelihood import GalaxyPosterior
+from digs_survey.audit.mcmc.target import GalaxyPosterior
 from digs_survey.config import NoiseConfig
+from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import Prior
-from digs_survey.simulate.noise import NoiseModel
 
 PRIOR, WAVE = Prior(), np.linspace(4000, 7000, 30)
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from digs_survey.audit.agreement import compare
-from digs_survey.audit.predictive import chi_square, predictive_band, residual_percent
-from digs_survey.audit.speedup import cost_summary
+from digs_survey.audit.cost import cost_summary
+from digs_survey.audit.mcmc.agreement import compare
+from digs_survey.audit.residuals import chi_square, predictive_band, residual_percent
 from digs_survey.config import NoiseConfig
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.noise.model import NoiseModel
 
 NAMES = ("a", "b")
 STAGES = [

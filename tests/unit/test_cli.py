@@ -178,7 +178,7 @@ def test_bc03_with_an_unusable_sps_home_is_refused_before_any_work(tmp_path):
     """Prospector imports python-fsps wherever SPS_HOME is set: in a process that has not imported it yet."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "emlines_info.dat").touch()
-    command = [sys.executable, "-m", "digs_survey.cli", "simulate", "-o", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "digs_survey", "simulate", "-o", str(tmp_path / "run")]
     done = subprocess.run(command, env={**os.environ, "SPS_HOME": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 5
     assert "unset SPS_HOME" in done.stderr
@@ -187,7 +187,7 @@ def test_bc03_with_an_unusable_sps_home_is_refused_before_any_work(tmp_path):
 
 def test_n_is_the_configured_number_of_simulations(cli, monkeypatch, tmp_path):
     counts = []
-    monkeypatch.setattr("digs_survey.simulate.dask.simulate", lambda *_, count, **__: counts.append(count))
+    monkeypatch.setattr("digs_survey.simulate.simulation_set.simulate", lambda *_, count, **__: counts.append(count))
     assert cli("simulate", "--n", "1_000_000", "-o", tmp_path / "run", "-q")[0] == 0
     assert counts == [1_000_000]
     assert load_config(tmp_path / "run" / "config.toml").simulate.simulations == 1_000_000
@@ -258,7 +258,7 @@ def test_two_processes_do_not_share_a_run_directory(cli, catalog, tmp_path):
 
 
 def test_dashboards_that_are_not_installed_are_refused_by_the_extra(cli, tmp_path, monkeypatch):
-    from digs_survey import dashboards
+    from digs_survey.cluster import dashboards
 
     monkeypatch.setattr(dashboards, "_NEEDED", ("bokeh_of_another_world",))
     for ask in ([], ["by environment"]):

@@ -12,7 +12,7 @@ import zarr
 from estimators import GRID, simulations, small_config
 
 from digs_survey.errors import StageError
-from digs_survey.estimator.dataset import Simulations, TrainingRows, check_recipe, held_rows
+from digs_survey.estimator.training.training_rows import Simulations, TrainingRows, check_recipe, held_rows
 from digs_survey.spectra import WavelengthGrid
 
 
@@ -95,8 +95,8 @@ import resource, sys
 from pathlib import Path
 import numpy as np, zarr
 from estimators import small_config, analytic_spectra
-from digs_survey.estimator.loop import fit
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.estimator.training.loop import fit
+from digs_survey.noise.model import NoiseModel
 
 folder = Path(sys.argv[1])
 config = small_config("train.epochs=1", "train.batch_size=4096", "train.buffer_rows=20000")

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy.special import gammainc
 
-from digs_survey.config import DerivedName, load_config
+from digs_survey.config import load_config
+from digs_survey.config.survey import DerivedName
 from digs_survey.errors import ConfigError
 from digs_survey.infer.derived import DerivedQuantities
-from digs_survey.infer.percentiles import draw_quantiles
+from digs_survey.infer.rows import draw_quantiles
 from digs_survey.parameters import DERIVED
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.batched import BatchedModel

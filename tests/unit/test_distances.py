@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
-from digs_survey.audit.distances import classifier_accuracy, sliced_distance, wasserstein_sigma
+from digs_survey.audit.mcmc.distances import classifier_accuracy, sliced_distance, wasserstein_sigma
 
 RNG = np.random.default_rng(0)
 ROOT = np.linalg.cholesky([[1.0, 0.95, 0.0], [0.95, 1.0, 0.0], [0.0, 0.0, 9.0]])

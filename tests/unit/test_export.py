@@ -16,7 +16,7 @@ from astropy.table import Table
 from result_tables import write_columns
 
 from digs_survey.errors import DigsError
-from digs_survey.export import export_table
+from digs_survey.results.export import export_table
 
 VALUES = {
     "galaxy_id": ["0266-51630-0168", "b", "a long identifier"],

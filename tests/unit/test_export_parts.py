@@ -18,8 +18,8 @@ from result_tables import rows, schema, write_parts
 
 from digs_survey import cli
 from digs_survey.errors import DigsError
-from digs_survey.export import FORMATS, export_table
-from digs_survey.storage import write_json
+from digs_survey.results.export import FORMATS, export_table
+from digs_survey.store.storage import write_json
 
 N_ROWS, PER_PART = 1000, 300
 READERS = {"fits": "fits", "ecsv": "ascii.ecsv", "votable": "votable", "csv": "ascii.csv"}
@@ -36,8 +36,8 @@ def test_rows_of_all_parts_come_in_order(
     parts: Path, tmp_path: Path, format: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("records", "binary", "votable"):
-        monkeypatch.setattr(f"digs_survey.export.{module}.ROWS", at_once)
-    monkeypatch.setattr("digs_survey.export.tabular._ROWS", at_once)
+        monkeypatch.setattr(f"digs_survey.results.export.{module}.ROWS", at_once)
+    monkeypatch.setattr("digs_survey.results.export.tabular._ROWS", at_once)
     table = Table.read(export_table(parts, tmp_path / "out", format), format=READERS[format])
     expected = rows(0, N_ROWS, schema())
     assert table.colnames == expected.column_names
@@ -159,7 +159,7 @@ _MEASURE = """
 import re, sys
 from pathlib import Path
 import pyarrow.parquet as pq
-from digs_survey.export import export_table
+from digs_survey.results.export import export_table
 
 # not getrusage, which counts the peak of the process that started this one too
 def peak():

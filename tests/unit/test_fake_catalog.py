@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from digs_survey.catalog import Catalog, validate_catalog
+from digs_survey.catalog.prepare import prepare
 from digs_survey.config import load_config
 from digs_survey.errors import ConfigError
-from digs_survey.infer.fake import FAULTS, fake_catalog
-from digs_survey.infer.prepare import prepare
+from digs_survey.noise.model import NoiseModel
 from digs_survey.quality import QualityFlag
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.simulate.mock_catalog import FAULTS, fake_catalog
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.batched import BatchedModel
 

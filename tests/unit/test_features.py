@@ -12,10 +12,10 @@ from digs_survey.errors import ConfigError
 from digs_survey.estimator.brightness import AsinhFlux, LogFlux
 from digs_survey.estimator.embedding import build_embedding
 from digs_survey.estimator.features import Features
-from digs_survey.estimator.loop import prepare_estimator
 from digs_survey.estimator.robust import clip_outliers, ordinary_rows
+from digs_survey.estimator.training.loop import prepare_estimator
+from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import Prior
-from digs_survey.simulate.noise import NoiseModel
 
 KINDS, WHITENINGS = ["log10", "asinh"], ["pca", "element"]
 CONFIG = small_config()

@@ -12,12 +12,12 @@ from estimators import GRID, freeze, simulations, small_config
 from scipy.special import logsumexp
 
 from digs_survey.errors import RunDirectoryError
+from digs_survey.estimator.flows.points import base_points
 from digs_survey.estimator.freeze import freeze_posterior
-from digs_survey.estimator.loop import prepare_estimator
 from digs_survey.estimator.network import build_estimator
-from digs_survey.estimator.points import base_points
 from digs_survey.estimator.posterior import FrozenPosterior
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.estimator.training.loop import prepare_estimator
+from digs_survey.noise.model import NoiseModel
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 MEMBERS = 3

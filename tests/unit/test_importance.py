@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, norm
 
-from digs_survey.infer.importance import (
+from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
+from digs_survey.importance.weights import (
     effective_sample_size,
     log_evidence,
     log_ratios,
     weigh,
     weighted_quantiles,
 )
-from digs_survey.infer.likelihood import SpectrumLikelihood
-from digs_survey.infer.percentiles import draw_quantiles
+from digs_survey.infer.rows import draw_quantiles
 
 NDIM, ELEMENTS, SIGMA = 3, 12, 0.2
 DESIGN = np.random.default_rng(0).normal(size=(NDIM, ELEMENTS))

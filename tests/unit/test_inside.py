@@ -12,20 +12,21 @@ import torch
 from scipy.stats import chi2
 from synthetic_run import NOISE, LinearGaussian, add_survey, build_run
 
-from digs_survey.audit import inside, misspecification
-from digs_survey.audit.inside import POPULATIONS, check_survey, choose_rows
-from digs_survey.audit.misspecification import discrepancy, distance_excess, share_excess
+from digs_survey.audit.domain import domain_check as inside
+from digs_survey.audit.domain import misspecification
+from digs_survey.audit.domain.domain_check import POPULATIONS, check_survey, choose_rows
+from digs_survey.audit.domain.misspecification import discrepancy, distance_excess, share_excess
+from digs_survey.audit.domain.stack import Stack
 from digs_survey.audit.sample import read_rows
-from digs_survey.audit.stack import Stack
 from digs_survey.catalog import Catalog, write_catalog
 from digs_survey.config import NoiseConfig, SurveyConfig
 from digs_survey.estimator.posterior import FrozenPosterior
-from digs_survey.infer.likelihood import SpectrumLikelihood
+from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
+from digs_survey.noise.model import NoiseModel
 from digs_survey.quality import QualityFlag
 from digs_survey.report.html import write_report
-from digs_survey.simulate.noise import NoiseModel
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.storage import ArraySpec, create_dataset, read_json
+from digs_survey.store.storage import ArraySpec, create_dataset, read_json
 
 ROWS = 300
 MODEL = LinearGaussian()

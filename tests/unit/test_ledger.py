@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import zarr
 
-from digs_survey import retry
 from digs_survey.config import MapConfig
-from digs_survey.ledger import Ledger
-from digs_survey.retry import is_full, persistent
-from digs_survey.status import run_status
-from digs_survey.storage import ArraySpec, create_bytes, create_dataset, write_shard
+from digs_survey.run.status import run_status
+from digs_survey.store import retry
+from digs_survey.store.ledger import Ledger
+from digs_survey.store.retry import is_full, persistent
+from digs_survey.store.storage import ArraySpec, create_bytes, create_dataset, write_shard
 
 
 def mark(ledger: Ledger, shard: int, **extra: object) -> bool:
@@ -63,7 +63,7 @@ def test_pace_tells_what_runs_and_what_failed(tmp_path):
 def test_claims_of_the_dead_do_not_count(tmp_path):
     ledger = Ledger(tmp_path)
     code = (
-        "import os, sys; from pathlib import Path; from digs_survey.ledger import Ledger\n"
+        "import os, sys; from pathlib import Path; from digs_survey.store.ledger import Ledger\n"
         "attempt = Ledger(Path(sys.argv[1])).attempt(7); attempt.__enter__(); print('at it', flush=True)\n"
         "input()"
     )

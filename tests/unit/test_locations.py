@@ -15,11 +15,11 @@ import zarr
 from upath import UPath
 
 from digs_survey.errors import ConfigError, MissingDependencyError, RunDirectoryError
-from digs_survey.locations import _checked, _set_defaults, exists, is_file, is_remote, location
-from digs_survey.manifest import RunManifest
-from digs_survey.remotelock import RemoteLock
-from digs_survey.simulate.template import recorded_recipe
-from digs_survey.storage import (
+from digs_survey.run.manifest import RunManifest
+from digs_survey.run.remote_lock import RemoteLock
+from digs_survey.store.locations import _checked, _set_defaults, exists, is_file, is_remote, location
+from digs_survey.store.sharded import recorded_recipe
+from digs_survey.store.storage import (
     ArraySpec,
     create_arrays,
     create_dataset,

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from digs_survey import lock
-from digs_survey.commandline import safe_command
 from digs_survey.errors import RunDirectoryError
-from digs_survey.lock import Holder, run_lock
+from digs_survey.logs.command_line import safe_command
+from digs_survey.run import lock
+from digs_survey.run.lock import Holder, run_lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from digs_survey.lock import run_lock
+from digs_survey.run.lock import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(120)

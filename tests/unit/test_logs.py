@@ -10,11 +10,12 @@ from pathlib import PurePosixPath
 import numpy as np
 import pytest
 
-from digs_survey import __version__, progress
+from digs_survey import __version__
 from digs_survey.cli import main
 from digs_survey.errors import StageError
-from digs_survey.logs import event, exit_code, run_log, stage_log
-from digs_survey.progress import ProgressReporter
+from digs_survey.logs import progress
+from digs_survey.logs.log import event, exit_code, run_log, stage_log
+from digs_survey.logs.progress import ProgressReporter
 
 BASE = {"time", "level", "event", "stage", "message", "logger", "host", "pid"}
 _LOG = logging.getLogger("digs_survey.somewhere")

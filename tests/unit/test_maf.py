@@ -10,10 +10,10 @@ from estimators import simulations, small_config
 from sbi.neural_nets.net_builders import build_maf, build_nsf
 from torch import nn
 
-from digs_survey.estimator.loop import prepare_estimator
-from digs_survey.estimator.maf import affine_transforms, flow_log_prob, maf_log_prob
-from digs_survey.estimator.sampler import PLAIN, compiled_loops
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.estimator.flows.maf import affine_transforms, flow_log_prob, maf_log_prob
+from digs_survey.estimator.flows.sampler import PLAIN, compiled_loops
+from digs_survey.estimator.training.loop import prepare_estimator
+from digs_survey.noise.model import NoiseModel
 
 NETWORKS = {
     "paper's form": {"hidden_features": 25, "num_transforms": 10},

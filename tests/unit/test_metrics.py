@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from digs_survey.metrics import METRICS, Phases
+from digs_survey.cluster.metrics import METRICS, Phases
 
 DOCS = Path(__file__).parents[2] / "docs" / "watching.md"
 
@@ -18,7 +18,7 @@ def test_docs_name_every_metric_with_its_type_and_labels():
 
 def test_phases_share_out_all_of_the_time(monkeypatch):
     clock = iter((10.0, 13.0, 14.0))
-    monkeypatch.setattr("digs_survey.metrics.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("digs_survey.cluster.metrics.time.perf_counter", lambda: next(clock))
     phases = Phases()
     phases.end("read")
     phases.end("infer")

@@ -8,10 +8,11 @@ import torch
 from noises import KINDS, Case
 
 from digs_survey.catalog import CatalogRows
+from digs_survey.catalog.gaps import fill, fill_flux
+from digs_survey.catalog.prepare import prepare
 from digs_survey.config import MissingConfig
-from digs_survey.estimator.noising import noisy_rows
-from digs_survey.infer.prepare import prepare
-from digs_survey.simulate.missing import fill, fill_flux, missing_elements
+from digs_survey.estimator.training.fresh_noise import noisy_rows
+from digs_survey.noise.missing import missing_elements
 
 ELEMENTS = 60
 

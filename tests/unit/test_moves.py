@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_t
 
-from digs_survey.audit.moves import KernelMove
+from digs_survey.audit.mcmc.moves import KernelMove
 
 
 def test_the_ratio_of_proposals_is_that_of_student_kernels_about_the_other_walkers():

@@ -9,7 +9,7 @@ from noises import KINDS, Case
 from scipy import stats
 
 from digs_survey.config import NoiseConfig
-from digs_survey.simulate.noise import NoiseModel
+from digs_survey.noise.model import NoiseModel
 
 
 @pytest.fixture(params=KINDS)

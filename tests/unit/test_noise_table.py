@@ -10,14 +10,14 @@ import pytest
 from digs_survey.catalog import Catalog, write_catalog
 from digs_survey.config import NoiseConfig, load_config
 from digs_survey.errors import CatalogError, ConfigError
-from digs_survey.infer.survey_noise import survey_noise
-from digs_survey.manifest import RunManifest
-from digs_survey.pipeline import Survey
-from digs_survey.progress import ProgressReporter
-from digs_survey.simulate.noise import NoiseModel
-from digs_survey.simulate.noise_table import noise_table, row_errors
+from digs_survey.logs.progress import ProgressReporter
+from digs_survey.noise.error_table import noise_table, row_errors
+from digs_survey.noise.model import NoiseModel
+from digs_survey.noise.survey_noise import survey_noise
+from digs_survey.run.manifest import RunManifest
+from digs_survey.run.survey import Survey
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.storage import ArraySpec, create_dataset
+from digs_survey.store.storage import ArraySpec, create_dataset
 
 CATALOG = NoiseConfig(kind="catalog")
 

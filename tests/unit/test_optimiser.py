@@ -7,7 +7,7 @@ import torch
 from pytorch_optimizer import SOAP
 from torch import nn
 
-from digs_survey.estimator.optimiser import Soap
+from digs_survey.estimator.training.optimiser import Soap
 
 
 def problem(shapes, seed=0):

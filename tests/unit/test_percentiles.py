@@ -5,9 +5,9 @@ import pytest
 from scipy.special import logit
 from scipy.stats import norm
 
+from digs_survey.catalog.prepare import PreparedRows
 from digs_survey.config import MapConfig
-from digs_survey.infer.percentiles import draw_quantiles, infer_rows, ordered_quantiles, piles_up
-from digs_survey.infer.prepare import PreparedRows
+from digs_survey.infer.rows import draw_quantiles, infer_rows, ordered_quantiles, piles_up
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, norm
 
+from digs_survey.catalog.prepare import PreparedRows
 from digs_survey.config import MapConfig, NoiseConfig
-from digs_survey.infer.likelihood import SpectrumLikelihood
-from digs_survey.infer.percentiles import infer_rows
-from digs_survey.infer.predictive import Checker
-from digs_survey.infer.prepare import PreparedRows
+from digs_survey.importance.predictive_check import Checker
+from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
+from digs_survey.infer.rows import infer_rows
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
 
@@ -51,7 +51,7 @@ class ExactPosterior:
 
 @pytest.fixture
 def noise():
-    from digs_survey.simulate.noise import NoiseModel
+    from digs_survey.noise.model import NoiseModel
 
     return NoiseModel.from_config(NOISE_CONFIG)
 

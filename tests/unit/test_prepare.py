@@ -7,8 +7,8 @@ import pytest
 from astropy.cosmology import WMAP9
 
 from digs_survey.catalog import CatalogRows
+from digs_survey.catalog.prepare import PreparedRows, prepare, reference_factor
 from digs_survey.errors import CatalogError
-from digs_survey.infer.prepare import PreparedRows, prepare, reference_factor
 from digs_survey.quality import QualityFlag
 
 ZRED = 1e-5

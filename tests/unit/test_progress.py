@@ -7,7 +7,7 @@ import time
 
 from rich.console import Console
 
-from digs_survey.progress import ProgressReporter
+from digs_survey.logs.progress import ProgressReporter
 
 
 def test_tasks_may_nest_in_a_terminal():

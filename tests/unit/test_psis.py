@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import genpareto
 
-from digs_survey.infer.psis import fit_pareto, smooth_tail, tail_length
+from digs_survey.importance.psis import fit_pareto, smooth_tail, tail_length
 
 
 @pytest.mark.parametrize("k", [-0.4, 0.0, 0.3, 0.7, 1.5])

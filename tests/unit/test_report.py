@@ -17,7 +17,7 @@ from digs_survey.errors import RunDirectoryError
 from digs_survey.report import galaxies
 from digs_survey.report.html import write_report
 from digs_survey.report.sections import facts, importance_section
-from digs_survey.storage import write_json
+from digs_survey.store.storage import write_json
 
 VOID = {"meta", "img", "source", "br", "hr", "link", "input"}
 HOSTILE = "<script>alert('mine')<\\script>.zarr"

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from synthetic_run import add_survey, add_trust, build_run
 
-from digs_survey.audit.inside import POPULATIONS, Inside, Population
-from digs_survey.audit.stack import Stack
+from digs_survey.audit.domain.domain_check import POPULATIONS, Inside, Population
+from digs_survey.audit.domain.stack import Stack
 from digs_survey.report.html import write_report
 from digs_survey.spectra import WavelengthGrid
 

@@ -11,7 +11,9 @@ import pytest
 from scipy.stats import norm
 from synthetic_run import LEVELS
 
-from digs_survey.report.figures import calibration, galaxy, style
+from digs_survey.report.figures import calibration_plots as calibration
+from digs_survey.report.figures import galaxy_plots as galaxy
+from digs_survey.report.figures import style
 
 
 def test_the_corner_draws_weighted_draws_over_the_others():

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from digs_survey.report.domain_section import inside_headline
 from digs_survey.report.headline import Headline, headlines
-from digs_survey.report.inside import inside_headline
-from digs_survey.report.trust import with_trust
+from digs_survey.report.trust_section import with_trust
 
 
 def _verdict(covered=0.68, found=(), planted=True, converged=5, ratio=1.15, break_even=9):

@@ -15,8 +15,8 @@ import torch
 from safetensors.numpy import load, save
 from sbi.neural_nets.net_builders import build_maf, build_nsf, build_zuko_maf, build_zuko_nice, build_zuko_nsf
 
-from digs_survey.estimator import compiled, sampler
-from digs_survey.estimator.sampler import KINDS, PLAIN, MaskedFlow
+from digs_survey.estimator.flows import compiled, sampler
+from digs_survey.estimator.flows.sampler import KINDS, PLAIN, MaskedFlow
 
 BUILDERS = {"maf": build_maf, "zuko_maf": build_zuko_maf, "zuko_nsf": build_zuko_nsf}
 CONTEXT = 7
@@ -222,7 +222,7 @@ def test_arrays_need_no_training_library(tmp_path):
     path.write_bytes(save(MaskedFlow.from_sbi(build("zuko_nsf")).arrays()))
     code = (
         "import sys, numpy as np; from safetensors.numpy import load_file\n"
-        "from digs_survey.estimator.sampler import MaskedFlow\n"
+        "from digs_survey.estimator.flows.sampler import MaskedFlow\n"
         f"flow = MaskedFlow.from_arrays(load_file({str(path)!r}))\n"
         f"flow.inverse(np.zeros((3, 2), 'f4'), np.zeros({CONTEXT}, 'f4'))\n"
         "print(sorted({'sbi', 'zuko', 'nflows', 'numba'} & set(sys.modules)))\n"

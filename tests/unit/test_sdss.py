@@ -10,8 +10,8 @@ import pytest
 from astropy.io import fits
 
 from digs_survey.catalog import Catalog, validate_catalog
+from digs_survey.catalog.readers.sdss import BRIGHTSKY, ingest_sdss, read_sdss
 from digs_survey.errors import CatalogError
-from digs_survey.readers.sdss import BRIGHTSKY, ingest_sdss, read_sdss
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "catalogs" / "sdss").glob("spec-*.fits"))
 

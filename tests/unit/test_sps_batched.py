@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from digs_survey.config import GridConfig, ModelConfig, load_config
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import Prior
-from digs_survey.simulate.draws import draw_theta
+from digs_survey.simulate.prior_draws import draw_theta
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import one_thread
 from digs_survey.sps.batched import BatchedModel

@@ -9,9 +9,9 @@ import pytest
 import xarray as xr
 
 from digs_survey.errors import RunDirectoryError
-from digs_survey.ledger import Ledger
-from digs_survey.manifest import RunManifest
-from digs_survey.storage import ArraySpec, checksum, create_dataset, shard_rows, write_json, write_text
+from digs_survey.run.manifest import RunManifest
+from digs_survey.store.ledger import Ledger
+from digs_survey.store.storage import ArraySpec, checksum, create_dataset, shard_rows, write_json, write_text
 
 
 def test_dataset_opens_with_xarray_and_shards_are_whole(tmp_path):

@@ -10,15 +10,15 @@ from estimators import GRID, simulations, small_config
 from noises import KINDS, Case
 
 from digs_survey.errors import RunDirectoryError, StageError
-from digs_survey.estimator import trainer
-from digs_survey.estimator.loop import Diverged, Worker, fit, load_checkpoint, prepare_estimator
-from digs_survey.estimator.noising import noisy_rows
-from digs_survey.estimator.train import train
-from digs_survey.manifest import RunManifest
-from digs_survey.pipeline import Survey
-from digs_survey.progress import ProgressReporter
-from digs_survey.simulate.noise import NoiseModel
-from digs_survey.storage import ArraySpec, create_dataset, read_json
+from digs_survey.estimator.training import trainer
+from digs_survey.estimator.training.fresh_noise import noisy_rows
+from digs_survey.estimator.training.loop import Diverged, Worker, fit, load_checkpoint, prepare_estimator
+from digs_survey.estimator.training.train import train
+from digs_survey.logs.progress import ProgressReporter
+from digs_survey.noise.model import NoiseModel
+from digs_survey.run.manifest import RunManifest
+from digs_survey.run.survey import Survey
+from digs_survey.store.storage import ArraySpec, create_dataset, read_json
 
 
 class Killed(Exception):

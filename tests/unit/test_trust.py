@@ -10,11 +10,11 @@ import pytest
 from pyarrow import parquet
 from scipy.stats import norm
 
-from digs_survey.audit.finaltable import Better, BetterRows, final_part
 from digs_survey.audit.select import overall_doubt
 from digs_survey.audit.trust import LEAST_ROWS, TrustModel, doubts, fit_trust
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
+from digs_survey.results.final import Better, BetterRows, final_part
 
 TOLERANCE, SCATTER = 0.3, 0.4
 PRIOR = Prior()

@@ -6,10 +6,10 @@ import pytest
 import result_tables
 from astropy.io.votable.ucd import check_ucd
 
-from digs_survey.infer.template import IMPORTANCE, PREDICTIVE
+from digs_survey.catalog.readers.sdss import _COLUMNS
 from digs_survey.parameters import PARAMETERS
-from digs_survey.readers.sdss import _COLUMNS
-from digs_survey.ucd import ucd
+from digs_survey.results.dataset import IMPORTANCE, PREDICTIVE
+from digs_survey.results.ucd import ucd
 
 COLUMNS = [*result_tables.schema().names, *IMPORTANCE, *PREDICTIVE, *_COLUMNS]
 

@@ -1,0 +1,1 @@
+"""Calibration on independent simulations: ranks, coverage, TARP, planted faults, recalibration."""

@@ -1,0 +1,283 @@
+r"""Whether the survey as a whole is inside what was simulated.
+
+Three populations are held against spectra of their own posteriors: rows of the catalog, drawn at random; simulations
+that the posterior has not seen, drawn from the prior; and replications of the rows, for each of which one draw of the
+row's posterior is simulated with the row's own noise and gaps (:math:`x^{rep}` of Gelman, Meng & Stern 1996, Stat.
+Sinica 6, 733). The simulations tell what the network was trained for. The replications tell what the rows would look
+like if the model were right: a survey is not distributed like the prior, but it should be distributed like these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from digs_survey.audit.calibration.calibrate import observe_rows
+from digs_survey.audit.calibration.uniformity import SIGNIFICANCE
+from digs_survey.audit.domain.misspecification import discrepancy, distance_excess, share_excess
+from digs_survey.audit.domain.stack import CLIP, Stack, departing, least_sigma, ranges
+from digs_survey.audit.mcmc.agreement import median_of
+from digs_survey.audit.sample import prepare_rows
+from digs_survey.catalog import Catalog
+from digs_survey.catalog.gaps import fill_flux
+from digs_survey.config import SurveyConfig
+from digs_survey.importance.predictive_check import Checker
+from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
+from digs_survey.quality import NO_POSTERIOR
+from digs_survey.simulate.seeding import row_uniforms, stream_key
+from digs_survey.spectra import WavelengthGrid
+from digs_survey.sps.arrays import one_thread
+
+if TYPE_CHECKING:
+    from digs_survey.estimator.posterior import FrozenPosterior
+    from digs_survey.noise.model import NoiseModel
+
+__all__ = ["POPULATIONS", "Inside", "Population", "check_survey", "choose_rows"]
+
+POPULATIONS = ("survey", "simulations", "replicated")
+_BLOCK = 256
+"""Rows whose draws are held at the same time."""
+_LEAST_EXCESS = 0.01
+"""Share of the rows by which tails must differ: fewer are the business of each row's quality bits."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Spectra as the posterior takes them: flux, good (row, wavelength), errors (terms, row, wavelength) or None."""
+
+    flux: NDArray[np.float64]
+    good: NDArray[np.bool_]
+    errors: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True)
+class Population:
+    """Spectra held against spectra of their posteriors; NaN throughout where a posterior is not finite.
+
+    Attributes
+    ----------
+    features : ndarray of float32, shape (row, features)
+        Whitened.
+    distance, chi2, pvalue : ndarray of float64, shape (row,)
+        As :class:`~digs_survey.importance.predictive_check.PredictiveCheck` has them.
+    sigma : ndarray of float32, shape (row, wavelength)
+        Residual from the median of the predictive spectra in units of the noise about it; NaN where not good.
+    percent : ndarray of float32, shape (row, wavelength)
+        The same in per cent of that median.
+    """
+
+    features: NDArray[np.float32]
+    distance: NDArray[np.float64]
+    chi2: NDArray[np.float64]
+    pvalue: NDArray[np.float64]
+    sigma: NDArray[np.float32]
+    percent: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, checker: Checker, block: _Block, theta: NDArray[np.float64]) -> Population:
+        """Hold the rows of a block against spectra of draws theta (row, draw, ndim); each row by itself."""
+        posterior, noise, flux = checker.posterior, checker.likelihood.noise, block.flux
+        chi2, pvalue = np.full((2, len(flux)), np.nan)
+        sigma, percent = np.full((2, *flux.shape), np.nan, dtype=np.float32)
+        with one_thread(), np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            for row in np.flatnonzero(np.isfinite(theta).all(axis=(1, 2))):
+                good, own = block.good[row], None if block.errors is None else block.errors[:, row]
+                spectra = checker.spectra(theta[row])
+                chi2[row], pvalue[row] = checker.judge(flux[row], good, own, spectra)
+                middle = np.median(spectra, axis=0)
+                residual = np.where(good, flux[row] - middle, np.nan)
+                sigma[row], percent[row] = residual / noise.sigma(middle, own), 100 * residual / middle
+        return cls(posterior.features(flux), posterior.feature_distance(flux), chi2, pvalue, sigma, percent)
+
+    @classmethod
+    def join(cls, parts: list[Population], elements: int) -> Population:
+        """Return all parts as one; empty where there are none."""
+        if not parts:
+            empty, none = np.zeros((0, elements), dtype=np.float32), np.zeros(0)
+            return cls(empty, none, none, none, empty, empty)
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    @property
+    def residuals(self) -> NDArray[np.float32]:
+        """``sigma`` as whole vectors: cut as in a stack, 0 where not good, NaN for rows that are not known."""
+        whole = np.clip(np.where(np.isfinite(self.sigma), self.sigma, 0), -CLIP, CLIP)
+        whole[~self.known] = np.nan
+        return whole
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Rows (row,) whose distance and p-value are finite."""
+        return np.isfinite(self.distance) & np.isfinite(self.pvalue)
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A survey's rows beside simulations and replications of the rows.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (row,)
+        Rows of the catalog, increasing.
+    populations : dict of str to Population
+        By the names of :data:`POPULATIONS`.
+    stacks : dict of str to Stack
+    grid : WavelengthGrid
+    seed : int
+    """
+
+    rows: NDArray[np.int64]
+    populations: dict[str, Population]
+    stacks: dict[str, Stack]
+    grid: WavelengthGrid
+    seed: int
+
+    def summary(self) -> dict[str, Any]:
+        """Return the entry ``inside`` of audit.json.
+
+        ``verdict`` is "inside"; "partly outside" where more rows than simulations have features far from the training
+        set or spectra that their posteriors do not explain (``reasons``); "not described" where the stacked residuals
+        of some wavelengths depart (``departures``; ``least_sigma`` is what would have been seen in the median element);
+        "unknown" where there are no rows. At most 2 % of the surveys that
+        are simulations are called anything but inside. ``misspecification`` is not part of it: "features" compares with
+        the simulations, and is rejected for any survey that is not distributed like the prior; "residuals" compares
+        with the replications, whatever galaxies there are.
+        """
+        survey, simulated = self.populations["survey"], self.populations["simulations"]
+        some, known = survey.known, simulated.known
+        told: dict[str, Any] = {
+            "rows": int(some.sum()),
+            "excluded_nan": int((~some).sum()),
+            "simulations": int(known.sum()),
+            "simulations_excluded_nan": int((~known).sum()),
+        }
+        if not some.any() or not known.any():
+            return told | {"verdict": "unknown", "reasons": [], "departures": []}
+        far, near = survey.distance[some], simulated.distance[known]
+        p, q = survey.pvalue[some], simulated.pvalue[known]
+        shares = {f"distance_above_{100 * level:g}%": distance_excess(far, near, level) for level in (0.99, 0.999)}
+        shares |= {f"pvalue_below_{small:g}": share_excess(p < small, q < small, small) for small in (0.01, 1e-5)}
+        shares["pvalue_above_0.99"] = share_excess(p > 0.99, q > 0.99, 0.99)
+        reasons = [
+            name
+            for name, one in shares.items()
+            if one.pvalue < SIGNIFICANCE / len(shares) and one.share - one.simulations_share > _LEAST_EXCESS
+        ]
+        stack, references = self.stacks["survey"], [self.stacks[name] for name in POPULATIONS[1:]]
+        found = ranges(stack, references, self.grid)
+        tests = {
+            "features": discrepancy(survey.features, simulated.features, self.seed),
+            "residuals": discrepancy(survey.residuals, self.populations["replicated"].residuals, self.seed),
+        }
+        return told | {
+            "verdict": "not described" if found else "partly outside" if reasons else "inside",
+            "reasons": reasons,
+            "departures": found,
+            "shares": {name: one.to_dict() for name, one in shares.items()},
+            "least_sigma": least_sigma(stack, references),
+            "distance_median": {name: median_of(one.distance) for name, one in self.populations.items()},
+            "chi2_median": {name: median_of(one.chi2) for name, one in self.populations.items()},
+            "misspecification": {name: one and one.to_dict() for name, one in tests.items()},
+        }
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays of the group ``survey`` of audit.zarr."""
+        survey, simulated = self.populations["survey"], self.populations["simulations"]
+        arrays: dict[str, NDArray[Any]] = {"row": self.rows, "population": np.array(POPULATIONS)}
+        for name in ("feature_distance", "chi2", "pvalue"):
+            arrays[name] = getattr(survey, name.removeprefix("feature_"))
+            arrays[f"simulated_{name}"] = getattr(simulated, name.removeprefix("feature_"))
+        stacks = [self.stacks[name] for name in POPULATIONS]
+        arrays["residual_errors"] = np.array([departing(stacks[0], one)[1] for one in stacks[1:]])
+        for name in ("count", "sigma", "error", "percent", "percent_error"):
+            key = "count" if name == "count" else "residual_sigma_error" if name == "error" else f"residual_{name}"
+            arrays[key] = np.array([getattr(stack, name) for stack in stacks])
+        return arrays
+
+
+def check_survey(posterior: FrozenPosterior, catalog: Catalog, run_dir: Path, config: SurveyConfig) -> Inside:
+    """Hold ``config.audit.checked_galaxies`` rows and as many simulations against their posteriors.
+
+    The result depends on the rows and the run's seed alone. Draws and spectra are held one block at a time; across
+    blocks 8 bytes are kept for each element of each spectrum.
+
+    Parameters
+    ----------
+    posterior : FrozenPosterior
+        Its card's model predicts, with its noise.
+    catalog : Catalog
+        On the posterior's grid.
+    run_dir : Path
+        Holds ``posterior.zarr`` of this catalog and ``calibration.zarr``.
+    config : SurveyConfig
+    """
+    checker = Checker(posterior, SpectrumLikelihood.of_posterior(posterior), config.audit.predictive_draws)
+    result: Any = zarr.open_group(str(run_dir / "posterior.zarr"), mode="r")
+    rows = choose_rows(result["quality"][:], config.audit.checked_galaxies, config.seed)
+    count = min(config.audit.checked_galaxies, config.audit.calibration_simulations)
+    parts: dict[str, list[Population]] = {name: [] for name in POPULATIONS}
+    for some, block in _survey_blocks(catalog, rows, posterior, config):
+        theta = posterior.sample(block.flux, checker.draws)
+        parts["survey"].append(Population.of(checker, block, theta))
+        again = _replicate(checker, some, block, theta, config.seed)
+        parts["replicated"].append(Population.of(checker, again, posterior.sample(again.flux, checker.draws)))
+    for block in _simulated_blocks(run_dir / "calibration.zarr", count, posterior.noise, config):
+        theta = posterior.sample(block.flux, checker.draws)
+        parts["simulations"].append(Population.of(checker, block, theta))
+    populations = {name: Population.join(found, len(catalog.grid)) for name, found in parts.items()}
+    stacks = {name: Stack.of(one.sigma, one.percent) for name, one in populations.items()}
+    return Inside(rows, populations, stacks, catalog.grid, config.seed)
+
+
+def choose_rows(quality: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """Draw rows (n,) that have a posterior, without replacement, each with the same chance; increasing."""
+    eligible = np.flatnonzero((quality & NO_POSTERIOR) == 0)
+    rng = np.random.default_rng(stream_key(seed, "inside/rows"))
+    return np.sort(rng.choice(eligible, min(count, eligible.size), replace=False))
+
+
+def _survey_blocks(
+    catalog: Catalog, rows: NDArray[np.int64], posterior: FrozenPosterior, config: SurveyConfig
+) -> Iterator[tuple[NDArray[np.int64], _Block]]:
+    for start in range(0, rows.size, _BLOCK):
+        some = rows[start : start + _BLOCK]
+        seen = prepare_rows(catalog, some.tolist(), config, keeps_negative=posterior.noise.keeps_negative)
+        yield some, _Block(seen.flux, seen.good, posterior.noise.errors_of(seen.flux, seen.ivar, seen.good))
+
+
+def _simulated_blocks(path: Path, count: int, noise: NoiseModel, config: SurveyConfig) -> Iterator[_Block]:
+    """Observe the first simulations as the calibration does; those that get no posterior are left out."""
+    group: Any = zarr.open_group(str(path), mode="r")
+    count = min(count, group["flux"].shape[0])
+    for start in range(0, count, _BLOCK):
+        stop = min(start + _BLOCK, count)
+        clean = np.asarray(group["flux"][start:stop], dtype=float)
+        uniform = row_uniforms(config.seed, "noise/calibration", start, stop, noise.columns(clean.shape[1]))
+        rows, errors = observe_rows(noise, clean, uniform, config.map.min_good_fraction)
+        kept = (rows.quality & NO_POSTERIOR) == 0
+        yield _Block(rows.flux[kept], rows.good[kept], None if errors is None else errors[:, kept])
+
+
+def _replicate(
+    checker: Checker, rows: NDArray[np.int64], block: _Block, theta: NDArray[np.float64], seed: int
+) -> _Block:
+    """Simulate a draw of each row's posterior with the row's noise and gaps; rows without finite draws stay."""
+    noise, elements = checker.likelihood.noise, block.flux.shape[1]
+    columns = 1 + noise.normals(elements)
+    flux, good = block.flux.copy(), block.good.copy()
+    with one_thread():
+        for i in np.flatnonzero(np.isfinite(theta).all(axis=(1, 2))):
+            row = int(rows[i])
+            uniform = row_uniforms(seed, "inside/replicated", row, row + 1, columns)[0]
+            clean = checker.likelihood.model.spectra(theta[i, [int(uniform[0] * theta.shape[1])]])
+            own = None if block.errors is None else block.errors[:, [i]]
+            flux[i] = noise.perturb(clean, ndtri(uniform[None, 1:]), own)[0]
+    if not noise.keeps_negative:
+        good &= flux > 0
+    return _Block(fill_flux(flux, good, linear=noise.keeps_negative), good, block.errors)

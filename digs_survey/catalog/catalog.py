@@ -1,0 +1,449 @@
+"""``catalog.zarr``: the spectra of a survey, one row a galaxy, as every stage reads them.
+
+The schema (dims ``galaxy``, ``wavelength``): ``flux`` and ``ivar`` (galaxy, wavelength), ``mask`` (galaxy,
+wavelength; 0 = good), ``redshift`` and ``galaxy_id`` (galaxy,), ``wavelength`` in Angstrom with attributes
+``frame`` (rest or observed) and ``medium`` (vacuum or air); units as attributes that :mod:`astropy.units`
+reads. Any other variable with one value per galaxy is the survey's own and travels to the result tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import zarr
+from numpy.typing import ArrayLike, NDArray
+
+from digs_survey.catalog.schema import (
+    FLUX_UNIT,
+    ValidationReport,
+    open_group,
+    parse_unit,
+    redshift_quality,
+    schema_violations,
+    survey_arrays,
+    usable_elements,
+)
+from digs_survey.errors import CatalogError, ConfigError
+from digs_survey.quality import QualityFlag
+from digs_survey.spectra import WavelengthGrid
+from digs_survey.store.locations import location
+from digs_survey.store.retry import persistent
+from digs_survey.store.storage import ArraySpec, create_arrays, create_group, new_folder, shard_count, shard_rows
+
+__all__ = ["Catalog", "CatalogRows", "ValidationReport", "new_catalog", "validate_catalog", "write_catalog"]
+
+log = logging.getLogger(__name__)
+
+_BLOCK_BYTES = 8 * 2**20
+_DAMAGE = (ValueError, RuntimeError, KeyError, IndexError)
+"""What Zarr and its codecs raise on bytes that are not what was written."""
+_CHUNK_ROWS = 256
+
+
+@dataclass(frozen=True)
+class CatalogRows:
+    """A block of rows in the units that the package computes in.
+
+    Attributes
+    ----------
+    flux, ivar : ndarray of float64, shape (galaxy, wavelength)
+        f_lambda in erg/s/cm2/Angstrom and its inverse variance.
+    good : ndarray of bool, shape (galaxy, wavelength)
+        Where the catalog's mask is 0; the values there may still be unusable.
+    redshift : ndarray of float64, shape (galaxy,)
+    galaxy_id : ndarray of int or str, shape (galaxy,)
+    quality : ndarray of int64, shape (galaxy,)
+        Bits of :class:`~digs_survey.quality.QualityFlag`.
+    """
+
+    flux: NDArray[np.float64]
+    ivar: NDArray[np.float64]
+    good: NDArray[np.bool_]
+    redshift: NDArray[np.float64]
+    galaxy_id: NDArray[Any]
+    quality: NDArray[np.int64]
+
+
+class Catalog:
+    """A catalog that keeps to the schema, opened for reading; see :meth:`open`."""
+
+    def __init__(self, path: Path, group: zarr.Group) -> None:
+        self.path = path
+        self._arrays = dict(group.arrays())
+        self._attrs = dict(group.attrs)
+        wave = self._arrays["wavelength"]
+        self.grid = WavelengthGrid(
+            np.asarray(wave[:], dtype=np.float64), str(wave.attrs["frame"]), str(wave.attrs["medium"])
+        )
+        self.n_rows: int = self._arrays["flux"].shape[0]
+        self.survey_columns: tuple[str, ...] = tuple(survey_arrays(group)[0])
+        self._scale = float(parse_unit(self._arrays["flux"].attrs["units"]).to(FLUX_UNIT))
+
+    @classmethod
+    def open(cls, path: Path | str) -> Catalog:
+        """Open a catalog after checking its schema; cheap, since only metadata and wavelengths are read.
+
+        Raises
+        ------
+        CatalogError
+            Listing every violation of the schema.
+        """
+        path = location(path)
+        group = open_group(path)
+        ValidationReport(path, schema_violations(group)).raise_for_errors()
+        return cls(path, group)
+
+    def rows(self, start: int, stop: int) -> CatalogRows:
+        """Read the spectra of rows ``start`` to ``stop`` (excluded).
+
+        Rows in a damaged part of the catalog get UNREADABLE, and nothing of them is good. The first call also reads
+        all of ``galaxy_id``, to know which rows share one, unless :attr:`duplicate_rows` was set.
+
+        Raises
+        ------
+        CatalogError
+            If identifiers are damaged, without which a row is nobody's.
+        """
+        part = slice(start, stop)
+        damaged = np.zeros(stop - start, dtype=bool)
+        flux = self._read_or_mark("flux", part, np.nan, damaged).astype(np.float64) * self._scale
+        ivar = self._read_or_mark("ivar", part, 0, damaged).astype(np.float64) / self._scale**2
+        good = self._read_or_mark("mask", part, 1, damaged) == 0
+        redshift = self._read_or_mark("redshift", part, np.nan, damaged).astype(np.float64)
+        good[damaged] = False
+        quality = usable_elements(flux, ivar, good)[1] | redshift_quality(redshift)
+        quality[damaged] |= QualityFlag.UNREADABLE
+        low, high = np.searchsorted(self.duplicate_rows, [start, stop])
+        quality[self.duplicate_rows[low:high] - start] |= QualityFlag.DUPLICATE_ID
+        return CatalogRows(flux, ivar, good, redshift, self.galaxy_id(start, stop), quality)
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of spectra that are read at once, however few of them are wanted."""
+        return int(self._arrays["flux"].chunks[0])
+
+    def galaxy_id(self, start: int, stop: int) -> NDArray[Any]:
+        """Read the identifiers of rows ``start`` to ``stop`` (excluded): integers or strings."""
+        return self._read("galaxy_id", slice(start, stop))
+
+    def find(self, galaxy_id: str) -> NDArray[np.int64]:
+        """Return the rows (in order) with an identifier, given as text; reads all of ``galaxy_id``."""
+        rows = []
+        for block in _blocks(self._arrays["galaxy_id"]):
+            values = self._read("galaxy_id", block)
+            wanted: Any = galaxy_id
+            if values.dtype.kind != "U":
+                try:
+                    wanted = int(galaxy_id)
+                except ValueError:
+                    break
+            rows.append(np.flatnonzero(values == wanted) + block.start)
+        return np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
+
+    def redshift(self, start: int, stop: int) -> NDArray[np.float64]:
+        """Read the redshifts of rows ``start`` to ``stop`` (excluded)."""
+        return self._read("redshift", slice(start, stop)).astype(np.float64)
+
+    def columns(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
+        """Read the survey's own columns of rows ``start`` to ``stop`` (excluded)."""
+        return {name: self._read(name, slice(start, stop)) for name in self.survey_columns}
+
+    def column(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Read one of the survey's own columns of rows ``start`` to ``stop`` (excluded)."""
+        return self._read(name, slice(start, stop))
+
+    def require_column(self, name: str, setting: str) -> None:
+        """Refuse a setting that names a column which the catalog has not, or not of numbers."""
+        if name not in self.survey_columns or self._arrays[name].dtype.kind not in "biuf":
+            known = ", ".join(n for n in self.survey_columns if self._arrays[n].dtype.kind in "biuf") or "none"
+            raise ConfigError(f"{setting}: expected one of the catalog's columns of numbers ({known}), found {name!r}")
+
+    def column_attrs(self, name: str) -> dict[str, Any]:
+        """Return the attributes of a variable, ``units`` and ``description`` among them where given."""
+        return {key: value for key, value in self._arrays[name].attrs.items() if not key.startswith("_")}
+
+    @cached_property
+    def duplicate_rows(self) -> NDArray[np.int64]:
+        """Rows (in order) whose ``galaxy_id`` another row has as well."""
+        # Hashes of strings, since 8 bytes a row fit into memory whatever the length of the identifiers.
+        keys = np.empty(self.n_rows, dtype=np.int64)
+        for block in _blocks(self._arrays["galaxy_id"]):
+            values = self._read("galaxy_id", block)
+            keys[block] = [hash(i) for i in values.tolist()] if values.dtype.kind == "U" else values.astype(np.int64)
+        order = np.argsort(keys, kind="stable")
+        same = keys[order][1:] == keys[order][:-1]
+        repeated = np.concatenate([same, [False]]) | np.concatenate([[False], same])
+        return np.sort(order[repeated])
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all metadata and values, however they are cut into chunks; reads the whole catalog."""
+        digest = hashlib.sha256(json.dumps(self._attrs, sort_keys=True, default=str).encode())
+        for name, array in sorted(self._arrays.items()):
+            head = [name, array.shape, str(array.dtype), self.column_attrs(name)]
+            digest.update(json.dumps(head, sort_keys=True, default=str).encode())
+            for block in _blocks(array):
+                try:
+                    value = self._read(name, block)
+                except CatalogError:
+                    value = np.array(["damaged"])
+                if value.dtype.kind == "U":
+                    digest.update(json.dumps(value.tolist()).encode())
+                else:
+                    digest.update(np.ascontiguousarray(value).tobytes())
+        return digest.hexdigest()
+
+    def state(self) -> str:
+        """SHA-256 over the names, sizes and times of all files; while it stays, so does the fingerprint.
+
+        Like make and git it trusts that who changes a file changes its size, its time or (in an object store) its tag.
+        """
+        store, root = fsspec.url_to_fs(str(self.path))
+        found = store.find(root, detail=True)
+        told = [[n, i["size"], str(i.get("ETag") or i.get("etag") or i.get("mtime"))] for n, i in found.items()]
+        return hashlib.sha256(json.dumps(sorted(told)).encode()).hexdigest()
+
+    def check_rows(self) -> tuple[dict[QualityFlag, NDArray[np.int64]], list[str]]:
+        """Read every row, block by block: the rows of each quality bit, and what cannot be read."""
+        quality = np.zeros(self.n_rows, dtype=np.int64)
+        unreadable = []
+        for block in _blocks(self._arrays["flux"]):
+            try:
+                quality[block] = self.rows(block.start, block.stop).quality
+                self.columns(block.start, block.stop)
+            except CatalogError as error:
+                unreadable.append(str(error))
+        flagged = {flag: np.flatnonzero(quality & flag) for flag in QualityFlag}
+        return {flag: rows for flag, rows in flagged.items() if rows.size}, unreadable
+
+    def _read(self, name: str, part: slice) -> NDArray[Any]:
+        try:
+            return _plain(persistent(self._arrays[name].__getitem__, part))
+        except _DAMAGE as error:
+            where = f"{name}: rows {part.start} to {part.stop - 1} of {self.path}"
+            raise CatalogError(f"{where} cannot be read ({error}); write the catalog again") from error
+
+    def _read_or_mark(self, name: str, part: slice, fill: float, damaged: NDArray[np.bool_]) -> NDArray[Any]:
+        """Read values; where a chunk of them is damaged, ``fill`` takes its place and its rows are marked."""
+        try:
+            return self._read(name, part)
+        except CatalogError:
+            array = self._arrays[name]
+            values = np.full((part.stop - part.start, *array.shape[1:]), fill, dtype=array.dtype)
+            chunk = array.chunks[0]
+            for start in range(part.start - part.start % chunk, part.stop, chunk):
+                some = slice(max(start, part.start), min(start + chunk, part.stop))
+                here = slice(some.start - part.start, some.stop - part.start)
+                try:
+                    values[here] = self._read(name, some)
+                except CatalogError as error:
+                    log.warning("%s", error)
+                    damaged[here] = True
+            return values
+
+
+def validate_catalog(path: Path | str) -> ValidationReport:
+    """Check a catalog in full: its schema, that every row can be read, and what is wrong with rows.
+
+    Rows are streamed in blocks. Nothing is raised: ``report.raise_for_errors()`` does that.
+    """
+    path = location(path)
+    try:
+        group = open_group(path)
+    except CatalogError as error:
+        return ValidationReport(path, [str(error)])
+    errors = schema_violations(group)
+    if errors:
+        return ValidationReport(path, errors)
+    catalog = Catalog(path, group)
+    problems, unreadable = catalog.check_rows()
+    return ValidationReport(path, unreadable, problems, catalog.n_rows, survey_arrays(group)[1])
+
+
+def write_catalog(
+    path: Path | str,
+    *,
+    grid: WavelengthGrid,
+    flux: ArrayLike,
+    ivar: ArrayLike,
+    mask: ArrayLike,
+    redshift: ArrayLike,
+    galaxy_id: ArrayLike,
+    flux_unit: str,
+    columns: Mapping[str, tuple[ArrayLike, Mapping[str, Any]]] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+    rows_per_shard: int = 1024,
+) -> None:
+    """Write a catalog; it appears at ``path`` complete and valid, or not at all.
+
+    Parameters
+    ----------
+    path : path-like
+        What stood there before is replaced.
+    flux, ivar : array_like, shape (galaxy, wavelength)
+        f_lambda in ``flux_unit`` and its inverse variance; stored as float32.
+    mask : array_like of int, shape (galaxy, wavelength)
+        0 = good; stored as uint8.
+    redshift : array_like, shape (galaxy,)
+    galaxy_id : array_like of int or str, shape (galaxy,)
+    flux_unit : str
+        Read by :mod:`astropy.units`; a scale such as ``1e-17 erg / (s cm2 Angstrom)`` keeps float32 in range.
+    columns : mapping of name to (values (galaxy,), attributes), optional
+        The survey's own columns; attributes ``units`` and ``description`` reach the result tables.
+    attrs : mapping, optional
+        Attributes of the catalog as a whole.
+
+    Raises
+    ------
+    CatalogError
+        A shape, unit or name that the schema does not allow, or values out of float32's range.
+    """
+    arrays: dict[str, NDArray[Any]] = {
+        "flux": np.asarray(flux, dtype=np.float64),
+        "ivar": np.asarray(ivar, dtype=np.float64),
+        "mask": np.asarray(mask),
+        "redshift": np.asarray(redshift, dtype=np.float64),
+        "galaxy_id": _plain(np.asarray(galaxy_id)),
+    }
+    described: dict[str, tuple[Any, Mapping[str, Any]]] = {}
+    for name, (values, attributes) in (columns or {}).items():
+        arrays[name] = _plain(np.asarray(values))
+        described[name] = arrays[name].dtype, attributes
+    rows = arrays["redshift"].size
+    wrong = []
+    for name, array in arrays.items():
+        expected = (rows, len(grid)) if name in ("flux", "ivar", "mask") else (rows,)
+        if array.shape != expected:
+            wrong.append(f"{name}: expected shape {expected}, found {array.shape}")
+    if wrong:
+        raise CatalogError(f"catalog {path} cannot be written:", wrong)
+    with new_catalog(
+        path,
+        grid=grid,
+        rows=rows,
+        id_dtype=arrays["galaxy_id"].dtype,
+        flux_unit=flux_unit,
+        columns=described,
+        attrs=attrs,
+        rows_per_shard=rows_per_shard,
+    ) as (shards, write):
+        for part in shards:
+            write(part, {name: array[part] for name, array in arrays.items()})
+
+
+@contextmanager
+def new_catalog(
+    path: Path | str,
+    *,
+    grid: WavelengthGrid,
+    rows: int,
+    id_dtype: Any,
+    flux_unit: str,
+    columns: Mapping[str, tuple[Any, Mapping[str, Any]]] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+    rows_per_shard: int = 1024,
+) -> Iterator[tuple[list[slice], Callable[[slice, Mapping[str, NDArray[Any]]], None]]]:
+    """Write a catalog shard by shard; it appears at ``path`` when all is written and valid, or not at all.
+
+    Parameters
+    ----------
+    path : path-like
+        What stood there before is replaced.
+    rows : int
+        Rows in all.
+    id_dtype : dtype
+        Of ``galaxy_id``: of integers or strings.
+    columns : mapping of name to (dtype, attributes), optional
+        The survey's own columns.
+    grid, flux_unit, attrs
+        As :func:`write_catalog` takes them.
+
+    Yields
+    ------
+    shards : list of slice
+        The rows of each shard.
+    write : callable
+        Takes the rows of a shard and the values of every array in them, wavelengths excepted.
+
+    Raises
+    ------
+    CatalogError
+        As :func:`write_catalog`.
+    """
+    path = location(path)
+    try:
+        ivar_unit = (parse_unit(flux_unit) ** -2).to_string()
+    except ValueError as error:
+        raise CatalogError(f"catalog {path}: flux_unit {flux_unit!r} cannot be read: {error}") from error
+    wanted: dict[str, tuple[Any, Mapping[str, Any]]] = {
+        "flux": ("float32", {"units": flux_unit}),
+        "ivar": ("float32", {"units": ivar_unit}),
+        "mask": ("uint8", {}),
+        "redshift": ("float64", {}),
+        "galaxy_id": (id_dtype, {}),
+        **(columns or {}),
+    }
+    # A shard is whole chunks.
+    chunk_rows = max(1, min(_CHUNK_ROWS, rows_per_shard, rows))
+    shard_size = -(-max(1, min(rows_per_shard, rows)) // chunk_rows) * chunk_rows
+    spectra = ("flux", "ivar", "mask")
+    specs = {
+        name: ArraySpec(
+            ("galaxy", "wavelength") if name in spectra else ("galaxy",),
+            (rows, len(grid)) if name in spectra else (rows,),
+            "str" if np.dtype(dtype).kind == "U" else str(np.dtype(dtype)),
+            shard_rows=shard_size,
+            chunk_rows=chunk_rows,
+            attrs=attributes,
+        )
+        for name, (dtype, attributes) in wanted.items()
+    }
+    wave_attrs = {"units": "Angstrom", "frame": grid.frame, "medium": grid.medium}
+    specs["wavelength"] = ArraySpec(("wavelength",), (len(grid),), "float64", attrs=wave_attrs)
+    with new_folder(path) as building:
+        create_arrays(building, specs, {"wavelength": grid.wavelength})
+        arrays = {name: zarr.open_array(str(building / name), mode="r+") for name in wanted}
+
+        def write(part: slice, values: Mapping[str, NDArray[Any]]) -> None:
+            for name, array in arrays.items():
+                array[part] = _float32(name, values[name]) if name in ("flux", "ivar") else values[name]
+
+        yield [shard_rows(shard, rows, shard_size) for shard in range(shard_count(rows, shard_size))], write
+        create_group(building, attrs)
+        violations = schema_violations(open_group(building))
+        if violations:
+            raise CatalogError(f"catalog {path} cannot be written:", violations)
+
+
+def _blocks(array: zarr.Array) -> Iterator[slice]:
+    width = int(np.prod(array.shape[1:], dtype=int)) * max(1, array.dtype.itemsize)
+    rows = max(1, _BLOCK_BYTES // max(1, width))
+    for start in range(0, array.shape[0], rows):
+        yield slice(start, min(start + rows, array.shape[0]))
+
+
+def _plain(values: Any) -> NDArray[Any]:
+    """Turn numpy's several kinds of strings into the fixed-width one that every reader knows."""
+    array = np.asarray(values)
+    if array.dtype.kind == "S":
+        return np.char.decode(array, "utf-8", "replace")
+    return np.array(array.tolist(), dtype=str) if array.dtype.kind in "TO" else array
+
+
+def _float32(name: str, values: ArrayLike) -> NDArray[np.float32]:
+    wide = np.asarray(values, dtype=np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = wide.astype(np.float32)
+    if (np.isinf(narrow) & np.isfinite(wide)).any() or ((narrow == 0) & (wide != 0)).any():
+        remedy = "give flux in a scaled unit, such as '1e-17 erg / (s cm2 Angstrom)'"
+        raise CatalogError(f"{name}: values out of float32's range (1e-45 to 3e38); {remedy}")
+    return narrow

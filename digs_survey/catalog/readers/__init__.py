@@ -1,0 +1,1 @@
+"""Readers of surveys' files, one module a survey."""

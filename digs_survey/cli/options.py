@@ -1,0 +1,125 @@
+"""What the commands share: their options, and how a run directory is opened for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from digs_survey.logs.progress import ProgressReporter
+from digs_survey.store.locations import location
+
+if TYPE_CHECKING:
+    from digs_survey.run.survey import Survey
+
+__all__ = [
+    "CatalogArgument",
+    "ConfigOption",
+    "DaskOption",
+    "DashboardsOption",
+    "OptionalCatalog",
+    "QuietOption",
+    "RayOption",
+    "RedoOption",
+    "RunDir",
+    "RunDirDefault",
+    "SetOption",
+    "Stage",
+    "print_results",
+    "survey_at",
+]
+
+CatalogArgument = Annotated[
+    Path, typer.Argument(help="The catalog, a Zarr group.", show_default=False, parser=location)
+]
+OptionalCatalog = Annotated[
+    Path | None,
+    typer.Argument(help="Catalog whose grid (and noise) to simulate for.", show_default=False, parser=location),
+]
+RunDir = Annotated[Path, typer.Option("--run-dir", "-o", help="Where everything of this run is kept.", parser=location)]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        "-c",
+        help="TOML file or preset (digs2022, quick, sdss, faint, paper); default: the run directory's own.",
+    ),
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Override one value: section.key=value; repeatable.")
+]
+DaskOption = Annotated[
+    str | None,
+    typer.Option("--dask-scheduler-address", envvar="DASK_SCHEDULER_ADDRESS", help="Dask scheduler, tcp://host:8786."),
+]
+RayOption = Annotated[
+    str | None, typer.Option("--ray-address", envvar="RAY_ADDRESS", help="Ray cluster, host:port or auto.")
+]
+DashboardsOption = Annotated[
+    bool,
+    typer.Option(
+        "--dashboards",
+        envvar="DIGS_SURVEY_DASHBOARDS",
+        help="Dask and Ray that start on this machine have dashboards and metrics to watch, on 127.0.0.1.",
+    ),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+RunDirDefault = Path("runs/survey")
+
+
+class Stage(StrEnum):
+    """Stages that --redo takes."""
+
+    simulate = "simulate"
+    train = "train"
+    map = "map"
+    audit = "audit"
+    escalate = "escalate"
+    report = "report"
+
+
+RedoOption = Annotated[
+    Stage | None,
+    typer.Option("--redo", help="Delete this stage's results and all that follow, and make them again."),
+]
+
+
+@contextmanager
+def survey_at(
+    run_dir: Path,
+    config: str | None,
+    overrides: list[str] | None,
+    quiet: bool,
+    dask: str | None = None,
+    ray: str | None = None,
+    redo: Stage | None = None,
+    catalog: Path | None = None,
+    simulates: bool = False,
+    dashboards: bool = False,
+) -> Iterator[Survey]:
+    """Open a run directory with what the options say."""
+    from digs_survey.run.opening import open_survey
+
+    with open_survey(
+        run_dir,
+        config,
+        overrides or [],
+        ProgressReporter(quiet=quiet),
+        dask_address=dask,
+        ray_address=ray,
+        dashboards=dashboards,
+        redo=None if redo is None else redo.value,
+        catalog=catalog,
+        simulates=simulates,
+    ) as survey:
+        yield survey
+
+
+def print_results(run_dir: Path, *names: str) -> None:
+    """Print the paths of results, for the next program."""
+    for name in names:
+        print(run_dir / name)

@@ -1,0 +1,1 @@
+"""Ray and Dask sessions, the pool of actors, dashboards and metrics."""

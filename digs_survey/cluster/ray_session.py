@@ -1,0 +1,142 @@
+"""A Ray session for the stages that spread their work: a cluster's by address, or this machine's cores."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from digs_survey.cluster.dashboards import dashboards_wanted, tell_dashboard
+from digs_survey.errors import MissingDependencyError
+
+__all__ = ["probe_ray", "ray_session"]
+
+_OBJECT_STORE_BYTES = 200 * 2**20
+"""Workers read and write files themselves; only small messages pass through Ray's memory."""
+_LOOPBACK = "127.0.0.1"
+_PROBE_TIMEOUT_S = 10.0
+"""Ray itself retries a dead address for minutes."""
+
+
+@contextmanager
+def ray_session(address: str | None = None) -> Iterator[int]:
+    """Connect to Ray, and leave it as it was found.
+
+    Parameters
+    ----------
+    address : str, optional
+        A running cluster, as ``host:port``, ``ray://host:port`` or ``auto``. Without it Ray starts on this
+        machine's cores, listens on its loopback interface alone and stops at the end. A session that is open
+        already is used and left open.
+
+    Yields
+    ------
+    int
+        Cores of the cluster, at least 1.
+
+    Raises
+    ------
+    MissingDependencyError
+        No cluster that lets us in answers at ``address``, or Ray cannot start on this machine.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    opened = not ray.is_initialized()
+    if opened:
+        _start() if address is None else _connect(address)
+    try:
+        yield max(1, int(ray.cluster_resources().get("CPU", 0)))
+    finally:
+        if opened:
+            ray.shutdown()
+
+
+def _start() -> None:
+    import ray
+
+    watched = dashboards_wanted()
+    try:
+        with _loopback_only():
+            # "local" and not None: None would join whatever cluster RAY_ADDRESS or an earlier `ray start` left.
+            context = ray.init(
+                address="local",
+                num_cpus=os.cpu_count(),
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=watched,
+                dashboard_host=_LOOPBACK,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise MissingDependencyError(
+            f"Ray: expected to start on this machine's cores, found {type(error).__name__}: {error}; "
+            "it needs a writable home folder and /tmp, which `digs-survey doctor` checks"
+        ) from error
+    if watched:
+        _tell(context.dashboard_url)
+        (node,) = ray.nodes()
+        tell_dashboard("Ray metrics for Prometheus", f"http://{_LOOPBACK}:{node['MetricsExportPort']}/metrics")
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Keep the servers of a session that starts inside off the network.
+
+    Whoever reaches Ray's ports can run code, and Ray opens them on all interfaces, whatever node address it is
+    given. On systems where it supports no clusters it keeps to the loopback interface; this makes it take the
+    present one for such a system (the switch is Ray's own, and a test looks at the ports).
+    """
+    from ray._private import ray_constants
+
+    before = getattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _tell(url: str | None) -> None:
+    """Say where Ray's dashboard is (Ray leaves the scheme away), and where the token is that it may ask for."""
+    hint = "its token: ray get-auth-token" if os.environ.get("RAY_AUTH_MODE") == "token" else ""
+    tell_dashboard("Ray dashboard", url and (url if "://" in url else f"http://{url}"), hint)
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    remedy = "start the cluster, correct the address, or leave it away to use this machine's cores"
+    if address != "auto":
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if not host or not port.isdecimal():
+            raise MissingDependencyError(f"Ray cluster {address!r}: expected host:port or ray://host:port; {remedy}")
+        limit = _PROBE_TIMEOUT_S
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=limit).close()
+        except (OSError, OverflowError) as error:
+            raise MissingDependencyError(
+                f"Ray cluster {address}: expected an answer within {limit:g} s, found {error}; {remedy}"
+            ) from error
+    try:
+        context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise MissingDependencyError(
+            f"Ray cluster {address}: expected to be let in, found {type(error).__name__}: {error}; {remedy}. "
+            "The cluster must run the same versions of Ray and Python; where it asks for a token, set "
+            "RAY_AUTH_MODE=token and give its token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        ) from error
+    _tell(context.dashboard_url)
+
+
+def probe_ray(address: str | None = None) -> str:
+    """Start or reach Ray, run one task there, and say what was found."""
+    with ray_session(address) as cores:
+        import ray
+
+        answer = ray.get(ray.remote(lambda: os.getpid()).remote())
+        where = "started on this machine" if address is None else f"reached at {address}"
+        return f"{where}: {cores} cores, a task ran in process {answer}"

@@ -1,0 +1,412 @@
+"""The configuration of a survey: frozen models read from TOML, with units in the names of the keys.
+
+A configuration is a file, or the name of a preset that ships under ``catalogs/``, and overrides of the
+form ``section.key=value``. Unknown keys are refused and the nearest known key is named.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, InferConfig, MCMCConfig
+from digs_survey.config.noise_sections import MissingConfig, NoiseConfig
+from digs_survey.config.types import Count, Fraction, Positive, Section
+from digs_survey.errors import ConfigError
+from digs_survey.parameters import PARAMETERS, Prior
+from digs_survey.store.locations import is_file, location
+
+__all__ = [
+    "AuditConfig",
+    "EscalateConfig",
+    "GridConfig",
+    "InferConfig",
+    "MCMCConfig",
+    "MapConfig",
+    "MissingConfig",
+    "ModelConfig",
+    "NoiseConfig",
+    "SimulateConfig",
+    "SurveyConfig",
+    "TrainConfig",
+    "load_config",
+    "preset_path",
+    "presets",
+]
+
+ResolvingPower = Annotated[float, Field(ge=10.0, allow_inf_nan=False)]
+DerivedName = Literal["surviving_mass", "mass_weighted_age", "sfr_10", "sfr_100", "ssfr_10", "ssfr_100"]
+
+
+class ModelConfig(Section):
+    """What makes the spectra."""
+
+    source: Literal["bc03", "fsps"] = "bc03"
+    """Stellar populations: BC03-MILES (no data to download) or python-fsps (needs SPS_HOME)."""
+    sfh: Literal["delayed_tau", "tau", "constant"] = "delayed_tau"
+    """Star formation history: t exp(-t/tau), exp(-t/tau), or a constant rate (logtau, with any bounds
+    given for it, is then left out)."""
+    line_spread: Literal["velocity", "resolving_power", "table"] = "velocity"
+    """Which of the following smooths spectra, on top of the populations' own resolution (MILES: 2.5 Angstrom FWHM)."""
+    smoothing_kms: Annotated[float, Field(gt=0, le=12_000)] = 350.0
+    """For "velocity": Gaussian sigma. 350 km/s is wavelength / sigma = 857, which is wavelength / FWHM = 364."""
+    resolving_power: ResolvingPower = 100.0
+    """For "resolving_power": wavelength / FWHM at all wavelengths. 100 is a sigma of 1273 km/s."""
+    line_spread_angstrom: tuple[Positive, ...] = ()
+    """For "table": increasing vacuum wavelengths that cover the grid, in the observed frame of ``zred``."""
+    line_spread_resolving_power: tuple[ResolvingPower, ...] = ()
+    """For "table": wavelength / FWHM at each of them."""
+    resampling: Literal["mean", "point"] = "mean"
+    """Onto the grid: the mean over each element (conserves flux), or its value at the centre."""
+    nebular: bool = True
+    """Nebular lines and continuum."""
+    gas_logu: Annotated[float, Field(ge=-4.0, le=-1.0)] = -2.0
+    """Ionisation parameter of the gas, log10."""
+    zred: Annotated[float, Field(gt=0)] = 1e-5
+    """Redshift whose luminosity distance (WMAP9) sets the amplitude of simulated spectra."""
+
+    @model_validator(mode="after")
+    def _table(self) -> ModelConfig:
+        wavelength, power = self.line_spread_angstrom, self.line_spread_resolving_power
+        if len(wavelength) != len(power):
+            raise ValueError(
+                "line_spread_angstrom and line_spread_resolving_power: expected equal lengths, "
+                f"found {len(wavelength)} and {len(power)}"
+            )
+        if list(wavelength) != sorted(set(wavelength)):
+            raise ValueError("line_spread_angstrom: expected increasing wavelengths")
+        if self.line_spread == "table" and len(wavelength) < 2:
+            raise ValueError(
+                "line_spread = 'table': expected two wavelengths or more in line_spread_angstrom and "
+                f"line_spread_resolving_power, found {len(wavelength)}"
+            )
+        return self
+
+
+class GridConfig(Section):
+    """Wavelength grid, used where no catalog gives one; element centres, both ends included."""
+
+    start_angstrom: Positive = 3060.0
+    stop_angstrom: Positive = 9910.0
+    step_angstrom: Positive = 50.0
+    frame: Literal["rest", "observed"] = "rest"
+    medium: Literal["vacuum", "air"] = "vacuum"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> GridConfig:
+        if self.stop_angstrom < self.start_angstrom + self.step_angstrom:
+            raise ValueError("expected stop_angstrom >= start_angstrom + step_angstrom")
+        return self
+
+
+class SimulateConfig(Section):
+    """How many noiseless spectra to compute."""
+
+    simulations: Count = 60_000
+    rows_per_shard: Count = 2_000
+    engine: Literal["auto", "prospector", "batched"] = "auto"
+    """Prospector itself, one spectrum after the other; or the same spectra in batches, as matrix products.
+    "auto" takes batches and lets Prospector compute one in a hundred (at least 200) beside them as a check."""
+    draws: Literal["random", "sobol"] = "random"
+    """How the prior is sampled: independent draws, or a scrambled Sobol sequence, which covers it more evenly. The
+    simulations that calibration is tested on are always independent draws."""
+
+    @model_validator(mode="after")
+    def _sobol_ends(self) -> SimulateConfig:
+        if self.draws == "sobol" and self.simulations > 2**30:
+            raise ValueError(f"draws = 'sobol' has at most {2**30} simulations, found {self.simulations}")
+        return self
+
+
+class AugmentConfig(Section):
+    """The stage that writes noisy pairs to disk (training draws fresh noise and does not need it)."""
+
+    draws_per_spectrum: Count = 4
+
+
+class TrainConfig(Section):
+    """The neural posterior estimator and its training."""
+
+    flow: Literal["maf", "zuko_maf", "zuko_nsf"] = "maf"
+    """sbi's builder: the masked autoregressive flow of nflows (the paper's) or of zuko, or zuko's neural splines."""
+    hidden_features: Count = 64
+    """Units in each hidden layer of each transform."""
+    transforms: Count = 5
+    blocks: Count = 2
+    """Hidden layers in each transform after the first."""
+    embedding: Literal["none", "mlp", "conv"] = "mlp"
+    """Between features and flow, once for each spectrum: nothing, a residual perceptron, or residual convolutions
+    along the elements, which need whitening = "element"."""
+    embedding_features: Count = 64
+    """What an embedding gives to the flow."""
+    embedding_layers: Annotated[int, Field(ge=0)] = 2
+    """Residual layers of an embedding."""
+    features: Literal["log10", "asinh"] = "log10"
+    """Of the flux: its log10, or the inverse hyperbolic sine of it in units of the noise, which is log10 where
+    the flux is bright, linear where it is faint, and knows negative flux."""
+    whitening: Literal["pca", "element"] = "pca"
+    """Principal components of the features, or the features of each element, both of unit variance."""
+    components: Count = 40
+    """For "pca": principal components that the network sees (at most the grid's elements)."""
+    amplitude: Literal["feature", "centred", "equivariant"] = "centred"
+    """How a spectrum's amplitude gets to the mass: as one more feature; also as the centre of the mass coordinate; or
+    by symmetry, where the network sees the shape alone and log mass is relative to the amplitude."""
+    ensemble: Count = 1
+    """Flows trained apart over the same features, whose equal mixture is the posterior."""
+    batch_size: Count = 4096
+    epochs: Count = 40
+    """Passes over the training split, each with fresh noise."""
+    learning_rate: Positive = 1e-2
+    gradient_clip: Positive = 2.0
+    validation_fraction: Fraction = 0.05
+    patience: Count = 20
+    """Epochs without a better validation loss after which training stops."""
+    workers: Count = 1
+    """Data-parallel workers (Ray Train where more than one, or on a Ray cluster)."""
+    threads_per_worker: Count = 2
+    """Threads of each worker; part of what fixes the weights to the bit."""
+    buffer_rows: Annotated[int, Field(ge=2)] = 1_000_000
+    """Simulations in the memory of each worker at most (4 bytes for each element); more are streamed from disk."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the embedding network's matrix products; densities are float32 always. "auto" takes bfloat16 on a GPU."""
+
+    @model_validator(mode="after")
+    def _elements_for_convolutions(self) -> TrainConfig:
+        if self.embedding == "conv" and self.whitening != "element":
+            raise ValueError(
+                "embedding = 'conv' convolves along the elements of the grid; expected whitening = 'element', "
+                f"found {self.whitening!r}"
+            )
+        return self
+
+
+LEAST_RECALIBRATION = 1_000
+"""Simulations below which corrected levels are no better than what they correct."""
+
+
+class MapConfig(Section):
+    """Applying the frozen posterior to every row."""
+
+    draws: Annotated[int, Field(ge=16)] = 1_000
+    quantiles: tuple[Fraction, ...] = (0.025, 0.16, 0.5, 0.84, 0.975)
+    rows_per_shard: Annotated[int, Field(ge=0)] = 0
+    """Rows that are computed, written and marked as done together; 0 takes a power of two between 256 and 65,536 that
+    makes some 256 shards. Results do not depend on it."""
+    derived: tuple[DerivedName, ...] = ()
+    """What percentiles are wanted of besides the parameters; surviving mass needs the model's populations."""
+    samples: Annotated[int, Field(ge=0)] = 0
+    """Draws of each row, evenly thinned, that are kept in posterior.zarr."""
+    samples_column: str = ""
+    """Column of the catalog whose nonzero rows keep them; without one, every row does."""
+    min_good_fraction: Fraction = 0.8
+    """Rows with fewer good elements get a quality bit and no posterior."""
+    predictive_draws: Annotated[int, Field(ge=0)] = 0
+    """Draws of each row whose spectra are held against it: chi-square, its p-value, the distance of its features from
+    those of the simulations, and POOR_FIT; 0 leaves all of that out."""
+    least_pvalue: Annotated[float, Field(ge=0, lt=1)] = 1e-5
+    """Predictive p-value below which a row gets POOR_FIT."""
+    recalibrate: Annotated[int, Field(ge=0)] = 0
+    """Simulations on which the levels of the parameters' percentiles are corrected, so that each holds the share of
+    truths that it names; 0 gives the posterior's own. Draws, derived quantities and weighted percentiles stay."""
+    edge_fraction: Fraction = 0.02
+    """Width, as a fraction of the prior's range, of the strip at each edge that PRIOR_EDGE looks at."""
+    edge_mass: Fraction = 0.25
+    """Posterior mass in that strip from which on a row gets PRIOR_EDGE."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Ray actors; 0 takes one for each core of the cluster."""
+
+    def shard_rows(self, rows: int) -> int:
+        """Return the rows of a shard of a catalog of so many rows."""
+        if self.rows_per_shard:
+            return self.rows_per_shard
+        return min(max(2 ** math.ceil(math.log2(rows / 256)), 256), 65_536)
+
+    @model_validator(mode="after")
+    def _samples(self) -> MapConfig:
+        if self.samples > self.draws:
+            raise ValueError(f"samples: expected at most the {self.draws} draws, found {self.samples}")
+        if 0 < self.recalibrate < LEAST_RECALIBRATION:
+            raise ValueError(
+                f"recalibrate: expected 0 or at least {LEAST_RECALIBRATION} simulations, found {self.recalibrate}"
+            )
+        if self.predictive_draws > self.draws:
+            raise ValueError(
+                f"predictive_draws: expected at most the {self.draws} draws, found {self.predictive_draws}"
+            )
+        if self.samples_column and not self.samples:
+            raise ValueError("samples_column: expected samples = 1 or more with it, found 0")
+        if len(set(self.derived)) < len(self.derived):
+            raise ValueError("derived: expected each quantity once")
+        return self
+
+    @model_validator(mode="after")
+    def _quantiles(self) -> MapConfig:
+        if list(self.quantiles) != sorted(set(self.quantiles)) or 0.5 not in self.quantiles:
+            raise ValueError("expected increasing quantiles that include 0.5")
+        return self
+
+
+class Bounds(Section):
+    """Bounds of a uniform prior, in the parameter's own unit."""
+
+    low: float
+    high: float
+
+
+class SurveyConfig(Section):
+    """Everything that decides a run's results; see ``catalogs/*.toml`` for presets."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 2022
+    model: ModelConfig = ModelConfig()
+    prior: dict[str, Bounds] = Field(default_factory=dict)
+    grid: GridConfig = GridConfig()
+    noise: NoiseConfig = NoiseConfig()
+    simulate: SimulateConfig = SimulateConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    map: MapConfig = MapConfig()
+    infer: InferConfig = InferConfig()
+    audit: AuditConfig = AuditConfig()
+    escalate: EscalateConfig = EscalateConfig()
+
+    @model_validator(mode="after")
+    def _known_parameters(self) -> SurveyConfig:
+        try:
+            self.make_prior()
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @model_validator(mode="after")
+    def _equivariance(self) -> SurveyConfig:
+        if self.train.amplitude == "equivariant" and not self.noise.scales_with_flux:
+            found = "kind = 'constant'" if self.noise.kind == "constant" else "poisson_share"
+            raise ValueError(
+                "train.amplitude = 'equivariant' needs noise that is the same share of the flux at any mass, and "
+                f"noise.{found} is not; expected noise.kind = 'fractional', or 'catalog' without poisson_share, "
+                "or train.amplitude = 'centred'"
+            )
+        return self
+
+    def make_prior(self) -> Prior:
+        """Return the prior with this configuration's bounds."""
+        left_out = ("logtau",) if self.model.sfh == "constant" else ()
+        bounds = {name: (b.low, b.high) for name, b in self.prior.items() if name not in left_out}
+        return Prior(bounds, left_out)
+
+    def hash(self, *sections: str) -> str:
+        """SHA-256 of the named sections (all of them if none is named), independent of key order."""
+        data = self.model_dump(mode="json", include=set(sections) or None)
+        if not sections or "prior" in sections:
+            data["prior"] = self.make_prior().to_dict()
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _catalogs() -> Path:
+    packaged = Path(str(files("digs_survey"))) / "catalogs"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "catalogs"
+
+
+def presets() -> list[str]:
+    """Names of the presets that ship with the package."""
+    return sorted(path.stem for path in _catalogs().glob("*.toml"))
+
+
+def preset_path(name: str) -> Path:
+    """Path of the preset ``name``; a :class:`ConfigError` names the nearest one if it is unknown."""
+    path = _catalogs() / f"{name}.toml"
+    if not path.is_file():
+        known = presets()
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"configuration {name!r} is neither a file nor a preset{hint} Presets: {', '.join(known)}")
+    return path
+
+
+def load_config(source: str | Path | None = None, overrides: Iterable[str] = ()) -> SurveyConfig:
+    """Read a configuration from a TOML file or a preset's name, and apply ``section.key=value`` overrides.
+
+    Raises
+    ------
+    ConfigError
+        Naming every unknown key (with the nearest known one), wrong type and impossible value.
+    """
+    data: dict[str, Any] = {}
+    name = "defaults"
+    if source is not None:
+        path = location(source)
+        if path.suffix != ".toml" and not is_file(path):
+            path = preset_path(str(source))
+        name = str(source)
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"configuration {path}: no such file") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"configuration {path} is not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(data, override)
+    try:
+        return SurveyConfig.model_validate(data)
+    except ValidationError as error:
+        lines = "\n".join(f"  - {line}" for line in _explain(error))
+        raise ConfigError(f"configuration {name} cannot be used:\n{lines}") from error
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override!r}: expected section.key=value, for example train.epochs=5")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    node = data
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
+    node[parts[-1]] = value
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, info in model.model_fields.items():
+        if name == "prior" and model is SurveyConfig:
+            yield from (f"prior.{p}.{bound}" for p in PARAMETERS for bound in ("low", "high"))
+        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _known_keys(info.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    known = list(_known_keys(SurveyConfig))
+    sections = sorted({key.rpartition(".")[0] for key in known} - {""})
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            candidates = sections + known if isinstance(problem["input"], dict) else known
+            near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.4)
+            yield f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+        else:
+            found = "" if isinstance(problem["input"], dict) else f", found {problem['input']!r}"
+            message = problem["msg"].removeprefix("Value error, ")
+            yield f"{key}: {message}{found}" if key else f"{message}{found}"
+
+
+def grid_centres(grid: GridConfig) -> np.ndarray:
+    """Element centres (wavelength,) in Angstrom of a configured grid."""
+    count = int(np.floor((grid.stop_angstrom - grid.start_angstrom) / grid.step_angstrom + 1e-9)) + 1
+    return grid.start_angstrom + grid.step_angstrom * np.arange(count)

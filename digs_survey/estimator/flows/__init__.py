@@ -1,0 +1,1 @@
+"""Normalising flows: built for sbi, and sampled and evaluated from plain arrays."""

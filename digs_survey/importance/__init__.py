@@ -1,0 +1,1 @@
+"""The likelihood of spectra, importance weights of posterior draws, and predictive checks."""

@@ -1,0 +1,136 @@
+r"""Whether a row's spectrum looks like those of its own posterior: predictive chi-square and its p-value.
+
+For draws :math:`\theta_k` of a row's posterior, :math:`\chi^2_k` is the sum over the n good elements of the squared
+residuals from the model's spectrum, in units of the noise about it, what neighbours share taken out. A spectrum that
+the model and the noise could have made has :math:`\chi^2_k` from the chi-square distribution with n degrees of
+freedom, were it not that the posterior has seen it; the posterior predictive p-value is the mean over the draws of the
+chance of a larger one (Gelman, Meng & Stern 1996, Stat. Sinica 6, 733). Since the spectrum is used twice it gathers
+around 1/2 where all is well, and near 0 it is not too bold: the share of good rows below a small p is at most 2 p
+(Meng 1994, Ann. Stat. 22, 1142).
+
+The same spectra give the likelihoods of these draws, and so their importance weights, the exact posterior's density
+over the neural one's. The scatter of the logs of a few dozen weights says little about tails (that takes more draws:
+:mod:`~digs_survey.importance.weights`), but well which rows have a posterior unlike the exact one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.special import chdtrc
+
+from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
+from digs_survey.sps.arrays import one_thread
+
+if TYPE_CHECKING:
+    from digs_survey.estimator.posterior import FrozenPosterior
+
+__all__ = ["Checker", "PredictiveCheck"]
+
+
+@dataclass(frozen=True)
+class PredictiveCheck:
+    """What the predictive spectra of rows say; NaN for rows without a posterior.
+
+    Attributes
+    ----------
+    distance : ndarray of float32, shape (galaxy,)
+        From :meth:`~digs_survey.estimator.posterior.FrozenPosterior.feature_distance`.
+    chi2 : ndarray of float32, shape (galaxy,)
+        Mean over the draws of chi-square over the number of good elements.
+    pvalue : ndarray of float64, shape (galaxy,)
+        Posterior predictive p-value; exact down to the least double.
+    scatter : ndarray of float32, shape (galaxy,)
+        Of the natural logs of the draws' importance weights: median absolute deviation, scaled to be the standard
+        deviation of a Gaussian. 0 if the posterior is the exact one.
+    """
+
+    distance: NDArray[np.float32]
+    chi2: NDArray[np.float32]
+    pvalue: NDArray[np.float64]
+    scatter: NDArray[np.float32]
+
+    @classmethod
+    def unknown(cls, rows: int) -> PredictiveCheck:
+        """Return NaN for every galaxy."""
+        single = np.full(rows, np.nan, dtype=np.float32)
+        return cls(single, single.copy(), np.full(rows, np.nan), single.copy())
+
+    def put(self, rows: NDArray[np.int64], some: PredictiveCheck) -> None:
+        """Write the figures of some galaxies to their rows."""
+        for field in fields(self):
+            getattr(self, field.name)[rows] = getattr(some, field.name)
+
+
+@dataclass(frozen=True)
+class Checker:
+    """Checks rows against spectra of evenly thinned draws of their posteriors.
+
+    Attributes
+    ----------
+    posterior : FrozenPosterior
+    likelihood : SpectrumLikelihood
+        Whose model and noise predict.
+    draws : int
+        Spectra for each row.
+    """
+
+    posterior: FrozenPosterior
+    likelihood: SpectrumLikelihood
+    draws: int
+
+    def __call__(
+        self,
+        flux: NDArray[np.float64],
+        good: NDArray[np.bool_],
+        errors: NDArray[np.float64] | None,
+        theta: NDArray[np.float64],
+    ) -> PredictiveCheck:
+        """Check rows; each is computed by itself, so that its values depend on nothing else.
+
+        Parameters
+        ----------
+        flux : ndarray, shape (n, wavelength)
+            f_lambda in erg/s/cm2/Angstrom on the model's grid, at its distance.
+        good : ndarray of bool, shape (n, wavelength)
+        errors : ndarray, shape (terms, n, wavelength), or None
+            For catalog noise, as :meth:`~digs_survey.noise.model.NoiseModel.errors_of` gives them.
+        theta : ndarray, shape (n, draws, ndim)
+            Draws of each row's posterior.
+        """
+        found = PredictiveCheck.unknown(len(theta))
+        found.distance[:] = self.posterior.feature_distance(flux)
+        noise, some = self.likelihood.noise, np.ascontiguousarray(theta[:, self.thinned(theta.shape[1])])
+        proposal = self.posterior.log_prob(some, flux) - self.posterior.prior.log_prob(some)
+        with one_thread():
+            for row, draws in enumerate(some):
+                own = None if errors is None else errors[:, row]
+                spectra = self.likelihood.model.spectra(draws)
+                log_weight = noise.log_likelihood(flux[row], spectra, good[row], own) - proposal[row]
+                found.scatter[row] = stats.median_abs_deviation(log_weight, scale="normal")
+                found.chi2[row], found.pvalue[row] = self.judge(flux[row], good[row], own, spectra)
+        return found
+
+    def thinned(self, draws: int) -> NDArray[np.intp]:
+        """Places of the draws, of so many, that are looked at."""
+        return np.linspace(0, draws - 1, self.draws).round().astype(int)
+
+    def spectra(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Noiseless spectra (self.draws, wavelength) of evenly thinned draws (draws, ndim) of one row."""
+        return self.likelihood.model.spectra(np.ascontiguousarray(theta[self.thinned(len(theta))]))
+
+    def judge(
+        self,
+        flux: NDArray[np.float64],
+        good: NDArray[np.bool_],
+        errors: NDArray[np.float64] | None,
+        spectra: NDArray[np.float64],
+    ) -> tuple[float, float]:
+        """Return chi-square over the number of good elements and the p-value of one row (wavelength,)."""
+        square = np.square(self.likelihood.noise.residuals(flux, spectra, good, errors))
+        chi2, count = np.nansum(square, axis=-1), int(good.sum())
+        return float(chi2.mean() / count), float(chdtrc(count, chi2).mean())

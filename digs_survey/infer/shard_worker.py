@@ -1,0 +1,224 @@
+"""What one process of the map does: it holds the catalog and the posterior, and turns numbers of shards into shards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from digs_survey.catalog import Catalog, CatalogRows
+from digs_survey.catalog.prepare import prepare
+from digs_survey.cluster import metrics
+from digs_survey.config import SurveyConfig
+from digs_survey.errors import StageError
+from digs_survey.importance.predictive_check import Checker
+from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
+from digs_survey.importance.weights import Weigher
+from digs_survey.infer.derived import DerivedQuantities
+from digs_survey.infer.rows import RowResult, infer_rows
+from digs_survey.results.dataset import result_arrays
+from digs_survey.results.table import ResultTable, part_name
+from digs_survey.store.ledger import Ledger
+from digs_survey.store.retry import persistent
+from digs_survey.store.sharded import recorded_recipe
+from digs_survey.store.storage import checksum, shard_rows, write_bytes, write_shard
+
+if TYPE_CHECKING:
+    from digs_survey.estimator.posterior import FrozenPosterior
+
+__all__ = ["RowInference", "ShardWorker", "Task", "digest", "stored_digest"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker needs besides the number of the shard.
+
+    Attributes
+    ----------
+    catalog, model, out, table, ledger : Path
+        The catalog, the frozen posterior, the dataset, the folder of the table's parts, the done-markers.
+    config : SurveyConfig
+    n_rows : int
+        Rows of the catalog.
+    recipe : dict
+        Everything that decides the dataset's bytes.
+    duplicates : ndarray of int64
+        Rows of the catalog whose ``galaxy_id`` another row has as well.
+    derive : DerivedQuantities or None
+    """
+
+    catalog: Path
+    model: Path
+    out: Path
+    table: Path
+    ledger: Path
+    config: SurveyConfig
+    n_rows: int
+    recipe: dict[str, Any]
+    duplicates: NDArray[np.int64]
+    derive: DerivedQuantities | None = None
+
+    def rows(self, shard: int) -> slice:
+        """Return the rows of a shard."""
+        return shard_rows(shard, self.n_rows, self.config.map.shard_rows(self.n_rows))
+
+    def failed(self, shard: int | None, why: str) -> StageError:
+        """Return the error for a shard that failed, or (None) for a worker that could not start."""
+        if shard is None:
+            return StageError(f"map: a worker could not start: {why}")
+        rows = self.rows(shard)
+        return StageError(
+            f"map: shard {shard} (rows {rows.start} to {rows.stop - 1}) of {self.out} failed: {why}; "
+            "finished shards are kept, and the same command goes on from them"
+        )
+
+
+class RowInference:
+    """From rows of a catalog to their results, with everything that this takes held in memory.
+
+    Parameters
+    ----------
+    posterior : FrozenPosterior
+    catalog : Catalog
+    config : SurveyConfig
+        Its map and infer sections and its model are used.
+    derive : DerivedQuantities, optional
+    levels : mapping of str to sequence of float, optional
+        For each parameter, the levels of its draws that are given for ``config.map.quantiles``.
+    """
+
+    def __init__(
+        self,
+        posterior: FrozenPosterior,
+        catalog: Catalog,
+        config: SurveyConfig,
+        derive: DerivedQuantities | None = None,
+        levels: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
+        self.levels = None if levels is None else np.array([levels[name] for name in posterior.prior.names])
+        self.posterior, self.catalog, self.config, self.derive = posterior, catalog, config, derive
+        self.weigher = self.checker = None
+        weighs, predictive = config.infer.importance == "all", config.map.predictive_draws
+        if not (weighs or predictive):
+            return
+        likelihood = SpectrumLikelihood.of_posterior(posterior)
+        if predictive:
+            self.checker = Checker(posterior, likelihood, predictive)
+        if weighs:
+            self.weigher = Weigher(posterior, likelihood, config.infer.importance_draws, config.map.quantiles)
+
+    def __call__(self, rows: slice, block: CatalogRows) -> RowResult:
+        """Infer some rows, of which ``block`` was read."""
+        settings = self.config.map
+        prepared = prepare(
+            block,
+            self.catalog.grid.frame,
+            self.config.model.zred,
+            settings.min_good_fraction,
+            keeps_negative=self.posterior.noise.keeps_negative,
+        )
+        keep = None
+        if settings.samples_column:
+            keep = self.catalog.column(settings.samples_column, rows.start, rows.stop) != 0
+        return infer_rows(
+            self.posterior, prepared, settings, self.weigher, self.derive, keep, self.checker, self.levels
+        )
+
+
+class ShardWorker:
+    """A Ray actor that computes shards, one after the other."""
+
+    def __init__(self, task: Task) -> None:
+        import torch
+
+        from digs_survey.estimator.posterior import FrozenPosterior
+
+        # Ray gives an actor of one core one BLAS thread, but only if the environment does not ask for more.
+        torch.set_num_threads(1)
+        self.task = task
+        self.ledger = Ledger(task.ledger)
+        self.catalog = Catalog.open(task.catalog)
+        self.catalog.duplicate_rows = task.duplicates
+        posterior, levels = FrozenPosterior.load(task.model), task.recipe.get("levels")
+        self.infer = RowInference(posterior, self.catalog, task.config, task.derive, levels)
+        self.table = ResultTable(
+            self.catalog,
+            posterior.prior,
+            task.config.map.quantiles,
+            task.config.map.derived,
+            task.recipe["model"],
+            task.recipe["catalog"],
+            task.recipe.get("importance_draws"),
+            levels,
+        )
+        self.counted_s = 0.0
+
+    def ready(self) -> None:
+        """Answer once the actor has started."""
+
+    def work(self, shard: int) -> int:
+        """Compute one shard, write it, read it back, then mark it done; return its number of rows.
+
+        A shard that is done already, by another attempt, is left as it is.
+        """
+        rows = self.task.rows(shard)
+        if self.ledger.is_done(shard):
+            return rows.stop - rows.start
+        with self.ledger.attempt(shard) as token:
+            phases = metrics.Phases()
+            block = self.catalog.rows(rows.start, rows.stop)
+            phases.end("read")
+            result = self.infer(rows, block)
+            phases.end("infer")
+            arrays = result_arrays(result) | {"galaxy_id": block.galaxy_id}
+            part = self.table.part(rows, block.galaxy_id, block.redshift, result)
+            if recorded_recipe(self.task.out) != self.task.recipe:
+                raise StageError(f"{self.task.out} was replaced by another run while this one was writing to it")
+            if not self.ledger.is_done(shard):
+                self._write(shard, rows, arrays, part)
+            phases.end("write")
+            # The first shard of a worker carries the cost of starting the process.
+            used_s = time.process_time()
+            self.ledger.mark(
+                shard,
+                rows=len(result.quality),
+                checksum=digest(arrays),
+                core_seconds=used_s - self.counted_s,
+                seconds=sum(phases.seconds.values()),
+                phases=phases.seconds,
+                table=checksum(np.frombuffer(part, dtype=np.uint8)),
+                attempt=token,
+            )
+            self.counted_s = used_s
+        metrics.shard_done(phases.seconds, result.quality)
+        return len(result.quality)
+
+    def _write(self, shard: int, rows: slice, arrays: dict[str, NDArray[Any]], part: bytes) -> None:
+        task = self.task
+        persistent(write_shard, task.out, shard, rows, arrays)
+        persistent(write_bytes, task.table / part_name(shard), part)
+        written, stored = digest(arrays), persistent(stored_digest, task.out, rows, tuple(arrays))
+        if stored != written:
+            raise StageError(f"read back other values than were written (SHA-256 {stored}, not {written})")
+
+
+def digest(arrays: dict[str, Any]) -> str:
+    """SHA-256 of a shard's arrays, in order of their names."""
+    return checksum(*(_fixed_width(arrays[name]) for name in sorted(arrays)))
+
+
+def stored_digest(path: Path, rows: slice, names: tuple[str, ...]) -> str:
+    """SHA-256 of what a dataset holds of some rows; ValueError or RuntimeError if that cannot be decoded."""
+    group: Any = zarr.open_group(str(path), mode="r", use_consolidated=False)
+    return digest({name: group[name][rows] for name in names})
+
+
+def _fixed_width(values: Any) -> NDArray[Any]:
+    array = np.asarray(values)
+    return np.array(array.tolist(), dtype=str) if array.dtype.kind in "TOU" else array

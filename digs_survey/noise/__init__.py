@@ -1,0 +1,1 @@
+"""The survey's noise: drawn on simulations, and assumed by every likelihood."""

@@ -1,0 +1,1 @@
+"""Better posteriors for rows whose neural posterior is not trusted."""

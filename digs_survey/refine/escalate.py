@@ -1,0 +1,256 @@
+"""Trust for every row, and better posteriors for those that are not trusted: importance weights, then emcee.
+
+A row's trust is what the audit has learned (:mod:`~digs_survey.audit.trust`). The least trusted rows come first, within
+``escalate.core_hours``: their draws are weighed, which does where the weights are good; the others are fitted by emcee.
+Rows that the audit has fitted have emcee's posterior for nothing. ``results.parquet`` has, in the order of the catalog,
+the best posterior that each row has got, and whose it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from digs_survey.audit.mcmc.fit_galaxies import fit_galaxies
+from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyFit, galaxy_jobs
+from digs_survey.audit.sample import prepare_rows
+from digs_survey.audit.trust import TrustModel, read_doubts
+from digs_survey.catalog import Catalog
+from digs_survey.config import SurveyConfig
+from digs_survey.errors import StageError
+from digs_survey.estimator.artefact import load_artefact
+from digs_survey.importance.psis import PARETO_K_LIMIT
+from digs_survey.infer.map_catalog import derived_quantities
+from digs_survey.infer.rows import draw_quantiles
+from digs_survey.parameters import Prior
+from digs_survey.quality import NO_POSTERIOR
+from digs_survey.refine.reweigh import ReweighSetup, reweigh_rows
+from digs_survey.results.final import TIERS, Better, BetterRows, final_part
+from digs_survey.results.table import part_name
+from digs_survey.store.ledger import Ledger
+from digs_survey.store.locations import is_file
+from digs_survey.store.storage import checksum, read_json, shard_count, shard_rows, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from digs_survey.infer.derived import DerivedQuantities
+
+__all__ = ["escalate", "in_words"]
+
+_LOG = logging.getLogger(__name__)
+_BLOCK = 65_536
+_MARGIN = 16
+_Task = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
+
+
+def escalate(
+    run_dir: Path,
+    config: SurveyConfig,
+    catalog_path: Path,
+    *,
+    ledger: Ledger,
+    task: _Task,
+    ray_address: str | None = None,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> dict[str, Any]:
+    """Write ``results.parquet`` and ``escalate.json``, and go on after a kill.
+
+    Parameters
+    ----------
+    run_dir : Path
+        With a finished audit. Weighed blocks and fits are kept in ``escalate-jobs/``.
+    config : SurveyConfig
+    catalog_path : Path
+    ledger : Ledger
+        Marks the parts of the table that are written.
+    task : callable
+        Takes a name, a total and a unit, and shows progress.
+    ray_address : str, optional
+        A running Ray cluster; without it, this machine's cores are used.
+    advance : callable
+        Called with the rows of each part that is written.
+
+    Returns
+    -------
+    dict
+        What escalate.json holds: ``below``; ``rows`` of each tier; ``without_trust`` and ``low_trust``, the rows with a
+        posterior of which nothing is known, and those that keep one which is not trusted; what was ``weighed`` and
+        ``fitted``, how many of these did, and the core-seconds of both.
+    """
+    catalog = Catalog.open(catalog_path)
+    _, card = load_artefact(run_dir / "model")
+    prior = Prior.from_dict(card["parameters"])
+    result: Any = zarr.open_group(str(run_dir / "posterior.zarr"), mode="r")
+    audit = read_json(run_dir / "audit.json")
+    learned = audit.get("trust") or {}
+    model = learned.get("model")
+    trust = _trust_of_rows(result, catalog, prior, None if model is None else TrustModel.from_dict(model))
+    with_posterior = (result["quality"][:] & NO_POSTERIOR) == 0
+    # NaN compares as false, so that rows without a trust are left alone.
+    low = with_posterior & (trust < config.escalate.below)
+    # Budgets and failures are not the same twice: what was decided once holds for every part of the table.
+    decided, spent = (run_dir / "escalate-jobs" / name for name in ("better.npz", "told.json"))
+    if not is_file(decided):
+        found, told = _improve(run_dir, config, catalog, card, trust, low, task, ray_address)
+        write_json(spent, told)
+        BetterRows.of(found, prior.ndim, len(config.map.derived), len(config.map.quantiles)).save(decided)
+    better, told = BetterRows.load(decided), read_json(spent)
+    low[better.rows] = False
+    about: dict[str, Any] = {"below": config.escalate.below}
+    about |= {name: learned.get(name) for name in ("tolerance_sigma", "auc", "auc_95", "rows")}
+    per_shard = config.map.shard_rows(catalog.n_rows)
+    advance(ledger.totals()[0])
+    for shard in ledger.pending(shard_count(catalog.n_rows, per_shard)):
+        rows = shard_rows(shard, catalog.n_rows, per_shard)
+        with ledger.attempt(shard):
+            part = final_part(
+                run_dir / "percentiles.parquet" / part_name(shard),
+                trust[rows],
+                better.within(rows.start, rows.stop),
+                low[rows],
+                (prior.names, config.map.derived),
+                config.map.quantiles,
+                about,
+            )
+            write_bytes(run_dir / "results.parquet" / part_name(shard), part)
+            digest = checksum(np.frombuffer(part, dtype=np.uint8))
+            ledger.mark(shard, rows=rows.stop - rows.start, checksum=digest, core_seconds=0.0, first=rows.start)
+        advance(rows.stop - rows.start)
+    tiers = np.bincount(better.tier, minlength=len(TIERS))
+    tiers[0] = int(with_posterior.sum()) - better.rows.size
+    summary = {
+        "below": config.escalate.below,
+        "rows": dict(zip(TIERS, tiers.tolist(), strict=True)),
+        "without_trust": int((with_posterior & np.isnan(trust)).sum()),
+        "low_trust": int(low.sum()),
+        **told,
+    }
+    write_json(run_dir / "escalate.json", summary)
+    return summary
+
+
+def in_words(summary: Mapping[str, Any]) -> str:
+    """Say in a line what :func:`escalate` returned."""
+    rows = ", ".join(f"{count:,} by {name}" for name, count in summary["rows"].items())
+    if summary["without_trust"] == sum(summary["rows"].values()):
+        return f"posteriors {rows}; trust is not known: too few audited rows"
+    return f"posteriors {rows}; {summary['low_trust']:,} rows keep one with a trust below {summary['below']:g}"
+
+
+def _trust_of_rows(result: Any, catalog: Catalog, prior: Prior, model: TrustModel | None) -> NDArray[np.float32]:
+    trust = np.full(catalog.n_rows, np.nan, dtype=np.float32)
+    for start in range(0, catalog.n_rows if model else 0, _BLOCK):
+        block = slice(start, min(start + _BLOCK, catalog.n_rows))
+        found = read_doubts(result, block, prior, len(catalog.grid))
+        trust[block] = model.trust(np.stack([found[name] for name in model.names], axis=-1))  # type: ignore[union-attr]
+    return trust
+
+
+def _fitted_by_audit(run_dir: Path, config: SurveyConfig, derive: DerivedQuantities | None) -> dict[int, Better]:
+    """Posteriors of the audited rows whose chain converged."""
+    galaxies: Any = zarr.open_group(str(run_dir / "audit.zarr"), mode="r")["galaxies"]
+    found = zip(galaxies["row"][:].tolist(), galaxies["converged"][:], galaxies["mcmc"][:], strict=True)
+    return {row: _of_chain(draws, config, derive) for row, converged, draws in found if converged}
+
+
+def _of_chain(draws: NDArray[np.float64], config: SurveyConfig, derive: DerivedQuantities | None) -> Better:
+    quantiles = config.map.quantiles
+    derived = np.empty((0, len(quantiles))) if derive is None else draw_quantiles(derive(draws)[None], quantiles)[0]
+    return Better(2, draw_quantiles(draws[None], quantiles)[0], derived)
+
+
+def _improve(
+    run_dir: Path,
+    config: SurveyConfig,
+    catalog: Catalog,
+    card: Mapping[str, Any],
+    trust: NDArray[np.float32],
+    low: NDArray[np.bool_],
+    task: _Task,
+    address: str | None,
+) -> tuple[dict[int, Better], dict[str, Any]]:
+    """Find better posteriors of the rows that are ``low``, the least trusted first, and say what was done."""
+    settings, folder = config.escalate, run_dir / "escalate-jobs"
+    derive = derived_quantities(card, config)
+    better = _fitted_by_audit(run_dir, config, derive)
+    # Ties go by row.
+    ordered = np.flatnonzero(low)[np.argsort(trust[low], kind="stable")]
+    wanted = ordered[~np.isin(ordered, list(better))]
+    told = {"wanted": wanted.size, "weighed": 0, "accepted": 0, "fitted": 0, "converged": 0}
+    cost = {"weights": 0.0, "emcee": 0.0}
+    budget_s = 3600 * settings.core_hours
+    if wanted.size and budget_s > 0:
+        setup = ReweighSetup(catalog.path, run_dir / "model", config, derive)
+        with task("weigh", wanted.size, "rows that are not trusted") as advance:
+            blocks = reweigh_rows(setup, wanted, folder / "weights", budget_s, address=address, advance=advance)
+        for block in blocks:
+            good = (block.pareto_k <= PARETO_K_LIMIT) & (block.ess >= settings.least_ess)
+            told["weighed"] += block.rows.size
+            told["accepted"] += int(good.sum())
+            cost["weights"] += block.core_seconds
+            for i in np.flatnonzero(good):
+                better[int(block.rows[i])] = Better(1, block.percentiles[i], block.derived[i])
+        left_s = budget_s - cost["weights"]
+        rest = [row for row in wanted.tolist() if row not in better]
+        if rest and left_s > 0:
+            fits = _fit(config, catalog, rest, run_dir, left_s, task, address)
+            for row, fit in fits.items():
+                told["fitted"] += 1
+                cost["emcee"] += 0.0 if fit.error else fit.job_core_seconds
+                if fit.converged:
+                    told["converged"] += 1
+                    better[row] = _of_chain(fit.draws, config, derive)
+    return better, told | {"core_seconds": cost, "budget_core_seconds": budget_s}
+
+
+def _fit(
+    config: SurveyConfig,
+    catalog: Catalog,
+    rows: list[int],
+    run_dir: Path,
+    budget_s: float,
+    task: _Task,
+    address: str | None,
+) -> dict[int, GalaxyFit]:
+    """Fit rows with emcee in their order, as many as the budget allows."""
+    from digs_survey.estimator.posterior import FrozenPosterior
+
+    posterior = FrozenPosterior.load(run_dir / "model")
+    settings, noise = config.audit, posterior.noise
+    if not (rows := rows[: _affordable(run_dir, budget_s)]):
+        return {}
+    seen = prepare_rows(catalog, rows, config, keeps_negative=noise.keeps_negative)
+    npe = posterior.sample(seen.flux, config.map.draws)
+    jobs = galaxy_jobs(rows, seen, noise.errors_of(seen.flux, seen.ivar, seen.good), npe, settings.predictive_draws)
+    setup = FitSetup(config.model, posterior.prior, catalog.grid, noise, settings.mcmc, config.seed)
+    folder = run_dir / "escalate-jobs" / "emcee"
+    with task("fit", len(jobs), "rows that weights do not do for, with emcee") as advance:
+        try:
+            fits = fit_galaxies(setup, jobs, folder, address=address, advance=advance, budget_s=budget_s, in_order=True)
+        except StageError as error:
+            _LOG.warning("escalate: %s; these rows keep their neural posteriors", error)
+            return {}
+    return {row: fit for row, fit in zip(rows, fits, strict=True) if fit is not None}
+
+
+def _affordable(run_dir: Path, budget_s: float) -> int:
+    """How many fits the budget may have room for, with a margin, by what those of the audit took."""
+    galaxies: Any = zarr.open_group(str(run_dir / "audit.zarr"), mode="r")["galaxies"]
+    spent = galaxies["job_core_seconds"][:]
+    known = spent[np.isfinite(spent) & (spent > 0)]
+    if not known.size:
+        return _MARGIN
+    if known.mean() > budget_s:
+        _LOG.warning(
+            "escalate: escalate.core_hours leaves %.3g core-s to emcee, one fit of the audit took %.3g: none is begun",
+            budget_s,
+            known.mean(),
+        )
+        return 0
+    return _MARGIN + int(2 * budget_s / known.mean())

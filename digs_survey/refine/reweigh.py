@@ -1,0 +1,189 @@
+"""Weighted posteriors of the rows whose neural one is not trusted, a block of rows a Ray task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digs_survey.audit.sample import prepare_rows
+from digs_survey.catalog import Catalog
+from digs_survey.cluster.actors import spread
+from digs_survey.cluster.ray_session import ray_session
+from digs_survey.config import SurveyConfig
+from digs_survey.errors import StageError
+from digs_survey.importance.psis import smooth_tail
+from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
+from digs_survey.importance.weights import log_ratios, weigh, weighted_quantiles
+from digs_survey.infer.derived import DerivedQuantities
+from digs_survey.store.ledger import Ledger
+from digs_survey.store.storage import checksum, read_arrays, write_arrays
+
+__all__ = ["ReweighSetup", "WeightedRows", "reweigh_rows"]
+
+_BLOCK_ROWS = 16
+
+
+@dataclass(frozen=True)
+class ReweighSetup:
+    """What all rows share; small enough to be sent to workers."""
+
+    catalog: Path
+    model: Path
+    config: SurveyConfig
+    derive: DerivedQuantities | None
+
+
+@dataclass(frozen=True)
+class WeightedRows:
+    """What importance weights make of rows; NaN for one whose draws cannot be weighed.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (row,)
+    ess, pareto_k : ndarray of float32, shape (row,)
+    percentiles : ndarray of float32, shape (row, parameter, quantile)
+    derived : ndarray of float32, shape (row, quantity, quantile)
+    core_seconds : float
+    """
+
+    rows: NDArray[np.int64]
+    ess: NDArray[np.float32]
+    pareto_k: NDArray[np.float32]
+    percentiles: NDArray[np.float32]
+    derived: NDArray[np.float32]
+    core_seconds: float
+
+    def save(self, path: Path) -> None:
+        """Write a file that is there in full or not at all."""
+        write_arrays(path, vars(self))
+
+    @classmethod
+    def load(cls, path: Path) -> WeightedRows:
+        """Read what :meth:`save` wrote."""
+        values: dict[str, Any] = read_arrays(path)
+        return cls(**values | {"core_seconds": float(values["core_seconds"])})
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What the workers have in common."""
+
+    setup: ReweighSetup
+    blocks: Sequence[NDArray[np.int64]]
+
+
+class _Worker:
+    """A Ray actor that weighs blocks of rows, with everything that this takes held in memory."""
+
+    def __init__(self, task: _Task) -> None:
+        import torch
+
+        from digs_survey.estimator.posterior import FrozenPosterior
+
+        torch.set_num_threads(1)
+        self.task, self.catalog = task, Catalog.open(task.setup.catalog)
+        self.posterior = FrozenPosterior.load(task.setup.model)
+        self.likelihood = SpectrumLikelihood.of_posterior(self.posterior)
+
+    def ready(self) -> None:
+        """Answer once the actor has started."""
+
+    def work(self, number: int) -> WeightedRows:
+        """Weigh the draws of the rows of a block."""
+        began, config, derive = time.process_time(), self.task.setup.config, self.task.setup.derive
+        posterior, quantiles, rows = self.posterior, config.map.quantiles, self.task.blocks[number]
+        seen = prepare_rows(self.catalog, rows.tolist(), config, keeps_negative=posterior.noise.keeps_negative)
+        theta = posterior.sample(seen.flux, config.escalate.draws)
+        known = np.isfinite(theta).all(axis=(1, 2))
+        log_weights = np.full(theta.shape[:2], np.nan)
+        errors = posterior.noise.errors_of(seen.flux[known], seen.ivar[known], seen.good[known])
+        log_weights[known] = log_ratios(
+            posterior, self.likelihood, theta[known], seen.flux[known], seen.good[known], errors
+        )
+        found = weigh(theta, log_weights, quantiles)
+        derived = np.full((rows.size, len(derive.names) if derive else 0, len(quantiles)), np.nan, dtype=np.float32)
+        if derive is not None:
+            for i in np.flatnonzero(np.isfinite(found.ess)):
+                derived[i] = weighted_quantiles(derive(theta[i]), smooth_tail(log_weights[i])[0], quantiles)
+        spent = time.process_time() - began
+        return WeightedRows(rows, found.ess, found.pareto_k, found.percentiles, derived, spent)
+
+
+def reweigh_rows(
+    setup: ReweighSetup,
+    rows: NDArray[np.int64],
+    folder: Path,
+    budget_s: float,
+    *,
+    address: str | None = None,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> list[WeightedRows]:
+    """Weigh the draws of rows, in their order, as many as the budget allows; go on where an earlier call stopped.
+
+    Blocks that workers are at when the budget is used up are given up.
+
+    Parameters
+    ----------
+    setup : ReweighSetup
+    rows : ndarray of int64, shape (row,)
+        The first ones first.
+    folder : Path
+        Where finished blocks lie, and their markers under ``ledger``.
+    budget_s : float
+        Core-seconds of what is finished, earlier calls included, from which on nothing more is done.
+    address : str, optional
+        A running Ray cluster; without it, this machine's cores are used.
+    advance : callable
+        Called with the rows of each block that is done.
+
+    Raises
+    ------
+    StageError
+        A block failed twice, or workers died on it again and again.
+    """
+    blocks = [rows[start : start + _BLOCK_ROWS] for start in range(0, rows.size, _BLOCK_ROWS)]
+    ledger = Ledger(folder / "ledger")
+    done = {
+        number: WeightedRows.load(_file(folder, number))
+        for number, record in ledger.records().items()
+        if number < len(blocks) and record["checksum"] == checksum(blocks[number])
+    }
+    for one in done.values():
+        advance(one.rows.size)
+    spent = sum(one.core_seconds for one in done.values())
+    pending = [number for number in range(len(blocks)) if number not in done]
+    if pending and spent < budget_s:
+        with ray_session(address) as cores:
+            workers = min(cores, len(pending))
+            finished = spread(
+                _Worker, _Task(setup, blocks), pending, workers, failed=_failed, stage="escalate", tries=2
+            )
+            with closing(finished) as pieces:
+                for number, found in pieces:
+                    found.save(_file(folder, number))
+                    ledger.forget(number)
+                    ledger.mark(
+                        number, rows=found.rows.size, checksum=checksum(blocks[number]), core_seconds=found.core_seconds
+                    )
+                    done[number] = found
+                    advance(found.rows.size)
+                    spent += found.core_seconds
+                    if spent >= budget_s:
+                        break
+    return [done[number] for number in sorted(done)]
+
+
+def _failed(number: int | None, why: str) -> StageError:
+    what = "a worker could not start" if number is None else f"block {number} of the rows to be weighed failed"
+    return StageError(f"escalate: {what}: {why}; finished blocks are kept, and the same command goes on from them")
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number:08d}.npz"

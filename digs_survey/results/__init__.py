@@ -1,0 +1,1 @@
+"""The result columns, the dataset and tables that hold them, and their exports."""

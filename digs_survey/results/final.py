@@ -1,0 +1,151 @@
+"""``results.parquet``: the table of the map with trust and tier, and better percentiles where there are any."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digs_survey.quality import QualityFlag
+from digs_survey.results.table import column_name
+from digs_survey.results.ucd import ucd
+from digs_survey.store.storage import read_arrays, read_bytes, write_arrays
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["TIERS", "Better", "BetterRows", "final_part"]
+
+TIERS = ("neural posterior", "importance weights", "emcee")
+"""Whose percentiles a row has, by its ``tier``."""
+_MEANINGS = {
+    "trust": "chance that emcee would agree with the row's neural posterior; NaN where nothing is known",
+    "tier": "whose percentiles: " + ", ".join(f"{number} {name}" for number, name in enumerate(TIERS)),
+}
+
+
+@dataclass(frozen=True)
+class Better:
+    """Percentiles that take the place of a row's own.
+
+    Attributes
+    ----------
+    tier : int
+        Of :data:`TIERS`.
+    percentiles : ndarray, shape (parameter, quantile)
+    derived : ndarray, shape (quantity, quantile)
+    """
+
+    tier: int
+    percentiles: NDArray[np.floating]
+    derived: NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class BetterRows:
+    """All rows that have better percentiles.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (row,)
+        Of the catalog, increasing.
+    tier : ndarray of uint8, shape (row,)
+    percentiles : ndarray of float64, shape (row, parameter, quantile)
+    derived : ndarray of float64, shape (row, quantity, quantile)
+    """
+
+    rows: NDArray[np.int64]
+    tier: NDArray[np.uint8]
+    percentiles: NDArray[np.float64]
+    derived: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, better: Mapping[int, Better], parameters: int, quantities: int, quantiles: int) -> BetterRows:
+        """Put rows in their order; the sizes are those that arrays have where there are none."""
+        rows = sorted(better)
+        shapes = (len(rows), parameters, quantiles), (len(rows), quantities, quantiles)
+        return cls(
+            np.array(rows, dtype=np.int64),
+            np.array([better[row].tier for row in rows], dtype=np.uint8),
+            np.array([better[row].percentiles for row in rows], dtype=float).reshape(shapes[0]),
+            np.array([better[row].derived for row in rows], dtype=float).reshape(shapes[1]),
+        )
+
+    def within(self, start: int, stop: int) -> BetterRows:
+        """Return those from ``start`` to ``stop`` (excluded), with rows that count from ``start``."""
+        part = slice(*np.searchsorted(self.rows, (start, stop)))
+        return BetterRows(self.rows[part] - start, self.tier[part], self.percentiles[part], self.derived[part])
+
+    def save(self, path: Path) -> None:
+        """Write a file that is there in full or not at all."""
+        write_arrays(path, vars(self))
+
+    @classmethod
+    def load(cls, path: Path) -> BetterRows:
+        """Read what :meth:`save` wrote."""
+        return cls(**read_arrays(path))
+
+
+def final_part(
+    source: Path,
+    trust: NDArray[np.floating],
+    better: BetterRows,
+    low: NDArray[np.bool_],
+    quantities: tuple[Sequence[str], Sequence[str]],
+    quantiles: Sequence[float],
+    about: Mapping[str, Any],
+) -> bytes:
+    """Return a part of ``results.parquet``.
+
+    Parameters
+    ----------
+    source : Path
+        The part of ``percentiles.parquet``.
+    trust : ndarray, shape (row,)
+        Of its rows.
+    better : BetterRows
+        Those of its rows, counted from its first.
+    low : ndarray of bool, shape (row,)
+        Which of its rows have the bit LOW_TRUST.
+    quantities : (sequence of str, sequence of str)
+        Parameters and derived quantities.
+    quantiles : sequence of float
+    about : mapping
+        What goes to the schema's metadata as ``trust``.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table: pa.Table = parquet.read_table(pa.BufferReader(read_bytes(source)))
+    if better.rows.size:
+        for names, values in zip(quantities, (better.percentiles, better.derived), strict=True):
+            for k, name in enumerate(names):
+                for q, quantile in enumerate(quantiles):
+                    table = _put(table, column_name(name, quantile), better.rows, values[:, k, q])
+    if low.any():
+        marked = table["quality"].to_numpy()[low] | int(QualityFlag.LOW_TRUST)
+        table = _put(table, "quality", np.flatnonzero(low), marked)
+    tier = np.zeros(table.num_rows, dtype=np.uint8)
+    tier[better.rows] = better.tier
+    for name, column in (("trust", trust.astype(np.float32)), ("tier", tier)):
+        meaning = {"unit": "", "description": _MEANINGS[name], "ucd": str(ucd(name))}
+        table = table.append_column(pa.field(name, pa.from_numpy_dtype(column.dtype), metadata=meaning), [column])
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), "trust": json.dumps(dict(about))})
+    sink = pa.BufferOutputStream()
+    parquet.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _put(table: pa.Table, name: str, rows: NDArray[np.integer], values: NDArray[Any]) -> pa.Table:
+    """Put values into some rows of a column."""
+    import pyarrow as pa
+
+    place = table.schema.get_field_index(name)
+    column = table[name].to_numpy().copy()
+    column[rows] = values
+    return table.set_column(place, table.schema.field(place), pa.array(column))

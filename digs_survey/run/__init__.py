@@ -1,0 +1,1 @@
+"""A run directory: its stages, what may be reused, its lock, and what can be asked of it."""

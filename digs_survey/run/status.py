@@ -1,0 +1,100 @@
+"""How far a run is, from its files alone: they tell it also when nobody works at it any more."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from digs_survey.errors import RunDirectoryError
+from digs_survey.store.ledger import Ledger
+from digs_survey.store.locations import check_reachable, is_file
+from digs_survey.store.storage import read_json
+
+__all__ = ["STAGES", "StageStatus", "run_status"]
+
+STAGES = ("simulate", "train", "map", "audit", "escalate", "report")
+_LEDGERS = {
+    "simulate": "ledger/simulate",
+    "map": "ledger/map",
+    "audit": "audit-jobs/ledger",
+    "escalate": "ledger/escalate",
+}
+_QUIET_S = 600.0
+"""Without a finished shard or a live claim for so long, nobody is at work."""
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """How far one stage is.
+
+    Attributes
+    ----------
+    stage : str
+    status : str
+        not started, running, interrupted, failed or done.
+    rows, total : int or None
+        Rows (epochs, galaxies) that are done, and those that there are.
+    running, failed : list of dict
+        Shards that are under way, and those whose last attempt failed, as
+        :class:`~digs_survey.store.ledger.Pace` has them.
+    rows_per_s, left_s : float or None
+        Present pace, and the time that is left at it, while the stage is not done.
+    wall_s, core_s : float or None
+        What the stage took, all attempts together.
+    """
+
+    stage: str
+    status: str
+    rows: int | None
+    total: int | None
+    running: list[dict[str, Any]]
+    failed: list[dict[str, Any]]
+    rows_per_s: float | None
+    left_s: float | None
+    wall_s: float | None
+    core_s: float | None
+
+
+def run_status(run_dir: Path) -> list[StageStatus]:
+    """Say for each stage of a run directory how far it is, from its manifest and ledgers.
+
+    Raises
+    ------
+    RunDirectoryError
+        If it is none.
+    """
+    manifest = run_dir / "manifest.json"
+    check_reachable(run_dir)
+    if not is_file(manifest):
+        raise RunDirectoryError(f"{run_dir}: no manifest.json there; expected a run directory of digs-survey")
+    recorded = read_json(manifest)["stages"]
+    return [_stage(run_dir, name, recorded.get(name)) for name in STAGES]
+
+
+def _stage(run_dir: Path, name: str, record: dict[str, Any] | None) -> StageStatus:
+    if record is None:
+        return StageStatus(name, "not started", None, None, [], [], None, None, None, None)
+    status, total, rows = record["status"], record.get("total"), record.get("rows")
+    if name not in _LEDGERS or status == "done":
+        times = record.get("wall_s"), record.get("core_s")
+        return StageStatus(name, status, rows or None, total, [], [], None, None, *times)
+    ledger = Ledger(run_dir / _LEDGERS[name])
+    pace = ledger.pace()
+    quiet = not pace.running and (pace.last is None or time.time() - pace.last > _QUIET_S)
+    left = None
+    if pace.rows_per_s and total:
+        left = (total - pace.rows) / pace.rows_per_s
+    return StageStatus(
+        name,
+        "interrupted" if status == "running" and quiet and pace.done else status,
+        pace.rows or None,
+        total,
+        pace.running,
+        pace.failed,
+        pace.rows_per_s,
+        left,
+        record.get("wall_s"),
+        record.get("core_s") or ledger.totals()[1] or None,
+    )

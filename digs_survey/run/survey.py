@@ -1,0 +1,364 @@
+"""The stages in order: what each needs, what it makes, and when it may be used again.
+
+prior -> simulate -> train -> frozen posterior -> map -> tables -> audit -> report
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+from digs_survey import __version__
+from digs_survey.catalog import Catalog
+from digs_survey.errors import CatalogError
+from digs_survey.estimator.artefact import check_grid, load_artefact, update_card
+from digs_survey.noise.model import NoiseModel
+from digs_survey.noise.survey_noise import survey_noise
+from digs_survey.run.run_directory import Workplace
+from digs_survey.run.status import STAGES
+from digs_survey.spectra import WavelengthGrid
+from digs_survey.store.ledger import Ledger
+from digs_survey.store.locations import exists, location
+from digs_survey.store.sharded import simulations_hash
+from digs_survey.store.storage import write_bytes
+
+__all__ = ["Survey"]
+
+_NOISE_TRIAL_ROWS, _MUCH_NEGATIVE = 2_000, 0.01
+"""Simulations on which the noise is tried, and the share of negative elements from which on that is told."""
+
+
+class Survey(Workplace):
+    """The stages of a run directory, in their order.
+
+    What a stage works with is imported when there is something to do, so that a finished run answers at once.
+    """
+
+    # -- the whole way ---------------------------------------------------------------------------------
+
+    def run(self, catalog: Path, retrain: bool = False) -> bool:
+        """Walk all stages for a catalog; return whether there was anything to do.
+
+        Without ``retrain``, a posterior that ships with the package takes the place of simulation and training
+        where one was trained for just this model, prior, noise and grid, and training has not begun here.
+        """
+        if retrain and "pretrained" in self._train_key():
+            self.redo("train")
+        shipped = None if retrain else self._shipped(catalog)
+        did = [
+            *([self.simulate(catalog), self.train()] if shipped is None else [self.adopt(shipped)]),
+            self.map(catalog),
+            self.audit(),
+            self.escalate(),
+            self.report(),
+        ]
+        return any(did)
+
+    # -- stages ----------------------------------------------------------------------------------------
+
+    def simulate(self, catalog: Path | None = None) -> bool:
+        """Compute the noiseless simulations on the catalog's grid, or on the configured one."""
+        grid = WavelengthGrid.from_config(self.config.grid)
+        if catalog is not None:
+            opened = Catalog.open(catalog)
+            grid = opened.grid
+            self._record_catalog(opened)
+        elif self.config.noise.needs_catalog:
+            raise self._no_catalog()
+        self.config.noise.check_elements(len(grid))
+        settings = self.config.simulate
+        key = self._key("model", "prior", "simulate") | {"grid": _grid_key(grid)}
+        ledger = Ledger(self.run_dir / "ledger" / "simulate")
+        with self._stage("simulate", key, settings.simulations, "spectra") as todo:
+            if todo:
+                from digs_survey.simulate.simulation_set import engine_check, simulate
+
+                simulate(
+                    self.config,
+                    grid,
+                    self.run_dir / "simulations.zarr",
+                    count=settings.simulations,
+                    stream="simulate",
+                    ledger=ledger,
+                    address=self.dask_address,
+                    advance=todo.advance,
+                )
+                todo.record.rows, todo.record.core_s = ledger.totals()
+                todo.record.extra |= engine_check(ledger)
+        return bool(todo)
+
+    def augment(self) -> bool:
+        """Write noisy training pairs to disk (training itself draws fresh noise)."""
+        simulations = self._needs("simulate", "simulations.zarr")
+        draws = self.config.augment.draws_per_spectrum
+        total = self.config.simulate.simulations * draws
+        noise = self._noise(simulations)
+        key = self._key("noise", "augment") | {
+            "simulations": self._simulations_hash(),
+            "noise_table": noise.to_dict()["table"],
+            "keeps_negative": noise.keeps_negative,
+        }
+        ledger = Ledger(self.run_dir / "ledger" / "augment")
+        with self._stage("augment", key, total, "pairs") as todo:
+            if todo:
+                from digs_survey.simulate.augment import augment
+
+                augment(
+                    simulations,
+                    self.run_dir / "pairs.zarr",
+                    noise,
+                    draws_per_spectrum=draws,
+                    seed=self.config.seed,
+                    ledger=ledger,
+                    rows_per_shard=self.config.simulate.rows_per_shard,
+                    advance=todo.advance,
+                )
+                todo.record.rows, todo.record.core_s = ledger.totals()
+        return bool(todo)
+
+    def train(self) -> bool:
+        """Train the estimator on the simulations and freeze the posterior."""
+        simulations = self._needs("simulate", "simulations.zarr")
+        noise = self._noise(simulations)
+        data_hash = self._simulations_hash()
+        key = self._key("prior", "noise", "train") | {
+            "simulations": data_hash,
+            "noise_table": noise.to_dict()["table"],
+        }
+        self._take_lower_rates(key["train"])
+        with self._stage("train", key, self.config.train.epochs * self.config.train.ensemble, "epochs") as todo:
+            if todo:
+                from digs_survey.estimator.training.train import train
+
+                _, todo.record.core_s = train(
+                    self.config,
+                    simulations,
+                    self.run_dir / "model",
+                    noise=noise,
+                    data_hash=data_hash,
+                    grid=self._grid(),
+                    ray_address=self.ray_address,
+                    advance=todo.advance,
+                )
+                todo.record.rows = self.config.simulate.simulations
+                update_card(
+                    self.run_dir / "model",
+                    cost={
+                        "simulate_core_s": self.manifest.stages["simulate"].get("core_s"),
+                        "train_core_s": todo.record.core_s,
+                    },
+                )
+        return bool(todo)
+
+    def adopt(self, folder: Path) -> bool:
+        """Take a frozen posterior from a folder in the place of training one."""
+        _, card = load_artefact(folder)
+        key = {"digs_survey": __version__, "pretrained": folder.name, "posterior": card["hash"]}
+        with self._stage("train", key, 1, "posterior that ships with this version") as todo:
+            if todo:
+                for name in ("model.safetensors", "history.csv", "card.json"):
+                    write_bytes(self.run_dir / "model" / name, (folder / name).read_bytes())
+                self.progress.say(
+                    f"train: the posterior {folder.name!r} that ships with this version was trained for this model, "
+                    "prior, noise and grid, and is used as it is; --retrain trains one here"
+                )
+                todo.advance(1)
+        return bool(todo)
+
+    def map(self, catalog: Path, model: Path | None = None) -> bool:
+        """Apply the frozen posterior to every row of a catalog and write the tables."""
+        folder = model or self._needs("train", "model/card.json").parent
+        _, card = load_artefact(folder)
+        opened = Catalog.open(catalog)
+        check_grid(card, opened.grid)
+        fingerprint = self._record_catalog(opened)
+        key = self._key("map") | {"posterior": card["hash"], "catalog": fingerprint}
+        del key["map"]["workers"]
+        if self.config.infer.importance == "all":
+            key["infer"] = {"importance": "all", "importance_draws": self.config.infer.importance_draws}
+        inputs = self.manifest.data["inputs"] | {"model": str(folder.absolute())}
+        self.manifest.update(inputs=inputs)
+        ledger = Ledger(self.run_dir / "ledger" / "map")
+        with self._stage("map", key, opened.n_rows, "galaxies") as todo:
+            if todo:
+                from digs_survey.infer.map_catalog import map_catalog
+
+                levels = None
+                if self.config.map.recalibrate:
+                    levels, todo.record.extra["recalibration"] = self._recalibrate(folder)
+                map_catalog(
+                    opened.path,
+                    folder,
+                    self.run_dir / "posterior.zarr",
+                    self.config,
+                    ledger=ledger,
+                    address=self.ray_address,
+                    advance=todo.advance,
+                    fingerprint=fingerprint,
+                    levels=levels,
+                )
+                todo.record.rows, todo.record.core_s = ledger.totals()
+        return bool(todo)
+
+    def audit(self) -> bool:
+        """Check the posterior on independent simulations and against emcee, and count the cost."""
+        _, card = load_artefact(self._needs("train", "model/card.json").parent)
+        self._needs("map", "posterior.zarr")
+        catalog = location(self.manifest.data["inputs"]["catalog"]["path"])
+        key = self._key("audit", "noise", "model") | {"map": self.manifest.stages["map"]["key"]}
+        if self.config.infer.importance != "none":
+            key |= self._key("infer")
+        settings = self.config.audit
+        count = settings.calibration_simulations
+        ledger = Ledger(self.run_dir / "ledger" / "calibration")
+        with self._stage("audit", key, settings.galaxies, "galaxies with emcee") as todo:
+            if todo:
+                from digs_survey.audit.run_audit import run_audit
+                from digs_survey.simulate.simulation_set import simulate
+                from digs_survey.sps.coverage import check_source
+
+                grid = WavelengthGrid.from_dict(card["grid"])
+                check_source(self.config.model, self.config.make_prior(), grid)
+                with self.progress.task("calibration", count, "independent simulations") as advance:
+                    simulate(
+                        self.config,
+                        grid,
+                        self.run_dir / "calibration.zarr",
+                        count=count,
+                        stream="calibration",
+                        ledger=ledger,
+                        address=self.dask_address,
+                        advance=advance,
+                    )
+                done = {name: record for name, record in self.manifest.stages.items() if record["status"] == "done"}
+                summary = run_audit(
+                    self.run_dir,
+                    self.config,
+                    catalog,
+                    stages=[{"stage": name, **done[name]} for name in STAGES if name in done],
+                    ray_address=self.ray_address,
+                    advance=todo.advance,
+                )
+                told = {name: summary[name] for name in ("calibration", "importance") if name in summary}
+                update_card(self.run_dir / "model", **told)
+                todo.record.rows = summary["galaxies"]
+                todo.record.core_s = ledger.totals()[1] + summary["core_seconds"]
+        return bool(todo)
+
+    def escalate(self) -> bool:
+        """Write the table with every row's trust, and with better posteriors of rows that are not trusted."""
+        self._needs("audit", "audit.json")
+        inputs = self.manifest.data["inputs"]
+        mcmc = self.config.audit.mcmc.model_dump(mode="json", exclude={"limit_s"})
+        key = self._key("escalate") | self._after("audit") | {"mcmc": mcmc}
+        ledger = Ledger(self.run_dir / "ledger" / "escalate")
+        with self._stage("escalate", key, inputs["catalog"]["rows"], "rows") as todo:
+            if todo:
+                from digs_survey.refine.escalate import escalate, in_words
+
+                began = time.process_time()
+                told = escalate(
+                    self.run_dir,
+                    self.config,
+                    location(inputs["catalog"]["path"]),
+                    ledger=ledger,
+                    task=self.progress.task,
+                    ray_address=self.ray_address,
+                    advance=todo.advance,
+                )
+                todo.record.rows = ledger.totals()[0]
+                todo.record.core_s = time.process_time() - began + sum(told["core_seconds"].values())
+                self.progress.say(f"escalate: {in_words(told)}")
+        return bool(todo)
+
+    def report(self, *, figures: bool = False) -> bool:
+        """Write report.html, and with ``figures`` each of its figures as files, though the page be there."""
+        self._needs("audit", "audit.json")
+        key = self._key() | self._after("escalate" if self._is_done("escalate") else "audit")
+        with self._stage("report", key, 1, "page") as todo:
+            if todo or figures:
+                from digs_survey.report.html import write_report
+
+                write_report(self.run_dir, figures=figures)
+            if todo:
+                todo.advance(1)
+                todo.record.rows = 1
+        return bool(todo)
+
+    # -- what stages share -----------------------------------------------------------------------------
+
+    def _recalibrate(self, folder: Path) -> tuple[dict[str, list[float]], dict[str, Any]]:
+        from digs_survey.audit.calibration.recalibration import recalibrate
+        from digs_survey.estimator.posterior import FrozenPosterior
+        from digs_survey.importance.spectrum_likelihood import check_model
+
+        posterior = FrozenPosterior.load(folder)
+        check_model(posterior.card, self.config.model)
+        self.progress.say(f"map: percentiles are recalibrated on {self.config.map.recalibrate:,} simulations")
+        return recalibrate(posterior, self.config)
+
+    def _train_key(self) -> Mapping[str, Any]:
+        return self.manifest.stages.get("train", {}).get("key", {})
+
+    def _shipped(self, catalog: Path) -> Path | None:
+        from digs_survey.estimator.shipped import find_shipped
+
+        if "simulate" in self.manifest.stages or (self._train_key() and "pretrained" not in self._train_key()):
+            return None
+        return find_shipped(self.config, Catalog.open(catalog).grid)
+
+    def _take_lower_rates(self, settings: Mapping[str, Any]) -> None:
+        """Let a training that diverged go on with other rates, though it was begun with those in the manifest."""
+        record = self.manifest.stages.get("train")
+        if not record or record["status"] == "done":
+            return
+        from digs_survey.estimator.training.loop import RATES, has_diverged
+
+        if any(map(has_diverged, (self.run_dir / "checkpoint").glob("train*.pt"))):
+            record["key"]["train"] |= {name: settings[name] for name in RATES}
+
+    def _grid(self) -> WavelengthGrid | None:
+        """Return the grid that simulations must have: the catalog's, or without one the configured one."""
+        catalog = self.manifest.data["inputs"].get("catalog")
+        if catalog is None:
+            return WavelengthGrid.from_config(self.config.grid)
+        path = location(catalog["path"])
+        return Catalog.open(path).grid if exists(path) else None
+
+    def _simulations_hash(self) -> str:
+        return simulations_hash(
+            self.run_dir / "simulations.zarr", Ledger(self.run_dir / "ledger" / "simulate").records()
+        )
+
+    def _noise(self, simulations: Path) -> NoiseModel:
+        flux: Any = zarr.open_group(str(simulations), mode="r")["flux"]
+        self.config.noise.check_elements(flux.shape[1])
+        noise = NoiseModel.from_config(self.config.noise, features=self.config.train.features)
+        if self.config.noise.needs_catalog:
+            entry = self.manifest.data["inputs"].get("catalog")
+            if entry is None:
+                raise self._no_catalog()
+            noise = survey_noise(self.config, Catalog.open(entry["path"]))
+        negative = noise.negative_share(flux[:_NOISE_TRIAL_ROWS])
+        if negative > _MUCH_NEGATIVE and not noise.keeps_negative:
+            self.progress.say(
+                f"noise: it makes {negative:.0%} of the simulations' elements negative, where log10 flux tells the "
+                "network nothing; set train.features = 'asinh', which knows negative flux, or bring the prior nearer "
+                "to the survey's brightness"
+            )
+        return noise
+
+    def _no_catalog(self) -> CatalogError:
+        kind = self.config.noise.kind
+        hint = " (or noise.sigma_flam)" if kind == "constant" else ""
+        return CatalogError(f"noise.kind = {kind!r} needs a catalog{hint}: digs-survey simulate CATALOG.zarr ...")
+
+
+def _grid_key(grid: WavelengthGrid) -> str:
+    digest = hashlib.sha256(grid.wavelength.tobytes()).hexdigest()[:12]
+    return f"{grid} ({digest})"

@@ -1,0 +1,162 @@
+"""A survey that never was: rows of any number, with their truth, as tests and benchmarks of the map want them.
+
+The inverse of :mod:`~digs_survey.catalog.prepare`: noisy spectra at the distance of ``model.zred`` are put at
+redshifts. A few thousand model spectra serve for all rows; noise, redshift and faults belong to the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digs_survey.catalog import new_catalog
+from digs_survey.catalog.prepare import reference_factor
+from digs_survey.catalog.schema import MAX_REDSHIFT
+from digs_survey.config import SurveyConfig
+from digs_survey.errors import ConfigError
+from digs_survey.noise.model import NoiseModel
+from digs_survey.simulate.prior_draws import draw_theta
+from digs_survey.simulate.seeding import row_uniforms
+from digs_survey.spectra import WavelengthGrid
+from digs_survey.sps.batched import BatchedModel
+
+__all__ = ["FAULTS", "fake_catalog"]
+
+FAULTS = (
+    "none",
+    "NaN flux",
+    "infinite flux",
+    "negative ivar",
+    "zero flux",
+    "flux of 1e30",
+    "all masked",
+    "duplicated id",
+    "redshift of 99",
+)
+"""What column ``fault`` counts; each has its quality bit, or lies outside the simulations."""
+_UNIT = 1e-17
+_REDSHIFTS = 256
+"""Redshifts that rows have: as many distances are computed."""
+
+
+def fake_catalog(
+    path: Path,
+    config: SurveyConfig,
+    rows: int,
+    *,
+    models: int = 4096,
+    redshifts: tuple[float, float] = (0.02, 0.3),
+    bad: float = 0.0,
+    rows_per_shard: int = 4096,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> None:
+    """Write a catalog of simulated galaxies, a shard at a time; memory does not grow with the rows.
+
+    The values of a row depend on the configuration and the row alone: a longer catalog begins with a shorter one,
+    and faults leave the other rows as they are (but for the first, whose id duplicates take).
+
+    Parameters
+    ----------
+    path : Path
+        What stood there before is replaced, when all is written.
+    config : SurveyConfig
+        Its model, prior, grid, noise and seed are used.
+    rows : int
+    models : int
+        Different noiseless spectra; every row is one of them, brought to its redshift.
+    redshifts : tuple of float
+        Range in which redshifts lie evenly.
+    bad : float
+        Share of rows with one of the :data:`FAULTS`.
+    advance : callable
+        Called with the number of rows of each shard.
+
+    Raises
+    ------
+    ConfigError
+        If the noise is a catalog's own, or a number makes no sense.
+    CatalogError
+        If flux is out of float32's range.
+    """
+    if config.noise.needs_catalog:
+        raise ConfigError(
+            f"noise.kind = {config.noise.kind!r} takes errors from a catalog, which a fake one has not; set "
+            "noise.kind = 'fractional', or 'constant' with noise.sigma_flam"
+        )
+    for name, value, right, expected in (
+        ("rows", rows, rows >= 1, "at least 1"),
+        ("models", models, models >= 1, "at least 1"),
+        ("bad", bad, 0 <= bad <= 1, "0 to 1"),
+        ("redshifts", redshifts, 0 < redshifts[0] <= redshifts[1] <= MAX_REDSHIFT, f"a range up to {MAX_REDSHIFT:g}"),
+    ):
+        if not right:
+            raise ConfigError(f"fake-catalog: {name}: expected {expected}, found {value}")
+    prior, grid = config.make_prior(), WavelengthGrid.from_config(config.grid)
+    config.noise.check_elements(len(grid))
+    noise = NoiseModel.from_config(config.noise)
+    theta = draw_theta(prior, config.seed, "fake", 0, models)
+    clean = BatchedModel.from_config(config.model, prior, grid).spectra(theta)
+    distances = np.linspace(*redshifts, _REDSHIFTS)
+    factors = reference_factor(distances, config.model.zred)
+
+    def shard(part: slice) -> dict[str, NDArray[Any]]:
+        choice = row_uniforms(config.seed, "fake", part.start, part.stop, 3)
+        model = (choice[:, 0] * models).astype(int)
+        place = (choice[:, 1] * _REDSHIFTS).astype(int)
+        random = row_uniforms(config.seed, "noise/fake", part.start, part.stop, noise.columns(len(grid)))
+        noisy, good, errors = noise.observe(clean[model], random)
+        factor = factors[place, None] * _UNIT
+        values: dict[str, NDArray[Any]] = {
+            "flux": noisy / factor,
+            "ivar": (factor / noise.sigma(clean[model], errors)) ** 2,
+            "mask": (~good).astype(np.uint8),
+            "redshift": distances[place],
+            "galaxy_id": np.arange(part.start, part.stop) + 1,
+            "fault": _faults(choice[:, 2], bad),
+        }
+        _spoil(values)
+        return values | {f"true_{name}": theta[model, i] for i, name in enumerate(prior.names)}
+
+    columns: dict[str, tuple[str, dict[str, str]]] = {
+        f"true_{p.name}": ("float64", {"units": p.unit, "description": f"true {p.description}"})
+        for p in prior.parameters
+    }
+    columns["fault"] = "uint8", {"description": ", ".join(f"{k} = {name}" for k, name in enumerate(FAULTS))}
+    with new_catalog(
+        path,
+        grid=grid,
+        rows=rows,
+        id_dtype=np.int64,
+        flux_unit=f"{_UNIT:g} erg / (s cm2 Angstrom)",
+        columns=columns,
+        attrs={"description": f"{rows} simulated galaxies by digs-survey fake-catalog, {models} models"},
+        rows_per_shard=rows_per_shard,
+    ) as (shards, write):
+        for part in shards:
+            write(part, shard(part))
+            advance(part.stop - part.start)
+
+
+def _faults(uniform: NDArray[np.float64], bad: float) -> NDArray[np.uint8]:
+    """Numbers (n,) of the faults that rows have, for numbers (n,) in [0, 1)."""
+    fault = np.zeros(len(uniform), dtype=np.uint8)
+    has = uniform < bad
+    fault[has] = 1 + (uniform[has] / bad * (len(FAULTS) - 1)).astype(np.uint8)
+    return fault
+
+
+def _spoil(values: dict[str, NDArray[Any]]) -> None:
+    """Put into every row the fault that it is to have."""
+    fault, middle = values["fault"], values["flux"].shape[1] // 2
+    values["flux"][fault == 1, middle] = np.nan
+    values["flux"][fault == 2, middle] = np.inf
+    values["ivar"][fault == 3, middle] *= -1
+    values["flux"][fault == 4] = 0.0
+    values["flux"][fault == 5] = 1e30
+    values["mask"][fault == 6] = 1
+    values["galaxy_id"][fault == 7] = 1
+    values["redshift"][fault == 8] = 99.0

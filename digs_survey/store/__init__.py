@@ -1,0 +1,1 @@
+"""Files and Zarr arrays on disks and object stores, done-markers, retries."""
