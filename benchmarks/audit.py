@@ -56,8 +56,8 @@ def main() -> None:
         audit: dict[str, Any] = json.loads((run_dir / "audit.json").read_text())
         records = list(Ledger(run_dir / "audit-jobs" / "ledger").records().values())
     cores, cost = audit["cost"]["cores"], audit["cost"]
-    spent = sum(record["core_seconds"] for record in records)
-    span = max(r["finished"] for r in records) - min(r["finished"] - r["core_seconds"] for r in records)
+    spent = sum(record["core_s"] for record in records)
+    span = max(r["finished"] for r in records) - min(r["finished"] - r["core_s"] for r in records)
     rates = {"vectorised": statistics.median(fast), "prospector": statistics.median(slow)}
     finish(
         f"audit of {galaxies} galaxies with {args.walkers} walkers each on {cores} cores",
@@ -66,7 +66,7 @@ def main() -> None:
             (f"likelihoods in batches of {args.walkers // 2}, one core", fast, "/s"),
             ("their ratio", [a / b for a, b in zip(fast, slow, strict=True)], ""),
             ("the audit's stage", [stage["wall_s"]], "s"),
-            ("a galaxy's job, all ensembles and checks", [r["core_seconds"] for r in records], "core-s"),
+            ("a galaxy's job, all ensembles and checks", [r["core_s"] for r in records], "core-s"),
             ("cores busy with them", [100 * spent / (span * cores)], "%"),
             ("converged", [audit["agreement"]["converged"]], ""),
             ("galaxies mapped for one chain in batches", [cost["galaxies_per_mcmc_fit_map_only"]], ""),

@@ -116,7 +116,7 @@ def main() -> None:
 def _random_model(folder: Path, config: SurveyConfig) -> Path:
     """Freeze a posterior with random weights over features of the model's spectra."""
     prior, grid = config.make_prior(), WavelengthGrid.from_config(config.grid)
-    noise = NoiseModel.from_config(config.noise, features=config.train.features)
+    noise = NoiseModel.from_config(config.noise, flux_transform=config.train.flux_transform)
     theta = draw_theta(prior, 1, "benchmark", 0, 2_000)
     flux = BatchedModel.from_config(config.model, prior, grid).spectra(theta).astype(np.float32)
     estimator = prepare_estimator(config, theta, flux, noise).eval()

@@ -67,7 +67,7 @@ def main() -> None:
             found.append(run_chain(posterior, [start], settings, seed=row))
         by_prospector = [chain.evaluations / statistics.median(slow_rate) for chain in found]
         table += [
-            (f"chain of {walkers} walkers", [chain.core_seconds for chain in found], "core-s"),
+            (f"chain of {walkers} walkers", [chain.core_s for chain in found], "core-s"),
             (f"chain of {walkers} walkers, steps", [chain.steps for chain in found], ""),
             (f"chain of {walkers} walkers, by Prospector", by_prospector, "core-s (likelihoods / rate)"),
         ]
@@ -75,7 +75,7 @@ def main() -> None:
             {
                 "walkers": walkers,
                 "converged": sum(chain.converged for chain in found),
-                "core_s": statistics.fmean(chain.core_seconds for chain in found),
+                "core_s": statistics.fmean(chain.core_s for chain in found),
                 "steps": statistics.fmean(chain.steps for chain in found),
                 "autocorrelation_time": statistics.fmean(float(c.autocorrelation_time.max()) for c in found),
                 "core_s_by_prospector": statistics.fmean(by_prospector),

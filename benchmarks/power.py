@@ -79,7 +79,7 @@ def main() -> None:
             "draws": draws,
             "false_alarm": false_alarm,
             "shipped_called_wrong": next((share for _, name, share in rows if name == AS_IT_IS), None),
-            "least_power": min(share for *_, share in power),
+            "min_power": min(share for *_, share in power),
             "faults": [
                 {"problem": problem, "fault": name, "power": share, "false_alarm": false_alarm[problem]}
                 for problem, name, share in power

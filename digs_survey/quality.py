@@ -42,9 +42,9 @@ DESCRIPTIONS: dict[QualityFlag, str] = {
     QualityFlag.UNREADABLE: "the row's part of the catalog is damaged: its checksum fails or it cannot be decoded; "
     "no posterior",
     QualityFlag.POOR_FIT: "spectra of the row's posterior do not look like it (predictive p-value below "
-    "map.least_pvalue): the model or the noise is not the galaxy's",
+    "map.min_pvalue): the model or the noise is not the galaxy's",
     QualityFlag.LOW_TRUST: "emcee would probably not agree with the row's neural posterior (trust below "
-    "escalate.below), and the budget had no better one",
+    "escalate.trust_threshold), and the budget had no better one",
 }
 
 NO_POSTERIOR = QualityFlag.FEW_GOOD_ELEMENTS | QualityFlag.BAD_REDSHIFT | QualityFlag.UNREADABLE

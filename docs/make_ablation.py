@@ -89,7 +89,7 @@ ROWS = (
         overrides=("train.embedding='conv'", "train.whitening='element'"),
     ),
     Row("element", "whitened by element, not by components", overrides=("train.whitening='element'",)),
-    Row("asinh", "asinh flux", overrides=("train.features='asinh'",)),
+    Row("asinh", "asinh flux", overrides=("train.flux_transform='asinh'",)),
     Row("plain", "amplitude as one more feature", overrides=("train.amplitude='feature'",)),
     Row(
         "centred", "amplitude as one more feature and the centre of the mass", overrides=("train.amplitude='centred'",)

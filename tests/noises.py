@@ -45,7 +45,7 @@ class Case:
         if kind == "constant":
             given["sigma_flam"] = self.row_sigma
         config = NoiseConfig(**given)
-        bare = NoiseModel.from_config(config, features=features)
+        bare = NoiseModel.from_config(config, flux_transform=features)
         row = bare.errors_of(self.row_flux[None], self.row_sigma[None] ** -2.0, np.ones((1, elements), dtype=bool))
         self.noise = bare if row is None else NoiseModel.from_config(config, row, features)
         self.errors = None if row is None else row[:, 0]

@@ -41,8 +41,8 @@ _GALAXIES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
         ("galaxy",),
         {"description": "largest difference between engines in checked draws"},
     ),
-    "core_seconds": (("galaxy",), {"units": "s", "description": "processor time of the first ensemble with burn-in"}),
-    "job_core_seconds": (
+    "core_s": (("galaxy",), {"units": "s", "description": "processor time of the first ensemble with burn-in"}),
+    "job_core_s": (
         ("galaxy",),
         {"units": "s", "description": "processor time of all ensembles and checks"},
     ),
@@ -126,7 +126,7 @@ def write_audit(
         chain, which ArviZ takes as it is: a variable for each parameter with the dimensions chain (a walker) and
         draw, below ``posterior``.
     survey : mapping of str to ndarray, optional
-        The group ``survey``, as :meth:`~digs_survey.audit.domain.domain_check.Inside.arrays` gives it.
+        The group ``survey``, as :meth:`~digs_survey.audit.domain.domain_check.DomainCheck.arrays` gives it.
     """
     names = np.array(prior.names)
     simulated: _Arrays = {

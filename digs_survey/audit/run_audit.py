@@ -23,7 +23,7 @@ from digs_survey.audit.mcmc.fit_galaxies import fit_galaxies
 from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyFit, galaxy_jobs
 from digs_survey.audit.residuals import chi_square, residual_percent
 from digs_survey.audit.sample import Sample, read_sample
-from digs_survey.audit.trust import fit_trust, read_doubts
+from digs_survey.audit.trust import fit_trust, read_predictors
 from digs_survey.audit.weighing import importance_summary, smoothed_log_weights, weigh_calibration, weigh_rows
 from digs_survey.catalog import Catalog
 from digs_survey.cluster.ray_session import ray_session
@@ -109,9 +109,9 @@ def run_audit(
             workers=None,
             address=ray_address,
         )
-        workers_s = calibration.core_seconds
+        workers_s = calibration.core_s
         weighed = {}
-        if config.infer.importance != "none":
+        if config.importance.rows != "none":
             weighed["simulations"], used_s = weigh_calibration(
                 posterior, run_dir / "calibration.zarr", config, workers=None, address=ray_address
             )
@@ -125,7 +125,7 @@ def run_audit(
         seen, errors = sample.prepared, None if errors is None else errors[:, begun]
     if weighed:
         weighed["galaxies"] = weigh_rows(posterior, seen, npe, config)
-    inside = check_survey(posterior, catalog, run_dir, config) if settings.checked_galaxies else None
+    domain = check_survey(posterior, catalog, run_dir, config) if settings.checked_galaxies else None
     own_s = time.process_time() - began
     galaxies = _about(sample, npe) | _stack(setup, fits)
     agreement = compare(npe, galaxies["mcmc"], galaxies["converged"])
@@ -151,14 +151,14 @@ def run_audit(
         },
         "cost": cost_summary(
             stages,
-            [fit.core_seconds for fit in converged],
+            [fit.core_s for fit in converged],
             catalog.n_rows,
             max((records[row]["cores"] for row in done), default=os.cpu_count() or 1),
             engine=settings.mcmc.engine,
-            other_core_s=[fit.likelihoods * fit.other_core_seconds for fit in converged],
+            other_core_s=[fit.likelihoods * fit.other_core_s for fit in converged],
             elsewhere=posterior.card.get("cost"),
         ),
-        "core_seconds": own_s + workers_s + sum(records[row]["core_seconds"] for row in done),
+        "core_s": own_s + workers_s + sum(records[row]["core_s"] for row in done),
     }
     if levels := (recorded_recipe(posterior_path) or {}).get("levels"):
         # The table's own levels, on simulations that they were not learned from.
@@ -167,16 +167,16 @@ def run_audit(
         summary["recalibration"] = coverage_told(shares, config.map.quantiles, prior.names, after)
     worst = np.where(galaxies["converged"], galaxies["wasserstein_sigma"].max(axis=1), np.nan)
     mapped: Any = zarr.open_group(str(posterior_path), mode="r")
-    seen_doubts = read_doubts(mapped, sample.selection.rows, prior, len(catalog.grid))
-    _, summary["trust"] = fit_trust(seen_doubts, worst, settings.tolerance_sigma, config.seed)
+    predictors = read_predictors(mapped, sample.selection.rows, prior, len(catalog.grid))
+    _, summary["trust"] = fit_trust(predictors, worst, settings.tolerance_sigma, config.seed)
     if weighed:
-        draws = config.infer.importance_draws
+        draws = config.importance.draws
         summary["importance"] = {name: importance_summary(found, draws) for name, found in weighed.items()}
         galaxies |= {name: getattr(weighed["galaxies"], name) for name in ("ess", "pareto_k", "log_evidence")}
         galaxies["log_weight"] = smoothed_log_weights(posterior, seen, npe)
-    if inside is not None:
-        summary["inside"] = inside.summary()
-    survey = None if inside is None else inside.arrays()
+    if domain is not None:
+        summary["domain"] = domain.summary()
+    survey = None if domain is None else domain.arrays()
     write_audit(run_dir / "audit.zarr", prior, catalog.grid, config.map.quantiles, calibration, galaxies, survey)
     write_json(run_dir / "audit.json", summary)
     return summary
@@ -227,8 +227,8 @@ def _chains(fits: Sequence[GalaxyFit], engine: str) -> dict[str, Any]:
     """Whose spectra the chains used, what a likelihood cost, and how far it was from Prospector's."""
     done = [fit for fit in fits if not fit.error]
     total = sum(fit.likelihoods for fit in done)
-    other = median_of(np.array([fit.other_core_seconds for fit in done]))
-    own = sum(fit.core_seconds for fit in done) / total if total else None
+    other = median_of(np.array([fit.other_core_s for fit in done]))
+    own = sum(fit.core_s for fit in done) / total if total else None
     return {
         "engine": engine,
         "likelihoods": total,

@@ -11,8 +11,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from digs_survey.audit.select import Selection, overall_doubt, principal_position, select_rows, signal_to_noise
-from digs_survey.audit.trust import read_doubts
+from digs_survey.audit.select import Selection, mean_predictor, principal_position, select_rows, signal_to_noise
+from digs_survey.audit.trust import read_predictors
 from digs_survey.catalog import Catalog, CatalogRows
 from digs_survey.catalog.prepare import PreparedRows, prepare
 from digs_survey.config import SurveyConfig
@@ -91,12 +91,12 @@ def read_sample(
     middle = int(np.argmin(np.abs(result["quantile"][:] - 0.5)))
     medians = np.empty((catalog.n_rows, prior.ndim))
     snr, redshift = np.empty(catalog.n_rows), np.empty(catalog.n_rows)
-    doubts: dict[str, NDArray[np.float32]] = {}
+    predictors: dict[str, NDArray[np.float32]] = {}
     for start in range(0, catalog.n_rows, _BLOCK):
         block = slice(start, min(start + _BLOCK, catalog.n_rows))
         medians[block] = result["percentiles"][block][:, :, middle]
-        for name, values in read_doubts(result, block, prior, len(catalog.grid)).items():
-            doubts.setdefault(name, np.empty(catalog.n_rows, dtype=np.float32))[block] = values
+        for name, values in read_predictors(result, block, prior, len(catalog.grid)).items():
+            predictors.setdefault(name, np.empty(catalog.n_rows, dtype=np.float32))[block] = values
         rows = catalog.rows(block.start, block.stop)
         usable = rows.good & np.isfinite(rows.flux) & np.isfinite(rows.ivar) & (rows.ivar > 0)
         redshift[block] = rows.redshift
@@ -108,7 +108,7 @@ def read_sample(
         config.audit.galaxies,
         config.seed,
         redshift,
-        overall_doubt(doubts),
+        mean_predictor(predictors),
     )
     return _read(catalog, selection, snr, prior, config, keeps_negative)
 

@@ -1,7 +1,8 @@
 r"""Which rows of a catalog the audit looks at: a stratified probability sample.
 
-Rows are sorted into cells of signal-to-noise, of position in the posterior's own space, of redshift and of how much
-there is to doubt about them, and each occupied cell gets an equal share of the sample, so that rare kinds of galaxies
+Rows are sorted into cells of signal-to-noise, of position in the posterior's own space, of redshift and of the
+mean predictor of a disagreement with emcee, and each occupied cell gets an equal share of the sample, so that rare
+kinds of galaxies
 are looked at too. The inclusion probability of every row is known and positive; its inverse is the row's weight, with
 which an average over the sample estimates the average over the catalog (Horvitz & Thompson 1952).
 
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Selection", "overall_doubt", "principal_position", "select_rows", "signal_to_noise"]
+__all__ = ["Selection", "mean_predictor", "principal_position", "select_rows", "signal_to_noise"]
 
 _TERCILES = (1 / 3, 2 / 3)
 
@@ -34,8 +35,8 @@ class Selection:
     weight : ndarray of float64, shape (n,)
         One over the inclusion probability of each row; they add up, on average, to the eligible rows.
     stratum : ndarray of int64, shape (n,)
-        Cell of each row: 27 * (tercile of doubt) + 9 * (tercile of redshift) + 3 * (tercile of S/N) + (tercile of
-        position).
+        Cell of each row: 27 * (tercile of the mean predictor) + 9 * (tercile of redshift) + 3 * (tercile of S/N) +
+        (tercile of position).
     """
 
     rows: NDArray[np.int64]
@@ -88,13 +89,13 @@ def principal_position(medians: ArrayLike) -> NDArray[np.float64]:
     return position
 
 
-def overall_doubt(found: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float64]:
-    """Mean (row,) of doubts, each in its standard deviations; NaN where one is not finite.
+def mean_predictor(found: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float64]:
+    """Mean (row,) of predictors, each in its standard deviations; NaN where one is not finite.
 
     Parameters
     ----------
     found : mapping of str to ndarray, shape (row,)
-        From :func:`~digs_survey.audit.trust.read_doubts`.
+        From :func:`~digs_survey.audit.trust.read_predictors`.
     """
     total = np.zeros(len(next(iter(found.values()))))
     for values in found.values():
@@ -112,7 +113,7 @@ def select_rows(
     count: int,
     seed: int,
     redshift: ArrayLike | None = None,
-    doubt: ArrayLike | None = None,
+    predictor: ArrayLike | None = None,
 ) -> Selection:
     """Draw a stratified sample of the eligible rows.
 
@@ -129,13 +130,13 @@ def select_rows(
     seed : int
         The run's seed.
     redshift : array_like, shape (row,), optional
-    doubt : array_like, shape (row,), optional
-        From :func:`overall_doubt`. Both are finite where ``eligible``; left out, all rows are in one tercile.
+    predictor : array_like, shape (row,), optional
+        From :func:`mean_predictor`. Both are finite where ``eligible``; left out, all rows are in one tercile.
     """
     ratio, place = np.asarray(snr, dtype=float), np.asarray(position, dtype=float)
     candidates = np.flatnonzero(np.asarray(eligible, dtype=bool) & np.isfinite(ratio) & np.isfinite(place))
     cell = 3 * _tercile(ratio[candidates]) + _tercile(place[candidates])
-    for step, values in ((9, redshift), (27, doubt)):
+    for step, values in ((9, redshift), (27, predictor)):
         if values is not None:
             cell += step * _tercile(np.asarray(values, dtype=float)[candidates])
     if candidates.size <= count:

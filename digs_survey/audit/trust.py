@@ -2,7 +2,7 @@ r"""A trust number for every row, learned on the audited ones: the chance that e
 
 For audited rows the disagreement is known: the Wasserstein distance of the parameter that is farthest from emcee's, in
 emcee's half-width. Its logarithm is modelled as a linear function of quantities that the table has for all
-rows, each written such that more of it is worse (:data:`DOUBTS`); coefficients are not negative, so that no row
+rows, each written such that more of it is worse (:data:`PREDICTORS`); coefficients are not negative, so that no row
 is trusted more for being stranger, and shrunk (ridge), by as much as cross-validation likes best. With the scatter s of
 held-out rows about their prediction y,
 
@@ -25,24 +25,24 @@ from scipy import stats
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
 
-__all__ = ["DOUBTS", "LEAST_ROWS", "TrustModel", "doubts", "fit_trust", "read_doubts"]
+__all__ = ["PREDICTORS", "MIN_ROWS", "TrustModel", "predictors", "fit_trust", "read_predictors"]
 
-DOUBTS = {
+PREDICTORS = {
     "narrow": "mean of -ln of the 16-84 % widths, as shares of the prior",
     "edge": "-ln of the median's distance from the nearest edge of the prior, as a share of it",
     "lost": "share of elements that are not good",
     "outside": "1 with the bit OUTSIDE_SIMULATIONS",
     "distance": "ln of feature_distance",
-    "chi2": "ln of predictive_chi2",
+    "chi2": "ln of predictive_reduced_chi2",
     "weights": "ln of weight_scatter",
     "ess": "-ln of importance_ess",
     "pareto_k": "importance_pareto_k",
 }
-"""What a row is doubted for, as far as its table has it."""
-LEAST_ROWS = 20
+"""What a row is judged by, as far as its table has it."""
+MIN_ROWS = 20
 """Audited rows below which nothing is learned from them."""
-_LEAST_SHARE = 1e-4
-_WORST_K, _LEAST_ESS = 1.5, 1.0
+_MIN_SHARE = 1e-4
+_WORST_K, _MIN_ESS = 1.5, 1.0
 _FOLDS = 10
 _PENALTIES = np.logspace(-1, 3, 5)
 _RESAMPLED = 1_000
@@ -51,14 +51,14 @@ _COLUMNS = ("centre", "scale", "coefficient")
 
 @dataclass(frozen=True)
 class TrustModel:
-    """Trust as a function of doubts.
+    """Trust as a function of predictors.
 
     Attributes
     ----------
     names : tuple of str
-        Of :data:`DOUBTS`.
-    centre, scale, coefficient : ndarray of float64, shape (doubt,)
-        Of ``intercept + coefficient @ (doubt - centre) / scale``, the expected ln of the disagreement.
+        Of :data:`PREDICTORS`.
+    centre, scale, coefficient : ndarray of float64, shape (predictor,)
+        Of ``intercept + coefficient @ (predictor - centre) / scale``, the expected ln of the disagreement.
     intercept, scatter : float
         ``scatter`` is that of held-out rows.
     tolerance : float
@@ -74,19 +74,19 @@ class TrustModel:
     tolerance: float
 
     def log_disagreement(self, values: ArrayLike) -> NDArray[np.float64]:
-        """Return the expected ln of the disagreement (row,) for doubts (row, doubt)."""
+        """Return the expected ln of the disagreement (row,) for predictors (row, predictor)."""
         scaled = (np.asarray(values, dtype=float) - self.centre) / self.scale
         return self.intercept + scaled @ self.coefficient
 
     def trust(self, values: ArrayLike) -> NDArray[np.float64]:
-        """Return the trust (row,), 0 to 1, for doubts (row, doubt); NaN where one is NaN."""
+        """Return the trust (row,), 0 to 1, for predictors (row, predictor); NaN where one is NaN."""
         return stats.norm.cdf((np.log(self.tolerance) - self.log_disagreement(values)) / self.scatter)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the model as JSON holds it."""
         columns = {name: getattr(self, name).tolist() for name in _COLUMNS}
         return {
-            "doubts": {name: {key: columns[key][i] for key in _COLUMNS} for i, name in enumerate(self.names)},
+            "predictors": {name: {key: columns[key][i] for key in _COLUMNS} for i, name in enumerate(self.names)},
             "intercept": self.intercept,
             "scatter": self.scatter,
             "tolerance_sigma": self.tolerance,
@@ -95,9 +95,9 @@ class TrustModel:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrustModel:
         """Read what :meth:`to_dict` returned."""
-        parts = {key: np.array([one[key] for one in data["doubts"].values()]) for key in _COLUMNS}
+        parts = {key: np.array([one[key] for one in data["predictors"].values()]) for key in _COLUMNS}
         return cls(
-            tuple(data["doubts"]),
+            tuple(data["predictors"]),
             **parts,
             intercept=data["intercept"],
             scatter=data["scatter"],
@@ -105,7 +105,7 @@ class TrustModel:
         )
 
 
-def doubts(
+def predictors(
     prior: Prior,
     quantiles: Sequence[float],
     percentiles: NDArray[np.floating],
@@ -114,7 +114,7 @@ def doubts(
     elements: int,
     extra: Mapping[str, NDArray[np.floating]],
 ) -> dict[str, NDArray[np.float64]]:
-    """Return what rows are doubted for, (row,) each; NaN for rows without a posterior.
+    """Return what rows are judged by, (row,) each; NaN for rows without a posterior.
 
     Parameters
     ----------
@@ -125,13 +125,13 @@ def doubts(
     elements : int
         Of the grid.
     extra : mapping of str to ndarray, shape (row,)
-        Of feature_distance, predictive_chi2, weight_scatter, importance_ess and importance_pareto_k those that there
-        are. Draws that could not be weighed count as the worst.
+        Of feature_distance, predictive_reduced_chi2, weight_scatter, importance_ess and importance_pareto_k those
+        that there are. Draws that could not be weighed count as the worst.
     """
     low, middle, high = (int(np.argmin(np.abs(np.asarray(quantiles) - q))) for q in (0.16, 0.5, 0.84))
     place = prior.cdf(np.moveaxis(np.asarray(percentiles, dtype=float), -1, 0))
-    width = np.maximum(place[high] - place[low], _LEAST_SHARE)
-    reach = np.maximum(np.minimum(place[middle], 1 - place[middle]), _LEAST_SHARE)
+    width = np.maximum(place[high] - place[low], _MIN_SHARE)
+    reach = np.maximum(np.minimum(place[middle], 1 - place[middle]), _MIN_SHARE)
     found = {
         "narrow": -np.log(width).mean(axis=-1),
         "edge": -np.log(reach.min(axis=-1)),
@@ -142,27 +142,27 @@ def doubts(
     with np.errstate(divide="ignore"):
         if "feature_distance" in given:
             found["distance"] = np.log(given["feature_distance"])
-        if "predictive_chi2" in given:
-            found["chi2"] = np.log(given["predictive_chi2"])
+        if "predictive_reduced_chi2" in given:
+            found["chi2"] = np.log(given["predictive_reduced_chi2"])
         if "weight_scatter" in given:
-            found["weights"] = np.log(np.maximum(given["weight_scatter"], _LEAST_SHARE))
+            found["weights"] = np.log(np.maximum(given["weight_scatter"], _MIN_SHARE))
     if "importance_ess" in given:
-        found["ess"] = -np.log(np.nan_to_num(given["importance_ess"], nan=_LEAST_ESS))
+        found["ess"] = -np.log(np.nan_to_num(given["importance_ess"], nan=_MIN_ESS))
     if "importance_pareto_k" in given:
         found["pareto_k"] = np.nan_to_num(given["importance_pareto_k"], nan=_WORST_K, posinf=_WORST_K)
     return found
 
 
-def read_doubts(result: Any, rows: Any, prior: Prior, elements: int) -> dict[str, NDArray[np.float64]]:
-    """Return :func:`doubts` of some rows (a slice, or increasing numbers) of an open ``posterior.zarr``."""
+def read_predictors(result: Any, rows: Any, prior: Prior, elements: int) -> dict[str, NDArray[np.float64]]:
+    """Return :func:`predictors` of some rows (a slice, or increasing numbers) of an open ``posterior.zarr``."""
     at = rows if isinstance(rows, slice) else np.asarray(rows)
 
     def read(name: str) -> NDArray[Any]:
         array = result[name]
         return array[at] if isinstance(at, slice) else array.oindex[at]
 
-    names = ("feature_distance", "predictive_chi2", "weight_scatter", "importance_ess", "importance_pareto_k")
-    return doubts(
+    names = ("feature_distance", "predictive_reduced_chi2", "weight_scatter", "importance_ess", "importance_pareto_k")
+    return predictors(
         prior,
         result["quantile"][:].tolist(),
         read("percentiles"),
@@ -181,7 +181,7 @@ def fit_trust(
     Parameters
     ----------
     found : mapping of str to ndarray, shape (row,)
-        From :func:`doubts`, of the audited rows.
+        From :func:`predictors`, of the audited rows.
     disagreement : array_like, shape (row,)
         Of each row's posterior from emcee's; NaN where no chain converged.
     tolerance : float
@@ -191,11 +191,11 @@ def fit_trust(
     Returns
     -------
     TrustModel or None
-        None where fewer than :data:`LEAST_ROWS` rows are known.
+        None where fewer than :data:`MIN_ROWS` rows are known.
     dict
         The ``trust`` entry of audit.json: ``rows`` that were learned from, ``beyond_tolerance`` of them, the model, and
         for held-out rows ``auc`` with ``auc_95`` (bootstrap; None unless rows of both kinds are known),
-        ``rank_correlation`` with its p-value (None where no doubt means anything), ``mean_trust`` beside the
+        ``rank_correlation`` with its p-value (None where no predictor means anything), ``mean_trust`` beside the
         ``share_within`` that it should be, and ``held_out``: expected and found disagreement of each row.
     """
     from sklearn.linear_model import Ridge
@@ -213,7 +213,7 @@ def fit_trust(
         "beyond_tolerance": int(beyond.sum()),
         "tolerance_sigma": tolerance,
     }
-    if len(values) < LEAST_ROWS:
+    if len(values) < MIN_ROWS:
         return None, told | {"model": None}
     folds = KFold(_FOLDS, shuffle=True, random_state=seed % 2**32)
     search = GridSearchCV(

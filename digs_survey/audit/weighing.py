@@ -70,8 +70,8 @@ def weigh_calibration(
     """
     check_model(posterior.card, config.model)
     group: Any = zarr.open_group(str(path), mode="r")
-    asked = min(config.infer.importance_simulations, config.audit.calibration_simulations)
-    count, draws = min(asked, group["theta"].shape[0]), config.infer.importance_draws
+    asked = min(config.importance.simulations, config.audit.calibration_simulations)
+    count, draws = min(asked, group["theta"].shape[0]), config.importance.draws
     blocks = _Weighed(path, count, _BLOCK, posterior, draws, config.seed)
     found, used_s = run_blocks(blocks, workers=workers, address=address)
     whole = Importance.unknown(count, posterior.prior.ndim, found[0].percentiles.shape[-1])
@@ -87,7 +87,7 @@ def weigh_rows(
     """Weigh rows of a catalog; ``theta`` (row, draw, parameter) are used where they are as many as are wanted."""
     check_model(posterior.card, config.model)
     likelihood = SpectrumLikelihood.of_posterior(posterior)
-    weigher = Weigher(posterior, likelihood, config.infer.importance_draws, config.map.quantiles)
+    weigher = Weigher(posterior, likelihood, config.importance.draws, config.map.quantiles)
     errors = posterior.noise.errors_of(rows.flux, rows.ivar, rows.good)
     return weigher(rows.flux, rows.good, errors, theta)
 

@@ -37,8 +37,8 @@ from digs_survey.errors import CatalogError, ConfigError
 from digs_survey.quality import QualityFlag
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.store.locations import location
-from digs_survey.store.retry import persistent
-from digs_survey.store.storage import ArraySpec, create_arrays, create_group, new_folder, shard_count, shard_rows
+from digs_survey.store.retry import retry_io
+from digs_survey.store.storage import ArraySpec, create_arrays, create_group, new_folder, rows_of_shard, shard_count
 
 __all__ = ["Catalog", "CatalogRows", "ValidationReport", "new_catalog", "validate_catalog", "write_catalog"]
 
@@ -227,7 +227,7 @@ class Catalog:
 
     def _read(self, name: str, part: slice) -> NDArray[Any]:
         try:
-            return _plain(persistent(self._arrays[name].__getitem__, part))
+            return _plain(retry_io(self._arrays[name].__getitem__, part))
         except _DAMAGE as error:
             where = f"{name}: rows {part.start} to {part.stop - 1} of {self.path}"
             raise CatalogError(f"{where} cannot be read ({error}); write the catalog again") from error
@@ -401,8 +401,8 @@ def new_catalog(
             ("galaxy", "wavelength") if name in spectra else ("galaxy",),
             (rows, len(grid)) if name in spectra else (rows,),
             "str" if np.dtype(dtype).kind == "U" else str(np.dtype(dtype)),
-            shard_rows=shard_size,
-            chunk_rows=chunk_rows,
+            rows_per_shard=shard_size,
+            rows_per_chunk=chunk_rows,
             attrs=attributes,
         )
         for name, (dtype, attributes) in wanted.items()
@@ -417,7 +417,7 @@ def new_catalog(
             for name, array in arrays.items():
                 array[part] = _float32(name, values[name]) if name in ("flux", "ivar") else values[name]
 
-        yield [shard_rows(shard, rows, shard_size) for shard in range(shard_count(rows, shard_size))], write
+        yield [rows_of_shard(shard, rows, shard_size) for shard in range(shard_count(rows, shard_size))], write
         create_group(building, attrs)
         violations = schema_violations(open_group(building))
         if violations:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from digs_survey.errors import DigsError, MissingDependencyError, StageError
 from digs_survey.store.retry import is_full
 
-__all__ = ["spread"]
+__all__ = ["run_on_actors"]
 
 _RETRIES = 3
 """Fresh workers that a piece is given to after a worker died on it."""
@@ -41,7 +41,7 @@ class _Running:
     since: float
 
 
-def spread(
+def run_on_actors(
     worker: type,
     task: Any,
     pieces: Sequence[int],

@@ -119,10 +119,10 @@ def shard_failed(error: BaseException) -> None:
     _metric("digs_survey_map_failures_total").inc(1, {"error": _kind(error)})
 
 
-def galaxy_fitted(core_seconds: float, converged: bool) -> None:
+def galaxy_fitted(core_s: float, converged: bool) -> None:
     """Count a galaxy whose chain ended."""
     _metric("digs_survey_audit_galaxies_total").inc(1, {"converged": str(bool(converged)).lower()})
-    _metric("digs_survey_audit_fit_seconds").observe(core_seconds)
+    _metric("digs_survey_audit_fit_seconds").observe(core_s)
 
 
 def galaxy_failed(error: BaseException) -> None:

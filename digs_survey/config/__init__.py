@@ -1,6 +1,6 @@
 """The configuration of a survey: frozen pydantic models, read from TOML."""
 
-from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, InferConfig, MCMCConfig
+from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, ImportanceConfig, MCMCConfig
 from digs_survey.config.noise_sections import MissingConfig, NoiseConfig
 from digs_survey.config.survey import (
     GridConfig,
@@ -19,7 +19,7 @@ __all__ = [
     "AuditConfig",
     "EscalateConfig",
     "GridConfig",
-    "InferConfig",
+    "ImportanceConfig",
     "MCMCConfig",
     "MapConfig",
     "MissingConfig",

@@ -8,18 +8,18 @@ from pydantic import Field, model_validator
 
 from digs_survey.config.types import Count, Fraction, Positive, Section
 
-__all__ = ["AuditConfig", "EscalateConfig", "InferConfig", "MCMCConfig"]
+__all__ = ["AuditConfig", "EscalateConfig", "ImportanceConfig", "MCMCConfig"]
 
 
-class InferConfig(Section):
+class ImportanceConfig(Section):
     """Importance weights, which hold posterior draws against the exact posterior."""
 
-    importance: Literal["none", "audit", "all"] = "none"
+    rows: Literal["none", "audit", "all"] = "none"
     """For nothing; for the audited rows and some of the calibration simulations; or for every row as well, with
     percentiles of the weighted draws and an evidence."""
-    importance_draws: Annotated[int, Field(ge=100)] = 1_000
+    draws: Annotated[int, Field(ge=100)] = 1_000
     """Draws weighed for each row; the map's own where they are as many."""
-    importance_simulations: Count = 1_000
+    simulations: Count = 1_000
     """Calibration simulations that are weighed, at most."""
 
 
@@ -42,7 +42,7 @@ class MCMCConfig(Section):
     also agree; the cost that the neural posterior is compared with is that of the first."""
     max_r_hat: Annotated[float, Field(gt=1)] = 1.01
     """How far the ensembles' potential scale reduction may be above 1."""
-    limit_s: Positive = 604_800.0
+    timeout_s: Positive = 604_800.0
     """Seconds after which a fit is taken for stalled: its worker is ended, and the fit tried once more. A week, since
     with Prospector's spectra a fit may well take a day."""
     moves: Literal["stretch", "kde"] = "kde"
@@ -79,12 +79,12 @@ class AuditConfig(Section):
 class EscalateConfig(Section):
     """Better posteriors for the rows whose neural one is not trusted: importance weights, then emcee."""
 
-    below: Fraction = 0.5
+    trust_threshold: Fraction = 0.5
     """Trust below which a row is to have a better posterior, or the bit LOW_TRUST."""
     core_hours: Annotated[float, Field(ge=0)] = 0.0
     """What that may cost: nothing more is begun when so much is used, and fits under way come to their end. With 0,
     only rows that the audit has fitted anyway have better ones."""
     draws: Annotated[int, Field(ge=100)] = 4_000
     """Draws of a row that are weighed."""
-    least_ess: Positive = 200.0
+    min_ess: Positive = 200.0
     """Effective sample size from which on weighted draws are good enough, with Pareto k up to 0.7."""

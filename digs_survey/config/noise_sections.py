@@ -12,7 +12,7 @@ from digs_survey.errors import ConfigError
 
 __all__ = ["MissingConfig", "NoiseConfig"]
 
-_LEAST_RESPONSE = 0.01
+_MIN_RESPONSE = 0.01
 """Of a noise kernel to a wave over the elements, relative to the largest: keeps likelihoods well conditioned."""
 
 
@@ -76,7 +76,7 @@ class NoiseConfig(Section):
             raise ValueError(f"poisson_share belongs to kind = 'catalog', found kind = {self.kind!r}")
         angle = np.linspace(0, np.pi, 721)
         response = np.abs(sum(k * (2 - (j == 0)) * np.cos(j * angle) for j, k in enumerate(self.kernel)))
-        if not np.max(response) > 0 or np.min(response) < _LEAST_RESPONSE * np.max(response):
+        if not np.max(response) > 0 or np.min(response) < _MIN_RESPONSE * np.max(response):
             raise ValueError(
                 f"kernel = {list(self.kernel)} leaves some pattern of elements without noise, in which no model would "
                 "be good enough; expected a first weight above twice the sum of the others, such as [1.0, 0.3]"

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, InferConfig, MCMCConfig
+from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, ImportanceConfig, MCMCConfig
 from digs_survey.config.noise_sections import MissingConfig, NoiseConfig
 from digs_survey.config.types import Count, Fraction, Positive, Section
 from digs_survey.errors import ConfigError
@@ -30,7 +30,7 @@ __all__ = [
     "AuditConfig",
     "EscalateConfig",
     "GridConfig",
-    "InferConfig",
+    "ImportanceConfig",
     "MCMCConfig",
     "MapConfig",
     "MissingConfig",
@@ -117,14 +117,14 @@ class SimulateConfig(Section):
     engine: Literal["auto", "prospector", "batched"] = "auto"
     """Prospector itself, one spectrum after the other; or the same spectra in batches, as matrix products.
     "auto" takes batches and lets Prospector compute one in a hundred (at least 200) beside them as a check."""
-    draws: Literal["random", "sobol"] = "random"
+    sampling: Literal["random", "sobol"] = "random"
     """How the prior is sampled: independent draws, or a scrambled Sobol sequence, which covers it more evenly. The
     simulations that calibration is tested on are always independent draws."""
 
     @model_validator(mode="after")
     def _sobol_ends(self) -> SimulateConfig:
-        if self.draws == "sobol" and self.simulations > 2**30:
-            raise ValueError(f"draws = 'sobol' has at most {2**30} simulations, found {self.simulations}")
+        if self.sampling == "sobol" and self.simulations > 2**30:
+            raise ValueError(f"sampling = 'sobol' has at most {2**30} simulations, found {self.simulations}")
         return self
 
 
@@ -151,7 +151,7 @@ class TrainConfig(Section):
     """What an embedding gives to the flow."""
     embedding_layers: Annotated[int, Field(ge=0)] = 2
     """Residual layers of an embedding."""
-    features: Literal["log10", "asinh"] = "log10"
+    flux_transform: Literal["log10", "asinh"] = "log10"
     """Of the flux: its log10, or the inverse hyperbolic sine of it in units of the noise, which is log10 where
     the flux is bright, linear where it is faint, and knows negative flux."""
     whitening: Literal["pca", "element"] = "pca"
@@ -191,7 +191,7 @@ class TrainConfig(Section):
         return self
 
 
-LEAST_RECALIBRATION = 1_000
+MIN_RECALIBRATION = 1_000
 """Simulations below which corrected levels are no better than what they correct."""
 
 
@@ -214,7 +214,7 @@ class MapConfig(Section):
     predictive_draws: Annotated[int, Field(ge=0)] = 0
     """Draws of each row whose spectra are held against it: chi-square, its p-value, the distance of its features from
     those of the simulations, and POOR_FIT; 0 leaves all of that out."""
-    least_pvalue: Annotated[float, Field(ge=0, lt=1)] = 1e-5
+    min_pvalue: Annotated[float, Field(ge=0, lt=1)] = 1e-5
     """Predictive p-value below which a row gets POOR_FIT."""
     recalibrate: Annotated[int, Field(ge=0)] = 0
     """Simulations on which the levels of the parameters' percentiles are corrected, so that each holds the share of
@@ -226,7 +226,7 @@ class MapConfig(Section):
     workers: Annotated[int, Field(ge=0)] = 0
     """Ray actors; 0 takes one for each core of the cluster."""
 
-    def shard_rows(self, rows: int) -> int:
+    def shard_size(self, rows: int) -> int:
         """Return the rows of a shard of a catalog of so many rows."""
         if self.rows_per_shard:
             return self.rows_per_shard
@@ -236,9 +236,9 @@ class MapConfig(Section):
     def _samples(self) -> MapConfig:
         if self.samples > self.draws:
             raise ValueError(f"samples: expected at most the {self.draws} draws, found {self.samples}")
-        if 0 < self.recalibrate < LEAST_RECALIBRATION:
+        if 0 < self.recalibrate < MIN_RECALIBRATION:
             raise ValueError(
-                f"recalibrate: expected 0 or at least {LEAST_RECALIBRATION} simulations, found {self.recalibrate}"
+                f"recalibrate: expected 0 or at least {MIN_RECALIBRATION} simulations, found {self.recalibrate}"
             )
         if self.predictive_draws > self.draws:
             raise ValueError(
@@ -255,6 +255,18 @@ class MapConfig(Section):
         if list(self.quantiles) != sorted(set(self.quantiles)) or 0.5 not in self.quantiles:
             raise ValueError("expected increasing quantiles that include 0.5")
         return self
+
+
+RENAMED = {
+    "simulate.draws": "simulate.sampling",
+    "train.features": "train.flux_transform",
+    "infer": "importance (with the keys rows, draws and simulations)",
+    "map.least_pvalue": "map.min_pvalue",
+    "audit.mcmc.limit_s": "audit.mcmc.timeout_s",
+    "escalate.below": "escalate.trust_threshold",
+    "escalate.least_ess": "escalate.min_ess",
+}
+"""Keys and sections of earlier versions, and what they are called now."""
 
 
 class Bounds(Section):
@@ -276,7 +288,7 @@ class SurveyConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     map: MapConfig = MapConfig()
-    infer: InferConfig = InferConfig()
+    importance: ImportanceConfig = ImportanceConfig()
     audit: AuditConfig = AuditConfig()
     escalate: EscalateConfig = EscalateConfig()
 
@@ -396,7 +408,9 @@ def _explain(error: ValidationError) -> Iterator[str]:
     sections = sorted({key.rpartition(".")[0] for key in known} - {""})
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] == "extra_forbidden" and (now := RENAMED.get(key)):
+            yield f"{key}: this key is now called {now}"
+        elif problem["type"] == "extra_forbidden":
             candidates = sections + known if isinstance(problem["input"], dict) else known
             near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.4)
             yield f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "")

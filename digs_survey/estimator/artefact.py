@@ -24,21 +24,21 @@ from digs_survey.versions import versions
 __all__ = ["FORMAT", "NETWORK", "check_grid", "load_artefact", "model_hash", "save_artefact", "update_card"]
 
 FORMAT = 2
-NETWORK = (
-    "flow",
-    "hidden_features",
-    "transforms",
-    "blocks",
-    "embedding",
-    "embedding_features",
-    "embedding_layers",
-    "features",
-    "whitening",
-    "components",
-    "amplitude",
-    "ensemble",
-)
-"""Settings of the network that rebuild it, by their names in the card's architecture."""
+NETWORK = {
+    "flow": "flow",
+    "hidden_features": "hidden_features",
+    "transforms": "transforms",
+    "blocks": "blocks",
+    "embedding": "embedding",
+    "embedding_features": "embedding_features",
+    "embedding_layers": "embedding_layers",
+    "flux_transform": "features",
+    "whitening": "whitening",
+    "components": "components",
+    "amplitude": "amplitude",
+    "ensemble": "ensemble",
+}
+"""Settings of the network that rebuild it, and their names in the card's architecture."""
 _DECISIVE = ("format", "architecture", "parameters", "grid", "noise", "model", "training")
 
 

@@ -20,7 +20,7 @@ from digs_survey.parameters import Prior
 
 __all__ = ["Features"]
 
-_LEAST_VARIANCE = 1e-12
+_MIN_VARIANCE = 1e-12
 _RANGE = 1e-4
 """Share of the training spectra that each feature's range leaves out."""
 
@@ -33,7 +33,7 @@ class Features(nn.Module):
     elements : int
         Wavelength elements of the grid.
     network : TrainConfig
-        Whose ``features``, ``whitening``, ``components`` and ``amplitude`` are used.
+        Whose ``flux_transform``, ``whitening``, ``components`` and ``amplitude`` are used.
     prior : Prior
 
     Attributes
@@ -56,7 +56,7 @@ class Features(nn.Module):
         self.sees_amplitude = network.amplitude != "equivariant"
         self.ndim = prior.ndim
         self.brightness = (
-            LogFlux() if network.features == "log10" else AsinhFlux(elements, scales=not self.sees_amplitude)
+            LogFlux() if network.flux_transform == "log10" else AsinhFlux(elements, scales=not self.sees_amplitude)
         )
         self.coordinates: Coordinates = Coordinates(network.amplitude, self.shape_features, prior)
         for name, shape in {
@@ -149,7 +149,7 @@ class Features(nn.Module):
 
 
 def _deviation(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.sqrt(np.maximum(values.var(axis=0), _LEAST_VARIANCE))
+    return np.sqrt(np.maximum(values.var(axis=0), _MIN_VARIANCE))
 
 
 def _principal(shape: NDArray[np.float64], components: int) -> NDArray[np.float64]:
@@ -158,4 +158,4 @@ def _principal(shape: NDArray[np.float64], components: int) -> NDArray[np.float6
     order = np.argsort(variance)[::-1][:components]
     # The sign of an eigenvector is arbitrary; fixing it keeps the weights the same everywhere.
     vectors = vectors[:, order] * np.sign(vectors[np.abs(vectors[:, order]).argmax(axis=0), order])
-    return vectors / np.sqrt(np.maximum(variance[order], _LEAST_VARIANCE))
+    return vectors / np.sqrt(np.maximum(variance[order], _MIN_VARIANCE))

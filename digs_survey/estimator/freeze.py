@@ -70,7 +70,7 @@ def freeze_posterior(
     card = {
         "format": FORMAT,
         "architecture": {
-            **config.train.model_dump(mode="json", include=set(NETWORK)),
+            **{key: getattr(config.train, name) for name, key in NETWORK.items()},
             "coordinates": _COORDINATES[config.train.amplitude],
         },
         "parameters": config.make_prior().to_dict(),

@@ -32,7 +32,7 @@ _INSIDE_POINTS = 4096
 """Proposals that P(inside | x) of a density is measured with."""
 _PROBE_POINTS = 256
 """Proposals that tell first whether an edge is near at all: nearer to them than the width that they span."""
-_LEAST_INSIDE = 1 / 256
+_MIN_INSIDE = 1 / 256
 """P(inside | x) below which a spectrum is outside the simulations: a 2.7 sigma event at the very edge."""
 
 Base = Literal["sobol", "random"]
@@ -85,9 +85,9 @@ class FrozenPosterior:
         self.arrays = arrays
         self.prior = Prior.from_dict(card["parameters"])
         self.grid = WavelengthGrid.from_dict(card["grid"])
-        network = TrainConfig.model_validate({name: card["architecture"][name] for name in NETWORK})
+        network = TrainConfig.model_validate({name: card["architecture"][key] for name, key in NETWORK.items()})
         noise = NoiseConfig.model_validate(card["noise"])
-        self.noise = NoiseModel.from_config(noise, arrays.get("noise.table"), network.features)
+        self.noise = NoiseModel.from_config(noise, arrays.get("noise.table"), network.flux_transform)
         tensors = {name: torch.as_tensor(value) for name, value in arrays.items()}
         self._features = Features(len(self.grid), network, self.prior)
         self._features.load_state_dict(_under(tensors, "features."))
@@ -299,8 +299,8 @@ class FrozenPosterior:
         """Tell whether a spectrum is outside the simulations, if ``inside`` of its first proposals are in the prior."""
         if self._features.outside(seen.features)[0]:
             return True
-        enough = inside >= _LEAST_INSIDE * _INSIDE_POINTS
-        return self._unbounded is not None and not enough and self._inside(seen) < _LEAST_INSIDE
+        enough = inside >= _MIN_INSIDE * _INSIDE_POINTS
+        return self._unbounded is not None and not enough and self._inside(seen) < _MIN_INSIDE
 
     # -- base points -------------------------------------------------------------------------------------------
 

@@ -93,6 +93,6 @@ def check_model(card: Mapping[str, Any], model: ModelConfig) -> None:
         lines = "\n".join(f"  - model.{name}: posterior {trained[name]!r}, here {other[name]!r}" for name in other)
         raise ConfigError(
             "model: expected the one that the posterior was trained for, found other settings:\n"
-            f"{lines}\nUse that model or train again for this one; importance weights (infer.importance), derived "
+            f"{lines}\nUse that model or train again for this one; importance weights (importance.rows), derived "
             "quantities (map.derived) and recalibration (map.recalibrate) need it."
         )

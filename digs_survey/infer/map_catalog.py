@@ -10,7 +10,7 @@ from typing import Any
 from digs_survey import __version__
 from digs_survey.catalog import Catalog
 from digs_survey.cluster import metrics
-from digs_survey.cluster.actors import spread
+from digs_survey.cluster.actors import run_on_actors
 from digs_survey.cluster.ray_session import ray_session
 from digs_survey.config import SurveyConfig
 from digs_survey.estimator.artefact import check_grid, load_artefact
@@ -43,7 +43,7 @@ def map_catalog(
     Both have every row of the catalog in its order. The dataset has ``percentiles`` (galaxy, parameter, quantile)
     float32, ``quality`` (galaxy,) int64, ``n_good`` (galaxy,) int32, and the coordinates ``galaxy_id``, ``parameter``
     and ``quantile``; with ``map.derived``, ``derived`` (galaxy, quantity, quantile); with ``map.samples``,
-    ``samples`` (galaxy, parameter, sample); with ``infer.importance = "all"``, also what
+    ``samples`` (galaxy, parameter, sample); with ``importance.rows = "all"``, also what
     :func:`~digs_survey.results.dataset.importance_arrays` names. It opens with
     ``xarray.open_zarr(path, consolidated=False)``. The table is a folder of Parquet files, one for each shard, whose
     columns :class:`~digs_survey.results.table.ResultTable` names. No value depends on the number of workers, on the
@@ -101,10 +101,10 @@ def map_catalog(
     if settings.samples_column:
         catalog.require_column(settings.samples_column, "map.samples_column")
     importance_draws = None
-    if config.infer.importance == "all" or settings.derived:
+    if config.importance.rows == "all" or settings.derived:
         check_model(card, config.model)
-    if config.infer.importance == "all":
-        importance_draws = recipe["importance_draws"] = config.infer.importance_draws
+    if config.importance.rows == "all":
+        importance_draws = recipe["importance_draws"] = config.importance.draws
     out, ledger = out_path.absolute(), Ledger(ledger.folder.absolute())
     table = out.with_name("percentiles.parquet")
     kept = lay_out(
@@ -120,7 +120,7 @@ def map_catalog(
     if not kept:
         remove(table)
     advance(ledger.totals()[0])
-    per_shard = settings.shard_rows(catalog.n_rows)
+    per_shard = settings.shard_size(catalog.n_rows)
     pending = ledger.pending(shard_count(catalog.n_rows, per_shard))
     if pending:
         with ray_session(address) as cores:
@@ -137,7 +137,7 @@ def map_catalog(
                 derived_quantities(card, config) if address else _derived_elsewhere(card, config),
             )
             workers = min(settings.workers or cores, len(pending))
-            pool = spread(ShardWorker, task, pending, workers, failed=task.failed, told=metrics.shard_failed)
+            pool = run_on_actors(ShardWorker, task, pending, workers, failed=task.failed, told=metrics.shard_failed)
             with closing(pool) as finished:
                 for _, rows in finished:
                     advance(rows)

@@ -196,7 +196,7 @@ def infer_rows(
             known = rows[finite]
             errors = posterior.noise.errors_of(flux[finite], prepared.ivar[known], prepared.good[known])
             check.put(known, checker(flux[finite], prepared.good[known], errors, theta))
-            quality[known[check.pvalue[known] < map_config.least_pvalue]] |= QualityFlag.POOR_FIT
+            quality[known[check.pvalue[known] < map_config.min_pvalue]] |= QualityFlag.POOR_FIT
         if derive is not None and derived is not None:
             derived[rows[finite]] = draw_quantiles(derive(theta), quantiles)
         if samples is not None:

@@ -25,9 +25,9 @@ from digs_survey.infer.rows import RowResult, infer_rows
 from digs_survey.results.dataset import result_arrays
 from digs_survey.results.table import ResultTable, part_name
 from digs_survey.store.ledger import Ledger
-from digs_survey.store.retry import persistent
+from digs_survey.store.retry import retry_io
 from digs_survey.store.sharded import recorded_recipe
-from digs_survey.store.storage import checksum, shard_rows, write_bytes, write_shard
+from digs_survey.store.storage import checksum, rows_of_shard, write_bytes, write_shard
 
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
@@ -66,7 +66,7 @@ class Task:
 
     def rows(self, shard: int) -> slice:
         """Return the rows of a shard."""
-        return shard_rows(shard, self.n_rows, self.config.map.shard_rows(self.n_rows))
+        return rows_of_shard(shard, self.n_rows, self.config.map.shard_size(self.n_rows))
 
     def failed(self, shard: int | None, why: str) -> StageError:
         """Return the error for a shard that failed, or (None) for a worker that could not start."""
@@ -104,14 +104,14 @@ class RowInference:
         self.levels = None if levels is None else np.array([levels[name] for name in posterior.prior.names])
         self.posterior, self.catalog, self.config, self.derive = posterior, catalog, config, derive
         self.weigher = self.checker = None
-        weighs, predictive = config.infer.importance == "all", config.map.predictive_draws
+        weighs, predictive = config.importance.rows == "all", config.map.predictive_draws
         if not (weighs or predictive):
             return
         likelihood = SpectrumLikelihood.of_posterior(posterior)
         if predictive:
             self.checker = Checker(posterior, likelihood, predictive)
         if weighs:
-            self.weigher = Weigher(posterior, likelihood, config.infer.importance_draws, config.map.quantiles)
+            self.weigher = Weigher(posterior, likelihood, config.importance.draws, config.map.quantiles)
 
     def __call__(self, rows: slice, block: CatalogRows) -> RowResult:
         """Infer some rows, of which ``block`` was read."""
@@ -189,7 +189,7 @@ class ShardWorker:
                 shard,
                 rows=len(result.quality),
                 checksum=digest(arrays),
-                core_seconds=used_s - self.counted_s,
+                core_s=used_s - self.counted_s,
                 seconds=sum(phases.seconds.values()),
                 phases=phases.seconds,
                 table=checksum(np.frombuffer(part, dtype=np.uint8)),
@@ -201,9 +201,9 @@ class ShardWorker:
 
     def _write(self, shard: int, rows: slice, arrays: dict[str, NDArray[Any]], part: bytes) -> None:
         task = self.task
-        persistent(write_shard, task.out, shard, rows, arrays)
-        persistent(write_bytes, task.table / part_name(shard), part)
-        written, stored = digest(arrays), persistent(stored_digest, task.out, rows, tuple(arrays))
+        retry_io(write_shard, task.out, shard, rows, arrays)
+        retry_io(write_bytes, task.table / part_name(shard), part)
+        written, stored = digest(arrays), retry_io(stored_digest, task.out, rows, tuple(arrays))
         if stored != written:
             raise StageError(f"read back other values than were written (SHA-256 {stored}, not {written})")
 

@@ -66,7 +66,10 @@ class NoiseModel:
 
     @classmethod
     def from_config(
-        cls, config: NoiseConfig, table: ArrayLike | None = None, features: Literal["log10", "asinh"] | None = None
+        cls,
+        config: NoiseConfig,
+        table: ArrayLike | None = None,
+        flux_transform: Literal["log10", "asinh"] | None = None,
     ) -> NoiseModel:
         """Build the noise that a configuration describes.
 
@@ -76,12 +79,12 @@ class NoiseModel:
         table : array_like, shape (terms, rows, wavelength), optional
             Where ``config.needs_catalog``: what :func:`~digs_survey.noise.error_table.noise_table` gives.
             Without it the noise cannot be drawn.
-        features : {"log10", "asinh"}, optional
-            ``train.features`` of the posterior that is shown the noisy spectra: with log10, which does not know
+        flux_transform : {"log10", "asinh"}, optional
+            ``train.flux_transform`` of the posterior that is shown the noisy spectra: with log10, which does not know
             negative flux, it is filled; so it is where noise is Gaussian in log10 flux and no model gives it. Without a
             posterior spectra are as they were measured.
         """
-        keeps_negative = features != "log10" and config.space == "flux"
+        keeps_negative = flux_transform != "log10" and config.space == "flux"
         if config.sigma_flam:
             table = np.reshape(config.sigma_flam, (1, 1, -1))
         if config.kind == "fractional" or table is None:
@@ -148,7 +151,7 @@ class NoiseModel:
             )
         return self.table[:, (np.asarray(uniform, dtype=float) * self.table.shape[1]).astype(int)]
 
-    def lose(self, noisy: NDArray[Any], uniform: ArrayLike) -> NDArray[Any]:
+    def apply_missing(self, noisy: NDArray[Any], uniform: ArrayLike) -> NDArray[Any]:
         """Take stretches out of noisy spectra (..., wavelength), and fill them as a catalog's rows are filled.
 
         ``uniform`` (..., config.missing.columns) chooses them. As in a catalog's rows, elements that are not
@@ -188,12 +191,12 @@ class NoiseModel:
         row, normal, missing = np.split(uniform, [1, 1 + self.normals(flux.shape[-1])], axis=-1)
         errors = self.pick(row[..., 0])
         noisy = self.perturb(flux, ndtri(normal), errors)
-        return self.lose(noisy, missing), self._kept(noisy, missing), errors
+        return self.apply_missing(noisy, missing), self._kept(noisy, missing), errors
 
     def draw(self, flux: ArrayLike, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return noisy copies, with stretches lost, of spectra (..., wavelength)."""
         noisy = self._noisy(np.asarray(flux, dtype=float), rng)
-        return self.lose(noisy, rng.random((*noisy.shape[:-1], self.config.missing.columns)))
+        return self.apply_missing(noisy, rng.random((*noisy.shape[:-1], self.config.missing.columns)))
 
     def negative_share(self, flux: ArrayLike) -> float:
         """Share of the elements of spectra (n, wavelength) whose noisy flux is not positive: one draw."""
@@ -279,7 +282,7 @@ class NoiseModel:
         return Correlation(self.config.kernel)
 
     def _kept(self, noisy: NDArray[Any], uniform: ArrayLike) -> NDArray[np.bool_]:
-        """Elements (..., wavelength) that :meth:`lose` leaves as they are."""
+        """Elements (..., wavelength) that :meth:`apply_missing` leaves as they are."""
         kept = np.ones(noisy.shape, dtype=bool) if self.keeps_negative else noisy > 0
         if self.config.missing.probability:
             kept &= ~missing_elements(self.config.missing, uniform, noisy.shape[-1])

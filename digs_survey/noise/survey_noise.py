@@ -24,8 +24,8 @@ def survey_noise(config: SurveyConfig, catalog: Catalog) -> NoiseModel:
     CatalogError
         If the catalog is in the observed frame, or none of these rows has errors for half its elements.
     """
-    features = config.train.features
-    keeps_negative = NoiseModel.from_config(config.noise, features=features).keeps_negative
+    flux_transform = config.train.flux_transform
+    keeps_negative = NoiseModel.from_config(config.noise, flux_transform=flux_transform).keeps_negative
     last = max(0, catalog.n_rows - _BLOCK_ROWS)
     errors, goods = [], []
     for start in np.unique(np.linspace(0, last, _BLOCKS).astype(int)):
@@ -42,4 +42,4 @@ def survey_noise(config: SurveyConfig, catalog: Catalog) -> NoiseModel:
         errors.append(row_errors(config.noise, rows.flux, rows.ivar, good))
         goods.append(good)
     table = noise_table(config.noise, np.concatenate(errors, axis=1), np.concatenate(goods), config.seed)
-    return NoiseModel.from_config(config.noise, table, features)
+    return NoiseModel.from_config(config.noise, table, flux_transform)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from digs_survey.audit.mcmc.fit_galaxies import fit_galaxies
 from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyFit, galaxy_jobs
 from digs_survey.audit.sample import prepare_rows
-from digs_survey.audit.trust import TrustModel, read_doubts
+from digs_survey.audit.trust import TrustModel, read_predictors
 from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import StageError
@@ -32,11 +32,11 @@ from digs_survey.infer.rows import draw_quantiles
 from digs_survey.parameters import Prior
 from digs_survey.quality import NO_POSTERIOR
 from digs_survey.refine.reweigh import ReweighSetup, reweigh_rows
-from digs_survey.results.final import TIERS, Better, BetterRows, final_part
+from digs_survey.results.final import TIERS, RefinedRow, RefinedRows, final_part
 from digs_survey.results.table import part_name
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.locations import is_file
-from digs_survey.store.storage import checksum, read_json, shard_count, shard_rows, write_bytes, write_json
+from digs_survey.store.storage import checksum, read_json, rows_of_shard, shard_count, write_bytes, write_json
 
 if TYPE_CHECKING:
     from digs_survey.infer.derived import DerivedQuantities
@@ -79,7 +79,8 @@ def escalate(
     Returns
     -------
     dict
-        What escalate.json holds: ``below``; ``rows`` of each tier; ``without_trust`` and ``low_trust``, the rows with a
+        What escalate.json holds: ``trust_threshold``; ``rows`` of each tier; ``without_trust`` and ``low_trust``, the
+        rows with a
         posterior of which nothing is known, and those that keep one which is not trusted; what was ``weighed`` and
         ``fitted``, how many of these did, and the core-seconds of both.
     """
@@ -93,21 +94,21 @@ def escalate(
     trust = _trust_of_rows(result, catalog, prior, None if model is None else TrustModel.from_dict(model))
     with_posterior = (result["quality"][:] & NO_POSTERIOR) == 0
     # NaN compares as false, so that rows without a trust are left alone.
-    low = with_posterior & (trust < config.escalate.below)
+    low = with_posterior & (trust < config.escalate.trust_threshold)
     # Budgets and failures are not the same twice: what was decided once holds for every part of the table.
-    decided, spent = (run_dir / "escalate-jobs" / name for name in ("better.npz", "told.json"))
+    decided, spent = (run_dir / "escalate-jobs" / name for name in ("refined.npz", "told.json"))
     if not is_file(decided):
         found, told = _improve(run_dir, config, catalog, card, trust, low, task, ray_address)
         write_json(spent, told)
-        BetterRows.of(found, prior.ndim, len(config.map.derived), len(config.map.quantiles)).save(decided)
-    better, told = BetterRows.load(decided), read_json(spent)
+        RefinedRows.of(found, prior.ndim, len(config.map.derived), len(config.map.quantiles)).save(decided)
+    better, told = RefinedRows.load(decided), read_json(spent)
     low[better.rows] = False
-    about: dict[str, Any] = {"below": config.escalate.below}
+    about: dict[str, Any] = {"trust_threshold": config.escalate.trust_threshold}
     about |= {name: learned.get(name) for name in ("tolerance_sigma", "auc", "auc_95", "rows")}
-    per_shard = config.map.shard_rows(catalog.n_rows)
+    per_shard = config.map.shard_size(catalog.n_rows)
     advance(ledger.totals()[0])
     for shard in ledger.pending(shard_count(catalog.n_rows, per_shard)):
-        rows = shard_rows(shard, catalog.n_rows, per_shard)
+        rows = rows_of_shard(shard, catalog.n_rows, per_shard)
         with ledger.attempt(shard):
             part = final_part(
                 run_dir / "percentiles.parquet" / part_name(shard),
@@ -120,12 +121,12 @@ def escalate(
             )
             write_bytes(run_dir / "results.parquet" / part_name(shard), part)
             digest = checksum(np.frombuffer(part, dtype=np.uint8))
-            ledger.mark(shard, rows=rows.stop - rows.start, checksum=digest, core_seconds=0.0, first=rows.start)
+            ledger.mark(shard, rows=rows.stop - rows.start, checksum=digest, core_s=0.0, first=rows.start)
         advance(rows.stop - rows.start)
     tiers = np.bincount(better.tier, minlength=len(TIERS))
     tiers[0] = int(with_posterior.sum()) - better.rows.size
     summary = {
-        "below": config.escalate.below,
+        "trust_threshold": config.escalate.trust_threshold,
         "rows": dict(zip(TIERS, tiers.tolist(), strict=True)),
         "without_trust": int((with_posterior & np.isnan(trust)).sum()),
         "low_trust": int(low.sum()),
@@ -140,29 +141,31 @@ def in_words(summary: Mapping[str, Any]) -> str:
     rows = ", ".join(f"{count:,} by {name}" for name, count in summary["rows"].items())
     if summary["without_trust"] == sum(summary["rows"].values()):
         return f"posteriors {rows}; trust is not known: too few audited rows"
-    return f"posteriors {rows}; {summary['low_trust']:,} rows keep one with a trust below {summary['below']:g}"
+    return (
+        f"posteriors {rows}; {summary['low_trust']:,} rows keep one with a trust below {summary['trust_threshold']:g}"
+    )
 
 
 def _trust_of_rows(result: Any, catalog: Catalog, prior: Prior, model: TrustModel | None) -> NDArray[np.float32]:
     trust = np.full(catalog.n_rows, np.nan, dtype=np.float32)
     for start in range(0, catalog.n_rows if model else 0, _BLOCK):
         block = slice(start, min(start + _BLOCK, catalog.n_rows))
-        found = read_doubts(result, block, prior, len(catalog.grid))
+        found = read_predictors(result, block, prior, len(catalog.grid))
         trust[block] = model.trust(np.stack([found[name] for name in model.names], axis=-1))  # type: ignore[union-attr]
     return trust
 
 
-def _fitted_by_audit(run_dir: Path, config: SurveyConfig, derive: DerivedQuantities | None) -> dict[int, Better]:
+def _fitted_by_audit(run_dir: Path, config: SurveyConfig, derive: DerivedQuantities | None) -> dict[int, RefinedRow]:
     """Posteriors of the audited rows whose chain converged."""
     galaxies: Any = zarr.open_group(str(run_dir / "audit.zarr"), mode="r")["galaxies"]
     found = zip(galaxies["row"][:].tolist(), galaxies["converged"][:], galaxies["mcmc"][:], strict=True)
     return {row: _of_chain(draws, config, derive) for row, converged, draws in found if converged}
 
 
-def _of_chain(draws: NDArray[np.float64], config: SurveyConfig, derive: DerivedQuantities | None) -> Better:
+def _of_chain(draws: NDArray[np.float64], config: SurveyConfig, derive: DerivedQuantities | None) -> RefinedRow:
     quantiles = config.map.quantiles
     derived = np.empty((0, len(quantiles))) if derive is None else draw_quantiles(derive(draws)[None], quantiles)[0]
-    return Better(2, draw_quantiles(draws[None], quantiles)[0], derived)
+    return RefinedRow(2, draw_quantiles(draws[None], quantiles)[0], derived)
 
 
 def _improve(
@@ -174,7 +177,7 @@ def _improve(
     low: NDArray[np.bool_],
     task: _Task,
     address: str | None,
-) -> tuple[dict[int, Better], dict[str, Any]]:
+) -> tuple[dict[int, RefinedRow], dict[str, Any]]:
     """Find better posteriors of the rows that are ``low``, the least trusted first, and say what was done."""
     settings, folder = config.escalate, run_dir / "escalate-jobs"
     derive = derived_quantities(card, config)
@@ -190,23 +193,23 @@ def _improve(
         with task("weigh", wanted.size, "rows that are not trusted") as advance:
             blocks = reweigh_rows(setup, wanted, folder / "weights", budget_s, address=address, advance=advance)
         for block in blocks:
-            good = (block.pareto_k <= PARETO_K_LIMIT) & (block.ess >= settings.least_ess)
+            good = (block.pareto_k <= PARETO_K_LIMIT) & (block.ess >= settings.min_ess)
             told["weighed"] += block.rows.size
             told["accepted"] += int(good.sum())
-            cost["weights"] += block.core_seconds
+            cost["weights"] += block.core_s
             for i in np.flatnonzero(good):
-                better[int(block.rows[i])] = Better(1, block.percentiles[i], block.derived[i])
+                better[int(block.rows[i])] = RefinedRow(1, block.percentiles[i], block.derived[i])
         left_s = budget_s - cost["weights"]
         rest = [row for row in wanted.tolist() if row not in better]
         if rest and left_s > 0:
             fits = _fit(config, catalog, rest, run_dir, left_s, task, address)
             for row, fit in fits.items():
                 told["fitted"] += 1
-                cost["emcee"] += 0.0 if fit.error else fit.job_core_seconds
+                cost["emcee"] += 0.0 if fit.error else fit.job_core_s
                 if fit.converged:
                     told["converged"] += 1
                     better[row] = _of_chain(fit.draws, config, derive)
-    return better, told | {"core_seconds": cost, "budget_core_seconds": budget_s}
+    return better, told | {"core_s": cost, "budget_core_s": budget_s}
 
 
 def _fit(
@@ -242,7 +245,7 @@ def _fit(
 def _affordable(run_dir: Path, budget_s: float) -> int:
     """How many fits the budget may have room for, with a margin, by what those of the audit took."""
     galaxies: Any = zarr.open_group(str(run_dir / "audit.zarr"), mode="r")["galaxies"]
-    spent = galaxies["job_core_seconds"][:]
+    spent = galaxies["job_core_s"][:]
     known = spent[np.isfinite(spent) & (spent > 0)]
     if not known.size:
         return _MARGIN

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from digs_survey.audit.sample import prepare_rows
 from digs_survey.catalog import Catalog
-from digs_survey.cluster.actors import spread
+from digs_survey.cluster.actors import run_on_actors
 from digs_survey.cluster.ray_session import ray_session
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import StageError
@@ -50,7 +50,7 @@ class WeightedRows:
     ess, pareto_k : ndarray of float32, shape (row,)
     percentiles : ndarray of float32, shape (row, parameter, quantile)
     derived : ndarray of float32, shape (row, quantity, quantile)
-    core_seconds : float
+    core_s : float
     """
 
     rows: NDArray[np.int64]
@@ -58,7 +58,7 @@ class WeightedRows:
     pareto_k: NDArray[np.float32]
     percentiles: NDArray[np.float32]
     derived: NDArray[np.float32]
-    core_seconds: float
+    core_s: float
 
     def save(self, path: Path) -> None:
         """Write a file that is there in full or not at all."""
@@ -68,7 +68,7 @@ class WeightedRows:
     def load(cls, path: Path) -> WeightedRows:
         """Read what :meth:`save` wrote."""
         values: dict[str, Any] = read_arrays(path)
-        return cls(**values | {"core_seconds": float(values["core_seconds"])})
+        return cls(**values | {"core_s": float(values["core_s"])})
 
 
 @dataclass(frozen=True)
@@ -157,24 +157,22 @@ def reweigh_rows(
     }
     for one in done.values():
         advance(one.rows.size)
-    spent = sum(one.core_seconds for one in done.values())
+    spent = sum(one.core_s for one in done.values())
     pending = [number for number in range(len(blocks)) if number not in done]
     if pending and spent < budget_s:
         with ray_session(address) as cores:
             workers = min(cores, len(pending))
-            finished = spread(
+            finished = run_on_actors(
                 _Worker, _Task(setup, blocks), pending, workers, failed=_failed, stage="escalate", tries=2
             )
             with closing(finished) as pieces:
                 for number, found in pieces:
                     found.save(_file(folder, number))
                     ledger.forget(number)
-                    ledger.mark(
-                        number, rows=found.rows.size, checksum=checksum(blocks[number]), core_seconds=found.core_seconds
-                    )
+                    ledger.mark(number, rows=found.rows.size, checksum=checksum(blocks[number]), core_s=found.core_s)
                     done[number] = found
                     advance(found.rows.size)
-                    spent += found.core_seconds
+                    spent += found.core_s
                     if spent >= budget_s:
                         break
     return [done[number] for number in sorted(done)]

@@ -31,7 +31,7 @@ _NAMED = 3
 
 def inside_section(run: RunData) -> dict[str, Any] | None:
     """Return the stacked residuals, the map of the rows and the rows of the tables; None if it was not measured."""
-    told, data = run.audit.get("inside"), run.survey
+    told, data = run.audit.get("domain"), run.survey
     if not told or data is None or told["verdict"] == "unknown":
         return None
     values = {name: data[name].values for name in data.variables}
@@ -63,7 +63,7 @@ def inside_section(run: RunData) -> dict[str, Any] | None:
 
 def inside_headline(run: RunData) -> Headline:
     """Return the verdict's line, which says so if it was not measured."""
-    told = run.audit.get("inside")
+    told = run.audit.get("domain")
     title = "Survey inside the simulations"
     if not told:
         words = "Whether the survey is inside what was simulated was not measured."
@@ -92,7 +92,7 @@ def _words(told: dict[str, Any]) -> str:
     if told["verdict"] == "inside":
         return (
             f"The survey is inside what was simulated, as far as {count(told['rows'])} rows tell: a feature that all "
-            f"share would have been seen from {fixed(told['least_sigma'], 2)} σ on."
+            f"share would have been seen from {fixed(told['min_sigma'], 2)} σ on."
         )
     words = []
     if found := sorted(told["departures"], key=lambda one: -abs(one["sigma"])):

@@ -64,7 +64,7 @@ def galaxy_rows(run: RunData) -> list[dict[str, Any]]:
             "steps": int(data["steps"].values[g]),
             "tau": _largest(tau[g]),
             "acceptance": float(data["acceptance"].values[g]),
-            "core_seconds": float(data["core_seconds"].values[g]),
+            "core_s": float(data["core_s"].values[g]),
             "reduced_chi2": _reduced_chi2(data, g),
         }
         for g in range(data.sizes["galaxy"])

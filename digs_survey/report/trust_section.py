@@ -34,7 +34,7 @@ def trust_section(run: RunData) -> dict[str, Any] | None:
         counts = np.zeros(_BINS, dtype=np.int64)
         for batch in open_table(run.folder / "results.parquet").to_batches(columns=["trust"]):
             counts += np.histogram(batch["trust"].to_numpy(zero_copy_only=False), edges)[0]
-        pictures.append(figures.spread(edges, counts, told["below"]))
+        pictures.append(figures.spread(edges, counts, told["trust_threshold"]))
     return {"learned": learned, "told": told, "pictures": pictures}
 
 

@@ -43,7 +43,7 @@ IMPORTANCE = {
 """Columns that importance weights give to each row, and what they mean."""
 PREDICTIVE = {
     "feature_distance": "root mean square of the spectrum's features in units of the training simulations'",
-    "predictive_chi2": "chi-square over the number of good elements, mean over spectra of the row's draws",
+    "predictive_reduced_chi2": "chi-square over the number of good elements, mean over spectra of the row's draws",
     "predictive_pvalue": "posterior predictive p-value of chi-square; near 0 where model and noise do not fit",
     "weight_scatter": "scatter of ln importance weights of the row's draws; 0 if its posterior is the exact one",
 }
@@ -84,7 +84,7 @@ def lay_out(
     bool
         Whether the dataset was kept.
     """
-    shard = config.shard_rows(rows)
+    shard = config.shard_size(rows)
     # A task's rows are those of a shard only if a shard is whole chunks.
     chunk = _CHUNK_ROWS if shard % _CHUNK_ROWS == 0 else shard
     units = {p.name: p.unit for p in prior.parameters}
@@ -183,7 +183,7 @@ def predictive_arrays(check: PredictiveCheck) -> dict[str, NDArray[Any]]:
     """Return the arrays that a dataset laid out with ``map.predictive_draws`` holds besides, by their names in it."""
     return {
         "feature_distance": check.distance,
-        "predictive_chi2": check.chi2,
+        "predictive_reduced_chi2": check.chi2,
         "predictive_pvalue": check.pvalue,
         "weight_scatter": check.scatter,
     }

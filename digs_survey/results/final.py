@@ -19,7 +19,7 @@ from digs_survey.store.storage import read_arrays, read_bytes, write_arrays
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["TIERS", "Better", "BetterRows", "final_part"]
+__all__ = ["TIERS", "RefinedRow", "RefinedRows", "final_part"]
 
 TIERS = ("neural posterior", "importance weights", "emcee")
 """Whose percentiles a row has, by its ``tier``."""
@@ -30,7 +30,7 @@ _MEANINGS = {
 
 
 @dataclass(frozen=True)
-class Better:
+class RefinedRow:
     """Percentiles that take the place of a row's own.
 
     Attributes
@@ -47,7 +47,7 @@ class Better:
 
 
 @dataclass(frozen=True)
-class BetterRows:
+class RefinedRows:
     """All rows that have better percentiles.
 
     Attributes
@@ -65,7 +65,7 @@ class BetterRows:
     derived: NDArray[np.float64]
 
     @classmethod
-    def of(cls, better: Mapping[int, Better], parameters: int, quantities: int, quantiles: int) -> BetterRows:
+    def of(cls, better: Mapping[int, RefinedRow], parameters: int, quantities: int, quantiles: int) -> RefinedRows:
         """Put rows in their order; the sizes are those that arrays have where there are none."""
         rows = sorted(better)
         shapes = (len(rows), parameters, quantiles), (len(rows), quantities, quantiles)
@@ -76,17 +76,17 @@ class BetterRows:
             np.array([better[row].derived for row in rows], dtype=float).reshape(shapes[1]),
         )
 
-    def within(self, start: int, stop: int) -> BetterRows:
+    def within(self, start: int, stop: int) -> RefinedRows:
         """Return those from ``start`` to ``stop`` (excluded), with rows that count from ``start``."""
         part = slice(*np.searchsorted(self.rows, (start, stop)))
-        return BetterRows(self.rows[part] - start, self.tier[part], self.percentiles[part], self.derived[part])
+        return RefinedRows(self.rows[part] - start, self.tier[part], self.percentiles[part], self.derived[part])
 
     def save(self, path: Path) -> None:
         """Write a file that is there in full or not at all."""
         write_arrays(path, vars(self))
 
     @classmethod
-    def load(cls, path: Path) -> BetterRows:
+    def load(cls, path: Path) -> RefinedRows:
         """Read what :meth:`save` wrote."""
         return cls(**read_arrays(path))
 
@@ -94,7 +94,7 @@ class BetterRows:
 def final_part(
     source: Path,
     trust: NDArray[np.floating],
-    better: BetterRows,
+    better: RefinedRows,
     low: NDArray[np.bool_],
     quantities: tuple[Sequence[str], Sequence[str]],
     quantiles: Sequence[float],
@@ -108,7 +108,7 @@ def final_part(
         The part of ``percentiles.parquet``.
     trust : ndarray, shape (row,)
         Of its rows.
-    better : BetterRows
+    better : RefinedRows
         Those of its rows, counted from its first.
     low : ndarray of bool, shape (row,)
         Which of its rows have the bit LOW_TRUST.

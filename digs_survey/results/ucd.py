@@ -31,7 +31,7 @@ _COLUMNS = {
     "quality": "meta.code.qual",
     "log_evidence": "stat.likelihood",
     "log_evidence_error": "stat.error",
-    "predictive_chi2": "stat.fit.chi2",
+    "predictive_reduced_chi2": "stat.fit.chi2",
     "predictive_pvalue": "stat.probability",
     "trust": "stat.probability",
     "tier": "meta.code",

@@ -27,7 +27,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _core_seconds() -> float:
+def _core_s() -> float:
     """CPU time of this process and of its children that have ended."""
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
@@ -126,13 +126,13 @@ class RunManifest:
         self.stages[stage] = entry | {"wall_s": wall_before, "core_s": core_before}
         self.save()
         record = StageRecord()
-        wall, core = time.perf_counter(), _core_seconds()
+        wall, core = time.perf_counter(), _core_s()
         status = "failed"
         try:
             yield record
             status = "done"
         finally:
-            spent = core_before + _core_seconds() - core
+            spent = core_before + _core_s() - core
             self.stages[stage] = entry | {
                 "status": status,
                 "finished": _now(),

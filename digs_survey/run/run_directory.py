@@ -23,7 +23,7 @@ from digs_survey.store.locations import exists
 from digs_survey.store.storage import remove, write_text
 from digs_survey.versions import versions
 
-__all__ = ["OUTPUTS", "Todo", "Workplace"]
+__all__ = ["OUTPUTS", "StageRun", "RunDirectory"]
 
 OUTPUTS: dict[str, tuple[str, ...]] = {
     "simulate": ("simulations.zarr", "ledger/simulate"),
@@ -38,7 +38,7 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass
-class Workplace:
+class RunDirectory:
     """A run directory with its configuration, and the clusters that its stages use.
 
     Attributes
@@ -81,10 +81,10 @@ class Workplace:
         return {stage: record["key"], "finished": record["finished"]}
 
     @contextmanager
-    def _stage(self, name: str, key: Mapping[str, Any], total: int, unit: str) -> Iterator[Todo]:
+    def _stage(self, name: str, key: Mapping[str, Any], total: int, unit: str) -> Iterator[StageRun]:
         if self.manifest.reusable(name, key) and all(exists(self.run_dir / out) for out in OUTPUTS[name][:1]):
             self.progress.say(f"{name}: done already", kind="stage_kept", stage=name)
-            yield Todo(None, lambda count: None)
+            yield StageRun(None, lambda count: None)
             return
         write_text(self.run_dir / "config.toml", tomli_w.dumps(self.config.model_dump(mode="json", exclude_none=True)))
         self.manifest.describe_run(
@@ -99,7 +99,7 @@ class Workplace:
             self.progress.task(name, total, unit) as advance,
             with_dashboards(self.dashboards, lambda line: self.progress.say(line, kind="dashboard")),
         ):
-            yield Todo(record, advance)
+            yield StageRun(record, advance)
 
     def _is_done(self, stage: str) -> bool:
         return self.manifest.stages.get(stage, {}).get("status") == "done"
@@ -127,7 +127,7 @@ class Workplace:
 
 
 @dataclass
-class Todo:
+class StageRun:
     """A stage that is running, or (false) one that was done already."""
 
     record: Any

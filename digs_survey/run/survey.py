@@ -19,7 +19,7 @@ from digs_survey.errors import CatalogError
 from digs_survey.estimator.artefact import check_grid, load_artefact, update_card
 from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.survey_noise import survey_noise
-from digs_survey.run.run_directory import Workplace
+from digs_survey.run.run_directory import RunDirectory
 from digs_survey.run.status import STAGES
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.store.ledger import Ledger
@@ -33,7 +33,7 @@ _NOISE_TRIAL_ROWS, _MUCH_NEGATIVE = 2_000, 0.01
 """Simulations on which the noise is tried, and the share of negative elements from which on that is told."""
 
 
-class Survey(Workplace):
+class Survey(RunDirectory):
     """The stages of a run directory, in their order.
 
     What a stage works with is imported when there is something to do, so that a finished run answers at once.
@@ -74,8 +74,8 @@ class Survey(Workplace):
         settings = self.config.simulate
         key = self._key("model", "prior", "simulate") | {"grid": _grid_key(grid)}
         ledger = Ledger(self.run_dir / "ledger" / "simulate")
-        with self._stage("simulate", key, settings.simulations, "spectra") as todo:
-            if todo:
+        with self._stage("simulate", key, settings.simulations, "spectra") as stage:
+            if stage:
                 from digs_survey.simulate.simulation_set import engine_check, simulate
 
                 simulate(
@@ -86,11 +86,11 @@ class Survey(Workplace):
                     stream="simulate",
                     ledger=ledger,
                     address=self.dask_address,
-                    advance=todo.advance,
+                    advance=stage.advance,
                 )
-                todo.record.rows, todo.record.core_s = ledger.totals()
-                todo.record.extra |= engine_check(ledger)
-        return bool(todo)
+                stage.record.rows, stage.record.core_s = ledger.totals()
+                stage.record.extra |= engine_check(ledger)
+        return bool(stage)
 
     def augment(self) -> bool:
         """Write noisy training pairs to disk (training itself draws fresh noise)."""
@@ -104,8 +104,8 @@ class Survey(Workplace):
             "keeps_negative": noise.keeps_negative,
         }
         ledger = Ledger(self.run_dir / "ledger" / "augment")
-        with self._stage("augment", key, total, "pairs") as todo:
-            if todo:
+        with self._stage("augment", key, total, "pairs") as stage:
+            if stage:
                 from digs_survey.simulate.augment import augment
 
                 augment(
@@ -116,10 +116,10 @@ class Survey(Workplace):
                     seed=self.config.seed,
                     ledger=ledger,
                     rows_per_shard=self.config.simulate.rows_per_shard,
-                    advance=todo.advance,
+                    advance=stage.advance,
                 )
-                todo.record.rows, todo.record.core_s = ledger.totals()
-        return bool(todo)
+                stage.record.rows, stage.record.core_s = ledger.totals()
+        return bool(stage)
 
     def train(self) -> bool:
         """Train the estimator on the simulations and freeze the posterior."""
@@ -131,11 +131,11 @@ class Survey(Workplace):
             "noise_table": noise.to_dict()["table"],
         }
         self._take_lower_rates(key["train"])
-        with self._stage("train", key, self.config.train.epochs * self.config.train.ensemble, "epochs") as todo:
-            if todo:
+        with self._stage("train", key, self.config.train.epochs * self.config.train.ensemble, "epochs") as stage:
+            if stage:
                 from digs_survey.estimator.training.train import train
 
-                _, todo.record.core_s = train(
+                _, stage.record.core_s = train(
                     self.config,
                     simulations,
                     self.run_dir / "model",
@@ -143,32 +143,32 @@ class Survey(Workplace):
                     data_hash=data_hash,
                     grid=self._grid(),
                     ray_address=self.ray_address,
-                    advance=todo.advance,
+                    advance=stage.advance,
                 )
-                todo.record.rows = self.config.simulate.simulations
+                stage.record.rows = self.config.simulate.simulations
                 update_card(
                     self.run_dir / "model",
                     cost={
                         "simulate_core_s": self.manifest.stages["simulate"].get("core_s"),
-                        "train_core_s": todo.record.core_s,
+                        "train_core_s": stage.record.core_s,
                     },
                 )
-        return bool(todo)
+        return bool(stage)
 
     def adopt(self, folder: Path) -> bool:
         """Take a frozen posterior from a folder in the place of training one."""
         _, card = load_artefact(folder)
         key = {"digs_survey": __version__, "pretrained": folder.name, "posterior": card["hash"]}
-        with self._stage("train", key, 1, "posterior that ships with this version") as todo:
-            if todo:
+        with self._stage("train", key, 1, "posterior that ships with this version") as stage:
+            if stage:
                 for name in ("model.safetensors", "history.csv", "card.json"):
                     write_bytes(self.run_dir / "model" / name, (folder / name).read_bytes())
                 self.progress.say(
                     f"train: the posterior {folder.name!r} that ships with this version was trained for this model, "
                     "prior, noise and grid, and is used as it is; --retrain trains one here"
                 )
-                todo.advance(1)
-        return bool(todo)
+                stage.advance(1)
+        return bool(stage)
 
     def map(self, catalog: Path, model: Path | None = None) -> bool:
         """Apply the frozen posterior to every row of a catalog and write the tables."""
@@ -179,18 +179,18 @@ class Survey(Workplace):
         fingerprint = self._record_catalog(opened)
         key = self._key("map") | {"posterior": card["hash"], "catalog": fingerprint}
         del key["map"]["workers"]
-        if self.config.infer.importance == "all":
-            key["infer"] = {"importance": "all", "importance_draws": self.config.infer.importance_draws}
+        if self.config.importance.rows == "all":
+            key["importance"] = {"rows": "all", "draws": self.config.importance.draws}
         inputs = self.manifest.data["inputs"] | {"model": str(folder.absolute())}
         self.manifest.update(inputs=inputs)
         ledger = Ledger(self.run_dir / "ledger" / "map")
-        with self._stage("map", key, opened.n_rows, "galaxies") as todo:
-            if todo:
+        with self._stage("map", key, opened.n_rows, "galaxies") as stage:
+            if stage:
                 from digs_survey.infer.map_catalog import map_catalog
 
                 levels = None
                 if self.config.map.recalibrate:
-                    levels, todo.record.extra["recalibration"] = self._recalibrate(folder)
+                    levels, stage.record.extra["recalibration"] = self._recalibrate(folder)
                 map_catalog(
                     opened.path,
                     folder,
@@ -198,12 +198,12 @@ class Survey(Workplace):
                     self.config,
                     ledger=ledger,
                     address=self.ray_address,
-                    advance=todo.advance,
+                    advance=stage.advance,
                     fingerprint=fingerprint,
                     levels=levels,
                 )
-                todo.record.rows, todo.record.core_s = ledger.totals()
-        return bool(todo)
+                stage.record.rows, stage.record.core_s = ledger.totals()
+        return bool(stage)
 
     def audit(self) -> bool:
         """Check the posterior on independent simulations and against emcee, and count the cost."""
@@ -211,13 +211,13 @@ class Survey(Workplace):
         self._needs("map", "posterior.zarr")
         catalog = location(self.manifest.data["inputs"]["catalog"]["path"])
         key = self._key("audit", "noise", "model") | {"map": self.manifest.stages["map"]["key"]}
-        if self.config.infer.importance != "none":
-            key |= self._key("infer")
+        if self.config.importance.rows != "none":
+            key |= self._key("importance")
         settings = self.config.audit
         count = settings.calibration_simulations
         ledger = Ledger(self.run_dir / "ledger" / "calibration")
-        with self._stage("audit", key, settings.galaxies, "galaxies with emcee") as todo:
-            if todo:
+        with self._stage("audit", key, settings.galaxies, "galaxies with emcee") as stage:
+            if stage:
                 from digs_survey.audit.run_audit import run_audit
                 from digs_survey.simulate.simulation_set import simulate
                 from digs_survey.sps.coverage import check_source
@@ -242,23 +242,23 @@ class Survey(Workplace):
                     catalog,
                     stages=[{"stage": name, **done[name]} for name in STAGES if name in done],
                     ray_address=self.ray_address,
-                    advance=todo.advance,
+                    advance=stage.advance,
                 )
                 told = {name: summary[name] for name in ("calibration", "importance") if name in summary}
                 update_card(self.run_dir / "model", **told)
-                todo.record.rows = summary["galaxies"]
-                todo.record.core_s = ledger.totals()[1] + summary["core_seconds"]
-        return bool(todo)
+                stage.record.rows = summary["galaxies"]
+                stage.record.core_s = ledger.totals()[1] + summary["core_s"]
+        return bool(stage)
 
     def escalate(self) -> bool:
         """Write the table with every row's trust, and with better posteriors of rows that are not trusted."""
         self._needs("audit", "audit.json")
         inputs = self.manifest.data["inputs"]
-        mcmc = self.config.audit.mcmc.model_dump(mode="json", exclude={"limit_s"})
+        mcmc = self.config.audit.mcmc.model_dump(mode="json", exclude={"timeout_s"})
         key = self._key("escalate") | self._after("audit") | {"mcmc": mcmc}
         ledger = Ledger(self.run_dir / "ledger" / "escalate")
-        with self._stage("escalate", key, inputs["catalog"]["rows"], "rows") as todo:
-            if todo:
+        with self._stage("escalate", key, inputs["catalog"]["rows"], "rows") as stage:
+            if stage:
                 from digs_survey.refine.escalate import escalate, in_words
 
                 began = time.process_time()
@@ -269,26 +269,26 @@ class Survey(Workplace):
                     ledger=ledger,
                     task=self.progress.task,
                     ray_address=self.ray_address,
-                    advance=todo.advance,
+                    advance=stage.advance,
                 )
-                todo.record.rows = ledger.totals()[0]
-                todo.record.core_s = time.process_time() - began + sum(told["core_seconds"].values())
+                stage.record.rows = ledger.totals()[0]
+                stage.record.core_s = time.process_time() - began + sum(told["core_s"].values())
                 self.progress.say(f"escalate: {in_words(told)}")
-        return bool(todo)
+        return bool(stage)
 
     def report(self, *, figures: bool = False) -> bool:
         """Write report.html, and with ``figures`` each of its figures as files, though the page be there."""
         self._needs("audit", "audit.json")
         key = self._key() | self._after("escalate" if self._is_done("escalate") else "audit")
-        with self._stage("report", key, 1, "page") as todo:
-            if todo or figures:
+        with self._stage("report", key, 1, "page") as stage:
+            if stage or figures:
                 from digs_survey.report.html import write_report
 
                 write_report(self.run_dir, figures=figures)
-            if todo:
-                todo.advance(1)
-                todo.record.rows = 1
-        return bool(todo)
+            if stage:
+                stage.advance(1)
+                stage.record.rows = 1
+        return bool(stage)
 
     # -- what stages share -----------------------------------------------------------------------------
 
@@ -338,7 +338,7 @@ class Survey(Workplace):
     def _noise(self, simulations: Path) -> NoiseModel:
         flux: Any = zarr.open_group(str(simulations), mode="r")["flux"]
         self.config.noise.check_elements(flux.shape[1])
-        noise = NoiseModel.from_config(self.config.noise, features=self.config.train.features)
+        noise = NoiseModel.from_config(self.config.noise, flux_transform=self.config.train.flux_transform)
         if self.config.noise.needs_catalog:
             entry = self.manifest.data["inputs"].get("catalog")
             if entry is None:
@@ -348,8 +348,8 @@ class Survey(Workplace):
         if negative > _MUCH_NEGATIVE and not noise.keeps_negative:
             self.progress.say(
                 f"noise: it makes {negative:.0%} of the simulations' elements negative, where log10 flux tells the "
-                "network nothing; set train.features = 'asinh', which knows negative flux, or bring the prior nearer "
-                "to the survey's brightness"
+                "network nothing; set train.flux_transform = 'asinh', which knows negative flux, or bring the prior "
+                "nearer to the survey's brightness"
             )
         return noise
 

@@ -16,7 +16,7 @@ from digs_survey.results.table import part_name
 from digs_survey.run.manifest import RunManifest
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.locations import exists, is_file
-from digs_survey.store.storage import checksum, read_bytes, shard_rows
+from digs_survey.store.storage import checksum, read_bytes, rows_of_shard
 
 __all__ = ["Damage", "verify_run"]
 
@@ -97,7 +97,7 @@ def _damaged(run_dir: Path, stage: str, ledger: Ledger, advance: Callable[[int],
         return stored_digest(path, rows, names)
 
     for shard, record in sorted(ledger.records().items()):
-        rows = shard_rows(shard, size.shape[0], size.shards[0])
+        rows = rows_of_shard(shard, size.shape[0], size.shards[0])
         advance(rows.stop - rows.start)
         try:
             found = stored(rows)

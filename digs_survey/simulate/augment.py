@@ -16,7 +16,7 @@ from digs_survey.noise.model import NoiseModel
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.sharded import open_or_create
-from digs_survey.store.storage import ArraySpec, checksum, shard_count, shard_rows, write_shard
+from digs_survey.store.storage import ArraySpec, checksum, rows_of_shard, shard_count, write_shard
 
 __all__ = ["augment"]
 
@@ -76,11 +76,11 @@ def augment(
     advance(ledger.totals()[0])
     for shard in ledger.pending(shard_count(pairs, rows_per_shard)):
         started = time.process_time()
-        rows = shard_rows(shard, pairs, rows_per_shard)
+        rows = rows_of_shard(shard, pairs, rows_per_shard)
         made = _pairs(simulations, noise, draws_per_spectrum, seed, rows)
         write_shard(out_path, shard, rows, made)
         count = rows.stop - rows.start
-        ledger.mark(shard, rows=count, checksum=checksum(*made.values()), core_seconds=time.process_time() - started)
+        ledger.mark(shard, rows=count, checksum=checksum(*made.values()), core_s=time.process_time() - started)
         advance(count)
 
 

@@ -22,7 +22,7 @@ from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import one_thread
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.sharded import recorded_recipe
-from digs_survey.store.storage import checksum, shard_rows, write_shard
+from digs_survey.store.storage import checksum, rows_of_shard, write_shard
 
 if TYPE_CHECKING:
     from digs_survey.sps.batched import BatchedModel
@@ -61,7 +61,7 @@ class Shards:
 
     def rows(self, shard: int) -> slice:
         """Return the rows of a shard."""
-        return shard_rows(shard, self.recipe["count"], self.recipe["rows_per_shard"])
+        return rows_of_shard(shard, self.recipe["count"], self.recipe["rows_per_shard"])
 
     def size(self, shard: int) -> int:
         """Return the number of rows of a shard."""
@@ -92,7 +92,7 @@ class Shards:
             started, began = time.process_time(), time.monotonic()
             rows, recipe = self.rows(shard), self.recipe
             prior = self.config.make_prior()
-            theta = draw_theta(prior, recipe["seed"], recipe["stream"], rows.start, rows.stop, recipe["draws"])
+            theta = draw_theta(prior, recipe["seed"], recipe["stream"], rows.start, rows.stop, recipe["sampling"])
             flux, check = self._spectra(prior, theta, rows)
             _check(theta, flux, prior, rows.start)
             if recorded_recipe(self.path) != recipe:
@@ -102,7 +102,7 @@ class Shards:
                 shard,
                 rows=len(theta),
                 checksum=checksum(theta, flux),
-                core_seconds=time.process_time() - started,
+                core_s=time.process_time() - started,
                 seconds=time.monotonic() - began,
                 attempt=token,
                 **check,

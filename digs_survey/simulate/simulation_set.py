@@ -83,7 +83,7 @@ def simulate(
         Number of simulations.
     stream : str
         "simulate" or "calibration": independent of each other. Calibration tests count on independent draws,
-        so that only "simulate" follows ``simulate.draws``; every other stream is random.
+        so that only "simulate" follows ``simulate.sampling``; every other stream is random.
     ledger : Ledger
         Shards in it are done already; workers mark the others.
     address : str, optional
@@ -108,7 +108,7 @@ def simulate(
         "stream": stream,
         "count": count,
         "rows_per_shard": config.simulate.rows_per_shard,
-        "draws": config.simulate.draws if stream == "simulate" else "random",
+        "sampling": config.simulate.sampling if stream == "simulate" else "random",
         "engine": "batched" if in_batches(config) else "prospector",
         "model": config.model.model_dump(mode="json"),
         "prior": prior.to_dict(),

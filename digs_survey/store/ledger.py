@@ -70,9 +70,9 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def mark(self, shard: int, *, rows: int, checksum: str, core_seconds: float, **extra: Any) -> bool:
+    def mark(self, shard: int, *, rows: int, checksum: str, core_s: float, **extra: Any) -> bool:
         """Record that a shard was written in full: to be called last. Return False if it was marked before."""
-        record = {"shard": shard, "rows": rows, "checksum": checksum, "core_seconds": core_seconds, **extra}
+        record = {"shard": shard, "rows": rows, "checksum": checksum, "core_s": core_s, **extra}
         record |= {"finished": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
         text = json.dumps(record, indent=1, allow_nan=False) + "\n"
         return create_bytes(self._marker(shard), text.encode())
@@ -114,7 +114,7 @@ class Ledger:
     def totals(self) -> tuple[int, float]:
         """Return the rows and core-seconds of the finished shards."""
         records: Sequence[dict[str, Any]] = list(self.records().values())
-        return sum(r["rows"] for r in records), sum(r["core_seconds"] for r in records)
+        return sum(r["rows"] for r in records), sum(r["core_s"] for r in records)
 
     def pace(self) -> Pace:
         """Say how the stage is getting on; claims of processes of this host that are gone do not count."""

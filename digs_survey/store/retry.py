@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 
 from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-__all__ = ["is_full", "persistent"]
+__all__ = ["is_full", "retry_io"]
 
 _ATTEMPTS, _LONGEST_WAIT_S = 7, 30.0
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
@@ -21,7 +21,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-def persistent(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def retry_io(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function that may be called again, until it does not fail with what may pass (at most 7 times).
 
     What may pass is an OSError (time-outs and lost connections are among them), but for those that say that

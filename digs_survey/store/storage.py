@@ -40,7 +40,7 @@ __all__ = [
     "read_json",
     "remove",
     "shard_count",
-    "shard_rows",
+    "rows_of_shard",
     "write_arrays",
     "write_bytes",
     "write_json",
@@ -60,9 +60,9 @@ class ArraySpec:
     shape : tuple of int
     dtype : str
         Anything numpy or zarr understands.
-    shard_rows : int or None
+    rows_per_shard : int or None
         Rows of the first dimension in one shard; None stores the array as one chunk.
-    chunk_rows : int or None
+    rows_per_chunk : int or None
         Rows in one chunk inside a shard (default: the whole shard).
     attrs : mapping
         Units (readable by astropy.units) and description.
@@ -73,8 +73,8 @@ class ArraySpec:
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: str
-    shard_rows: int | None = None
-    chunk_rows: int | None = None
+    rows_per_shard: int | None = None
+    rows_per_chunk: int | None = None
     attrs: Mapping[str, Any] = field(default_factory=dict)
     fill_value: float | None = None
 
@@ -100,16 +100,16 @@ def create_arrays(
     """Lay out the arrays of a dataset below a folder, which :func:`create_group` is to make a dataset at the end."""
     for name, spec in arrays.items():
         rest = tuple(max(1, n) for n in spec.shape[1:])
-        rows = max(1, spec.shape[0]) if spec.shard_rows is None else spec.shard_rows
-        chunk_rows = min(spec.chunk_rows or rows, rows)
-        rows = -(-rows // chunk_rows) * chunk_rows
+        rows = max(1, spec.shape[0]) if spec.rows_per_shard is None else spec.rows_per_shard
+        rows_per_chunk = min(spec.rows_per_chunk or rows, rows)
+        rows = -(-rows // rows_per_chunk) * rows_per_chunk
         fill: dict[str, Any] = {} if spec.fill_value is None else {"fill_value": spec.fill_value}
         array = zarr.create_array(
             str(folder / name),
             shape=spec.shape,
             dtype=spec.dtype,
-            chunks=(chunk_rows, *rest),
-            shards=None if spec.shard_rows is None else (rows, *rest),
+            chunks=(rows_per_chunk, *rest),
+            shards=None if spec.rows_per_shard is None else (rows, *rest),
             compressors=ZstdCodec(checksum=True),
             dimension_names=spec.dims,
             attributes=dict(spec.attrs),
@@ -212,7 +212,7 @@ def shard_count(rows: int, rows_per_shard: int) -> int:
     return -(-rows // rows_per_shard)
 
 
-def shard_rows(shard: int, rows: int, rows_per_shard: int) -> slice:
+def rows_of_shard(shard: int, rows: int, rows_per_shard: int) -> slice:
     """Return the rows of a shard; the last shard may be shorter."""
     return slice(shard * rows_per_shard, min(rows, (shard + 1) * rows_per_shard))
 

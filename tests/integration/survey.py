@@ -44,9 +44,9 @@ device = "cpu"
 [map]
 draws = 200
 rows_per_shard = 8
-[infer]
-importance = "all"
-importance_draws = 200
+[importance]
+rows = "all"
+draws = 200
 [audit]
 galaxies = 1
 calibration_simulations = 120

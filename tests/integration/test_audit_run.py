@@ -202,7 +202,7 @@ def test_audit_writes_what_the_report_reads_and_does_it_once(inputs, monkeypatch
         reported = summary["calibration"]["coverage"]["0.9"]
         assert calibration["coverage"].values[level].tolist() == list(reported.values())
 
-    inside = summary["inside"]
+    inside = summary["domain"]
     assert (inside["rows"], inside["simulations"]) == (8, 8)
     with xr.open_zarr(run_dir / "audit.zarr", group="survey", consolidated=False) as survey:
         assert set(survey["row"].values) < set(range(1, ROWS))
@@ -230,13 +230,13 @@ def test_audit_writes_what_the_report_reads_and_does_it_once(inputs, monkeypatch
     assert agreement["survey"]["mean_abs_shift_sigma"] == pytest.approx(agreement["mean_abs_shift_sigma"])
     assert summary["calibration"]["verdict"]["calibrated"] is False
 
-    first = checksum(*(data[name].values for name in ("mcmc", "core_seconds", "best_mcmc")))
+    first = checksum(*(data[name].values for name in ("mcmc", "core_s", "best_mcmc")))
     counted.clear()
     again = run.run_audit(run_dir, config, catalog, stages=STAGES, advance=counted.append)
     assert counted == [ROWS - 2, 1]
-    assert {**again, "core_seconds": 0} == {**summary, "core_seconds": 0}
+    assert {**again, "core_s": 0} == {**summary, "core_s": 0}
     with xr.open_zarr(run_dir / "audit.zarr", group="galaxies", consolidated=False) as stored:
-        assert checksum(*(stored[name].values for name in ("mcmc", "core_seconds", "best_mcmc"))) == first
+        assert checksum(*(stored[name].values for name in ("mcmc", "core_s", "best_mcmc"))) == first
 
 
 def test_what_the_budget_had_no_room_for_is_stood_for_by_the_rest(inputs, monkeypatch, caplog):
@@ -252,7 +252,7 @@ def test_what_the_budget_had_no_room_for_is_stood_for_by_the_rest(inputs, monkey
         assert stored["row"].values.tolist() == sorted(stored["row"].values.tolist())
         done = np.isfinite(stored["mcmc"].values).all(axis=(1, 2))
         assert np.isfinite(stored["r_hat"].values[done]).all()
-        assert (stored["job_core_seconds"].values[done] > stored["core_seconds"].values[done]).all()
+        assert (stored["job_core_s"].values[done] > stored["core_s"].values[done]).all()
 
 
 def test_recalibrated_intervals_are_tested_on_the_audits_own_simulations(inputs):
@@ -279,10 +279,10 @@ def test_the_time_of_the_workers_that_calibrate_is_counted(inputs, monkeypatch):
 
     def calibrate(*args, workers, **kwargs):
         assert workers is None, "the audit leaves the calibration to Ray"
-        return replace(calibrate_posterior(*args, workers=0, **kwargs), core_seconds=1e6)
+        return replace(calibrate_posterior(*args, workers=0, **kwargs), core_s=1e6)
 
     monkeypatch.setattr(run, "calibrate_posterior", calibrate)
-    assert 1e6 < run.run_audit(run_dir, CONFIG, catalog)["core_seconds"] < 1.001e6
+    assert 1e6 < run.run_audit(run_dir, CONFIG, catalog)["core_s"] < 1.001e6
 
 
 def test_no_row_with_a_posterior_still_gives_a_calibration(inputs):
@@ -295,7 +295,7 @@ def test_no_row_with_a_posterior_still_gives_a_calibration(inputs):
     assert (summary["galaxies"], summary["calibration"]["simulations"]) == (0, SIMULATIONS)
     assert summary["agreement"]["mean_abs_shift_sigma"]["all"] is None
     assert summary["predictive"]["reduced_chi2_median"] is None
-    assert (summary["inside"]["verdict"], summary["inside"]["rows"]) == ("unknown", 0)
+    assert (summary["domain"]["verdict"], summary["domain"]["rows"]) == ("unknown", 0)
     with xr.open_zarr(run_dir / "audit.zarr", group="galaxies", consolidated=False) as stored:
         assert stored.sizes["galaxy"] == 0
 

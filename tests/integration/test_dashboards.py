@@ -185,7 +185,7 @@ def test_audit_counts_galaxies(told, tmp_path):
     buckets = {float(key[1]): n for key, n in found.items() if key[0] == "digs_survey_audit_fit_seconds_bucket"}
     assert len(buckets) > 10
     for bound, count in buckets.items():
-        assert count == sum(fit.core_seconds <= bound for fit in fits[:2])
+        assert count == sum(fit.core_s <= bound for fit in fits[:2])
     failures = {key: value for key, value in found.items() if key[0] == "digs_survey_audit_failures_total"}
     assert list(failures.values()) == [1]
     assert not {key[0] for key in found} - {

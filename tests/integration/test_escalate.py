@@ -11,7 +11,7 @@ import pytest
 import zarr
 from survey import ROWS, contents, make_survey, run
 
-from digs_survey.audit.trust import read_doubts
+from digs_survey.audit.trust import read_predictors
 from digs_survey.config import load_config
 from digs_survey.importance.weights import effective_sample_size, log_ratios
 from digs_survey.quality import QualityFlag
@@ -36,12 +36,12 @@ SHORT = [
         "audit.mcmc.autocorrelation_times=0.001",
     )
 ]
-GENEROUS = ("--set", "escalate.core_hours=1", "--set", "escalate.draws=2000", "--set", "escalate.below=0.7")
+GENEROUS = ("--set", "escalate.core_hours=1", "--set", "escalate.draws=2000", "--set", "escalate.trust_threshold=0.7")
 
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory):
-    """A run to whose audit a model of trust was given that doubts narrow posteriors."""
+    """A run to whose audit a model of trust was given that distrusts narrow posteriors."""
     folder = tmp_path_factory.mktemp("escalate")
     catalog, toml, config = make_survey(folder)
     run_dir = folder / "run"
@@ -52,10 +52,10 @@ def audited(tmp_path_factory):
     assert audit["trust"]["model"] is None
     assert audit["trust"]["rows"] == 1
     mapped, prior = zarr.open_group(str(run_dir / "posterior.zarr"), mode="r"), config.make_prior()
-    doubt = read_doubts(mapped, slice(None), prior, len(WavelengthGrid.from_config(config.grid)))["narrow"]
+    narrowness = read_predictors(mapped, slice(None), prior, len(WavelengthGrid.from_config(config.grid)))["narrow"]
     # At the median of the rows the disagreement that is expected is the tolerance.
-    narrow = {"centre": float(np.median(doubt)), "scale": float(np.std(doubt)), "coefficient": 1.0}
-    model = {"doubts": {"narrow": narrow}, "intercept": np.log(0.3), "scatter": 0.8, "tolerance_sigma": 0.3}
+    narrow = {"centre": float(np.median(narrowness)), "scale": float(np.std(narrowness)), "coefficient": 1.0}
+    model = {"predictors": {"narrow": narrow}, "intercept": np.log(0.3), "scatter": 0.8, "tolerance_sigma": 0.3}
     audit["trust"] |= {"model": model, "auc": 0.8, "auc_95": [0.7, 0.9], "rank_correlation": 0.6}
     audit["trust"] |= {"mean_trust": 0.5, "share_within": 0.5}
     (run_dir / "audit.json").write_text(json.dumps(audit))
@@ -105,13 +105,13 @@ def test_without_a_budget_rows_are_told_apart_and_audited_ones_are_emcees(audite
 def test_a_budget_gives_weights_first_and_emcee_to_the_rest_and_resumes(audited, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(audited, run_dir)
-    finished = run("escalate", "-o", run_dir, "--redo", *GENEROUS, "--set", "escalate.least_ess=20")
+    finished = run("escalate", "-o", run_dir, "--redo", *GENEROUS, "--set", "escalate.min_ess=20")
     assert finished.returncode == 0, finished.stderr
     told = json.loads((run_dir / "escalate.json").read_text())
     assert told["wanted"] == told["weighed"] > 0
     assert told["accepted"] + told["fitted"] == told["wanted"]
     assert told["fitted"] == told["converged"]
-    assert min(told["core_seconds"].values()) > 0
+    assert min(told["core_s"].values()) > 0
     before, after = table_of(run_dir, "percentiles.parquet"), table_of(run_dir)
     assert told["rows"] == dict(zip(told["rows"], np.bincount(after.tier, minlength=3).tolist(), strict=True))
     assert told["rows"]["importance weights"] == told["accepted"] > 0
@@ -141,9 +141,9 @@ def test_a_budget_gives_weights_first_and_emcee_to_the_rest_and_resumes(audited,
     assert contents(run_dir / "escalate-jobs") == jobs
     assert json.loads((run_dir / "escalate.json").read_text()) == told
 
-    refused = run("escalate", "-o", run_dir, "--set", "escalate.below=0.9")
+    refused = run("escalate", "-o", run_dir, "--set", "escalate.trust_threshold=0.9")
     assert refused.returncode == 6
-    assert "escalate.below: was 0.7, now 0.9" in refused.stderr
+    assert "escalate.trust_threshold: was 0.7, now 0.9" in refused.stderr
 
 
 def test_weighted_rows_are_what_the_importance_weights_say(audited, tmp_path):

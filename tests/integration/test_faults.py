@@ -189,13 +189,13 @@ def test_a_late_attempt_leaves_a_finished_shard_alone(catalog, model, undisturbe
 
     late: list[ShardWorker] = []
 
-    def spread(kind, task, pending, workers, **about):
+    def run_on_actors(kind, task, pending, workers, **about):
         worker = ShardWorker(task)
         late.append(worker)
         for shard in pending:
             yield shard, worker.work(shard)
 
-    monkeypatch.setattr(map_stage, "spread", spread)
+    monkeypatch.setattr(map_stage, "run_on_actors", run_on_actors)
     run(tmp_path, catalog, model)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     (worker,) = late

@@ -186,9 +186,7 @@ def embedded():
 
 
 def settings(*overrides):
-    return load_config(
-        None, [f"map.draws={DRAWS}", f"infer.importance_draws={DRAWS}", "infer.importance='all'", *overrides]
-    )
+    return load_config(None, [f"map.draws={DRAWS}", f"importance.draws={DRAWS}", "importance.rows='all'", *overrides])
 
 
 def mapped(folder, catalog, model, *overrides):
@@ -205,7 +203,7 @@ def test_every_row_is_weighed_alike_whatever_the_shards_and_nothing_else_changes
 ):
     one = mapped(tmp_path / "one", catalog, posterior_folder, "map.rows_per_shard=6", "map.workers=2")
     other = mapped(tmp_path / "other", catalog, posterior_folder, "map.rows_per_shard=64", "map.workers=1")
-    none = mapped(tmp_path / "none", catalog, posterior_folder, "infer.importance='none'")
+    none = mapped(tmp_path / "none", catalog, posterior_folder, "importance.rows='none'")
     more = set(one.data) - set(none.data)
     assert more == {
         "percentiles_weighted",
@@ -272,7 +270,7 @@ def test_another_model_than_the_posteriors_is_refused(embedded, posterior_folder
     with pytest.raises(ConfigError, match=r"(?s)model.gas_logu: posterior -2.0, here -2.5.*train again"):
         mapped(tmp_path, catalog, posterior_folder, "model.gas_logu=-2.5")
     assert not (tmp_path / "posterior.zarr").exists()
-    assert mapped(tmp_path, catalog, posterior_folder, "model.gas_logu=-2.5", "infer.importance='audit'").data.sizes
+    assert mapped(tmp_path, catalog, posterior_folder, "model.gas_logu=-2.5", "importance.rows='audit'").data.sizes
     posterior, theta = FrozenPosterior.load(posterior_folder), draw_theta(PRIOR, 3, "test", 0, 4)
     flux = model.spectra(theta)
     assert weigh_simulations(posterior, theta, flux, posterior.noise, 100).shape == (4,)
@@ -285,7 +283,7 @@ def test_another_model_than_the_posteriors_is_refused(embedded, posterior_folder
 @pytest.mark.slow
 def test_the_audit_weighs_simulations_and_rows(posterior_folder, catalog, model, tmp_path, monkeypatch):
     posterior = FrozenPosterior.load(posterior_folder)
-    config = settings("infer.importance='audit'", "infer.importance_simulations=12", "seed=5")
+    config = settings("importance.rows='audit'", "importance.simulations=12", "seed=5")
     theta = draw_theta(PRIOR, 4, "test", 0, 30)
     flux = model.spectra(theta).astype(np.float32)
     arrays = {

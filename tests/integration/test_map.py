@@ -83,7 +83,7 @@ def test_percentiles_are_those_of_the_posterior_and_xarray_reads_them(mapped, ca
     assert data.quality.values[17] & QualityFlag.FILLED_ELEMENTS
     assert (np.diff(data.percentiles.values, axis=2) > 0).all()
     assert mapped.ledger.totals()[0] == sum(mapped.calls) == ROWS
-    assert all(r["core_seconds"] > 0 and r["attempt"] for r in mapped.ledger.records().values())
+    assert all(r["core_s"] > 0 and r["attempt"] for r in mapped.ledger.records().values())
 
 
 def test_a_garbage_row_changes_no_other_row_nor_do_larger_shards(embedded, mapped, model, tmp_path):
@@ -192,11 +192,11 @@ def test_a_worker_that_cannot_start_says_why(embedded, catalog, model, tmp_path,
 def test_counts_that_do_not_add_up_are_an_error(mapped, tmp_path):
     ledger = Ledger(tmp_path)
     for shard, record in mapped.ledger.records().items():
-        ledger.mark(shard, rows=record["rows"] - (shard == 5), checksum="", core_seconds=0)
+        ledger.mark(shard, rows=record["rows"] - (shard == 5), checksum="", core_s=0)
     with pytest.raises(StageError, match="150 rows in 22 shards, found 149 rows"):
         reconcile(mapped.out, mapped.table, ledger, rows=ROWS, rows_per_shard=7)
     ledger.forget(5)
-    ledger.mark(5, rows=7, checksum="", core_seconds=0)
+    ledger.mark(5, rows=7, checksum="", core_s=0)
     reconcile(mapped.out, mapped.table, ledger, rows=ROWS, rows_per_shard=7)
 
 

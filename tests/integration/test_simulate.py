@@ -95,7 +95,7 @@ def test_spectra_belong_to_their_theta(reference):
     assert sorted(records) == list(range(SHARDS))
     assert records[59]["rows"] == 6
     assert records[1]["checksum"] == checksum(data.theta.values[8:16], data.flux.values[8:16])
-    assert all(record["core_seconds"] > 0 for record in records.values())
+    assert all(record["core_s"] > 0 for record in records.values())
 
 
 def test_a_second_run_does_nothing_and_other_settings_start_afresh(reference, scheduler, tmp_path):
@@ -174,7 +174,7 @@ def test_batches_go_out_many_shards_a_task(tmp_path):
 
 @pytest.mark.slow
 def test_sobol_bytes_depend_on_no_workers_and_rows_on_no_shards(tmp_path):
-    settings = ["simulate.engine=batched", "simulate.draws=sobol", "simulate.rows_per_shard=50"]
+    settings = ["simulate.engine=batched", "simulate.sampling=sobol", "simulate.rows_per_shard=50"]
     for workers in (0, 2):
         assert sum(run(tmp_path / str(workers), settings, workers=workers)) == COUNT
     assert contents(tmp_path / "0" / "simulations.zarr") == contents(tmp_path / "2" / "simulations.zarr")
@@ -190,7 +190,7 @@ def test_sobol_bytes_depend_on_no_workers_and_rows_on_no_shards(tmp_path):
 
 
 def test_calibration_is_drawn_at_random_whatever_the_simulations(tmp_path):
-    run(tmp_path, ["simulate.engine=batched", "simulate.draws=sobol"], count=40, stream="calibration", workers=0)
+    run(tmp_path, ["simulate.engine=batched", "simulate.sampling=sobol"], count=40, stream="calibration", workers=0)
     data = xr.open_zarr(tmp_path / "simulations.zarr", consolidated=False).load()
     config = load_config()
     expected = draw_theta(config.make_prior(), config.seed, "calibration", 0, 40, "random")

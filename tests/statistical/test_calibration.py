@@ -51,8 +51,8 @@ def test_exact_posterior_passes():
     assert summary["ranks_uniform"]
     assert summary["ks_pvalue_corrected"] == min(1, 2 * result.ks_pvalues().min())
     assert max(summary["coverage_error"].values()) < 0.03
-    assert result.chi.mean(axis=0) == pytest.approx([0, 0], abs=0.07)
-    assert result.chi.std(axis=0) == pytest.approx([1, 1], abs=0.06)
+    assert result.pull.mean(axis=0) == pytest.approx([0, 0], abs=0.07)
+    assert result.pull.std(axis=0) == pytest.approx([1, 1], abs=0.06)
     assert result.coverage([0.68])[0] == pytest.approx([0.68, 0.68], abs=0.03)
 
 
@@ -68,7 +68,7 @@ def test_wrong_posteriors_are_caught_in_every_parameter(wrong, sign):
     width = 0.9945 * wrong.get("scale", 1) * np.sqrt(np.diag(np.linalg.inv(DESIGN.T @ DESIGN / NOISE**2 + np.eye(2))))
     assert list(summary["mean_half_width"].values()) == pytest.approx(width.tolist(), rel=0.02)
     if "shift" in wrong:
-        assert result.chi.mean(axis=0) == pytest.approx([0.3, 0.3], abs=0.08)
+        assert result.pull.mean(axis=0) == pytest.approx([0.3, 0.3], abs=0.08)
 
 
 def test_ranks_percentiles_and_coverage_by_hand():
@@ -78,7 +78,7 @@ def test_ranks_percentiles_and_coverage_by_hand():
     np.testing.assert_allclose(result.percentiles[0, 0], [49.5, 89.1])
     # Of the three only the middle one lies in any central interval below 99 %.
     np.testing.assert_allclose(result.coverage([0.05, 0.9])[:, 0], [1 / 3, 1 / 3])
-    np.testing.assert_allclose(result.chi[:, 0], (49.5 - np.array([-1, 49.5, 1000])) / (0.34 * 99))
+    np.testing.assert_allclose(result.pull[:, 0], (49.5 - np.array([-1, 49.5, 1000])) / (0.34 * 99))
 
 
 def test_rows_with_nan_are_left_out_and_counted():
@@ -124,7 +124,7 @@ def test_simulations_on_disk_get_the_noise_of_the_survey_row_by_row(tmp_path, mo
     result = calibrate_posterior(LogPosterior(0.1), path, noise, seed=5, draws=200)
     assert len(result.theta) == 700
     assert result.ks_pvalues()[0] > 0.01
-    assert result.chi.std() == pytest.approx(1, abs=0.1)
+    assert result.pull.std() == pytest.approx(1, abs=0.1)
     silent = NoiseModel.from_config(NoiseConfig(fraction=1e-9, space="log10"))
     assert calibrate_posterior(LogPosterior(0.1), path, silent, seed=5, draws=200).ks_pvalues()[0] < 1e-6
 
@@ -209,11 +209,11 @@ def test_a_posterior_without_a_width_takes_nothing_from_the_others():
     draws[7] = 0.0
     prior = Prior({"logzsol": (0, 1)}, left_out=("logmass", "dust2", "tage", "logtau"))
     result = calibrate(theta, draws, prior=prior, again=rng.random((400, 4)))
-    assert np.isinf(result.chi[7])
+    assert np.isinf(result.pull[7])
     summary = result.summary(("logzsol",))
-    others = np.delete(result.chi, 7)
-    assert summary["chi_mean"]["logzsol"] == pytest.approx(others.mean())
-    assert summary["chi_std"]["logzsol"] == pytest.approx(others.std())
+    others = np.delete(result.pull, 7)
+    assert summary["pull_mean"]["logzsol"] == pytest.approx(others.mean())
+    assert summary["pull_std"]["logzsol"] == pytest.approx(others.std())
     strips = summary["by_truth"]["logzsol"]
     assert sum(strip["simulations"] for strip in strips) == 400
     assert None not in {strip["bias"] for strip in strips}

@@ -24,11 +24,11 @@ SIGMA = 1e-9
 def test_negative_flux_is_data(tmp_path):
     # Flux from a tenth of the noise to some thirty times as much.
     config = small_config(
-        *("train.features=asinh", "train.amplitude=centred", "prior.logmass={low=7.0, high=9.5}"),
+        *("train.flux_transform=asinh", "train.amplitude=centred", "prior.logmass={low=7.0, high=9.5}"),
         *("noise.kind=constant", f"noise.sigma_flam={SIGMA}", "noise.fraction=0.02"),
         *("train.hidden_features=32", "train.epochs=30", "train.batch_size=512"),
     )
-    noise = NoiseModel.from_config(config.noise, features=config.train.features)
+    noise = NoiseModel.from_config(config.noise, flux_transform=config.train.flux_transform)
     theta, flux = simulations(config, 40_000)
     estimator = blank_estimator(config, len(GRID))
     estimator.load_state_dict(fit(config, theta, flux, noise, tmp_path / "last.pt", "faint")["best"])

@@ -93,8 +93,8 @@ def build_run(
 
 def add_survey(folder, audit, found):
     """Write what holding the survey against simulations found
-    (:class:`~digs_survey.audit.domain.domain_check.Inside`)."""
-    write_json(folder / "audit.json", audit | {"inside": found.summary()})
+    (:class:`~digs_survey.audit.domain.domain_check.DomainCheck`)."""
+    write_json(folder / "audit.json", audit | {"domain": found.summary()})
     arrays, dims = found.arrays(), {"population": ["population"], "row": ["galaxy"]}
     for name, values in arrays.items():
         first = "simulation" if name.startswith("simulated") else "galaxy"
@@ -118,11 +118,11 @@ def add_trust(folder, audit, rows=60):
         table.append_column("trust", pa.array(trust)).append_column("tier", pa.array(tier)), folder / "results.parquet"
     )
     told = {"wanted": int(tier.sum()), "weighed": int(tier.sum()), "accepted": int(tier.sum()) - 2}
-    told |= {"below": 0.5, "without_trust": 0, "low_trust": 2, "fitted": 2, "converged": 0}
+    told |= {"trust_threshold": 0.5, "without_trust": 0, "low_trust": 2, "fitted": 2, "converged": 0}
     told |= {"rows": dict(zip(TIERS, (int((tier == 0).sum()) + 2, int(tier.sum()) - 2, 0), strict=True))}
     write_json(
         folder / "escalate.json",
-        told | {"core_seconds": {"weights": 9.0, "emcee": 40.0}, "budget_core_seconds": 60.0},
+        told | {"core_s": {"weights": 9.0, "emcee": 40.0}, "budget_core_s": 60.0},
     )
 
 
@@ -201,8 +201,8 @@ def _calibration(folder, model, rng, simulations, draws=400):
     return made | {
         "ks_pvalue": by_name([kstest((rank[:, k] + 0.5) / (draws + 1), "uniform").pvalue for k in range(len(names))]),
         "coverage": {str(q): by_name((np.abs(z) < norm.ppf(0.5 + q / 2)).mean(axis=0)) for q in (0.5, 0.68, 0.9, 0.95)},
-        "chi_mean": by_name(z.mean(axis=0)),
-        "chi_std": by_name(z.std(axis=0)),
+        "pull_mean": by_name(z.mean(axis=0)),
+        "pull_std": by_name(z.std(axis=0)),
         "mean_half_width": by_name(model.width),
     }
 
@@ -242,7 +242,7 @@ def _galaxies(folder, model, rng, flux, ids, converged, failed, known_truth, dra
                 np.where(lost, np.nan, np.where(is_converged, 30.0, 130.0))[:, None] * np.linspace(0.8, 1, len(names)),
             ),
             "acceptance": ("galaxy", np.full(count, 0.31)),
-            "core_seconds": ("galaxy", np.full(count, 210.0)),
+            "core_s": ("galaxy", np.full(count, 210.0)),
             "shift_sigma": (theta, shift),
             "width_ratio": (theta, ratio),
             "flux": (spectrum, flux),

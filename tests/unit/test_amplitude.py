@@ -73,7 +73,7 @@ def grid_of(prior, points):
 @pytest.mark.parametrize("flow", FLOWS)
 def test_density_in_theta_integrates_to_one(flow, amplitude, kind, names):
     prior = narrow_prior(names)
-    estimator = narrow_estimator(prior, flow=flow, amplitude=amplitude, features=kind)
+    estimator = narrow_estimator(prior, flow=flow, amplitude=amplitude, flux_transform=kind)
     theta, weights = grid_of(prior, 4000 if prior.ndim == 1 else 300)
     flux = torch.as_tensor(narrow_spectra(prior, np.array([[10.1, 0.6][: prior.ndim]])))
     u = prior.to_unconstrained(theta)
@@ -93,7 +93,7 @@ def equivariant(*overrides):
 
 @pytest.fixture(scope="module", params=KINDS)
 def posterior(request, tmp_path_factory):
-    config, estimator = equivariant(f"train.features={request.param}")
+    config, estimator = equivariant(f"train.flux_transform={request.param}")
     return freeze(tmp_path_factory.mktemp("model"), config, estimator)
 
 
@@ -169,7 +169,7 @@ def test_the_cut_at_the_edge_is_that_of_brute_force(tmp_path, edge, offset):
 @pytest.mark.parametrize("amplitude", AMPLITUDES)
 def test_the_frozen_density_integrates_to_one_at_the_edge_too(tmp_path, monkeypatch, amplitude, kind, mass):
     prior = narrow_prior(["logmass", "dust2"])
-    settings = {"amplitude": amplitude, "features": kind}
+    settings = {"amplitude": amplitude, "flux_transform": kind}
     estimator = narrow_estimator(prior, **settings)
     config = load_config(
         None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from digs_survey.config import load_config, presets
+from digs_survey.config.survey import RENAMED
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import Prior
 
@@ -122,3 +123,30 @@ def test_noise_that_does_not_fit_the_grid_is_refused():
     config.noise.check_elements(21)
     with pytest.raises(ConfigError, match="up to 4 stretches of up to 5 elements may take all 20"):
         config.noise.check_elements(20)
+
+
+@pytest.mark.parametrize(
+    ("override", "now"),
+    [
+        ("simulate.draws=sobol", "simulate.sampling"),
+        ("train.features=asinh", "train.flux_transform"),
+        ("infer.importance=all", "importance (with the keys rows, draws and simulations)"),
+        ("map.least_pvalue=0.1", "map.min_pvalue"),
+        ("audit.mcmc.limit_s=5", "audit.mcmc.timeout_s"),
+        ("escalate.below=0.5", "escalate.trust_threshold"),
+        ("escalate.least_ess=5", "escalate.min_ess"),
+    ],
+)
+def test_an_earlier_name_of_a_key_names_the_new_one(override, now):
+    key = override.partition("=")[0]
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    old = "infer" if key.startswith("infer") else key
+    assert f"{old}: this key is now called {now}" in str(caught.value)
+
+
+def test_each_new_name_is_a_key():
+    for now in set(RENAMED.values()):
+        value = load_config(None)
+        for part in now.partition(" ")[0].split("."):
+            value = getattr(value, part)

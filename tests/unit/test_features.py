@@ -45,7 +45,7 @@ def spectra():
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_of_the_training_split_are_white(spectra, kind, whitening):
     theta, flux, noisy = spectra
-    features = seen(fitted(noisy, flux, theta, features=kind, whitening=whitening), noisy)
+    features = seen(fitted(noisy, flux, theta, flux_transform=kind, whitening=whitening), noisy)
     assert features.shape == (5000, 1 + (8 if whitening == "pca" else 20))
     np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-3)
     np.testing.assert_allclose(features.std(axis=0), 1, atol=1e-3)
@@ -59,7 +59,7 @@ def test_features_of_the_training_split_are_white(spectra, kind, whitening):
 def test_one_wild_spectrum_among_many_changes_nothing(kind, whitening, amplitude):
     theta, flux = simulations(CONFIG, 50_000)
     noisy = NoiseModel.from_config(CONFIG.noise).draw(flux, np.random.default_rng(1))
-    settings = {"features": kind, "whitening": whitening, "amplitude": amplitude}
+    settings = {"flux_transform": kind, "whitening": whitening, "amplitude": amplitude}
     clean = fitted(*(np.delete(array, 7, axis=0) for array in (noisy, flux, theta)), **settings)
     for wild in (np.full(20, 1e30), np.geomspace(1e-30, 1e30, 20), np.where(np.arange(20) == 7, 1e30, flux[7])):
         spoilt = noisy.copy()
@@ -118,7 +118,7 @@ def test_asinh_learns_the_noise_and_is_the_logarithm_of_bright_flux_and_linear_i
 
 def test_the_amplitude_of_faint_spectra_is_finite_and_follows_the_flux(absolute):
     theta, flux, noisy, sigma = absolute
-    log10, asinh = (fitted(noisy, flux, theta, features=kind) for kind in KINDS)
+    log10, asinh = (fitted(noisy, flux, theta, flux_transform=kind) for kind in KINDS)
     assert (noisy < 0).mean() > 0.05
     shapes = flux[:3] / flux[:3].mean(axis=1, keepdims=True)
     levels = np.array([-3.0, -1.0, 0.0, 1.0, 3.0, 10.0, 100.0]) * sigma[0]
@@ -135,7 +135,7 @@ def test_the_amplitude_of_faint_spectra_is_finite_and_follows_the_flux(absolute)
 @pytest.mark.parametrize("whitening", WHITENINGS)
 def test_asinh_features_stay_in_bounds_where_flux_is_negative(absolute, whitening):
     theta, flux, noisy, _ = absolute
-    features = fitted(noisy, flux, theta, features="asinh", whitening=whitening)
+    features = fitted(noisy, flux, theta, flux_transform="asinh", whitening=whitening)
     assert np.abs(seen(features, noisy)).max() < 12
     assert features.outside(torch.as_tensor(seen(features, noisy))).float().mean() < 1e-2
 
@@ -204,7 +204,9 @@ def test_convolutions_ask_for_elements():
     assert load_config(None, ["train.embedding=conv", "train.whitening=element"]).train.embedding == "conv"
 
 
-@pytest.mark.parametrize("key", ["flow=nsf", "embedding=resnet", "features=linear", "amplitude=yes", "ensemble=0"])
+@pytest.mark.parametrize(
+    "key", ["flow=nsf", "embedding=resnet", "flux_transform=linear", "amplitude=yes", "ensemble=0"]
+)
 def test_other_values_are_refused_by_name(key):
     with pytest.raises(ConfigError, match=f"train.{key.split('=')[0]}"):
         load_config(None, [f"train.{key}"])

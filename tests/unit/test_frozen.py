@@ -98,9 +98,14 @@ def test_an_ensemble_of_another_size_or_over_other_features_is_refused(tmp_path)
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("train.embedding=conv", "train.whitening=element", "train.features=asinh", "train.amplitude=equivariant"),
+        (
+            "train.embedding=conv",
+            "train.whitening=element",
+            "train.flux_transform=asinh",
+            "train.amplitude=equivariant",
+        ),
         ("train.embedding=none", "train.whitening=element", "train.amplitude=feature"),
-        ("train.features=asinh", "train.ensemble=2", "train.blocks=1"),
+        ("train.flux_transform=asinh", "train.ensemble=2", "train.blocks=1"),
         ("train.flow=zuko_maf", "train.amplitude=equivariant"),
         ("train.flow=zuko_nsf", "train.amplitude=feature", "train.ensemble=2"),
     ],
@@ -111,8 +116,9 @@ def test_the_card_records_the_network_and_it_comes_back(tmp_path, overrides, flu
     estimators = members_of(config, config.train.ensemble)
     posterior = write(tmp_path, config, estimators)
     architecture = posterior.card["architecture"]
-    for key in ("flow", "embedding", "whitening", "features", "amplitude", "ensemble", "components", "blocks"):
+    for key in ("flow", "embedding", "whitening", "amplitude", "ensemble", "components", "blocks"):
         assert architecture[key] == getattr(config.train, key)
+    assert architecture["features"] == config.train.flux_transform
     prior = config.make_prior()
     theta = prior.from_unit_cube(np.random.default_rng(1).uniform(0.05, 0.95, (6, 5)))
     theta[:, 0] = simulations(config, count=6, seed=4)[0][:, 0]

@@ -133,7 +133,7 @@ def test_what_the_model_made_is_inside(check):
         assert (test["rows"], test["simulations"]) == (150, 150)
     far = told["shares"]["distance_above_99%"]
     assert far["interval"][0] <= far["share"] <= far["interval"][1]
-    assert told["least_sigma"] == pytest.approx(5 * (2 / ROWS) ** 0.5, rel=0.1)
+    assert told["min_sigma"] == pytest.approx(5 * (2 / ROWS) ** 0.5, rel=0.1)
     assert told["distance_median"]["survey"] == pytest.approx(told["distance_median"]["replicated"], rel=0.1)
     arrays = found.arrays()
     assert arrays["residual_sigma"].shape == (3, len(GRID))
@@ -328,7 +328,7 @@ def test_the_report_shows_it_and_says_where(check, tmp_path):
     assert page.count(where) == 2, "in the verdict and in the section"
     assert f"it departs from the simulations at {low:.0f} to {high:.0f} Angstrom" in page
     assert '<data id="inside-verdict" value="NO">NO</data>' in page
-    pvalue = read_json(folder / "audit.json")["inside"]["misspecification"]["features"]["pvalue"]
+    pvalue = read_json(folder / "audit.json")["domain"]["misspecification"]["features"]["pvalue"]
     assert f'<data id="mmd-features" value="{pvalue:.2g}' in page
     far = found.summary()["shares"]["distance_above_99.9%"]
     assert f"{far['beyond']} rows are further than {far['limit']:.3g}" in page

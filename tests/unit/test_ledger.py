@@ -16,12 +16,12 @@ from digs_survey.config import MapConfig
 from digs_survey.run.status import run_status
 from digs_survey.store import retry
 from digs_survey.store.ledger import Ledger
-from digs_survey.store.retry import is_full, persistent
+from digs_survey.store.retry import is_full, retry_io
 from digs_survey.store.storage import ArraySpec, create_bytes, create_dataset, write_shard
 
 
 def mark(ledger: Ledger, shard: int, **extra: object) -> bool:
-    return ledger.mark(shard, rows=10, checksum="abc", core_seconds=1.0, **extra)
+    return ledger.mark(shard, rows=10, checksum="abc", core_s=1.0, **extra)
 
 
 def test_of_many_attempts_one_marks(tmp_path):
@@ -85,7 +85,7 @@ def test_a_pause_is_not_part_of_the_pace(tmp_path):
     now = time.time()
     for shard, finished in enumerate([now - 86_400, now - 86_398, now - 4, now - 2, now]):
         path = tmp_path / f"{shard:08d}.json"
-        path.write_text(json.dumps({"shard": shard, "rows": 10, "core_seconds": 1, "finished": finished, "seconds": 2}))
+        path.write_text(json.dumps({"shard": shard, "rows": 10, "core_s": 1, "finished": finished, "seconds": 2}))
     assert ledger.pace().rows_per_s == pytest.approx(5.0)
 
 
@@ -106,7 +106,7 @@ def test_status_of_a_run_whose_driver_is_dead(tmp_path):
 
 def test_a_shard_is_written_over_a_damaged_one_and_never_half(tmp_path):
     path = tmp_path / "data.zarr"
-    create_dataset(path, {"x": ArraySpec(("row",), (10,), "float64", shard_rows=4, chunk_rows=2)})
+    create_dataset(path, {"x": ArraySpec(("row",), (10,), "float64", rows_per_shard=4, rows_per_chunk=2)})
     file = path / "x" / "c" / "2"
     write_shard(path, 2, slice(8, 10), {"x": np.array([1.0, 2.0])})
     whole = file.read_bytes()
@@ -133,16 +133,16 @@ class Flaky:
 def test_what_may_pass_is_tried_again_and_the_rest_is_not(monkeypatch, caplog):
     waits: list[float] = []
     monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
-    assert persistent(Flaky(OSError(5, "Input/output error"), TimeoutError(), ConnectionResetError()), 3) == 3
+    assert retry_io(Flaky(OSError(5, "Input/output error"), TimeoutError(), ConnectionResetError()), 3) == 3
     assert len(waits) == 3
     assert all(0 <= wait <= 30 for wait in waits)
     assert "Input/output error" in caplog.text
     for lasting in (FileNotFoundError("x"), PermissionError("x"), OSError(28, "No space left on device"), ValueError()):
         with pytest.raises(type(lasting)):
-            persistent(Flaky(lasting), 3)
+            retry_io(Flaky(lasting), 3)
     assert len(waits) == 3
     with pytest.raises(OSError, match="always"):
-        persistent(Flaky(*[OSError(5, "always")] * 20), 3)
+        retry_io(Flaky(*[OSError(5, "always")] * 20), 3)
     assert len(waits) == 3 + retry._ATTEMPTS - 1
 
 
@@ -158,8 +158,8 @@ def test_full_is_told_from_other_trouble():
     ("rows", "expected"), [(1, 256), (2_000, 256), (65_537, 512), (1_000_000, 4_096), (10**9, 65_536)]
 )
 def test_shards_grow_with_the_catalog(rows, expected):
-    assert MapConfig().shard_rows(rows) == expected
-    assert MapConfig(rows_per_shard=7).shard_rows(rows) == 7
+    assert MapConfig().shard_size(rows) == expected
+    assert MapConfig(rows_per_shard=7).shard_size(rows) == 7
 
 
 def test_host_is_told(tmp_path):

@@ -111,7 +111,7 @@ def test_the_users_own_settings_of_a_store_win(monkeypatch):
 
 def test_a_dataset_on_a_store_is_one_only_when_its_last_object_is_there(remote):
     path = remote / "d.zarr"
-    arrays = {"flux": ArraySpec(("row", "wave"), (10, 3), "float32", shard_rows=4)}
+    arrays = {"flux": ArraySpec(("row", "wave"), (10, 3), "float32", rows_per_shard=4)}
     values = {"flux": np.arange(30, dtype=np.float32).reshape(10, 3)}
     with new_folder(path) as building:
         create_arrays(building, arrays, values)

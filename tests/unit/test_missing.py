@@ -109,16 +109,16 @@ def test_asinh_features_keep_negative_flux_but_not_where_noise_is_in_its_log():
     assert kept == {name: not name.startswith("log10") for name in KINDS}
     case = Case("constant-white", ELEMENTS, "asinh", missing={"probability": 1.0, "elements": [5, 5]})
     noisy = np.linspace(-3, 3, ELEMENTS)[None]
-    seen = case.noise.lose(noisy, np.array([[0.5, 0.5, 0.5]]))
+    seen = case.noise.apply_missing(noisy, np.array([[0.5, 0.5, 0.5]]))
     np.testing.assert_allclose(seen, noisy, atol=1e-12)
     noisy[0, 30] = 1e3
-    assert (case.noise.lose(noisy, np.array([[0.5, 0.5, 0.5]])) != noisy).sum() == 5
+    assert (case.noise.apply_missing(noisy, np.array([[0.5, 0.5, 0.5]])) != noisy).sum() == 5
 
 
 def test_rows_of_negative_flux_do_not_become_nan():
     case = Case("constant-white", ELEMENTS, "log10", missing={"probability": 1.0, "elements": [5, 30]})
     noisy = -np.ones((3, ELEMENTS))
     noisy[1, 7] = 2.0
-    seen = case.noise.lose(noisy, np.full((3, 3), 0.5))
+    seen = case.noise.apply_missing(noisy, np.full((3, 3), 0.5))
     np.testing.assert_array_equal(seen[[0, 2]], -1.0)
     np.testing.assert_array_equal(seen[1], 2.0)

@@ -62,7 +62,7 @@ def test_draws_are_those_of_sbi(posterior, estimator, flux):
 @pytest.mark.parametrize("name", KINDS)
 def test_noise_comes_back_whole(tmp_path, config, estimator, name):
     missing = {"probability": 0.5, "stretches": 2, "elements": [2, 6]}
-    case = Case(name, len(GRID), config.train.features, missing=missing)
+    case = Case(name, len(GRID), config.train.flux_transform, missing=missing)
     config = config.model_copy(update={"noise": case.noise.config})
     freeze_posterior(tmp_path, [estimator], config, GRID, case.noise, training={})
     noise = FrozenPosterior.load(tmp_path).noise

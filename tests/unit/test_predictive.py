@@ -122,7 +122,7 @@ def test_a_spectrum_that_the_model_cannot_make_gets_its_bit_and_no_other_does(no
     marked = np.flatnonzero(result.quality & int(QualityFlag.POOR_FIT))
     assert marked.tolist() == [7, 11]
     assert (result.check.pvalue[marked] < 1e-5).all()
-    assert not (infer(noise, prepare(flux), least_pvalue=0.0).quality & int(QualityFlag.POOR_FIT)).any()
+    assert not (infer(noise, prepare(flux), min_pvalue=0.0).quality & int(QualityFlag.POOR_FIT)).any()
 
 
 def test_rows_do_not_know_each_other_and_those_without_a_posterior_hold_nan(noise):

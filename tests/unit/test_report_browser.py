@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from synthetic_run import add_survey, add_trust, build_run
 
-from digs_survey.audit.domain.domain_check import POPULATIONS, Inside, Population
+from digs_survey.audit.domain.domain_check import POPULATIONS, DomainCheck, Population
 from digs_survey.audit.domain.stack import Stack
 from digs_survey.report.html import write_report
 from digs_survey.spectra import WavelengthGrid
@@ -76,7 +76,7 @@ def departing_survey(rows=300, elements=60):
 
     populations = dict(zip(POPULATIONS, (population(0.6, 30), population(), population()), strict=True))
     stacks = {name: Stack.of(one.sigma, one.percent) for name, one in populations.items()}
-    return Inside(np.arange(rows), populations, stacks, WavelengthGrid(np.linspace(4000.0, 7000.0, elements)), 1)
+    return DomainCheck(np.arange(rows), populations, stacks, WavelengthGrid(np.linspace(4000.0, 7000.0, elements)), 1)
 
 
 @pytest.fixture(scope="module")

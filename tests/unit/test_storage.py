@@ -11,19 +11,19 @@ import xarray as xr
 from digs_survey.errors import RunDirectoryError
 from digs_survey.run.manifest import RunManifest
 from digs_survey.store.ledger import Ledger
-from digs_survey.store.storage import ArraySpec, checksum, create_dataset, shard_rows, write_json, write_text
+from digs_survey.store.storage import ArraySpec, checksum, create_dataset, rows_of_shard, write_json, write_text
 
 
 def test_dataset_opens_with_xarray_and_shards_are_whole(tmp_path):
     path = tmp_path / "d.zarr"
-    arrays = {"flux": ArraySpec(("row", "wave"), (10, 3), "float32", shard_rows=4, attrs={"units": "Jy"})}
+    arrays = {"flux": ArraySpec(("row", "wave"), (10, 3), "float32", rows_per_shard=4, attrs={"units": "Jy"})}
     create_dataset(path, arrays, {"flux": np.arange(30.0).reshape(10, 3)}, {"title": "t"})
     found = xr.open_zarr(path, consolidated=False)
     assert found.flux.dims == ("row", "wave")
     assert found.flux.attrs["units"] == "Jy"
     assert np.array_equal(found.flux, np.arange(30.0).reshape(10, 3))
     assert len([p for p in (path / "flux" / "c").rglob("*") if p.is_file()]) == 3
-    assert [shard_rows(s, 10, 4) for s in range(3)] == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    assert [rows_of_shard(s, 10, 4) for s in range(3)] == [slice(0, 4), slice(4, 8), slice(8, 10)]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -40,7 +40,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_ledger(tmp_path):
     ledger = Ledger(tmp_path / "stage")
     assert ledger.pending(3) == [0, 1, 2]
-    ledger.mark(1, rows=5, checksum="c", core_seconds=0.5)
+    ledger.mark(1, rows=5, checksum="c", core_s=0.5)
     assert ledger.pending(3) == [0, 2]
     assert ledger.totals() == (5, 0.5)
     ledger.clear()

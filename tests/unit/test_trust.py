@@ -10,18 +10,18 @@ import pytest
 from pyarrow import parquet
 from scipy.stats import norm
 
-from digs_survey.audit.select import overall_doubt
-from digs_survey.audit.trust import LEAST_ROWS, TrustModel, doubts, fit_trust
+from digs_survey.audit.select import mean_predictor
+from digs_survey.audit.trust import MIN_ROWS, TrustModel, fit_trust, predictors
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
-from digs_survey.results.final import Better, BetterRows, final_part
+from digs_survey.results.final import RefinedRow, RefinedRows, final_part
 
 TOLERANCE, SCATTER = 0.3, 0.4
 PRIOR = Prior()
 
 
 def rows(count: int, slope: float, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Doubts of which one tells, one is idle, one is the same everywhere; and disagreements."""
+    """Predictors of which one tells, one is idle, one is the same everywhere; and disagreements."""
     rng = np.random.default_rng(seed)
     found = {"weights": rng.normal(1, 2, count), "edge": rng.normal(size=count), "lost": np.zeros(count)}
     return found, np.exp(np.log(0.25) + slope * (found["weights"] - 1) / 2 + SCATTER * rng.normal(size=count))
@@ -56,7 +56,7 @@ def test_where_nothing_tells_the_held_out_rows_say_so(seed):
     assert told["rank_correlation"] is None or -0.6 < told["rank_correlation"] < 0.3
 
 
-def test_more_doubt_never_means_more_trust():
+def test_a_larger_predictor_never_means_more_trust():
     found, disagreement = rows(60, -0.7)
     model, _ = fit_trust(found, disagreement, TOLERANCE, 0)
     assert (model.coefficient >= 0).all()
@@ -66,14 +66,14 @@ def test_more_doubt_never_means_more_trust():
 
 
 def test_too_few_rows_teach_nothing_and_unknown_ones_are_left_out():
-    found, disagreement = rows(LEAST_ROWS + 2, 0.7)
+    found, disagreement = rows(MIN_ROWS + 2, 0.7)
     disagreement[:3] = np.nan
     model, told = fit_trust(found, disagreement, TOLERANCE, 0)
     assert model is None
-    assert told["rows"] == LEAST_ROWS - 1
+    assert told["rows"] == MIN_ROWS - 1
     assert told["model"] is None
     found["edge"][3] = np.nan
-    assert fit_trust(found, rows(LEAST_ROWS + 2, 0.7)[1], TOLERANCE, 0)[1]["rows"] == LEAST_ROWS + 1
+    assert fit_trust(found, rows(MIN_ROWS + 2, 0.7)[1], TOLERANCE, 0)[1]["rows"] == MIN_ROWS + 1
 
 
 def test_rows_of_one_kind_have_no_area():
@@ -99,7 +99,7 @@ def test_doubts_by_hand():
     place[1, 2] = [0.01, 0.02, 0.03, 0.04, 0.05]
     place[2] = np.nan
     theta = np.moveaxis(PRIOR.low + np.moveaxis(place, 1, -1) * (PRIOR.high - PRIOR.low), -1, 1)
-    found = doubts(
+    found = predictors(
         PRIOR,
         (0.025, 0.16, 0.5, 0.84, 0.975),
         theta,
@@ -127,7 +127,7 @@ def test_doubts_by_hand():
 
 def test_overall_doubt_is_a_mean_in_standard_deviations():
     first, second = np.array([1.0, 2.0, 3.0, np.nan]), np.array([10.0, 30.0, 20.0, 40.0])
-    total = overall_doubt({"a": first, "b": second, "c": np.ones(4)})
+    total = mean_predictor({"a": first, "b": second, "c": np.ones(4)})
     z = [(x[:3] - np.nanmean(x)) / np.nanstd(x) for x in (first, second)]
     np.testing.assert_allclose(total[:3], (z[0] + z[1] + 1) / 3)
     assert np.isnan(total[3])
@@ -144,11 +144,11 @@ def test_a_part_of_the_final_table(tmp_path):
     fields = [pa.field(name, pa.array(values).type, metadata={"unit": name}) for name, values in columns.items()]
     table = pa.table(list(columns.values()), schema=pa.schema(fields, metadata={"model_hash": "x"}))
     parquet.write_table(table, tmp_path / "part.parquet")
-    every = {11: Better(2, np.array([[1.5, 2.5]]), np.array([[8.0, 9.0]]))}
-    every[99] = every[2] = Better(1, np.zeros((1, 2)), np.zeros((1, 2)))
-    better = BetterRows.of(every, parameters=1, quantities=1, quantiles=2)
+    every = {11: RefinedRow(2, np.array([[1.5, 2.5]]), np.array([[8.0, 9.0]]))}
+    every[99] = every[2] = RefinedRow(1, np.zeros((1, 2)), np.zeros((1, 2)))
+    better = RefinedRows.of(every, parameters=1, quantities=1, quantiles=2)
     better.save(tmp_path / "better.npz")
-    better = BetterRows.load(tmp_path / "better.npz")
+    better = RefinedRows.load(tmp_path / "better.npz")
     assert (better.rows.tolist(), better.tier.tolist()) == ([2, 11, 99], [1, 2, 1])
     data = final_part(
         tmp_path / "part.parquet",
@@ -175,7 +175,7 @@ def test_a_part_of_the_final_table(tmp_path):
 
 
 def test_no_row_that_is_better_has_the_shapes_of_many(tmp_path):
-    none = BetterRows.of({}, parameters=5, quantities=0, quantiles=3)
+    none = RefinedRows.of({}, parameters=5, quantities=0, quantiles=3)
     none.save(tmp_path / "better.npz")
-    again = BetterRows.load(tmp_path / "better.npz").within(0, 10)
+    again = RefinedRows.load(tmp_path / "better.npz").within(0, 10)
     assert (again.percentiles.shape, again.derived.shape, again.rows.size) == ((0, 5, 3), (0, 0, 3), 0)

@@ -13,10 +13,10 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from digs_survey.cluster.actors import spread
+from digs_survey.cluster.actors import run_on_actors
 from digs_survey.cluster.ray_session import ray_session
 from digs_survey.errors import StageError
-from digs_survey.store.storage import shard_count, shard_rows
+from digs_survey.store.storage import rows_of_shard, shard_count
 
 __all__ = ["BlockWorker", "SimulationBlocks", "run_blocks"]
 
@@ -56,13 +56,13 @@ class SimulationBlocks(ABC, Generic[T]):
 
     def name(self, block: int) -> str:
         """Tell what a block is, for errors."""
-        part = shard_rows(block, self.count, self.rows)
+        part = rows_of_shard(block, self.count, self.rows)
         return f"{self.doing} simulations {part.start} to {part.stop - 1} of {self.path}"
 
     def __call__(self, block: int) -> T:
         """Read a block and do it."""
         group: Any = zarr.open_group(str(self.path), mode="r")
-        part = shard_rows(block, self.count, self.rows)
+        part = rows_of_shard(block, self.count, self.rows)
         return self.work(part.start, *(np.asarray(group[name][part], dtype=float) for name in ("theta", "flux")))
 
 
@@ -128,7 +128,7 @@ def run_blocks(
     used_s = 0.0
     with ray_session(address) as cores:
         count = min(workers or cores, blocks.size)
-        pool = spread(BlockWorker, blocks, range(blocks.size), count, failed=failed, stage="audit", tries=_TRIES)
+        pool = run_on_actors(BlockWorker, blocks, range(blocks.size), count, failed=failed, stage="audit", tries=_TRIES)
         with closing(pool) as finished:
             for block, (outcome, taken) in finished:
                 found[block] = outcome

@@ -204,7 +204,7 @@ def calibrate_posterior(
         raise RunDirectoryError(f"{path}: expected at least one simulation, found none; simulate it again")
     observer = Observer(posterior, noise, seed, draws, tuple(quantiles), _good_fraction(min_good_fraction), plant=True)
     blocks, used_s = run_blocks(_Calibrated(path, count, _BLOCK, observer), workers=workers, address=address)
-    return replace(_joined(blocks, posterior.prior.names), core_seconds=used_s)
+    return replace(_joined(blocks, posterior.prior.names), core_s=used_s)
 
 
 def calibrate_model(

@@ -56,7 +56,7 @@ _BY_SIMULATION = (
     "theta",
     "ranks",
     "percentiles",
-    "chi",
+    "pull",
     "half_width",
     "credibility",
     "joint",
@@ -80,7 +80,7 @@ class Calibration:
         Number of draws below the truth, 0 to ``draws``.
     percentiles : ndarray of float64, shape (simulation, parameter, quantile)
         The posterior's, at the quantiles that were asked for.
-    chi : ndarray of float64, shape (simulation, parameter)
+    pull : ndarray of float64, shape (simulation, parameter)
         (median - truth) / half the 16-84 % width; not finite where that is zero.
     half_width : ndarray of float64, shape (simulation, parameter)
         Half the 16-84 % width of the posterior, in the parameter's unit.
@@ -96,7 +96,7 @@ class Calibration:
     position : ndarray of float64, shape (simulation, parameter)
         The prior's CDF at the truth; NaN if no prior was given.
     again : ndarray of float64, shape (simulation, draw, 3, parameter)
-        Position, chi and rank (as a fraction) that some draws would have if they were the truth, which a draw of the
+        Position, pull and rank (as a fraction) that some draws would have if they were the truth, which a draw of the
         exact posterior might well be.
     outside : ndarray of float64, shape (simulation,)
         Share of the draws that the prior does not allow; NaN if no prior was given.
@@ -106,7 +106,7 @@ class Calibration:
         Simulations left out because the truth or a draw was not finite.
     without_posterior : int
         Simulations left out because a row of a catalog like them would get no posterior.
-    core_seconds : float
+    core_s : float
         Processor time that it took.
     planted : mapping of str to float
         For each fault that was planted in the posterior, the corrected p-value of all tests with it.
@@ -115,7 +115,7 @@ class Calibration:
     theta: NDArray[np.float64]
     ranks: NDArray[np.int32]
     percentiles: NDArray[np.float64]
-    chi: NDArray[np.float64]
+    pull: NDArray[np.float64]
     half_width: NDArray[np.float64]
     credibility: NDArray[np.float64]
     joint: NDArray[np.float64]
@@ -127,7 +127,7 @@ class Calibration:
     draws: int
     excluded: int
     without_posterior: int = 0
-    core_seconds: float = 0.0
+    core_s: float = 0.0
     planted: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -186,7 +186,7 @@ class Calibration:
 
         nothing = np.full(len(names), np.nan)
         # Draws that all lie on one edge of the prior have no width to measure by.
-        chi = np.ma.masked_invalid(self.chi)
+        pull = np.ma.masked_invalid(self.pull)
         coverage = self.coverage(REPORTED_LEVELS) if known else np.stack([nothing] * len(REPORTED_LEVELS))
         pvalues = self.ks_pvalues() if known else nothing
         corrected = min(1.0, len(names) * float(pvalues.min()))
@@ -204,8 +204,8 @@ class Calibration:
                 f"{q:g}": float(worst) if known else None for q, worst in zip(REPORTED_LEVELS, error, strict=True)
             },
             "mean_half_width": named(self.half_width.mean(axis=0) if known else nothing),
-            "chi_mean": named(chi.mean(axis=0).filled(np.nan)),
-            "chi_std": named(chi.std(axis=0).filled(np.nan)),
+            "pull_mean": named(pull.mean(axis=0).filled(np.nan)),
+            "pull_std": named(pull.std(axis=0).filled(np.nan)),
             "tarp": tarp_summary(self.credibility, LEVELS),
             "verdict": self._verdict(names) if len(self.theta) > 1 else None,
             "departures": {name: named(values) for name, values in departures(self.fraction).items()},
@@ -217,11 +217,11 @@ class Calibration:
                 name: bin_summary(self.snr, column) for name, column in zip(names, self.fraction.T, strict=True)
             },
             "by_truth": {
-                name: strip_summary(position, chi, column, again)
-                for name, position, chi, column, again in zip(
+                name: strip_summary(position, pull, column, again)
+                for name, position, pull, column, again in zip(
                     names,
                     self.position.T,
-                    self.chi.T,
+                    self.pull.T,
                     self.fraction.T,
                     self.again.reshape(-1, 3, len(names)).transpose(2, 1, 0),
                     strict=True,
@@ -277,7 +277,7 @@ def calibrate(
     percentiles = draw_quantiles(sample, (*RECOVERY, *quantiles))
     low, middle, high = np.moveaxis(percentiles[..., : len(RECOVERY)], -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        chi = (middle - truth) / (0.5 * (high - low))
+        pull = (middle - truth) / (0.5 * (high - low))
     credible, outside, position = np.full(len(truth), np.nan), np.full(len(truth), np.nan), np.full(truth.shape, np.nan)
     if prior is not None:
         position, cube = prior.cdf(truth), prior.cdf(sample)
@@ -296,7 +296,7 @@ def calibrate(
         theta=truth,
         ranks=(sample < truth[:, None, :]).sum(axis=1).astype(np.int32),
         percentiles=percentiles[..., len(RECOVERY) :],
-        chi=chi,
+        pull=pull,
         half_width=0.5 * (high - low),
         credibility=credible,
         joint=joint_fractions(truth, sample),

@@ -88,7 +88,7 @@ def bin_summary(values: ArrayLike, fraction: ArrayLike) -> list[dict[str, Any]]:
 
 
 def strip_summary(
-    position: ArrayLike, chi: ArrayLike, fraction: ArrayLike, again: ArrayLike | None = None
+    position: ArrayLike, pull: ArrayLike, fraction: ArrayLike, again: ArrayLike | None = None
 ) -> list[dict[str, Any]]:
     """Bias and coverage of one parameter in strips of the prior, by where the truth lies.
 
@@ -100,7 +100,7 @@ def strip_summary(
     ----------
     position : array_like, shape (simulation,)
         The prior's CDF at the truth.
-    chi : array_like, shape (simulation,)
+    pull : array_like, shape (simulation,)
         (median - truth) / half the 16-84 % width; those that are not finite do not count for the bias.
     fraction : array_like, shape (simulation,)
         Ranks of the truth, as fractions in (0, 1).
@@ -111,11 +111,11 @@ def strip_summary(
     -------
     list of dict
         One for each strip, from the prior's lower edge on: ``low`` and ``high``, the CDF at its edges; ``simulations``;
-        ``bias``, the mean of chi, with its standard error ``bias_error``; ``coverage`` of the 68 % interval with
+        ``bias``, the mean of pull, with its standard error ``bias_error``; ``coverage`` of the 68 % interval with
         ``coverage_error``, the standard error of a share of 68 %; ``bias_if_exact`` and ``coverage_if_exact``. None
         where too few simulations tell. Empty where the position is not known.
     """
-    told = np.array([position, chi, fraction], dtype=float)
+    told = np.array([position, pull, fraction], dtype=float)
     if not (told.size and np.isfinite(told[0]).all()):
         return []
     if_exact = np.empty((3, 0)) if again is None else np.asarray(again, dtype=float)
@@ -140,15 +140,15 @@ def strip_summary(
 
 
 def _strips(told: NDArray[np.float64]) -> list[tuple[int, float | None, float | None, float | None]]:
-    """Count, mean chi, its standard error, and coverage in each strip, of position, chi and fraction (3, n)."""
+    """Count, mean pull, its standard error, and coverage in each strip, of position, pull and fraction (3, n)."""
     strip = np.clip((told[0] * STRIPS).astype(int), 0, STRIPS - 1)
     found: list[tuple[int, float | None, float | None, float | None]] = []
     for k in range(STRIPS):
-        _, chi, fraction = told[:, strip == k]
-        known = chi[np.isfinite(chi)]
+        _, pull, fraction = told[:, strip == k]
+        known = pull[np.isfinite(pull)]
         if known.size < 2:
-            found.append((chi.size, None, None, None))
+            found.append((pull.size, None, None, None))
             continue
         covered = float((np.abs(2 * fraction - 1) <= _LEVEL).mean())
-        found.append((chi.size, float(known.mean()), float(known.std(ddof=1) / np.sqrt(known.size)), covered))
+        found.append((pull.size, float(known.mean()), float(known.std(ddof=1) / np.sqrt(known.size)), covered))
     return found

@@ -22,7 +22,7 @@ from scipy.special import ndtri
 from digs_survey.audit.calibration.calibrate import observe_rows
 from digs_survey.audit.calibration.uniformity import SIGNIFICANCE
 from digs_survey.audit.domain.misspecification import discrepancy, distance_excess, share_excess
-from digs_survey.audit.domain.stack import CLIP, Stack, departing, least_sigma, ranges
+from digs_survey.audit.domain.stack import CLIP, Stack, departing, min_sigma, ranges
 from digs_survey.audit.mcmc.agreement import median_of
 from digs_survey.audit.sample import prepare_rows
 from digs_survey.catalog import Catalog
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
     from digs_survey.noise.model import NoiseModel
 
-__all__ = ["POPULATIONS", "Inside", "Population", "check_survey", "choose_rows"]
+__all__ = ["POPULATIONS", "DomainCheck", "Population", "check_survey", "choose_rows"]
 
 POPULATIONS = ("survey", "simulations", "replicated")
 _BLOCK = 256
 """Rows whose draws are held at the same time."""
-_LEAST_EXCESS = 0.01
+_MIN_EXCESS = 0.01
 """Share of the rows by which tails must differ: fewer are the business of each row's quality bits."""
 
 
@@ -118,7 +118,7 @@ class Population:
 
 
 @dataclass(frozen=True)
-class Inside:
+class DomainCheck:
     """A survey's rows beside simulations and replications of the rows.
 
     Attributes
@@ -139,11 +139,11 @@ class Inside:
     seed: int
 
     def summary(self) -> dict[str, Any]:
-        """Return the entry ``inside`` of audit.json.
+        """Return the entry ``domain`` of audit.json.
 
         ``verdict`` is "inside"; "partly outside" where more rows than simulations have features far from the training
         set or spectra that their posteriors do not explain (``reasons``); "not described" where the stacked residuals
-        of some wavelengths depart (``departures``; ``least_sigma`` is what would have been seen in the median element);
+        of some wavelengths depart (``departures``; ``min_sigma`` is what would have been seen in the median element);
         "unknown" where there are no rows. At most 2 % of the surveys that
         are simulations are called anything but inside. ``misspecification`` is not part of it: "features" compares with
         the simulations, and is rejected for any survey that is not distributed like the prior; "residuals" compares
@@ -167,7 +167,7 @@ class Inside:
         reasons = [
             name
             for name, one in shares.items()
-            if one.pvalue < SIGNIFICANCE / len(shares) and one.share - one.simulations_share > _LEAST_EXCESS
+            if one.pvalue < SIGNIFICANCE / len(shares) and one.share - one.simulations_share > _MIN_EXCESS
         ]
         stack, references = self.stacks["survey"], [self.stacks[name] for name in POPULATIONS[1:]]
         found = ranges(stack, references, self.grid)
@@ -180,7 +180,7 @@ class Inside:
             "reasons": reasons,
             "departures": found,
             "shares": {name: one.to_dict() for name, one in shares.items()},
-            "least_sigma": least_sigma(stack, references),
+            "min_sigma": min_sigma(stack, references),
             "distance_median": {name: median_of(one.distance) for name, one in self.populations.items()},
             "chi2_median": {name: median_of(one.chi2) for name, one in self.populations.items()},
             "misspecification": {name: one and one.to_dict() for name, one in tests.items()},
@@ -201,7 +201,7 @@ class Inside:
         return arrays
 
 
-def check_survey(posterior: FrozenPosterior, catalog: Catalog, run_dir: Path, config: SurveyConfig) -> Inside:
+def check_survey(posterior: FrozenPosterior, catalog: Catalog, run_dir: Path, config: SurveyConfig) -> DomainCheck:
     """Hold ``config.audit.checked_galaxies`` rows and as many simulations against their posteriors.
 
     The result depends on the rows and the run's seed alone. Draws and spectra are held one block at a time; across
@@ -232,7 +232,7 @@ def check_survey(posterior: FrozenPosterior, catalog: Catalog, run_dir: Path, co
         parts["simulations"].append(Population.of(checker, block, theta))
     populations = {name: Population.join(found, len(catalog.grid)) for name, found in parts.items()}
     stacks = {name: Stack.of(one.sigma, one.percent) for name, one in populations.items()}
-    return Inside(rows, populations, stacks, catalog.grid, config.seed)
+    return DomainCheck(rows, populations, stacks, catalog.grid, config.seed)
 
 
 def choose_rows(quality: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:

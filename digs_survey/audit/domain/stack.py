@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from digs_survey.spectra import WavelengthGrid
 
-__all__ = ["CLIP", "ERRORS", "LEAST_SIGMA", "Stack", "departing", "least_sigma", "ranges"]
+__all__ = ["CLIP", "ERRORS", "MIN_SIGMA", "Stack", "departing", "min_sigma", "ranges"]
 
 ERRORS = 5.0
 """Standard errors by which stacks that part differ."""
-LEAST_SIGMA = 0.1
+MIN_SIGMA = 0.1
 """Noise by which they differ: many spectra find what moves no single posterior."""
 CLIP = 3.0
 """Sigma at which a residual counts as much as any larger one, so that a few odd spectra do not make the mean."""
-_LEAST_COUNT = 5
+_MIN_COUNT = 5
 """Spectra below which an element has no error."""
 
 
@@ -55,7 +55,7 @@ class Stack:
     def of(cls, sigma: NDArray[np.floating], percent: NDArray[np.floating]) -> Stack:
         """Stack residuals (row, wavelength), in units of the noise and in per cent; NaN where not good."""
         count = np.isfinite(sigma).sum(axis=0)
-        some = count >= _LEAST_COUNT
+        some = count >= _MIN_COUNT
         mean, scatter, middle, error = np.full((4, count.size), np.nan)
         if some.any():
             cut = np.clip(sigma[:, some].astype(float), -CLIP, CLIP)
@@ -80,11 +80,11 @@ def departing(stack: Stack, reference: Stack) -> tuple[NDArray[np.float64], NDAr
         return difference, difference / _error(stack, reference)
 
 
-def least_sigma(stack: Stack, references: list[Stack]) -> float | None:
+def min_sigma(stack: Stack, references: list[Stack]) -> float | None:
     """Return the least departure from every reference, in units of the noise, that is seen in the median element."""
     needed = np.max([ERRORS * _error(stack, reference) for reference in references], axis=0)
     needed = needed[np.isfinite(needed)]
-    return max(LEAST_SIGMA, float(np.median(needed))) if needed.size else None
+    return max(MIN_SIGMA, float(np.median(needed))) if needed.size else None
 
 
 def _error(stack: Stack, reference: Stack) -> NDArray[np.float64]:
@@ -106,7 +106,7 @@ def ranges(stack: Stack, references: list[Stack], grid: WavelengthGrid) -> list[
     which = np.argmin([np.nan_to_num(np.abs(sigma)) for sigma, _ in off], axis=0)
     sigma, errors = (np.choose(which, [one[k] for one in off]) for k in range(2))
     parts = np.all(
-        [(np.abs(s) > LEAST_SIGMA) & (np.abs(e) > ERRORS) & (np.sign(s) == np.sign(sigma)) for s, e in off], axis=0
+        [(np.abs(s) > MIN_SIGMA) & (np.abs(e) > ERRORS) & (np.sign(s) == np.sign(sigma)) for s, e in off], axis=0
     )
     sign = np.where(parts, np.sign(sigma), 0)
     starts = [0, *(np.flatnonzero(np.diff(sign)) + 1)]

@@ -46,7 +46,7 @@ class ChainResult:
         Share of proposals that were accepted.
     evaluations : int
         How often the first ensemble asked for the density, burn-in included.
-    core_seconds : float
+    core_s : float
         Processor time, burn-in included, of the first ensemble, which would do by itself.
     """
 
@@ -59,7 +59,7 @@ class ChainResult:
     steps: int
     acceptance: float
     evaluations: int
-    core_seconds: float
+    core_s: float
 
 
 def prior_points(prior: Prior, walkers: int, seed: int) -> NDArray[np.float64]:
@@ -147,7 +147,7 @@ def run_chain(
         steps=done,
         acceptance=float(np.mean([ensemble.sampler.acceptance_fraction for ensemble in ensembles])),
         evaluations=len(starts[0]) * (1 + sum(config.burn_in) + done),
-        core_seconds=first.core_seconds,
+        core_s=first.core_s,
     )
 
 
@@ -197,7 +197,7 @@ class _Ensemble:
         random = np.random.RandomState(np.random.MT19937(sequence))
         self._state: Any = emcee.State(start, random_state=random.get_state())
         self._rounds = config.burn_in
-        self.core_seconds = 0.0
+        self.core_s = 0.0
 
     def burn_in(self) -> None:
         started = time.process_time()
@@ -209,14 +209,14 @@ class _Ensemble:
                 f"no walker is where the posterior density is above zero after {sum(self._rounds)} steps of burn-in "
                 f"(theta {self._state.coords[0]}); the observation may be impossible under the configured noise"
             )
-        self.core_seconds += time.process_time() - started
+        self.core_s += time.process_time() - started
 
     def extend(self, steps: int) -> NDArray[np.float64]:
         """Go on for some steps; return the autocorrelation times (parameter,) of all steps."""
         started = time.process_time()
         self._state = self.sampler.run_mcmc(self._state, steps, skip_initial_state_check=True)
         tau: NDArray[np.float64] = emcee.autocorr.integrated_time(self.sampler.get_chain(), tol=0)
-        self.core_seconds += time.process_time() - started
+        self.core_s += time.process_time() - started
         return tau
 
     @property

@@ -53,7 +53,7 @@ def fit_galaxies(
 ) -> list[GalaxyFit | None]:
     """Fit galaxies in parallel, and go on where an earlier call stopped.
 
-    A fit depends on nothing but ``setup`` and its job. One that fails, takes longer than ``limit_s``, or whose worker
+    A fit depends on nothing but ``setup`` and its job. One that fails, takes longer than ``timeout_s``, or whose worker
     dies is tried once more; if it fails again it is reported as failed, not marked as done, and the others go on.
 
     Parameters
@@ -94,7 +94,7 @@ def fit_galaxies(
     pending = [job for job in jobs if job.row not in fits]
     for job in pending:
         ledger.forget(job.row)
-    spent = sum(fits[row].job_core_seconds for row in kept)
+    spent = sum(fits[row].job_core_s for row in kept)
     if budget_s is not None:
         order = list(range(len(jobs)))
         if not in_order:
@@ -112,7 +112,7 @@ def fit_galaxies(
                 row,
                 rows=1,
                 checksum=checksum(outcome.draws, outcome.best_mcmc, outcome.best_npe, outcome.band),
-                core_seconds=outcome.job_core_seconds,
+                core_s=outcome.job_core_s,
                 job=digests[row],
                 cores=cores,
             )
@@ -137,7 +137,7 @@ def _digest(setup: FitSetup, job: GalaxyJob) -> str:
             setup.prior.to_dict(),
             setup.grid.to_dict(),
             setup.noise.to_dict(),
-            setup.mcmc.model_dump(mode="json", exclude={"limit_s"}),
+            setup.mcmc.model_dump(mode="json", exclude={"timeout_s"}),
             setup.seed,
             job.row,
             [field.name for field in fields(GalaxyFit)],
@@ -179,7 +179,7 @@ def _run(
             row = rows.pop(ready[0])
             try:
                 outcome = ray.get(ready[0])
-                spent += outcome.job_core_seconds
+                spent += outcome.job_core_s
                 ended += 1
             except ray.exceptions.RayError as error:
                 metrics.galaxy_failed(error)
@@ -195,10 +195,10 @@ def _reason(error: Exception) -> str:
 
 def _fit_in_worker(setup: FitSetup, job: GalaxyJob) -> GalaxyFit:
     """Fit a galaxy with this process's simulators, which are built once and kept."""
-    with end_after(setup.mcmc.limit_s):
+    with end_after(setup.mcmc.timeout_s):
         other = "batched" if setup.mcmc.engine == "prospector" else "prospector"
         outcome = fit_with(_simulator(setup, setup.mcmc.engine), setup, job, _simulator(setup, other))
-    metrics.galaxy_fitted(outcome.core_seconds, outcome.converged)
+    metrics.galaxy_fitted(outcome.core_s, outcome.converged)
     return outcome
 
 

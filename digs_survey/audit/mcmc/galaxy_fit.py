@@ -118,10 +118,10 @@ class GalaxyFit:
     acceptance : float
     likelihoods : int
         How often the chain asked for the likelihood of one theta, burn-in included.
-    core_seconds, job_core_seconds : float
+    core_s, job_core_s : float
         Processor time of the first ensemble alone, and of the whole job: all ensembles, spectra of ``predictive``,
         distances, and what the other engine computed again.
-    other_core_seconds : float
+    other_core_s : float
         Of one of ``likelihoods``, were it by the engine that the chain did not use; NaN if it was not tried. Those
         outside the prior take no spectrum, by either.
     log_likelihood_difference : float
@@ -137,7 +137,7 @@ class GalaxyFit:
     draws: NDArray[np.float64]
     walkers: NDArray[np.floating]
     r_hat: NDArray[np.float64]
-    job_core_seconds: float
+    job_core_s: float
     wasserstein_sigma: NDArray[np.float64]
     sliced_distance: float
     c2st: float
@@ -146,8 +146,8 @@ class GalaxyFit:
     steps: int
     acceptance: float
     likelihoods: int
-    core_seconds: float
-    other_core_seconds: float
+    core_s: float
+    other_core_s: float
     log_likelihood_difference: float
     best_mcmc: NDArray[np.float64]
     best_npe: NDArray[np.float64]
@@ -162,7 +162,7 @@ class GalaxyFit:
             draws=np.full((mcmc_draw_count(setup.mcmc), ndim), np.nan),
             walkers=np.full((setup.mcmc.walkers * len(setup.mcmc.starts), _kept_steps(setup.mcmc), ndim), np.nan),
             r_hat=np.full(ndim, np.nan),
-            job_core_seconds=float("nan"),
+            job_core_s=float("nan"),
             wasserstein_sigma=np.full(ndim, np.nan),
             sliced_distance=float("nan"),
             c2st=float("nan"),
@@ -171,8 +171,8 @@ class GalaxyFit:
             steps=0,
             acceptance=float("nan"),
             likelihoods=0,
-            core_seconds=float("nan"),
-            other_core_seconds=float("nan"),
+            core_s=float("nan"),
+            other_core_s=float("nan"),
             log_likelihood_difference=float("nan"),
             best_mcmc=np.full(elements, np.nan),
             best_npe=np.full(elements, np.nan),
@@ -256,13 +256,13 @@ def fit_with(simulator: Simulator, setup: FitSetup, job: GalaxyJob, other: Simul
         steps=chain.steps,
         acceptance=chain.acceptance,
         likelihoods=chain.evaluations,
-        core_seconds=chain.core_seconds,
-        other_core_seconds=cost,
+        core_s=chain.core_s,
+        other_core_s=cost,
         log_likelihood_difference=difference,
         best_mcmc=simulator.spectra(chain.draws[np.argmax(chain.log_prob)][None])[0],
         best_npe=spectra[int(np.argmax(posterior.log_likelihood(spectra)))],
         band=predictive_band(spectra),
-        job_core_seconds=time.process_time() - began,
+        job_core_s=time.process_time() - began,
     )
 
 

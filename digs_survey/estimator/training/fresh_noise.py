@@ -50,7 +50,7 @@ def noisy_rows(spectra: Tensor, noise: NoiseModel, seed: int, stream: str, first
     noisy = noise.perturb(spectra, normal, errors)
     if not stretches and (noise.keeps_negative or bool((noisy > 0).all())):
         return noisy
-    return torch.from_numpy(noise.lose(noisy.cpu().numpy(), lost.cpu().numpy())).to(spectra)
+    return torch.from_numpy(noise.apply_missing(noisy.cpu().numpy(), lost.cpu().numpy())).to(spectra)
 
 
 def _less(rows: slice, start: int) -> slice:

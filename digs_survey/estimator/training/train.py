@@ -202,7 +202,7 @@ def _ray_loop(settings: Mapping[str, Any]) -> None:
             config,
             group["theta"],
             group["flux"],
-            NoiseModel.from_config(config.noise, settings["noise_table"], config.train.features),
+            NoiseModel.from_config(config.noise, settings["noise_table"], config.train.flux_transform),
             location(settings["checkpoint"]),
             settings["key"],
             member=settings["member"],

@@ -42,14 +42,14 @@ def binomial_band(trials: int, probability: ArrayLike, mass: float = 0.95) -> tu
 
 
 def recovery(name: str, truth: NDArray, low: NDArray, median: NDArray, high: NDArray) -> Picture:
-    """True against recovered values (simulation,), median with 16 to 84 %, and chi below.
+    """True against recovered values (simulation,), median with 16 to 84 %, and pull below.
 
-    chi is (median - truth) divided by half of the 16 to 84 % width; its running median and 16 to 84 % range,
+    pull is (median - truth) divided by half of the 16 to 84 % width; its running median and 16 to 84 % range,
     in bins of the truth, are drawn over it.
     """
     keep = np.isfinite(truth) & np.isfinite(low) & np.isfinite(median) & np.isfinite(high)
     truth, low, median, high = truth[keep], low[keep], median[keep], high[keep]
-    chi = (median - truth) / np.maximum(0.5 * (high - low), np.finfo(float).tiny)
+    pull = (median - truth) / np.maximum(0.5 * (high - low), np.finfo(float).tiny)
     figure = panel(4.3)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.4, 1])
     span = finite_span(truth, low, high, margin=0.03)
@@ -68,19 +68,19 @@ def recovery(name: str, truth: NDArray, low: NDArray, median: NDArray, high: NDA
     )
     top.plot(span, span, color=INK, lw=0.9, ls="--")
     top.set(xlim=span, ylim=span, ylabel=f"recovered {label(name)}")
-    bottom.plot(truth[shown], chi[shown], "o", ms=2, mew=0, color=NPE, alpha=0.3)
+    bottom.plot(truth[shown], pull[shown], "o", ms=2, mew=0, color=NPE, alpha=0.3)
     zero_line(bottom)
     for side in (-1, 1):
         bottom.axhline(side, color=INK, lw=0.6, ls=":")
-    _running(bottom, truth, chi)
-    bottom.set(xlabel=f"true {label(name)}", ylabel=r"$\chi$", ylim=(-4.2, 4.2))
+    _running(bottom, truth, pull)
+    bottom.set(xlabel=f"true {label(name)}", ylabel="pull", ylim=(-4.2, 4.2))
     for axes in (top, bottom):
         axes.xaxis.set_major_locator(MaxNLocator(5))
     _align(top, bottom)
     alt = (
         f"{name}: recovered against true values of {truth.size} simulations; "
-        f"chi has mean {chi.mean() if chi.size else np.nan:.2f} and standard deviation "
-        f"{chi.std() if chi.size else np.nan:.2f}"
+        f"pull has mean {pull.mean() if pull.size else np.nan:.2f} and standard deviation "
+        f"{pull.std() if pull.size else np.nan:.2f}"
     )
     return encode(figure, alt, bitmap=True)
 
@@ -90,12 +90,12 @@ def _align(*rows: Axes) -> None:
         axes.yaxis.set_label_coords(-0.19, 0.5)
 
 
-def _running(axes: Axes, truth: NDArray, chi: NDArray, bins: int = 10) -> None:
+def _running(axes: Axes, truth: NDArray, pull: NDArray, bins: int = 10) -> None:
     if truth.size < 10 * bins:
         return
     groups = np.array_split(np.argsort(truth), bins)
     centre = [np.median(truth[g]) for g in groups]
-    low, middle, high = np.array([np.quantile(chi[g], [0.16, 0.5, 0.84]) for g in groups]).T
+    low, middle, high = np.array([np.quantile(pull[g], [0.16, 0.5, 0.84]) for g in groups]).T
     axes.plot(centre, middle, color=MCMC, lw=1.5)
     axes.plot(centre, low, color=MCMC, lw=0.9)
     axes.plot(centre, high, color=MCMC, lw=0.9)

@@ -28,7 +28,7 @@ from digs_survey.report.figures.style import (
 __all__ = ["outliers", "stacks"]
 
 _WIDTH = 5.6
-_LEAST_P = 1e-15
+_MIN_P = 1e-15
 """p-value at which those below are drawn: at the edge of the figure."""
 _TICKS = (0.999, 0.9, 0.5, 0.1, 0.01, 1e-3, 1e-5, 1e-8, 1e-12)
 
@@ -154,4 +154,4 @@ def outliers(
 
 def _height(pvalue: Any) -> Any:
     """Place of a p-value: the normal deviate with that chance of a larger one."""
-    return -ndtri(np.clip(pvalue, _LEAST_P, 1 - _LEAST_P))
+    return -ndtri(np.clip(pvalue, _MIN_P, 1 - _MIN_P))
