@@ -50,6 +50,11 @@ class WavelengthGrid:
         """Build the grid that a configuration describes."""
         return cls(grid_centres(config), config.frame, config.medium)
 
+    @classmethod
+    def from_array(cls, wavelength: Any) -> WavelengthGrid:
+        """Build the grid of a stored array of wavelengths, whose attributes give its frame and medium."""
+        return cls(np.asarray(wavelength[:]), str(wavelength.attrs["frame"]), str(wavelength.attrs["medium"]))
+
     def __len__(self) -> int:
         return self.wavelength.size
 

@@ -149,7 +149,7 @@ def _measure(row: Row, config: SurveyConfig) -> dict[str, Any]:
         ]
         core = time.process_time() - core
         posterior = freeze_posterior(Path(folder), estimators, config, grid, NoiseModel(config.noise), {})
-    calibration = calibrate_model(posterior, None, TESTS, SEED)
+    calibration = calibrate_model(posterior, TESTS, SEED)
     tests = draw_theta(prior, SEED, "calibration", 0, TESTS)
     clean = model.spectra(tests)
     noisy = NoiseModel(config.noise).draw(clean, np.random.default_rng(SEED))

@@ -6,32 +6,40 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from digs_survey import formats
 from digs_survey.audit.audit_store import write_audit
 from digs_survey.audit.calibration.calibrate import calibrate_posterior
+from digs_survey.audit.calibration.calibration import Calibration
 from digs_survey.audit.calibration.recalibration import central_coverage, coverage_told, shares_below
 from digs_survey.audit.cost import cost_summary
 from digs_survey.audit.domain.domain_check import check_survey
 from digs_survey.audit.mcmc.agreement import compare, median_of
 from digs_survey.audit.mcmc.fit_galaxies import fit_galaxies
-from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyFit, galaxy_jobs
+from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyFit, GalaxyJob, galaxy_jobs
 from digs_survey.audit.residuals import chi_square, residual_percent
 from digs_survey.audit.sample import Sample, read_sample
 from digs_survey.audit.trust import fit_trust, read_predictors
 from digs_survey.audit.weighing import importance_summary, smoothed_log_weights, weigh_calibration, weigh_rows
 from digs_survey.catalog import Catalog
+from digs_survey.catalog.prepare import PreparedRows
 from digs_survey.cluster.ray_session import ray_session
 from digs_survey.config import SurveyConfig
+from digs_survey.identity import RunIdentity
 from digs_survey.parameters import Prior
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.sharded import recorded_recipe
 from digs_survey.store.storage import write_json
+
+if TYPE_CHECKING:
+    from digs_survey.estimator.posterior import FrozenPosterior
 
 __all__ = ["run_audit"]
 
@@ -40,6 +48,7 @@ _LOG = logging.getLogger(__name__)
 
 def run_audit(
     run_dir: Path,
+    identity: RunIdentity,
     config: SurveyConfig,
     catalog_path: Path,
     *,
@@ -52,9 +61,12 @@ def run_audit(
     Parameters
     ----------
     run_dir : Path
-        Holds ``model/``, ``posterior.zarr`` and ``calibration.zarr`` (simulations of their own stream).
+        Holds ``posterior.zarr`` and ``calibration.zarr`` (simulations of their own stream).
         Finished MCMC fits are kept in ``audit-jobs/``.
+    identity : RunIdentity
+        Of the posterior and catalog that were mapped.
     config : SurveyConfig
+        Its audit, map and importance sections are used. Its model, prior and noise must be the posterior's.
     catalog_path : Path
         Columns ``true_<parameter>``, where the catalog has them, are taken as the truth.
     stages : sequence of mapping
@@ -74,112 +86,225 @@ def run_audit(
     CatalogError
         If the posterior was not trained for the catalog's grid.
     ConfigError
-        If draws are to be weighed with another model than the posterior's.
+        If the configuration sets another model, prior or noise than the posterior's.
     RunDirectoryError
         If what an earlier stage writes is missing or belongs to another catalog.
     StageError
         If no MCMC fit succeeded, or simulations could not be calibrated on.
     """
-    from digs_survey.estimator.posterior import FrozenPosterior
-
     began = time.process_time()
-    catalog = Catalog.open(catalog_path)
-    posterior = FrozenPosterior.load(run_dir / "model")
-    posterior.check_grid(catalog.grid)
-    prior, noise, settings = posterior.prior, posterior.noise, config.audit
-    posterior_path = run_dir / "posterior.zarr"
-    sample = read_sample(catalog, posterior_path, prior, config, keeps_negative=noise.keeps_negative)
-    seen = sample.prepared
-    npe = posterior.sample(seen.flux, config.map.draws)
-    errors = noise.errors_of(seen.flux, seen.ivar, seen.good)
-    jobs = galaxy_jobs(sample.selection.rows.tolist(), seen, errors, npe, settings.predictive_draws)
-    setup = FitSetup(config.model, prior, catalog.grid, noise, settings.mcmc, config.seed)
-    folder = run_dir / "audit-jobs"
-    budget_s = None if settings.core_hours is None else 3600 * settings.core_hours
+    audit = _Audit.of(run_dir, identity, config, catalog_path)
+    sampled = _sample(audit)
     with ray_session(ray_address):
-        calibration = calibrate_posterior(
-            posterior,
-            run_dir / "calibration.zarr",
-            noise,
-            config.seed,
-            settings.calibration_draws,
-            config.map.quantiles,
-            limit=settings.calibration_simulations,
-            min_good_fraction=config.map.min_good_fraction,
-            workers=None,
-            address=ray_address,
-        )
-        workers_s = calibration.core_s
-        weighed = {}
-        if config.importance.rows != "none":
+        calibration = _calibrate(audit, ray_address)
+        workers_s, weighed = calibration.core_s, {}
+        if audit.weighs:
             weighed["simulations"], used_s = weigh_calibration(
-                posterior, run_dir / "calibration.zarr", config, workers=None, address=ray_address
+                audit.posterior, audit.calibration_path, audit.config, workers=None, address=ray_address
             )
             workers_s += used_s
-        outcomes = fit_galaxies(setup, jobs, folder, address=ray_address, advance=advance, budget_s=budget_s)
+        outcomes = fit_galaxies(
+            audit.setup, sampled.jobs, audit.jobs_folder, address=ray_address, advance=advance, budget_s=audit.budget_s
+        )
+    sampled, fits = _begun(sampled, outcomes)
+    if audit.weighs:
+        weighed["galaxies"] = weigh_rows(audit.posterior, sampled.prepared, sampled.npe, audit.config)
+    domain = None
+    if audit.config.audit.checked_galaxies:
+        domain = check_survey(audit.posterior, identity, audit.catalog, run_dir, audit.config)
+    own_s = time.process_time() - began
+    galaxies = _galaxies(audit, sampled, fits)
+    summary = {
+        "format": formats.AUDIT,
+        "posterior": identity.posterior_hash,
+        "parameters": list(identity.prior.names),
+        "galaxies": len(fits),
+        "calibration": calibration.summary(identity.prior.names),
+        **_compared(audit, galaxies, fits),
+        **_cost(audit, sampled, fits, stages, own_s + workers_s),
+        **_recalibrated(audit, calibration),
+        "trust": _trust(audit, sampled, galaxies),
+    }
+    if weighed:
+        draws = audit.config.importance.draws
+        summary["importance"] = {name: importance_summary(found, draws) for name, found in weighed.items()}
+        galaxies |= {name: getattr(weighed["galaxies"], name) for name in ("ess", "pareto_k", "log_evidence")}
+        galaxies["log_weight"] = smoothed_log_weights(audit.posterior, sampled.prepared, sampled.npe)
+    if domain is not None:
+        summary["domain"] = domain.summary()
+    survey = None if domain is None else domain.arrays()
+    quantiles = audit.config.map.quantiles
+    write_audit(run_dir / "audit.zarr", identity.prior, audit.catalog.grid, quantiles, calibration, galaxies, survey)
+    write_json(run_dir / "audit.json", summary)
+    return summary
+
+
+@dataclass(frozen=True)
+class _Audit:
+    """What all parts of an audit work with."""
+
+    run_dir: Path
+    identity: RunIdentity
+    config: SurveyConfig
+    catalog: Catalog
+    posterior: FrozenPosterior
+
+    @classmethod
+    def of(cls, run_dir: Path, identity: RunIdentity, config: SurveyConfig, catalog_path: Path) -> _Audit:
+        from digs_survey.estimator.posterior import FrozenPosterior
+
+        catalog, posterior = Catalog.open(catalog_path), FrozenPosterior.of(identity)
+        posterior.check_grid(catalog.grid)
+        return cls(run_dir, identity, identity.adopt(config), catalog, posterior)
+
+    @property
+    def posterior_path(self) -> Path:
+        return self.run_dir / "posterior.zarr"
+
+    @property
+    def calibration_path(self) -> Path:
+        return self.run_dir / "calibration.zarr"
+
+    @property
+    def jobs_folder(self) -> Path:
+        return self.run_dir / "audit-jobs"
+
+    @property
+    def weighs(self) -> bool:
+        return self.config.importance.rows != "none"
+
+    @property
+    def setup(self) -> FitSetup:
+        return FitSetup(self.identity, self.config.audit.mcmc)
+
+    @property
+    def budget_s(self) -> float | None:
+        hours = self.config.audit.core_hours
+        return None if hours is None else 3600 * hours
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """The sampled rows: draws of their neural posteriors, their errors, and their jobs for emcee."""
+
+    sample: Sample
+    npe: NDArray[np.float64]
+    errors: NDArray[np.float64] | None
+    jobs: list[GalaxyJob]
+
+    @property
+    def prepared(self) -> PreparedRows:
+        return self.sample.prepared
+
+
+def _sample(audit: _Audit) -> _Sampled:
+    sample = read_sample(audit.catalog, audit.posterior_path, audit.identity, audit.config)
+    seen = sample.prepared
+    npe = audit.posterior.sample(seen.flux, audit.config.map.draws)
+    errors = audit.identity.noise.errors_of(seen.flux, seen.ivar, seen.good)
+    rows, predictive = sample.selection.rows.tolist(), audit.config.audit.predictive_draws
+    return _Sampled(sample, npe, errors, galaxy_jobs(rows, seen, errors, npe, predictive))
+
+
+def _begun(sampled: _Sampled, outcomes: Sequence[GalaxyFit | None]) -> tuple[_Sampled, list[GalaxyFit]]:
+    """Leave out the rows that the budget had no room for."""
     begun = np.array([i for i, fit in enumerate(outcomes) if fit is not None], dtype=int)
     fits = [fit for fit in outcomes if fit is not None]
-    if begun.size < len(jobs):
-        _LOG.warning("audit: audit.core_hours had room for %d of %d fits", begun.size, len(jobs))
-        sample, npe, jobs = sample.take(begun), npe[begun], [jobs[i] for i in begun]
-        seen, errors = sample.prepared, None if errors is None else errors[:, begun]
-    if weighed:
-        weighed["galaxies"] = weigh_rows(posterior, seen, npe, config)
-    domain = check_survey(posterior, catalog, run_dir, config) if settings.checked_galaxies else None
-    own_s = time.process_time() - began
-    galaxies = _about(sample, npe) | _stack(setup, fits)
-    agreement = compare(npe, galaxies["mcmc"], galaxies["converged"])
+    if begun.size < len(sampled.jobs):
+        _LOG.warning("audit: audit.core_hours had room for %d of %d fits", begun.size, len(sampled.jobs))
+        errors = None if sampled.errors is None else sampled.errors[:, begun]
+        jobs = [sampled.jobs[i] for i in begun]
+        sampled = _Sampled(sampled.sample.take(begun), sampled.npe[begun], errors, jobs)
+    return sampled, fits
+
+
+def _calibrate(audit: _Audit, address: str | None) -> Calibration:
+    settings = audit.config.audit
+    return calibrate_posterior(
+        audit.posterior,
+        audit.calibration_path,
+        audit.identity.noise,
+        audit.identity.seed,
+        settings.calibration_draws,
+        audit.config.map.quantiles,
+        limit=settings.calibration_simulations,
+        min_good_fraction=audit.config.map.min_good_fraction,
+        workers=None,
+        address=address,
+    )
+
+
+def _galaxies(audit: _Audit, sampled: _Sampled, fits: Sequence[GalaxyFit]) -> dict[str, NDArray[Any]]:
+    """Return the arrays of the group ``galaxies`` of audit.zarr, without those of importance weights."""
+    noise, seen = audit.identity.noise, sampled.prepared
+    galaxies = _about(sampled.sample, sampled.npe) | _stack(audit.setup, fits)
+    agreement = compare(sampled.npe, galaxies["mcmc"], galaxies["converged"])
     galaxies |= {"shift_sigma": agreement.shift_sigma, "width_ratio": agreement.width_ratio}
     about = np.where(np.isfinite(galaxies["best_npe"]), galaxies["best_npe"], seen.flux)
-    galaxies["sigma"] = noise.sigma(about, errors)
-    galaxies["chi2"] = chi_square(noise.residuals(seen.flux, galaxies["best_npe"], seen.good, errors))
-    percent = np.abs(residual_percent(seen.flux, galaxies["best_npe"], seen.good))
-    converged = [fit for fit in fits if fit.converged]
-    done = [job.row for job, fit in zip(jobs, fits, strict=True) if not fit.error]
-    records = Ledger(folder / "ledger").records()
-    summary = {
-        "parameters": list(prior.names),
-        "galaxies": len(fits),
-        "calibration": calibration.summary(prior.names),
-        "agreement": agreement.summary(prior.names, galaxies["weight"])
-        | {"failed": len(fits) - len(done)}
-        | _distances(prior, converged),
-        "mcmc": _chains(fits, settings.mcmc.engine),
+    galaxies["sigma"] = noise.sigma(about, sampled.errors)
+    galaxies["chi2"] = chi_square(noise.residuals(seen.flux, galaxies["best_npe"], seen.good, sampled.errors))
+    return galaxies
+
+
+def _compared(
+    audit: _Audit, galaxies: Mapping[str, NDArray[Any]], fits: Sequence[GalaxyFit]
+) -> dict[str, dict[str, Any]]:
+    """Return how the neural posteriors agree with emcee's, what the chains were like, and how spectra fit."""
+    names = audit.identity.prior.names
+    agreement = compare(galaxies["npe"], galaxies["mcmc"], galaxies["converged"])
+    percent = np.abs(residual_percent(galaxies["flux"], galaxies["best_npe"], galaxies["good"]))
+    return {
+        "agreement": agreement.summary(names, galaxies["weight"])
+        | {"failed": sum(bool(fit.error) for fit in fits)}
+        | _distances(audit.identity.prior, [fit for fit in fits if fit.converged]),
+        "mcmc": _chains(fits, audit.config.audit.mcmc.engine),
         "predictive": {
             "reduced_chi2_median": median_of(galaxies["chi2"] / galaxies["n_good"]),
             "residual_percent_median": median_of(np.array([median_of(row) for row in percent], dtype=float)),
         },
-        "cost": cost_summary(
-            stages,
-            [fit.core_s for fit in converged],
-            catalog.n_rows,
-            max((records[row]["cores"] for row in done), default=os.cpu_count() or 1),
-            engine=settings.mcmc.engine,
-            other_core_s=[fit.likelihoods * fit.other_core_s for fit in converged],
-            elsewhere=posterior.card.get("cost"),
-        ),
-        "core_s": own_s + workers_s + sum(records[row]["core_s"] for row in done),
     }
-    if levels := (recorded_recipe(posterior_path) or {}).get("levels"):
-        # The table's own levels, on simulations that they were not learned from.
-        shares = shares_below(calibration)
-        after = central_coverage(shares, [levels[name] for name in prior.names])
-        summary["recalibration"] = coverage_told(shares, config.map.quantiles, prior.names, after)
+
+
+def _cost(
+    audit: _Audit,
+    sampled: _Sampled,
+    fits: Sequence[GalaxyFit],
+    stages: Sequence[Mapping[str, Any]],
+    rest_core_s: float,
+) -> dict[str, Any]:
+    """Return the cost of the neural posterior beside that of chains, and the core-seconds of the audit itself."""
+    records = Ledger(audit.jobs_folder / "ledger").records()
+    done = [job.row for job, fit in zip(sampled.jobs, fits, strict=True) if not fit.error]
+    converged = [fit for fit in fits if fit.converged]
+    cost = cost_summary(
+        stages,
+        [fit.core_s for fit in converged],
+        audit.catalog.n_rows,
+        max((records[row]["cores"] for row in done), default=os.cpu_count() or 1),
+        engine=audit.config.audit.mcmc.engine,
+        other_core_s=[fit.likelihoods * fit.other_core_s for fit in converged],
+        elsewhere=audit.posterior.card.get("cost"),
+    )
+    return {"cost": cost, "core_s": rest_core_s + sum(records[row]["core_s"] for row in done)}
+
+
+def _recalibrated(audit: _Audit, calibration: Calibration) -> dict[str, Any]:
+    """Return the coverage of the table's own levels, on simulations that they were not learned from."""
+    levels = (recorded_recipe(audit.posterior_path) or {}).get("levels")
+    if not levels:
+        return {}
+    names, shares = audit.identity.prior.names, shares_below(calibration)
+    after = central_coverage(shares, [levels[name] for name in names])
+    return {"recalibration": coverage_told(shares, audit.config.map.quantiles, names, after)}
+
+
+def _trust(audit: _Audit, sampled: _Sampled, galaxies: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """Learn trust from the audited rows; return the entry of audit.json."""
     worst = np.where(galaxies["converged"], galaxies["wasserstein_sigma"].max(axis=1), np.nan)
-    mapped: Any = zarr.open_group(str(posterior_path), mode="r")
-    predictors = read_predictors(mapped, sample.selection.rows, prior, len(catalog.grid))
-    _, summary["trust"] = fit_trust(predictors, worst, settings.tolerance_sigma, config.seed)
-    if weighed:
-        draws = config.importance.draws
-        summary["importance"] = {name: importance_summary(found, draws) for name, found in weighed.items()}
-        galaxies |= {name: getattr(weighed["galaxies"], name) for name in ("ess", "pareto_k", "log_evidence")}
-        galaxies["log_weight"] = smoothed_log_weights(posterior, seen, npe)
-    if domain is not None:
-        summary["domain"] = domain.summary()
-    survey = None if domain is None else domain.arrays()
-    write_audit(run_dir / "audit.zarr", prior, catalog.grid, config.map.quantiles, calibration, galaxies, survey)
-    write_json(run_dir / "audit.json", summary)
-    return summary
+    mapped: Any = zarr.open_group(str(audit.posterior_path), mode="r")
+    rows, prior = sampled.sample.selection.rows, audit.identity.prior
+    predictors = read_predictors(mapped, rows, prior, len(audit.catalog.grid))
+    return fit_trust(predictors, worst, audit.config.audit.tolerance_sigma, audit.identity.seed)[1]
 
 
 def _about(sample: Sample, npe: NDArray[np.float64]) -> dict[str, NDArray[Any]]:

@@ -17,7 +17,7 @@ from digs_survey.catalog import Catalog, CatalogRows
 from digs_survey.catalog.prepare import PreparedRows, prepare
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import RunDirectoryError
-from digs_survey.parameters import Prior
+from digs_survey.identity import RunIdentity
 from digs_survey.quality import NO_POSTERIOR
 
 __all__ = ["Sample", "prepare_rows", "read_rows", "read_sample"]
@@ -61,9 +61,7 @@ class Sample:
         )
 
 
-def read_sample(
-    catalog: Catalog, posterior_path: Path, prior: Prior, config: SurveyConfig, *, keeps_negative: bool = False
-) -> Sample:
+def read_sample(catalog: Catalog, posterior_path: Path, identity: RunIdentity, config: SurveyConfig) -> Sample:
     """Choose ``audit.galaxies`` rows that have a posterior, and read them.
 
     Parameters
@@ -72,10 +70,10 @@ def read_sample(
         Streamed once, for the S/N of its rows.
     posterior_path : Path
         ``posterior.zarr`` of the same catalog.
-    prior : Prior
+    identity : RunIdentity
+        Of that dataset.
     config : SurveyConfig
-    keeps_negative : bool
-        As :func:`~digs_survey.catalog.prepare.prepare` takes it.
+        Its seed, audit and map sections are used.
 
     Raises
     ------
@@ -88,6 +86,7 @@ def read_sample(
             f"{posterior_path}: expected the {catalog.n_rows} rows of {catalog.path}, found "
             f"{result['quality'].shape[0]}; run the map stage on this catalog"
         )
+    prior = identity.prior
     middle = int(np.argmin(np.abs(result["quantile"][:] - 0.5)))
     medians = np.empty((catalog.n_rows, prior.ndim))
     snr, redshift = np.empty(catalog.n_rows), np.empty(catalog.n_rows)
@@ -110,7 +109,7 @@ def read_sample(
         redshift,
         mean_predictor(predictors),
     )
-    return _read(catalog, selection, snr, prior, config, keeps_negative)
+    return _read(catalog, selection, snr, identity, config)
 
 
 def read_rows(catalog: Catalog, rows: NDArray[np.int64]) -> CatalogRows:
@@ -133,29 +132,28 @@ def read_rows(catalog: Catalog, rows: NDArray[np.int64]) -> CatalogRows:
     )
 
 
-def prepare_rows(catalog: Catalog, rows: Sequence[int], config: SurveyConfig, *, keeps_negative: bool) -> PreparedRows:
+def prepare_rows(catalog: Catalog, rows: Sequence[int], identity: RunIdentity, config: SurveyConfig) -> PreparedRows:
     """Read rows, in any order, and prepare them as the map does."""
     order = np.argsort(np.asarray(rows, dtype=np.int64), kind="stable")
-    prepared = _prepare(catalog, read_rows(catalog, np.asarray(rows, dtype=np.int64)[order]), config, keeps_negative)
+    prepared = _prepare(catalog, read_rows(catalog, np.asarray(rows, dtype=np.int64)[order]), identity, config)
     back = np.argsort(order)
     return PreparedRows(*(getattr(prepared, field.name)[back] for field in fields(prepared)))
 
 
-def _prepare(catalog: Catalog, raw: CatalogRows, config: SurveyConfig, keeps_negative: bool) -> PreparedRows:
-    zred, least = config.model.zred, config.map.min_good_fraction
-    return prepare(raw, catalog.grid.frame, zred, least, keeps_negative=keeps_negative)
+def _prepare(catalog: Catalog, raw: CatalogRows, identity: RunIdentity, config: SurveyConfig) -> PreparedRows:
+    least, keeps_negative = config.map.min_good_fraction, identity.noise.keeps_negative
+    return prepare(raw, catalog.grid.frame, identity.zred, least, keeps_negative=keeps_negative)
 
 
 def _read(
     catalog: Catalog,
     selection: Selection,
     snr: NDArray[np.float64],
-    prior: Prior,
+    identity: RunIdentity,
     config: SurveyConfig,
-    keeps_negative: bool,
 ) -> Sample:
-    raw = read_rows(catalog, selection.rows)
-    prepared = _prepare(catalog, raw, config, keeps_negative)
+    raw, prior = read_rows(catalog, selection.rows), identity.prior
+    prepared = _prepare(catalog, raw, identity, config)
     truth = np.full((selection.rows.size, prior.ndim), np.nan)
     for k, name in enumerate(prior.names):
         if (column := f"true_{name}") in catalog.survey_columns:

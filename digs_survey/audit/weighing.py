@@ -16,7 +16,7 @@ from digs_survey.audit.calibration.blocks import SimulationBlocks, run_blocks
 from digs_survey.catalog.prepare import PreparedRows
 from digs_survey.config import SurveyConfig
 from digs_survey.importance.psis import PARETO_K_LIMIT, smooth_tail
-from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood, check_model
+from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.importance.weights import Importance, Weigher, log_ratios, simulated_importance
 
 if TYPE_CHECKING:
@@ -68,7 +68,6 @@ def weigh_calibration(
     float
         Processor time in seconds.
     """
-    check_model(posterior.card, config.model)
     group: Any = zarr.open_group(str(path), mode="r")
     asked = min(config.importance.simulations, config.audit.calibration_simulations)
     count, draws = min(asked, group["theta"].shape[0]), config.importance.draws
@@ -85,7 +84,6 @@ def weigh_rows(
     posterior: FrozenPosterior, rows: PreparedRows, theta: NDArray[np.float64], config: SurveyConfig
 ) -> Importance:
     """Weigh rows of a catalog; ``theta`` (row, draw, parameter) are used where they are as many as are wanted."""
-    check_model(posterior.card, config.model)
     likelihood = SpectrumLikelihood.of_posterior(posterior)
     weigher = Weigher(posterior, likelihood, config.importance.draws, config.map.quantiles)
     errors = posterior.noise.errors_of(rows.flux, rows.ivar, rows.good)

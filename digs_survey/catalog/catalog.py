@@ -81,10 +81,7 @@ class Catalog:
         self.path = path
         self._arrays = dict(group.arrays())
         self._attrs = dict(group.attrs)
-        wave = self._arrays["wavelength"]
-        self.grid = WavelengthGrid(
-            np.asarray(wave[:], dtype=np.float64), str(wave.attrs["frame"]), str(wave.attrs["medium"])
-        )
+        self.grid = WavelengthGrid.from_array(self._arrays["wavelength"])
         self.n_rows: int = self._arrays["flux"].shape[0]
         self.survey_columns: tuple[str, ...] = tuple(survey_arrays(group)[0])
         self._scale = float(parse_unit(self._arrays["flux"].attrs["units"]).to(FLUX_UNIT))

@@ -193,10 +193,9 @@ def status(
 @app.command()
 def verify(run_dir: RunDir = RunDirDefault, quiet: QuietOption = False) -> None:
     """Check every finished shard against its checksum; damaged ones are named, and made again by the next run."""
-    from digs_survey.run.verify import verify_run
-    from digs_survey.store.ledger import Ledger
+    from digs_survey.run.verify import finished_rows, verify_run
 
-    total = sum(Ledger(run_dir / "ledger" / stage).totals()[0] for stage in ("simulate", "map"))
+    total = finished_rows(run_dir)
     with survey_at(run_dir, None, None, quiet) as survey, survey.progress.task("verify", total, "rows") as advance:
         damaged = verify_run(run_dir, advance)
     for damage in damaged:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from digs_survey.logs.progress import ProgressReporter
+from digs_survey.run.stages import STAGES
 from digs_survey.store.locations import location
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ __all__ = [
     "RunDir",
     "RunDirDefault",
     "SetOption",
-    "Stage",
     "print_results",
     "survey_at",
 ]
@@ -71,19 +71,12 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on
 RunDirDefault = Path("runs/survey")
 
 
-class Stage(StrEnum):
-    """Stages that --redo takes."""
-
-    simulate = "simulate"
-    train = "train"
-    map = "map"
-    audit = "audit"
-    escalate = "escalate"
-    report = "report"
+_Stage = StrEnum("_Stage", {stage.name: stage.name for stage in STAGES})  # type: ignore[misc]
+"""Stages that --redo takes."""
 
 
 RedoOption = Annotated[
-    Stage | None,
+    _Stage | None,
     typer.Option("--redo", help="Delete this stage's results and all that follow, and make them again."),
 ]
 
@@ -96,7 +89,7 @@ def survey_at(
     quiet: bool,
     dask: str | None = None,
     ray: str | None = None,
-    redo: Stage | None = None,
+    redo: str | None = None,
     catalog: Path | None = None,
     simulates: bool = False,
     dashboards: bool = False,
@@ -112,7 +105,7 @@ def survey_at(
         dask_address=dask,
         ray_address=ray,
         dashboards=dashboards,
-        redo=None if redo is None else redo.value,
+        redo=redo,
         catalog=catalog,
         simulates=simulates,
     ) as survey:

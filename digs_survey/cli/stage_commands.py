@@ -26,7 +26,6 @@ from digs_survey.cli.options import (
     RunDir,
     RunDirDefault,
     SetOption,
-    Stage,
     print_results,
     survey_at,
 )
@@ -87,7 +86,16 @@ def run(
 ) -> None:
     """Do everything, from simulations to the report. Run again to resume; a finished run does nothing."""
     with survey_at(
-        run_dir, config, overrides, quiet, dask, ray, redo, catalog, simulates=True, dashboards=dashboards
+        run_dir,
+        config,
+        overrides,
+        quiet,
+        dask,
+        ray,
+        redo and redo.value,
+        catalog,
+        simulates=True,
+        dashboards=dashboards,
     ) as survey:
         if not survey.run(catalog, retrain):
             survey.progress.say(f"nothing to do: {run_dir} is complete for this catalog and configuration")
@@ -110,7 +118,7 @@ def simulate(
     quiet: QuietOption = False,
 ) -> None:
     """Compute noiseless spectra of prior draws on Dask."""
-    stage = Stage.simulate if redo else None
+    stage = "simulate" if redo else None
     overrides = [*(overrides or []), *([] if count is None else [f"simulate.simulations={count}"])]
     with survey_at(
         run_dir, config, overrides, quiet, dask, redo=stage, catalog=catalog, simulates=True, dashboards=dashboards
@@ -144,7 +152,7 @@ def train(
 ) -> None:
     """Train the neural posterior estimator and freeze it."""
     with survey_at(
-        run_dir, config, overrides, quiet, ray=ray, redo=Stage.train if redo else None, dashboards=dashboards
+        run_dir, config, overrides, quiet, ray=ray, redo="train" if redo else None, dashboards=dashboards
     ) as survey:
         survey.train()
     print_results(run_dir, "model")
@@ -166,7 +174,7 @@ def map_(
     quiet: QuietOption = False,
 ) -> None:
     """Apply the frozen posterior to every row of a catalog on Ray."""
-    stage = Stage.map if redo else None
+    stage = "map" if redo else None
     with survey_at(
         run_dir, config, overrides, quiet, ray=ray, redo=stage, catalog=catalog, dashboards=dashboards
     ) as survey:
@@ -187,7 +195,7 @@ def audit(
 ) -> None:
     """Check the posterior: calibration on independent simulations, emcee on a sampled subset, cost."""
     with survey_at(
-        run_dir, config, overrides, quiet, dask, ray, Stage.audit if redo else None, dashboards=dashboards
+        run_dir, config, overrides, quiet, dask, ray, "audit" if redo else None, dashboards=dashboards
     ) as survey:
         survey.audit()
     print_results(run_dir, "audit.zarr", "audit.json")
@@ -205,7 +213,7 @@ def escalate(
 ) -> None:
     """Give every row its trust, and rows that are not trusted a better posterior within escalate.core_hours."""
     with survey_at(
-        run_dir, config, overrides, quiet, ray=ray, redo=Stage.escalate if redo else None, dashboards=dashboards
+        run_dir, config, overrides, quiet, ray=ray, redo="escalate" if redo else None, dashboards=dashboards
     ) as survey:
         survey.escalate()
     print_results(run_dir, "results.parquet", "escalate.json")

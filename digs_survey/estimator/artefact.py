@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,29 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
+from digs_survey import formats
+from digs_survey.config import ModelConfig, NoiseConfig
 from digs_survey.errors import CatalogError, RunDirectoryError
+from digs_survey.identity import RunIdentity
+from digs_survey.noise.model import NoiseModel
+from digs_survey.parameters import Prior
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.store.locations import is_file
+from digs_survey.store.locations import is_file, location
 from digs_survey.store.storage import read_bytes, read_json, write_bytes, write_json
 from digs_survey.versions import versions
 
-__all__ = ["FORMAT", "NETWORK", "check_grid", "load_artefact", "model_hash", "save_artefact", "update_card"]
+__all__ = [
+    "NETWORK",
+    "check_grid",
+    "check_hash",
+    "identify",
+    "load_artefact",
+    "model_hash",
+    "recorded_folder",
+    "save_artefact",
+    "update_card",
+]
 
-FORMAT = 2
 NETWORK = {
     "flow": "flow",
     "hidden_features": "hidden_features",
@@ -72,9 +87,10 @@ def load_artefact(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]
         if not is_file(folder / name):
             raise RunDirectoryError(f"model {folder}: expected {name} there; train one with 'digs-survey train'")
     card = read_json(folder / "card.json")
-    if card.get("format") != FORMAT:
+    if card.get("format") != formats.CARD:
         raise RunDirectoryError(
-            f"model {folder}: card.json has format {card.get('format')!r}, this version reads {FORMAT}; train it again"
+            f"model {folder}: card.json has format {card.get('format')!r}, this version reads {formats.CARD}; "
+            "train it again"
         )
     arrays = load(read_bytes(folder / "model.safetensors"))
     if model_hash(arrays, card) != card["hash"]:
@@ -85,14 +101,64 @@ def load_artefact(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]
     return arrays, card
 
 
-def check_grid(card: dict[str, Any], grid: WavelengthGrid) -> None:
+def identify(folder: Path, *, seed: int, catalog: str = "") -> RunIdentity:
+    """Return the identity of a run that uses the frozen posterior in a folder; torch is not needed.
+
+    Parameters
+    ----------
+    folder : Path
+    seed : int
+        Of the run.
+    catalog : str
+        Fingerprint of the catalog that it is applied to.
+
+    Raises
+    ------
+    RunDirectoryError
+        As :func:`load_artefact`.
+    """
+    arrays, card = load_artefact(folder)
+    flux_transform = card["architecture"][NETWORK["flux_transform"]]
+    noise = NoiseModel.from_config(NoiseConfig.model_validate(card["noise"]), arrays.get("noise.table"), flux_transform)
+    return RunIdentity(
+        seed=seed,
+        model=ModelConfig.model_validate(card["model"]),
+        prior=Prior.from_dict(card["parameters"]),
+        noise=noise,
+        grid=WavelengthGrid.from_dict(card["grid"]),
+        catalog=catalog,
+        posterior=folder.absolute(),
+        posterior_hash=str(card["hash"]),
+    )
+
+
+def check_hash(folder: Path, found: str, expected: str) -> None:
+    """Refuse another posterior than the one that results were made with.
+
+    Raises
+    ------
+    RunDirectoryError
+    """
+    if found != expected:
+        raise RunDirectoryError(
+            f"{folder} is not the posterior of these results any more: expected the hash {expected}, found {found}; "
+            "put the posterior back, or map the catalog again (--redo map)"
+        )
+
+
+def recorded_folder(run_dir: Path, manifest: Mapping[str, Any]) -> Path:
+    """Return the folder of the posterior that a run's map used; of the run's own, where nothing is mapped yet."""
+    entry = manifest["inputs"].get("posterior", {"path": "model"})
+    return run_dir / "model" if entry["path"] == "model" else location(entry["path"])
+
+
+def check_grid(trained: WavelengthGrid, grid: WavelengthGrid) -> None:
     """Refuse a catalog on another grid than the one that a posterior was trained for.
 
     Raises
     ------
     CatalogError
     """
-    trained = WavelengthGrid.from_dict(card["grid"])
     if grid != trained:
         raise CatalogError(
             "the catalog's wavelength grid is not the one that the posterior was trained for:\n"

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from digs_survey import formats
 from digs_survey.config import SurveyConfig
-from digs_survey.estimator.artefact import FORMAT, NETWORK, save_artefact
+from digs_survey.estimator.artefact import NETWORK, save_artefact
 from digs_survey.estimator.flows.sampler import MaskedFlow
 from digs_survey.estimator.network import Estimator
 from digs_survey.estimator.posterior import FrozenPosterior
@@ -68,7 +69,7 @@ def freeze_posterior(
     if noise.table is not None:
         arrays["noise.table"] = np.asarray(noise.table, dtype=np.float32)
     card = {
-        "format": FORMAT,
+        "format": formats.CARD,
         "architecture": {
             **{key: getattr(config.train, name) for name, key in NETWORK.items()},
             "coordinates": _COORDINATES[config.train.amplitude],

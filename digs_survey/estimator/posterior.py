@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import nn
 
-from digs_survey.config import NoiseConfig, TrainConfig
-from digs_survey.estimator.artefact import NETWORK, check_grid, load_artefact
+from digs_survey.config import ModelConfig, NoiseConfig, TrainConfig
+from digs_survey.estimator.artefact import NETWORK, check_grid, check_hash, load_artefact
 from digs_survey.estimator.embedding import build_embedding
 from digs_survey.estimator.features import Features
 from digs_survey.estimator.flows.points import base_points, row_points
 from digs_survey.estimator.flows.sampler import MaskedFlow
 from digs_survey.estimator.threads import for_each
+from digs_survey.identity import RunIdentity
 from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import Prior
 from digs_survey.spectra import WavelengthGrid
@@ -76,6 +77,8 @@ class FrozenPosterior:
     ----------
     prior : Prior
     grid : WavelengthGrid
+    model : ModelConfig
+        Of the simulations that it was trained on; ``model.zred`` is its reference distance.
     noise : NoiseModel
     card : dict
     """
@@ -85,6 +88,7 @@ class FrozenPosterior:
         self.arrays = arrays
         self.prior = Prior.from_dict(card["parameters"])
         self.grid = WavelengthGrid.from_dict(card["grid"])
+        self.model = ModelConfig.model_validate(card["model"])
         network = TrainConfig.model_validate({name: card["architecture"][key] for name, key in NETWORK.items()})
         noise = NoiseConfig.model_validate(card["noise"])
         self.noise = NoiseModel.from_config(noise, arrays.get("noise.table"), network.flux_transform)
@@ -107,9 +111,24 @@ class FrozenPosterior:
         """Read a frozen posterior; a damaged one is refused."""
         return cls(*load_artefact(folder))
 
+    @classmethod
+    def of(cls, identity: RunIdentity) -> FrozenPosterior:
+        """Read the posterior of a run.
+
+        Raises
+        ------
+        RunDirectoryError
+            If another posterior lies in its folder now.
+        """
+        if identity.posterior is None:
+            raise ValueError("the identity has no posterior yet")
+        posterior = cls.load(identity.posterior)
+        check_hash(identity.posterior, posterior.hash, identity.posterior_hash)
+        return posterior
+
     def check_grid(self, grid: WavelengthGrid) -> None:
         """Refuse a catalog on another grid than the one that the posterior was trained for."""
-        check_grid(self.card, grid)
+        check_grid(self.grid, grid)
 
     def sample(
         self,

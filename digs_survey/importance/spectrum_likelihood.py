@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from digs_survey.config import ModelConfig
-from digs_survey.errors import ConfigError
 from digs_survey.noise.model import NoiseModel
 from digs_survey.sps.arrays import one_thread
 from digs_survey.sps.batched import BatchedModel
@@ -17,7 +14,7 @@ from digs_survey.sps.batched import BatchedModel
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
 
-__all__ = ["SpectrumLikelihood", "check_model"]
+__all__ = ["SpectrumLikelihood"]
 
 
 class SpectrumLikelihood:
@@ -43,8 +40,8 @@ class SpectrumLikelihood:
         ConfigError, MissingDependencyError
             If the populations do not cover the prior or are not there.
         """
-        model = ModelConfig.model_validate(posterior.card["model"])
-        return cls(BatchedModel.from_config(model, posterior.prior, posterior.grid), posterior.noise)
+        model = BatchedModel.from_config(posterior.model, posterior.prior, posterior.grid)
+        return cls(model, posterior.noise)
 
     def __call__(
         self,
@@ -77,22 +74,3 @@ class SpectrumLikelihood:
                 spectra = self.model.spectra(np.ascontiguousarray(draws))
                 out[row] = self.noise.log_likelihood(flux[row], spectra, good[row], own)
         return out
-
-
-def check_model(card: Mapping[str, Any], model: ModelConfig) -> None:
-    """Refuse to use a posterior with this card with another model than the one that it was trained for.
-
-    Raises
-    ------
-    ConfigError
-        Naming every setting that differs.
-    """
-    trained = ModelConfig.model_validate(card["model"]).model_dump()
-    other = {name: value for name, value in model.model_dump().items() if value != trained[name]}
-    if other:
-        lines = "\n".join(f"  - model.{name}: posterior {trained[name]!r}, here {other[name]!r}" for name in other)
-        raise ConfigError(
-            "model: expected the one that the posterior was trained for, found other settings:\n"
-            f"{lines}\nUse that model or train again for this one; importance weights (importance.rows), derived "
-            "quantities (map.derived) and recalibration (map.recalibrate) need it."
-        )

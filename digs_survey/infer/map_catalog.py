@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from digs_survey import __version__
+from digs_survey import formats
 from digs_survey.catalog import Catalog
 from digs_survey.cluster import metrics
 from digs_survey.cluster.actors import run_on_actors
 from digs_survey.cluster.ray_session import ray_session
 from digs_survey.config import SurveyConfig
-from digs_survey.estimator.artefact import check_grid, load_artefact
-from digs_survey.importance.spectrum_likelihood import check_model
+from digs_survey.estimator.artefact import check_grid
+from digs_survey.identity import RunIdentity
 from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.infer.shard_worker import ShardWorker, Task
-from digs_survey.parameters import Prior
 from digs_survey.results.dataset import lay_out, reconcile
-from digs_survey.spectra import WavelengthGrid
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.storage import remove, shard_count
 
@@ -27,15 +26,14 @@ __all__ = ["derived_quantities", "map_catalog"]
 
 
 def map_catalog(
+    identity: RunIdentity,
     catalog_path: Path,
-    model_folder: Path,
     out_path: Path,
     config: SurveyConfig,
     *,
     ledger: Ledger,
     address: str | None = None,
     advance: Callable[[int], None] = lambda rows: None,
-    fingerprint: str | None = None,
     levels: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
     """Write ``posterior.zarr`` and ``percentiles.parquet`` beside it; go on where an earlier call stopped.
@@ -51,21 +49,21 @@ def map_catalog(
 
     Parameters
     ----------
-    catalog_path, model_folder : Path
-        The catalog and the frozen posterior; with a cluster, paths that its workers see too.
+    identity : RunIdentity
+        Of the frozen posterior and the catalog. With a cluster, its workers see the posterior's folder too.
+    catalog_path : Path
+        With a cluster, a path that its workers see too.
     out_path : Path
-        The dataset. Kept if the same model, catalog, settings and version of the package made it, replaced
-        (and the ledger cleared) otherwise.
+        The dataset. Kept if the same posterior, catalog and settings made it, replaced (and the ledger cleared)
+        otherwise.
     config : SurveyConfig
-        Its map and infer sections and its model are used.
+        Its map and importance sections are used. Its model, prior and noise must be the posterior's.
     ledger : Ledger
         Shards in it are done already; workers mark the others.
     address : str, optional
         A running Ray cluster; without it, this machine's cores are used.
     advance : callable
         Called with the number of rows that were done before, and then of each shard that finishes.
-    fingerprint : str, optional
-        The catalog's, where it is known already: finding it reads the whole catalog.
     levels : mapping of str to sequence of float, optional
         From a recalibration: for each parameter, the levels of its draws that are given for ``map.quantiles``.
 
@@ -74,104 +72,108 @@ def map_catalog(
     CatalogError
         The catalog breaks its schema, or the posterior was not trained for its grid.
     ConfigError
-        Rows are to be weighed with another model than the posterior's, or draws of rows are to be kept by a column
-        that the catalog has not.
+        The configuration sets another model, prior or noise than the posterior's, or draws of rows are to be kept by
+        a column that the catalog has not.
     MissingDependencyError
         No Ray cluster answers at ``address``, or no space is left.
     StageError
         Shards failed (the others are done), with the first one's own error as its cause; or the rows do not add up.
     """
+    config = identity.adopt(config)
     catalog = Catalog.open(catalog_path.absolute())
-    model = model_folder.absolute()
-    # The card alone: what draws is in the workers, and torch need not be here.
-    _, card = load_artefact(model)
-    check_grid(card, catalog.grid)
-    prior = Prior.from_dict(card["parameters"])
-    settings = config.map
-    recipe = {
-        "digs_survey": __version__,
-        "model": card["hash"],
-        "catalog": fingerprint or catalog.fingerprint(),
-        "rows": catalog.n_rows,
-        "zred": config.model.zred,
-        "map": settings.model_dump(mode="json", exclude={"workers"}),
-    }
-    if levels is not None:
-        recipe["levels"] = {name: list(levels[name]) for name in prior.names}
-    if settings.samples_column:
-        catalog.require_column(settings.samples_column, "map.samples_column")
-    importance_draws = None
-    if config.importance.rows == "all" or settings.derived:
-        check_model(card, config.model)
-    if config.importance.rows == "all":
-        importance_draws = recipe["importance_draws"] = config.importance.draws
-    out, ledger = out_path.absolute(), Ledger(ledger.folder.absolute())
-    table = out.with_name("percentiles.parquet")
+    check_grid(identity.grid, catalog.grid)
+    if config.map.samples_column:
+        catalog.require_column(config.map.samples_column, "map.samples_column")
+    task = _task(identity, catalog, out_path.absolute(), config, ledger.folder.absolute(), levels)
+    ledger = Ledger(task.ledger)
     kept = lay_out(
-        out,
-        recipe,
+        task.out,
+        task.recipe,
         ledger,
         rows=catalog.n_rows,
-        prior=prior,
-        config=settings,
+        prior=identity.prior,
+        config=config.map,
         id_dtype=catalog.galaxy_id(0, 1).dtype,
-        importance_draws=importance_draws,
+        importance_draws=task.recipe.get("importance_draws"),
     )
     if not kept:
-        remove(table)
+        remove(task.table)
     advance(ledger.totals()[0])
-    per_shard = settings.shard_size(catalog.n_rows)
+    per_shard = config.map.shard_size(catalog.n_rows)
     pending = ledger.pending(shard_count(catalog.n_rows, per_shard))
     if pending:
-        with ray_session(address) as cores:
-            task = Task(
-                catalog.path,
-                model,
-                out,
-                table,
-                ledger.folder,
-                config,
-                catalog.n_rows,
-                recipe,
-                catalog.duplicate_rows,
-                derived_quantities(card, config) if address else _derived_elsewhere(card, config),
-            )
-            workers = min(settings.workers or cores, len(pending))
-            pool = run_on_actors(ShardWorker, task, pending, workers, failed=task.failed, told=metrics.shard_failed)
-            with closing(pool) as finished:
-                for _, rows in finished:
-                    advance(rows)
-    reconcile(out, table, ledger, rows=catalog.n_rows, rows_per_shard=per_shard)
+        _map_shards(task, pending, address, advance)
+    reconcile(task.out, task.table, ledger, rows=catalog.n_rows, rows_per_shard=per_shard)
 
 
-def derived_quantities(card: Mapping[str, Any], config: SurveyConfig) -> DerivedQuantities | None:
-    """Make what derives ``map.derived`` from draws of a posterior with this card; None if nothing is wanted.
+def _task(
+    identity: RunIdentity,
+    catalog: Catalog,
+    out: Path,
+    config: SurveyConfig,
+    ledger: Path,
+    levels: Mapping[str, Sequence[float]] | None,
+) -> Task:
+    """Collect what the workers need, and all that decides the dataset's bytes."""
+    recipe: dict[str, Any] = {
+        "format": formats.POSTERIOR,
+        **identity.key("catalog", "posterior"),
+        "rows": catalog.n_rows,
+        "map": config.map.model_dump(mode="json", exclude={"workers"}),
+    }
+    if levels is not None:
+        recipe["levels"] = {name: list(levels[name]) for name in identity.prior.names}
+    if config.importance.rows == "all":
+        recipe["importance_draws"] = config.importance.draws
+    return Task(
+        identity=identity,
+        catalog=catalog.path,
+        out=out,
+        table=out.with_name("percentiles.parquet"),
+        ledger=ledger,
+        config=config,
+        n_rows=catalog.n_rows,
+        recipe=recipe,
+        duplicates=catalog.duplicate_rows,
+    )
+
+
+def _map_shards(task: Task, pending: Sequence[int], address: str | None, advance: Callable[[int], None]) -> None:
+    """Map shards on Ray, and report the rows of each that finishes."""
+    with ray_session(address) as cores:
+        derive = derived_quantities if address else _derived_elsewhere
+        task = replace(task, derive=derive(task.identity, task.config.map.derived))
+        workers = min(task.config.map.workers or cores, len(pending))
+        pool = run_on_actors(ShardWorker, task, pending, workers, failed=task.failed, told=metrics.shard_failed)
+        with closing(pool) as finished:
+            for _, rows in finished:
+                advance(rows)
+
+
+def derived_quantities(identity: RunIdentity, names: Sequence[str]) -> DerivedQuantities | None:
+    """Make what derives quantities from draws of a posterior; None if no quantity is named.
 
     Raises
     ------
-    ConfigError
-        The configured model is not the posterior's.
     MissingDependencyError
         The data of the model's populations are missing.
     """
     from digs_survey.sps.batched import BatchedModel
 
-    if not config.map.derived:
+    if not names:
         return None
-    check_model(card, config.model)
-    prior, grid = Prior.from_dict(card["parameters"]), WavelengthGrid.from_dict(card["grid"])
-    model = BatchedModel.from_config(config.model, prior, grid)
-    return DerivedQuantities.of_model(config.map.derived, config.model.sfh, model)
+    model = BatchedModel.from_config(identity.model, identity.prior, identity.grid)
+    return DerivedQuantities.of_model(names, identity.model.sfh, model)
 
 
-def _derived_elsewhere(card: Mapping[str, Any], config: SurveyConfig) -> DerivedQuantities | None:
+def _derived_elsewhere(identity: RunIdentity, names: Sequence[str]) -> DerivedQuantities | None:
     """Let another process on this machine do it: what tabulates the model takes 250 MB, and the table takes one."""
     import ray
     from ray.exceptions import RayTaskError
 
-    if not config.map.derived:
+    if not names:
         return None
     try:
-        return ray.get(ray.remote(num_cpus=1)(derived_quantities).remote(card, config))
+        return ray.get(ray.remote(num_cpus=1)(derived_quantities).remote(identity, names))
     except RayTaskError as error:
         raise error.cause from None

@@ -17,6 +17,7 @@ from digs_survey.catalog.prepare import prepare
 from digs_survey.cluster import metrics
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import StageError
+from digs_survey.identity import RunIdentity
 from digs_survey.importance.predictive_check import Checker
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.importance.weights import Weigher
@@ -41,8 +42,10 @@ class Task:
 
     Attributes
     ----------
-    catalog, model, out, table, ledger : Path
-        The catalog, the frozen posterior, the dataset, the folder of the table's parts, the done-markers.
+    identity : RunIdentity
+        Names the frozen posterior and what it was trained for.
+    catalog, out, table, ledger : Path
+        The catalog, the dataset, the folder of the table's parts, the done-markers.
     config : SurveyConfig
     n_rows : int
         Rows of the catalog.
@@ -53,8 +56,8 @@ class Task:
     derive : DerivedQuantities or None
     """
 
+    identity: RunIdentity
     catalog: Path
-    model: Path
     out: Path
     table: Path
     ledger: Path
@@ -87,7 +90,7 @@ class RowInference:
     posterior : FrozenPosterior
     catalog : Catalog
     config : SurveyConfig
-        Its map and infer sections and its model are used.
+        Its map and importance sections are used.
     derive : DerivedQuantities, optional
     levels : mapping of str to sequence of float, optional
         For each parameter, the levels of its draws that are given for ``config.map.quantiles``.
@@ -119,7 +122,7 @@ class RowInference:
         prepared = prepare(
             block,
             self.catalog.grid.frame,
-            self.config.model.zred,
+            self.posterior.model.zred,
             settings.min_good_fraction,
             keeps_negative=self.posterior.noise.keeps_negative,
         )
@@ -145,15 +148,15 @@ class ShardWorker:
         self.ledger = Ledger(task.ledger)
         self.catalog = Catalog.open(task.catalog)
         self.catalog.duplicate_rows = task.duplicates
-        posterior, levels = FrozenPosterior.load(task.model), task.recipe.get("levels")
+        posterior, levels = FrozenPosterior.of(task.identity), task.recipe.get("levels")
         self.infer = RowInference(posterior, self.catalog, task.config, task.derive, levels)
         self.table = ResultTable(
             self.catalog,
             posterior.prior,
             task.config.map.quantiles,
             task.config.map.derived,
-            task.recipe["model"],
-            task.recipe["catalog"],
+            task.identity.posterior_hash,
+            task.identity.catalog,
             task.recipe.get("importance_draws"),
             levels,
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from digs_survey import formats
 from digs_survey.audit.mcmc.fit_galaxies import fit_galaxies
 from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyFit, galaxy_jobs
 from digs_survey.audit.sample import prepare_rows
@@ -25,13 +27,12 @@ from digs_survey.audit.trust import TrustModel, read_predictors
 from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import StageError
-from digs_survey.estimator.artefact import load_artefact
+from digs_survey.identity import RunIdentity
 from digs_survey.importance.psis import PARETO_K_LIMIT
 from digs_survey.infer.map_catalog import derived_quantities
 from digs_survey.infer.rows import draw_quantiles
-from digs_survey.parameters import Prior
 from digs_survey.quality import NO_POSTERIOR
-from digs_survey.refine.reweigh import ReweighSetup, reweigh_rows
+from digs_survey.refine.reweigh import ReweighSetup, WeightedRows, reweigh_rows
 from digs_survey.results.final import TIERS, RefinedRow, RefinedRows, final_part
 from digs_survey.results.table import part_name
 from digs_survey.store.ledger import Ledger
@@ -49,8 +50,26 @@ _MARGIN = 16
 _Task = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
 
 
+@dataclass(frozen=True)
+class _Escalation:
+    """What all parts of an escalation work with."""
+
+    run_dir: Path
+    identity: RunIdentity
+    config: SurveyConfig
+    catalog: Catalog
+    task: _Task
+    address: str | None
+
+    @property
+    def folder(self) -> Path:
+        """Where weighed blocks, fits and what was decided are kept."""
+        return self.run_dir / "escalate-jobs"
+
+
 def escalate(
     run_dir: Path,
+    identity: RunIdentity,
     config: SurveyConfig,
     catalog_path: Path,
     *,
@@ -65,7 +84,10 @@ def escalate(
     ----------
     run_dir : Path
         With a finished audit. Weighed blocks and fits are kept in ``escalate-jobs/``.
+    identity : RunIdentity
+        Of the posterior and catalog that were mapped.
     config : SurveyConfig
+        Its escalate, map and audit sections are used. Its model, prior and noise must be the posterior's.
     catalog_path : Path
     ledger : Ledger
         Marks the parts of the table that are written.
@@ -80,52 +102,26 @@ def escalate(
     -------
     dict
         What escalate.json holds: ``trust_threshold``; ``rows`` of each tier; ``without_trust`` and ``low_trust``, the
-        rows with a
-        posterior of which nothing is known, and those that keep one which is not trusted; what was ``weighed`` and
-        ``fitted``, how many of these did, and the core-seconds of both.
+        rows with a posterior of which nothing is known, and those that keep one which is not trusted; what was
+        ``weighed`` and ``fitted``, how many of these did, and the core-seconds of both.
     """
-    catalog = Catalog.open(catalog_path)
-    _, card = load_artefact(run_dir / "model")
-    prior = Prior.from_dict(card["parameters"])
+    job = _Escalation(run_dir, identity, identity.adopt(config), Catalog.open(catalog_path), task, ray_address)
     result: Any = zarr.open_group(str(run_dir / "posterior.zarr"), mode="r")
-    audit = read_json(run_dir / "audit.json")
-    learned = audit.get("trust") or {}
-    model = learned.get("model")
-    trust = _trust_of_rows(result, catalog, prior, None if model is None else TrustModel.from_dict(model))
+    learned = read_json(run_dir / "audit.json").get("trust") or {}
+    model = None if learned.get("model") is None else TrustModel.from_dict(learned["model"])
+    trust = _trust_of_rows(result, job, model)
     with_posterior = (result["quality"][:] & NO_POSTERIOR) == 0
     # NaN compares as false, so that rows without a trust are left alone.
     low = with_posterior & (trust < config.escalate.trust_threshold)
-    # Budgets and failures are not the same twice: what was decided once holds for every part of the table.
-    decided, spent = (run_dir / "escalate-jobs" / name for name in ("refined.npz", "told.json"))
-    if not is_file(decided):
-        found, told = _improve(run_dir, config, catalog, card, trust, low, task, ray_address)
-        write_json(spent, told)
-        RefinedRows.of(found, prior.ndim, len(config.map.derived), len(config.map.quantiles)).save(decided)
-    better, told = RefinedRows.load(decided), read_json(spent)
-    low[better.rows] = False
+    refined, told = _decided(job, trust, low)
+    low[refined.rows] = False
     about: dict[str, Any] = {"trust_threshold": config.escalate.trust_threshold}
     about |= {name: learned.get(name) for name in ("tolerance_sigma", "auc", "auc_95", "rows")}
-    per_shard = config.map.shard_size(catalog.n_rows)
-    advance(ledger.totals()[0])
-    for shard in ledger.pending(shard_count(catalog.n_rows, per_shard)):
-        rows = rows_of_shard(shard, catalog.n_rows, per_shard)
-        with ledger.attempt(shard):
-            part = final_part(
-                run_dir / "percentiles.parquet" / part_name(shard),
-                trust[rows],
-                better.within(rows.start, rows.stop),
-                low[rows],
-                (prior.names, config.map.derived),
-                config.map.quantiles,
-                about,
-            )
-            write_bytes(run_dir / "results.parquet" / part_name(shard), part)
-            digest = checksum(np.frombuffer(part, dtype=np.uint8))
-            ledger.mark(shard, rows=rows.stop - rows.start, checksum=digest, core_s=0.0, first=rows.start)
-        advance(rows.stop - rows.start)
-    tiers = np.bincount(better.tier, minlength=len(TIERS))
-    tiers[0] = int(with_posterior.sum()) - better.rows.size
+    _write_table(job, ledger, trust, refined, low, about, advance)
+    tiers = np.bincount(refined.tier, minlength=len(TIERS))
+    tiers[0] = int(with_posterior.sum()) - refined.rows.size
     summary = {
+        "format": formats.AUDIT,
         "trust_threshold": config.escalate.trust_threshold,
         "rows": dict(zip(TIERS, tiers.tolist(), strict=True)),
         "without_trust": int((with_posterior & np.isnan(trust)).sum()),
@@ -134,6 +130,54 @@ def escalate(
     }
     write_json(run_dir / "escalate.json", summary)
     return summary
+
+
+def _decided(
+    job: _Escalation, trust: NDArray[np.float32], low: NDArray[np.bool_]
+) -> tuple[RefinedRows, dict[str, Any]]:
+    """Return the refined rows, and what was done for them.
+
+    Budgets and failures are not the same twice: what was decided once holds for every part of the table.
+    """
+    decided, spent = (job.folder / name for name in ("refined.npz", "told.json"))
+    if not is_file(decided):
+        found, told = _refine(job, trust, low)
+        write_json(spent, told)
+        settings = job.config.map
+        sizes = job.identity.prior.ndim, len(settings.derived), len(settings.quantiles)
+        RefinedRows.of(found, *sizes).save(decided)
+    return RefinedRows.load(decided), read_json(spent)
+
+
+def _write_table(
+    job: _Escalation,
+    ledger: Ledger,
+    trust: NDArray[np.float32],
+    refined: RefinedRows,
+    low: NDArray[np.bool_],
+    about: Mapping[str, Any],
+    advance: Callable[[int], None],
+) -> None:
+    """Write the parts of ``results.parquet`` that are not written yet."""
+    count, settings = job.catalog.n_rows, job.config.map
+    per_shard = settings.shard_size(count)
+    advance(ledger.totals()[0])
+    for shard in ledger.pending(shard_count(count, per_shard)):
+        rows = rows_of_shard(shard, count, per_shard)
+        with ledger.attempt(shard):
+            part = final_part(
+                job.run_dir / "percentiles.parquet" / part_name(shard),
+                trust[rows],
+                refined.within(rows.start, rows.stop),
+                low[rows],
+                (job.identity.prior.names, settings.derived),
+                settings.quantiles,
+                about,
+            )
+            write_bytes(job.run_dir / "results.parquet" / part_name(shard), part)
+            digest = checksum(np.frombuffer(part, dtype=np.uint8))
+            ledger.mark(shard, rows=rows.stop - rows.start, checksum=digest, core_s=0.0, first=rows.start)
+        advance(rows.stop - rows.start)
 
 
 def in_words(summary: Mapping[str, Any]) -> str:
@@ -146,12 +190,15 @@ def in_words(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _trust_of_rows(result: Any, catalog: Catalog, prior: Prior, model: TrustModel | None) -> NDArray[np.float32]:
-    trust = np.full(catalog.n_rows, np.nan, dtype=np.float32)
-    for start in range(0, catalog.n_rows if model else 0, _BLOCK):
-        block = slice(start, min(start + _BLOCK, catalog.n_rows))
-        found = read_predictors(result, block, prior, len(catalog.grid))
-        trust[block] = model.trust(np.stack([found[name] for name in model.names], axis=-1))  # type: ignore[union-attr]
+def _trust_of_rows(result: Any, job: _Escalation, model: TrustModel | None) -> NDArray[np.float32]:
+    count, elements = job.catalog.n_rows, len(job.catalog.grid)
+    trust = np.full(count, np.nan, dtype=np.float32)
+    if model is None:
+        return trust
+    for start in range(0, count, _BLOCK):
+        block = slice(start, min(start + _BLOCK, count))
+        found = read_predictors(result, block, job.identity.prior, elements)
+        trust[block] = model.trust(np.stack([found[name] for name in model.names], axis=-1))
     return trust
 
 
@@ -168,74 +215,63 @@ def _of_chain(draws: NDArray[np.float64], config: SurveyConfig, derive: DerivedQ
     return RefinedRow(2, draw_quantiles(draws[None], quantiles)[0], derived)
 
 
-def _improve(
-    run_dir: Path,
-    config: SurveyConfig,
-    catalog: Catalog,
-    card: Mapping[str, Any],
-    trust: NDArray[np.float32],
-    low: NDArray[np.bool_],
-    task: _Task,
-    address: str | None,
+def _refine(
+    job: _Escalation, trust: NDArray[np.float32], low: NDArray[np.bool_]
 ) -> tuple[dict[int, RefinedRow], dict[str, Any]]:
-    """Find better posteriors of the rows that are ``low``, the least trusted first, and say what was done."""
-    settings, folder = config.escalate, run_dir / "escalate-jobs"
-    derive = derived_quantities(card, config)
-    better = _fitted_by_audit(run_dir, config, derive)
+    """Refine the rows that are ``low``, the least trusted first, and say what was done."""
+    settings = job.config.escalate
+    derive = derived_quantities(job.identity, job.config.map.derived)
+    refined = _fitted_by_audit(job.run_dir, job.config, derive)
     # Ties go by row.
     ordered = np.flatnonzero(low)[np.argsort(trust[low], kind="stable")]
-    wanted = ordered[~np.isin(ordered, list(better))]
+    wanted = ordered[~np.isin(ordered, list(refined))]
     told = {"wanted": wanted.size, "weighed": 0, "accepted": 0, "fitted": 0, "converged": 0}
     cost = {"weights": 0.0, "emcee": 0.0}
     budget_s = 3600 * settings.core_hours
     if wanted.size and budget_s > 0:
-        setup = ReweighSetup(catalog.path, run_dir / "model", config, derive)
-        with task("weigh", wanted.size, "rows that are not trusted") as advance:
-            blocks = reweigh_rows(setup, wanted, folder / "weights", budget_s, address=address, advance=advance)
-        for block in blocks:
+        for block in _weigh(job, wanted, derive, budget_s):
             good = (block.pareto_k <= PARETO_K_LIMIT) & (block.ess >= settings.min_ess)
             told["weighed"] += block.rows.size
             told["accepted"] += int(good.sum())
             cost["weights"] += block.core_s
             for i in np.flatnonzero(good):
-                better[int(block.rows[i])] = RefinedRow(1, block.percentiles[i], block.derived[i])
+                refined[int(block.rows[i])] = RefinedRow(1, block.percentiles[i], block.derived[i])
         left_s = budget_s - cost["weights"]
-        rest = [row for row in wanted.tolist() if row not in better]
-        if rest and left_s > 0:
-            fits = _fit(config, catalog, rest, run_dir, left_s, task, address)
-            for row, fit in fits.items():
-                told["fitted"] += 1
-                cost["emcee"] += 0.0 if fit.error else fit.job_core_s
-                if fit.converged:
-                    told["converged"] += 1
-                    better[row] = _of_chain(fit.draws, config, derive)
-    return better, told | {"core_s": cost, "budget_core_s": budget_s}
+        rest = [row for row in wanted.tolist() if row not in refined]
+        for row, fit in (_fit(job, rest, left_s) if rest and left_s > 0 else {}).items():
+            told["fitted"] += 1
+            cost["emcee"] += 0.0 if fit.error else fit.job_core_s
+            if fit.converged:
+                told["converged"] += 1
+                refined[row] = _of_chain(fit.draws, job.config, derive)
+    return refined, told | {"core_s": cost, "budget_core_s": budget_s}
 
 
-def _fit(
-    config: SurveyConfig,
-    catalog: Catalog,
-    rows: list[int],
-    run_dir: Path,
-    budget_s: float,
-    task: _Task,
-    address: str | None,
-) -> dict[int, GalaxyFit]:
+def _weigh(
+    job: _Escalation, rows: NDArray[np.int64], derive: DerivedQuantities | None, budget_s: float
+) -> list[WeightedRows]:
+    setup = ReweighSetup(job.catalog.path, job.identity, job.config, derive)
+    with job.task("weigh", rows.size, "rows that are not trusted") as advance:
+        return reweigh_rows(setup, rows, job.folder / "weights", budget_s, address=job.address, advance=advance)
+
+
+def _fit(job: _Escalation, rows: list[int], budget_s: float) -> dict[int, GalaxyFit]:
     """Fit rows with emcee in their order, as many as the budget allows."""
     from digs_survey.estimator.posterior import FrozenPosterior
 
-    posterior = FrozenPosterior.load(run_dir / "model")
-    settings, noise = config.audit, posterior.noise
-    if not (rows := rows[: _affordable(run_dir, budget_s)]):
+    if not (rows := rows[: _affordable(job.run_dir, budget_s)]):
         return {}
-    seen = prepare_rows(catalog, rows, config, keeps_negative=noise.keeps_negative)
-    npe = posterior.sample(seen.flux, config.map.draws)
-    jobs = galaxy_jobs(rows, seen, noise.errors_of(seen.flux, seen.ivar, seen.good), npe, settings.predictive_draws)
-    setup = FitSetup(config.model, posterior.prior, catalog.grid, noise, settings.mcmc, config.seed)
-    folder = run_dir / "escalate-jobs" / "emcee"
-    with task("fit", len(jobs), "rows that weights do not do for, with emcee") as advance:
+    posterior, identity, settings = FrozenPosterior.of(job.identity), job.identity, job.config.audit
+    seen = prepare_rows(job.catalog, rows, identity, job.config)
+    npe = posterior.sample(seen.flux, job.config.map.draws)
+    errors = identity.noise.errors_of(seen.flux, seen.ivar, seen.good)
+    jobs = galaxy_jobs(rows, seen, errors, npe, settings.predictive_draws)
+    setup, folder = FitSetup(identity, settings.mcmc), job.folder / "emcee"
+    with job.task("fit", len(jobs), "rows that weights do not do for, with emcee") as advance:
         try:
-            fits = fit_galaxies(setup, jobs, folder, address=address, advance=advance, budget_s=budget_s, in_order=True)
+            fits = fit_galaxies(
+                setup, jobs, folder, address=job.address, advance=advance, budget_s=budget_s, in_order=True
+            )
         except StageError as error:
             _LOG.warning("escalate: %s; these rows keep their neural posteriors", error)
             return {}

@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from digs_survey import formats
 from digs_survey.audit.sample import prepare_rows
 from digs_survey.catalog import Catalog
 from digs_survey.cluster.actors import run_on_actors
 from digs_survey.cluster.ray_session import ray_session
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import StageError
+from digs_survey.identity import RunIdentity
 from digs_survey.importance.psis import smooth_tail
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.importance.weights import log_ratios, weigh, weighted_quantiles
 from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.store.ledger import Ledger
-from digs_survey.store.storage import checksum, read_arrays, write_arrays
+from digs_survey.store.storage import read_arrays, write_arrays
 
 __all__ = ["ReweighSetup", "WeightedRows", "reweigh_rows"]
 
@@ -35,9 +37,20 @@ class ReweighSetup:
     """What all rows share; small enough to be sent to workers."""
 
     catalog: Path
-    model: Path
+    identity: RunIdentity
     config: SurveyConfig
     derive: DerivedQuantities | None
+
+    def digest(self, rows: NDArray[np.int64]) -> str:
+        """Hash of all that decides the weights of a block of rows."""
+        return self.identity.digest(
+            "catalog",
+            "posterior",
+            format=formats.AUDIT,
+            draws=self.config.escalate.draws,
+            map=self.config.map.model_dump(mode="json", include={"quantiles", "derived", "min_good_fraction"}),
+            rows=rows.tolist(),
+        )
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,7 @@ class _Worker:
 
         torch.set_num_threads(1)
         self.task, self.catalog = task, Catalog.open(task.setup.catalog)
-        self.posterior = FrozenPosterior.load(task.setup.model)
+        self.posterior = FrozenPosterior.of(task.setup.identity)
         self.likelihood = SpectrumLikelihood.of_posterior(self.posterior)
 
     def ready(self) -> None:
@@ -97,9 +110,10 @@ class _Worker:
 
     def work(self, number: int) -> WeightedRows:
         """Weigh the draws of the rows of a block."""
-        began, config, derive = time.process_time(), self.task.setup.config, self.task.setup.derive
+        began, setup = time.process_time(), self.task.setup
+        config, derive = setup.config, setup.derive
         posterior, quantiles, rows = self.posterior, config.map.quantiles, self.task.blocks[number]
-        seen = prepare_rows(self.catalog, rows.tolist(), config, keeps_negative=posterior.noise.keeps_negative)
+        seen = prepare_rows(self.catalog, rows.tolist(), setup.identity, config)
         theta = posterior.sample(seen.flux, config.escalate.draws)
         known = np.isfinite(theta).all(axis=(1, 2))
         log_weights = np.full(theta.shape[:2], np.nan)
@@ -153,7 +167,7 @@ def reweigh_rows(
     done = {
         number: WeightedRows.load(_file(folder, number))
         for number, record in ledger.records().items()
-        if number < len(blocks) and record["checksum"] == checksum(blocks[number])
+        if number < len(blocks) and record["checksum"] == setup.digest(blocks[number])
     }
     for one in done.values():
         advance(one.rows.size)
@@ -169,7 +183,9 @@ def reweigh_rows(
                 for number, found in pieces:
                     found.save(_file(folder, number))
                     ledger.forget(number)
-                    ledger.mark(number, rows=found.rows.size, checksum=checksum(blocks[number]), core_s=found.core_s)
+                    ledger.mark(
+                        number, rows=found.rows.size, checksum=setup.digest(blocks[number]), core_s=found.core_s
+                    )
                     done[number] = found
                     advance(found.rows.size)
                     spent += found.core_s

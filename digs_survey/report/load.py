@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from digs_survey.config import SurveyConfig, load_config
 from digs_survey.errors import RunDirectoryError
+from digs_survey.estimator.artefact import recorded_folder
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
 from digs_survey.store.locations import exists, is_file, is_remote
 from digs_survey.store.storage import read_bytes, read_json
@@ -96,14 +97,16 @@ def load_run(run_dir: Path) -> RunData:
                 "give the folder that `digs-survey run` printed"
             )
     config = load_config(run_dir / "config.toml")
-    card = run_dir / "model" / "card.json"
+    manifest = read_json(run_dir / "manifest.json")
+    model = recorded_folder(run_dir, manifest)
+    card = model / "card.json"
     audit = run_dir / "audit.json"
     return RunData(
         folder=run_dir,
-        manifest=read_json(run_dir / "manifest.json"),
+        manifest=manifest,
         config=config,
         card=read_json(card) if is_file(card) else None,
-        history=_history(run_dir / "model" / "history.csv"),
+        history=_history(model / "history.csv"),
         catalog=_catalog(run_dir / "posterior.zarr", config),
         first_rows=_first_rows(run_dir / "results.parquet") or _first_rows(run_dir / "percentiles.parquet"),
         audit=read_json(audit) if is_file(audit) else {},

@@ -11,16 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from digs_survey import formats
 from digs_survey.catalog import Catalog
 from digs_survey.errors import RunDirectoryError
+from digs_survey.estimator.artefact import check_hash, identify, recorded_folder
+from digs_survey.identity import RunIdentity
 from digs_survey.logs.command_line import safe_command
-from digs_survey.store.locations import is_file
+from digs_survey.store.locations import is_file, location
 from digs_survey.store.storage import read_json, write_json
 from digs_survey.versions import git_commit
 
-__all__ = ["SCHEMA", "RunManifest", "StageRecord"]
-
-SCHEMA = 1
+__all__ = ["RunManifest", "StageRecord"]
 
 
 def _now() -> str:
@@ -53,12 +54,13 @@ class RunManifest:
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / "manifest.json"
-        self.data: dict[str, Any] = {"schema": SCHEMA, "created": _now(), "inputs": {}, "stages": {}}
+        self.data: dict[str, Any] = {"format": formats.MANIFEST, "created": _now(), "inputs": {}, "stages": {}}
         if is_file(self.path):
             self.data = read_json(self.path)
-            if self.data.get("schema") != SCHEMA:
+            if self.data.get("format") != formats.MANIFEST:
                 raise RunDirectoryError(
-                    f"{self.path}: schema {self.data.get('schema')!r}, this version reads {SCHEMA}; use a new --run-dir"
+                    f"{self.path}: format {self.data.get('format')!r}, this version reads {formats.MANIFEST}; "
+                    "use a new --run-dir"
                 )
 
     @property
@@ -102,11 +104,33 @@ class RunManifest:
             )
         return bool(record["status"] == "done")
 
-    def knows(self, catalog: Catalog) -> bool:
+    def knows(self, catalog: Catalog, name: str = "catalog") -> bool:
         """Tell whether a catalog is the one that the run recorded, unchanged since; it need not be read again then."""
-        entry = self.data["inputs"].get("catalog", {})
+        entry = self.data["inputs"].get(name, {})
         same = entry.get("path") == str(catalog.path.resolve())
         return same and entry.get("state") == catalog.state()
+
+    def identity(self, seed: int) -> RunIdentity:
+        """Return what the map recorded: its posterior, and the catalog that it was applied to.
+
+        Raises
+        ------
+        RunDirectoryError
+            If nothing is mapped, or the catalog or the posterior is not there any more, or is another one now.
+        """
+        run_dir, inputs = self.path.parent, self.data["inputs"]
+        if "posterior" not in inputs:
+            raise RunDirectoryError(f"{run_dir} has no results; run 'digs-survey map' first")
+        entry = inputs["catalog"]
+        catalog = Catalog.open(location(entry["path"]))
+        if not self.knows(catalog) and catalog.fingerprint() != entry["fingerprint"]:
+            raise RunDirectoryError(
+                f"{catalog.path} has changed since {run_dir} was made; put it back, or map it again (--redo map)"
+            )
+        folder = recorded_folder(run_dir, self.data)
+        identity = identify(folder, seed=seed, catalog=entry["fingerprint"])
+        check_hash(folder, identity.posterior_hash, inputs["posterior"]["hash"])
+        return identity
 
     def forget(self, stage: str) -> None:
         """Drop the record of a stage."""

@@ -93,21 +93,16 @@ def replay(run_dir: Path, config: SurveyConfig, galaxy_id: str) -> list[Replay]:
     out = run_dir / "posterior.zarr"
     if "map" not in manifest.stages or not exists(out):
         raise RunDirectoryError(f"{run_dir} has no results; run 'digs-survey map' first")
-    entry = manifest.data["inputs"]["catalog"]
-    catalog = Catalog.open(location(entry["path"]))
-    if not manifest.knows(catalog) and catalog.fingerprint() != entry["fingerprint"]:
-        raise RunDirectoryError(f"{catalog.path} has changed since {run_dir} was made; its rows cannot be replayed")
-    model = location(manifest.data["inputs"]["model"])
-    posterior = FrozenPosterior.load(model)
-    if posterior.hash != manifest.stages["map"]["key"]["posterior"]:
-        raise RunDirectoryError(f"{model} is not the posterior of the results in {run_dir} any more")
+    identity, entry = manifest.identity(config.seed), manifest.data["inputs"]["catalog"]
+    config = identity.adopt(config)
+    catalog, posterior = Catalog.open(location(entry["path"])), FrozenPosterior.of(identity)
     rows = catalog.find(galaxy_id)
     if not rows.size:
         raise CatalogError(f"galaxy_id {galaxy_id}: none of the {catalog.n_rows} rows of {catalog.path} has it")
     group: Any = zarr.open_group(str(out), mode="r", use_consolidated=False)
     records = Ledger(run_dir / "ledger" / "map").records()
     levels = group.attrs["recipe"].get("levels")
-    infer = RowInference(posterior, catalog, config, derived_quantities(posterior.card, config), levels)
+    infer = RowInference(posterior, catalog, config, derived_quantities(identity, config.map.derived), levels)
     found = []
     for row in rows.tolist():
         shard = row // group["quality"].shards[0]
@@ -124,7 +119,7 @@ def replay(run_dir: Path, config: SurveyConfig, galaxy_id: str) -> list[Replay]:
             "catalog_fingerprint": entry["fingerprint"],
             "row": row,
             "input_checksum": checksum(block.flux, block.ivar, block.good, block.redshift),
-            "model": str(model),
+            "model": str(identity.posterior),
             "model_hash": posterior.hash,
             "seed": manifest.data.get("seed"),
             "config_hash": manifest.data.get("config_hash"),

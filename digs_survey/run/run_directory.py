@@ -1,4 +1,4 @@
-"""A run directory at work: what its stages leave there, what may be used again, and what is recorded of them."""
+"""A run directory at work: what may be used again, what is recorded of each stage, and what the run is a run of."""
 
 from __future__ import annotations
 
@@ -15,26 +15,16 @@ from digs_survey.catalog import Catalog
 from digs_survey.cluster.dashboards import with_dashboards
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import RunDirectoryError
+from digs_survey.identity import RunIdentity
 from digs_survey.logs.log import stage_log
 from digs_survey.logs.progress import ProgressReporter
 from digs_survey.run.manifest import RunManifest
-from digs_survey.run.status import STAGES
+from digs_survey.run.stages import followers, stage_named
 from digs_survey.store.locations import exists
 from digs_survey.store.storage import remove, write_text
 from digs_survey.versions import versions
 
-__all__ = ["OUTPUTS", "StageRun", "RunDirectory"]
-
-OUTPUTS: dict[str, tuple[str, ...]] = {
-    "simulate": ("simulations.zarr", "ledger/simulate"),
-    "augment": ("pairs.zarr", "ledger/augment"),
-    "train": ("model", "checkpoint"),
-    "map": ("posterior.zarr", "percentiles.parquet", "ledger/map"),
-    "audit": ("calibration.zarr", "audit.zarr", "audit.json", "audit-jobs", "ledger/calibration"),
-    "escalate": ("results.parquet", "escalate.json", "escalate-jobs", "ledger/escalate"),
-    "report": ("report.html", "figures"),
-}
-"""What each stage leaves in the run directory."""
+__all__ = ["RunDirectory", "StageRun"]
 
 
 @dataclass
@@ -63,26 +53,43 @@ class RunDirectory:
 
     def redo(self, stage: str) -> None:
         """Delete what a stage and those after it made."""
-        first = STAGES.index(stage)
-        names = [*STAGES[first:], *(["augment"] if stage == "simulate" else [])]
-        for name in names:
-            self.manifest.forget(name)
-            for output in OUTPUTS[name]:
+        unused = [] if "pairs" in self._recorded_key("train") else [("train", "augment")]
+        for follower in followers(stage, unused):
+            self.manifest.forget(follower.name)
+            for output in (*follower.outputs, *follower.ledgers):
                 remove(self.run_dir / output)
 
-    def _key(self, *sections: str) -> dict[str, Any]:
-        data = self.config.model_dump(mode="json", include=set(sections))
-        if "prior" in sections:
-            data["prior"] = {p.name: [p.low, p.high] for p in self.config.make_prior().parameters}
-        return {"digs_survey": __version__, "seed": self.config.seed, **data}
+    def mapped_identity(self) -> RunIdentity:
+        """Return the identity that the map recorded, and take its model, prior and noise for the configuration's.
+
+        Raises
+        ------
+        ConfigError
+            If the configuration sets another model, prior or noise.
+        RunDirectoryError
+            If nothing is mapped, or the catalog or the posterior is not there any more, or is another one now.
+        """
+        self._needs("map")
+        identity = self.manifest.identity(self.config.seed)
+        self.config = identity.adopt(self.config)
+        return identity
+
+    def _settings(self, *sections: str) -> dict[str, Any]:
+        """Return sections of the configuration as plain values, for a stage's key."""
+        return self.config.model_dump(mode="json", include=set(sections))
+
+    def _recorded_key(self, stage: str) -> Mapping[str, Any]:
+        """Return the key that a stage was begun with; empty where it was not."""
+        return self.manifest.stages.get(stage, {}).get("key", {})
 
     def _after(self, stage: str) -> dict[str, Any]:
         record = self.manifest.stages[stage]
         return {stage: record["key"], "finished": record["finished"]}
 
     @contextmanager
-    def _stage(self, name: str, key: Mapping[str, Any], total: int, unit: str) -> Iterator[StageRun]:
-        if self.manifest.reusable(name, key) and all(exists(self.run_dir / out) for out in OUTPUTS[name][:1]):
+    def _stage(self, name: str, key: Mapping[str, Any], total: int) -> Iterator[StageRun]:
+        stage = stage_named(name)
+        if self.manifest.reusable(name, key) and exists(self.run_dir / stage.outputs[0]):
             self.progress.say(f"{name}: done already", kind="stage_kept", stage=name)
             yield StageRun(None, lambda count: None)
             return
@@ -94,9 +101,9 @@ class RunDirectory:
             versions=versions(),
         )
         with (
-            stage_log(name, total, unit, lambda: self.manifest.stages[name]),
+            stage_log(name, total, stage.unit, lambda: self.manifest.stages[name]),
             self.manifest.run(name, key, total) as record,
-            self.progress.task(name, total, unit) as advance,
+            self.progress.task(name, total, stage.unit) as advance,
             with_dashboards(self.dashboards, lambda line: self.progress.say(line, kind="dashboard")),
         ):
             yield StageRun(record, advance)
@@ -104,8 +111,9 @@ class RunDirectory:
     def _is_done(self, stage: str) -> bool:
         return self.manifest.stages.get(stage, {}).get("status") == "done"
 
-    def _needs(self, stage: str, output: str) -> Path:
-        path = self.run_dir / output
+    def _needs(self, stage: str) -> Path:
+        """Return the first output of a stage that must be finished."""
+        path = self.run_dir / stage_named(stage).outputs[0]
         if not (self._is_done(stage) and exists(path)):
             raise RunDirectoryError(
                 f"{self.run_dir} has no finished {stage} stage; "
@@ -113,17 +121,22 @@ class RunDirectory:
             )
         return path
 
-    def _record_catalog(self, catalog: Catalog) -> str:
-        if not self.manifest.knows(catalog):
-            entry = {
-                "path": str(catalog.path.resolve()),
-                "rows": catalog.n_rows,
-                # Found first: what changes while the catalog is read is not taken for what was read.
-                "state": catalog.state(),
-                "fingerprint": catalog.fingerprint(),
-            }
-            self.manifest.update(inputs={**self.manifest.data["inputs"], "catalog": entry})
-        return str(self.manifest.data["inputs"]["catalog"]["fingerprint"])
+    def _catalog_entry(self, catalog: Catalog, name: str) -> dict[str, Any]:
+        """Describe a catalog for the manifest; one that the run knows, unchanged, need not be read again."""
+        known: dict[str, Any] = self.manifest.data["inputs"].get(name, {})
+        if self.manifest.knows(catalog, name):
+            return known
+        return {
+            "path": str(catalog.path.resolve()),
+            "rows": catalog.n_rows,
+            # Found first: what changes while the catalog is read is not taken for what was read.
+            "state": catalog.state(),
+            "fingerprint": catalog.fingerprint(),
+        }
+
+    def _record(self, **inputs: Any) -> None:
+        """Record inputs of a stage whose key has been accepted."""
+        self.manifest.update(inputs={**self.manifest.data["inputs"], **inputs})
 
 
 @dataclass

@@ -8,19 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from digs_survey.errors import RunDirectoryError
+from digs_survey.run.stages import STAGES, Stage
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.locations import check_reachable, is_file
 from digs_survey.store.storage import read_json
 
-__all__ = ["STAGES", "StageStatus", "run_status"]
+__all__ = ["StageStatus", "run_status"]
 
-STAGES = ("simulate", "train", "map", "audit", "escalate", "report")
-_LEDGERS = {
-    "simulate": "ledger/simulate",
-    "map": "ledger/map",
-    "audit": "audit-jobs/ledger",
-    "escalate": "ledger/escalate",
-}
 _QUIET_S = 600.0
 """Without a finished shard or a live claim for so long, nobody is at work."""
 
@@ -70,17 +64,22 @@ def run_status(run_dir: Path) -> list[StageStatus]:
     if not is_file(manifest):
         raise RunDirectoryError(f"{run_dir}: no manifest.json there; expected a run directory of digs-survey")
     recorded = read_json(manifest)["stages"]
-    return [_stage(run_dir, name, recorded.get(name)) for name in STAGES]
+    return [
+        _status(run_dir, stage, recorded.get(stage.name))
+        for stage in STAGES
+        if stage.name in recorded or not stage.optional
+    ]
 
 
-def _stage(run_dir: Path, name: str, record: dict[str, Any] | None) -> StageStatus:
+def _status(run_dir: Path, stage: Stage, record: dict[str, Any] | None) -> StageStatus:
+    name = stage.name
     if record is None:
         return StageStatus(name, "not started", None, None, [], [], None, None, None, None)
     status, total, rows = record["status"], record.get("total"), record.get("rows")
-    if name not in _LEDGERS or status == "done":
+    if not stage.shards or status == "done":
         times = record.get("wall_s"), record.get("core_s")
         return StageStatus(name, status, rows or None, total, [], [], None, None, *times)
-    ledger = Ledger(run_dir / _LEDGERS[name])
+    ledger = Ledger(run_dir / stage.ledgers[0])
     pace = ledger.pace()
     quiet = not pace.running and (pace.last is None or time.time() - pace.last > _QUIET_S)
     left = None

@@ -5,7 +5,6 @@ prior -> simulate -> train -> frozen posterior -> map -> tables -> audit -> repo
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,14 +12,15 @@ from typing import Any
 
 import zarr
 
-from digs_survey import __version__
+from digs_survey import formats
 from digs_survey.catalog import Catalog
 from digs_survey.errors import CatalogError
-from digs_survey.estimator.artefact import check_grid, load_artefact, update_card
+from digs_survey.estimator.artefact import check_grid, identify, load_artefact, update_card
+from digs_survey.identity import RunIdentity
 from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.survey_noise import survey_noise
 from digs_survey.run.run_directory import RunDirectory
-from digs_survey.run.status import STAGES
+from digs_survey.run.stages import STAGES, stage_named
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.locations import exists, location
@@ -47,7 +47,7 @@ class Survey(RunDirectory):
         Without ``retrain``, a posterior that ships with the package takes the place of simulation and training
         where one was trained for just this model, prior, noise and grid, and training has not begun here.
         """
-        if retrain and "pretrained" in self._train_key():
+        if retrain and "pretrained" in self._recorded_key("train"):
             self.redo("train")
         shipped = None if retrain else self._shipped(catalog)
         did = [
@@ -63,18 +63,20 @@ class Survey(RunDirectory):
 
     def simulate(self, catalog: Path | None = None) -> bool:
         """Compute the noiseless simulations on the catalog's grid, or on the configured one."""
-        grid = WavelengthGrid.from_config(self.config.grid)
+        grid, entry = WavelengthGrid.from_config(self.config.grid), None
         if catalog is not None:
             opened = Catalog.open(catalog)
-            grid = opened.grid
-            self._record_catalog(opened)
+            grid, entry = opened.grid, self._catalog_entry(opened, "simulated_for")
         elif self.config.noise.needs_catalog:
             raise self._no_catalog()
         self.config.noise.check_elements(len(grid))
-        settings = self.config.simulate
-        key = self._key("model", "prior", "simulate") | {"grid": _grid_key(grid)}
-        ledger = Ledger(self.run_dir / "ledger" / "simulate")
-        with self._stage("simulate", key, settings.simulations, "spectra") as stage:
+        settings, identity = self.config.simulate, RunIdentity.of_config(self.config, grid)
+        key = {"format": formats.SIMULATIONS, **identity.key("seed", "model", "prior", "grid")}
+        key |= self._settings("simulate")
+        ledger = self._ledger("simulate")
+        with self._stage("simulate", key, settings.simulations) as stage:
+            if entry is not None and (stage or "simulated_for" not in self.manifest.data["inputs"]):
+                self._record(simulated_for=entry)
             if stage:
                 from digs_survey.simulate.simulation_set import engine_check, simulate
 
@@ -94,24 +96,21 @@ class Survey(RunDirectory):
 
     def augment(self) -> bool:
         """Write noisy training pairs to disk (training itself draws fresh noise)."""
-        simulations = self._needs("simulate", "simulations.zarr")
+        simulations = self._needs("simulate")
         draws = self.config.augment.draws_per_spectrum
         total = self.config.simulate.simulations * draws
-        noise = self._noise(simulations)
-        key = self._key("noise", "augment") | {
-            "simulations": self._simulations_hash(),
-            "noise_table": noise.to_dict()["table"],
-            "keeps_negative": noise.keeps_negative,
-        }
-        ledger = Ledger(self.run_dir / "ledger" / "augment")
-        with self._stage("augment", key, total, "pairs") as stage:
+        identity = self._training_identity(simulations)
+        key = {"format": formats.PAIRS, **identity.key("seed", "noise"), **self._settings("augment")}
+        key["simulations"] = self._simulations_hash()
+        ledger = self._ledger("augment")
+        with self._stage("augment", key, total) as stage:
             if stage:
                 from digs_survey.simulate.augment import augment
 
                 augment(
                     simulations,
                     self.run_dir / "pairs.zarr",
-                    noise,
+                    identity.noise,
                     draws_per_spectrum=draws,
                     seed=self.config.seed,
                     ledger=ledger,
@@ -123,15 +122,12 @@ class Survey(RunDirectory):
 
     def train(self) -> bool:
         """Train the estimator on the simulations and freeze the posterior."""
-        simulations = self._needs("simulate", "simulations.zarr")
-        noise = self._noise(simulations)
-        data_hash = self._simulations_hash()
-        key = self._key("prior", "noise", "train") | {
-            "simulations": data_hash,
-            "noise_table": noise.to_dict()["table"],
-        }
+        simulations = self._needs("simulate")
+        identity, data_hash = self._training_identity(simulations), self._simulations_hash()
+        key = {"format": formats.CARD, **identity.key("seed", "prior", "noise"), **self._settings("train")}
+        key["simulations"] = data_hash
         self._take_lower_rates(key["train"])
-        with self._stage("train", key, self.config.train.epochs * self.config.train.ensemble, "epochs") as stage:
+        with self._stage("train", key, self.config.train.epochs * self.config.train.ensemble) as stage:
             if stage:
                 from digs_survey.estimator.training.train import train
 
@@ -139,7 +135,7 @@ class Survey(RunDirectory):
                     self.config,
                     simulations,
                     self.run_dir / "model",
-                    noise=noise,
+                    noise=identity.noise,
                     data_hash=data_hash,
                     grid=self._grid(),
                     ray_address=self.ray_address,
@@ -158,8 +154,8 @@ class Survey(RunDirectory):
     def adopt(self, folder: Path) -> bool:
         """Take a frozen posterior from a folder in the place of training one."""
         _, card = load_artefact(folder)
-        key = {"digs_survey": __version__, "pretrained": folder.name, "posterior": card["hash"]}
-        with self._stage("train", key, 1, "posterior that ships with this version") as stage:
+        key = {"format": formats.CARD, "pretrained": folder.name, "posterior": card["hash"]}
+        with self._stage("train", key, 1) as stage:
             if stage:
                 for name in ("model.safetensors", "history.csv", "card.json"):
                     write_bytes(self.run_dir / "model" / name, (folder / name).read_bytes())
@@ -171,35 +167,48 @@ class Survey(RunDirectory):
         return bool(stage)
 
     def map(self, catalog: Path, model: Path | None = None) -> bool:
-        """Apply the frozen posterior to every row of a catalog and write the tables."""
-        folder = model or self._needs("train", "model/card.json").parent
-        _, card = load_artefact(folder)
+        """Apply a frozen posterior to every row of a catalog and write the tables.
+
+        Parameters
+        ----------
+        catalog : Path
+        model : Path, optional
+            Folder of the posterior; by default that of the run itself.
+
+        Raises
+        ------
+        ConfigError
+            If the configuration sets another model, prior or noise than the posterior's.
+        """
+        folder = model or self._needs("train")
         opened = Catalog.open(catalog)
-        check_grid(card, opened.grid)
-        fingerprint = self._record_catalog(opened)
-        key = self._key("map") | {"posterior": card["hash"], "catalog": fingerprint}
+        entry = self._catalog_entry(opened, "catalog")
+        identity = identify(folder, seed=self.config.seed, catalog=entry["fingerprint"])
+        check_grid(identity.grid, opened.grid)
+        self.config = identity.adopt(self.config)
+        key = {"format": formats.RESULTS, **identity.key("seed", "catalog", "posterior"), **self._settings("map")}
         del key["map"]["workers"]
         if self.config.importance.rows == "all":
             key["importance"] = {"rows": "all", "draws": self.config.importance.draws}
-        inputs = self.manifest.data["inputs"] | {"model": str(folder.absolute())}
-        self.manifest.update(inputs=inputs)
-        ledger = Ledger(self.run_dir / "ledger" / "map")
-        with self._stage("map", key, opened.n_rows, "galaxies") as stage:
+        ledger = self._ledger("map")
+        with self._stage("map", key, opened.n_rows) as stage:
+            # In a run directory that is moved its own posterior moves too.
+            path = "model" if model is None else str(folder.absolute())
+            self._record(catalog=entry, posterior={"path": path, "hash": identity.posterior_hash})
             if stage:
                 from digs_survey.infer.map_catalog import map_catalog
 
                 levels = None
                 if self.config.map.recalibrate:
-                    levels, stage.record.extra["recalibration"] = self._recalibrate(folder)
+                    levels, stage.record.extra["recalibration"] = self._recalibrate(identity)
                 map_catalog(
+                    identity,
                     opened.path,
-                    folder,
                     self.run_dir / "posterior.zarr",
                     self.config,
                     ledger=ledger,
                     address=self.ray_address,
                     advance=stage.advance,
-                    fingerprint=fingerprint,
                     levels=levels,
                 )
                 stage.record.rows, stage.record.core_s = ledger.totals()
@@ -207,27 +216,24 @@ class Survey(RunDirectory):
 
     def audit(self) -> bool:
         """Check the posterior on independent simulations and against emcee, and count the cost."""
-        _, card = load_artefact(self._needs("train", "model/card.json").parent)
-        self._needs("map", "posterior.zarr")
-        catalog = location(self.manifest.data["inputs"]["catalog"]["path"])
-        key = self._key("audit", "noise", "model") | {"map": self.manifest.stages["map"]["key"]}
+        identity = self.mapped_identity()
+        key = {"format": formats.AUDIT, **identity.key("seed", "catalog", "posterior"), **self._settings("audit")}
+        key["map"] = self._recorded_key("map")
         if self.config.importance.rows != "none":
-            key |= self._key("importance")
-        settings = self.config.audit
-        count = settings.calibration_simulations
-        ledger = Ledger(self.run_dir / "ledger" / "calibration")
-        with self._stage("audit", key, settings.galaxies, "galaxies with emcee") as stage:
+            key |= self._settings("importance")
+        settings, ledger = self.config.audit, Ledger(self.run_dir / "ledger" / "calibration")
+        with self._stage("audit", key, settings.galaxies) as stage:
             if stage:
                 from digs_survey.audit.run_audit import run_audit
                 from digs_survey.simulate.simulation_set import simulate
                 from digs_survey.sps.coverage import check_source
 
-                grid = WavelengthGrid.from_dict(card["grid"])
-                check_source(self.config.model, self.config.make_prior(), grid)
+                check_source(identity.model, identity.prior, identity.grid)
+                count = settings.calibration_simulations
                 with self.progress.task("calibration", count, "independent simulations") as advance:
                     simulate(
                         self.config,
-                        grid,
+                        identity.grid,
                         self.run_dir / "calibration.zarr",
                         count=count,
                         stream="calibration",
@@ -238,34 +244,38 @@ class Survey(RunDirectory):
                 done = {name: record for name, record in self.manifest.stages.items() if record["status"] == "done"}
                 summary = run_audit(
                     self.run_dir,
+                    identity,
                     self.config,
-                    catalog,
-                    stages=[{"stage": name, **done[name]} for name in STAGES if name in done],
+                    self._catalog_path(),
+                    stages=[{"stage": s.name, **done[s.name]} for s in STAGES if s.name in done],
                     ray_address=self.ray_address,
                     advance=stage.advance,
                 )
-                told = {name: summary[name] for name in ("calibration", "importance") if name in summary}
-                update_card(self.run_dir / "model", **told)
+                if self.manifest.data["inputs"]["posterior"]["path"] == "model":
+                    told = {name: summary[name] for name in ("calibration", "importance") if name in summary}
+                    update_card(self.run_dir / "model", **told)
                 stage.record.rows = summary["galaxies"]
                 stage.record.core_s = ledger.totals()[1] + summary["core_s"]
         return bool(stage)
 
     def escalate(self) -> bool:
         """Write the table with every row's trust, and with better posteriors of rows that are not trusted."""
-        self._needs("audit", "audit.json")
-        inputs = self.manifest.data["inputs"]
+        identity = self.mapped_identity()
+        self._needs("audit")
         mcmc = self.config.audit.mcmc.model_dump(mode="json", exclude={"timeout_s"})
-        key = self._key("escalate") | self._after("audit") | {"mcmc": mcmc}
-        ledger = Ledger(self.run_dir / "ledger" / "escalate")
-        with self._stage("escalate", key, inputs["catalog"]["rows"], "rows") as stage:
+        key = {"format": formats.RESULTS, **identity.key("seed"), **self._settings("escalate")}
+        key |= self._after("audit") | {"mcmc": mcmc}
+        ledger = self._ledger("escalate")
+        with self._stage("escalate", key, self.manifest.data["inputs"]["catalog"]["rows"]) as stage:
             if stage:
                 from digs_survey.refine.escalate import escalate, in_words
 
                 began = time.process_time()
                 told = escalate(
                     self.run_dir,
+                    identity,
                     self.config,
-                    location(inputs["catalog"]["path"]),
+                    self._catalog_path(),
                     ledger=ledger,
                     task=self.progress.task,
                     ray_address=self.ray_address,
@@ -278,9 +288,9 @@ class Survey(RunDirectory):
 
     def report(self, *, figures: bool = False) -> bool:
         """Write report.html, and with ``figures`` each of its figures as files, though the page be there."""
-        self._needs("audit", "audit.json")
-        key = self._key() | self._after("escalate" if self._is_done("escalate") else "audit")
-        with self._stage("report", key, 1, "page") as stage:
+        self._needs("audit")
+        key = {**self._after("escalate" if self._is_done("escalate") else "audit")}
+        with self._stage("report", key, 1) as stage:
             if stage or figures:
                 from digs_survey.report.html import write_report
 
@@ -292,23 +302,31 @@ class Survey(RunDirectory):
 
     # -- what stages share -----------------------------------------------------------------------------
 
-    def _recalibrate(self, folder: Path) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    def _recalibrate(self, identity: RunIdentity) -> tuple[dict[str, list[float]], dict[str, Any]]:
         from digs_survey.audit.calibration.recalibration import recalibrate
         from digs_survey.estimator.posterior import FrozenPosterior
-        from digs_survey.importance.spectrum_likelihood import check_model
 
-        posterior = FrozenPosterior.load(folder)
-        check_model(posterior.card, self.config.model)
         self.progress.say(f"map: percentiles are recalibrated on {self.config.map.recalibrate:,} simulations")
-        return recalibrate(posterior, self.config)
+        return recalibrate(FrozenPosterior.of(identity), self.config)
 
-    def _train_key(self) -> Mapping[str, Any]:
-        return self.manifest.stages.get("train", {}).get("key", {})
+    def _ledger(self, stage: str) -> Ledger:
+        return Ledger(self.run_dir / stage_named(stage).ledgers[0])
+
+    def _catalog_path(self) -> Path:
+        """Return the catalog that was mapped."""
+        return location(self.manifest.data["inputs"]["catalog"]["path"])
+
+    def _training_identity(self, simulations: Path) -> RunIdentity:
+        wave: Any = zarr.open_group(str(simulations), mode="r")["wavelength"]
+        grid = WavelengthGrid.from_array(wave)
+        return RunIdentity.of_config(self.config, grid, self._noise(simulations))
 
     def _shipped(self, catalog: Path) -> Path | None:
         from digs_survey.estimator.shipped import find_shipped
 
-        if "simulate" in self.manifest.stages or (self._train_key() and "pretrained" not in self._train_key()):
+        if "simulate" in self.manifest.stages or (
+            self._recorded_key("train") and "pretrained" not in self._recorded_key("train")
+        ):
             return None
         return find_shipped(self.config, Catalog.open(catalog).grid)
 
@@ -324,23 +342,21 @@ class Survey(RunDirectory):
 
     def _grid(self) -> WavelengthGrid | None:
         """Return the grid that simulations must have: the catalog's, or without one the configured one."""
-        catalog = self.manifest.data["inputs"].get("catalog")
+        catalog = self.manifest.data["inputs"].get("simulated_for")
         if catalog is None:
             return WavelengthGrid.from_config(self.config.grid)
         path = location(catalog["path"])
         return Catalog.open(path).grid if exists(path) else None
 
     def _simulations_hash(self) -> str:
-        return simulations_hash(
-            self.run_dir / "simulations.zarr", Ledger(self.run_dir / "ledger" / "simulate").records()
-        )
+        return simulations_hash(self.run_dir / "simulations.zarr", self._ledger("simulate").records())
 
     def _noise(self, simulations: Path) -> NoiseModel:
         flux: Any = zarr.open_group(str(simulations), mode="r")["flux"]
         self.config.noise.check_elements(flux.shape[1])
         noise = NoiseModel.from_config(self.config.noise, flux_transform=self.config.train.flux_transform)
         if self.config.noise.needs_catalog:
-            entry = self.manifest.data["inputs"].get("catalog")
+            entry = self.manifest.data["inputs"].get("simulated_for")
             if entry is None:
                 raise self._no_catalog()
             noise = survey_noise(self.config, Catalog.open(entry["path"]))
@@ -357,8 +373,3 @@ class Survey(RunDirectory):
         kind = self.config.noise.kind
         hint = " (or noise.sigma_flam)" if kind == "constant" else ""
         return CatalogError(f"noise.kind = {kind!r} needs a catalog{hint}: digs-survey simulate CATALOG.zarr ...")
-
-
-def _grid_key(grid: WavelengthGrid) -> str:
-    digest = hashlib.sha256(grid.wavelength.tobytes()).hexdigest()[:12]
-    return f"{grid} ({digest})"

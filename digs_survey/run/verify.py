@@ -6,19 +6,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import zarr
 
+from digs_survey.audit.mcmc.fit_galaxies import fit_file
+from digs_survey.audit.mcmc.galaxy_fit import GalaxyFit
 from digs_survey.errors import RunDirectoryError
 from digs_survey.infer.shard_worker import stored_digest
 from digs_survey.results.table import part_name
 from digs_survey.run.manifest import RunManifest
+from digs_survey.run.stages import STAGES, Shards
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.locations import exists, is_file
 from digs_survey.store.storage import checksum, read_bytes, rows_of_shard
 
-__all__ = ["Damage", "verify_run"]
+__all__ = ["Damage", "finished_rows", "verify_run"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Damage:
 
 
 def verify_run(run_dir: Path, advance: Callable[[int], None] = lambda rows: None) -> list[Damage]:
-    """Read every finished shard of the simulations and results again, and take the markers of damaged ones away.
+    """Read every finished shard of every stage again, and take the markers of damaged ones away.
 
     The stages that have damaged shards count as interrupted from then on: the next run makes these shards again, and
     nothing else of the stage.
@@ -68,35 +72,45 @@ def verify_run(run_dir: Path, advance: Callable[[int], None] = lambda rows: None
     """
     manifest = RunManifest(run_dir)
     found: list[Damage] = []
-    stages = [name for name in ("simulate", "map", "escalate") if exists(run_dir / "ledger" / name)]
-    if not stages:
+    present = [stage for stage in STAGES if any(exists(run_dir / ledger) for ledger in stage.ledgers)]
+    if not present:
         raise RunDirectoryError(f"{run_dir}: no ledger of a stage there; expected a run directory with results")
-    for stage in stages:
-        ledger = Ledger(run_dir / "ledger" / stage)
-        look = _damaged_parts if stage == "escalate" else _damaged
-        damaged = list(look(run_dir, stage, ledger, advance))
-        for damage in damaged:
-            ledger.forget(damage.shard)
-        if damaged and stage in manifest.stages:
-            manifest.stages[stage]["status"] = "damaged"
+    for stage in present:
+        damaged: list[Damage] = []
+        for shards in stage.shards:
+            ledger = Ledger(run_dir / shards.ledger)
+            for damage in _CHECKS[shards.kind](run_dir, stage.name, shards, ledger, advance):
+                ledger.forget(damage.shard)
+                damaged.append(damage)
+        if damaged and stage.name in manifest.stages:
+            manifest.stages[stage.name]["status"] = "damaged"
             manifest.save()
         found += damaged
     return found
 
 
-def _damaged(run_dir: Path, stage: str, ledger: Ledger, advance: Callable[[int], None]) -> Iterator[Damage]:
-    path = run_dir / ("simulations.zarr" if stage == "simulate" else "posterior.zarr")
-    table = run_dir / "percentiles.parquet"
+def finished_rows(run_dir: Path) -> int:
+    """Return the rows of all finished shards of a run, of every stage: what :func:`verify_run` reads."""
+    return sum(Ledger(run_dir / ledger).totals()[0] for stage in STAGES for ledger in stage.ledgers)
+
+
+def _damaged_shards(
+    run_dir: Path, stage: str, shards: Shards, ledger: Ledger, advance: Callable[[int], None]
+) -> Iterator[Damage]:
+    path, records = run_dir / shards.output, ledger.records()
+    if not records:
+        return
     group: Any = zarr.open_group(str(path), mode="r", use_consolidated=False)
-    size = group["flux" if stage == "simulate" else "quality"]
-    names = tuple(name for name, array in group.arrays() if array.shape[:1] == size.shape[:1] and array.shards)
+    arrays = {name: array for name, array in group.arrays() if array.shards}
+    size = next(iter(arrays.values()))
+    names = tuple(name for name, array in arrays.items() if array.shape[:1] == size.shape[:1])
 
     def stored(rows: slice) -> str:
-        if stage == "simulate":
-            return checksum(group["theta"][rows], group["flux"][rows])
+        if shards.arrays:
+            return checksum(*(group[name][rows] for name in shards.arrays))
         return stored_digest(path, rows, names)
 
-    for shard, record in sorted(ledger.records().items()):
+    for shard, record in sorted(records.items()):
         rows = rows_of_shard(shard, size.shape[0], size.shards[0])
         advance(rows.stop - rows.start)
         try:
@@ -106,16 +120,37 @@ def _damaged(run_dir: Path, stage: str, ledger: Ledger, advance: Callable[[int],
             continue
         if found != record["checksum"]:
             yield Damage(stage, shard, rows, path, "its values are not those that were written")
-        elif stage == "map" and (why := _wrong_part(table / part_name(shard), record["table"])):
-            yield Damage(stage, shard, rows, table / part_name(shard), why)
+        elif shards.table:
+            part = run_dir / shards.table / part_name(shard)
+            if why := _wrong_part(part, record["table"]):
+                yield Damage(stage, shard, rows, part, why)
 
 
-def _damaged_parts(run_dir: Path, stage: str, ledger: Ledger, advance: Callable[[int], None]) -> Iterator[Damage]:
+def _damaged_parts(
+    run_dir: Path, stage: str, shards: Shards, ledger: Ledger, advance: Callable[[int], None]
+) -> Iterator[Damage]:
     for shard, record in sorted(ledger.records().items()):
-        part = run_dir / "results.parquet" / part_name(shard)
+        part = run_dir / shards.output / part_name(shard)
         advance(record["rows"])
         if why := _wrong_part(part, record["checksum"]):
             yield Damage(stage, shard, slice(record["first"], record["first"] + record["rows"]), part, why)
+
+
+def _damaged_fits(
+    run_dir: Path, stage: str, shards: Shards, ledger: Ledger, advance: Callable[[int], None]
+) -> Iterator[Damage]:
+    for row, record in sorted(ledger.records().items()):
+        path = fit_file(run_dir / shards.output, row)
+        advance(1)
+        try:
+            why = "" if GalaxyFit.load(path).checksum() == record["checksum"] else "its values are not those of the fit"
+        except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+            why = f"it cannot be read ({error})"
+        if why:
+            yield Damage(stage, row, slice(row, row + 1), path, why)
+
+
+_CHECKS = {"dataset": _damaged_shards, "table": _damaged_parts, "fits": _damaged_fits}
 
 
 def _wrong_part(part: Path, expected: str) -> str:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import xarray as xr
+from identities import identity_of
 
 from digs_survey.catalog import write_catalog
 from digs_survey.config import SurveyConfig, TrainConfig, load_config
@@ -74,11 +75,13 @@ def make_catalog(path, spoil=lambda flux, mask: None, grid=GRID):
     return path
 
 
-def run(folder, catalog, model, *, shard=7, workers=1, draws=200, address=None):
+def run(folder, catalog, model, *, shard=7, workers=1, draws=200, address=None, config=None):
     """Map into ``folder``; return the dataset, the ledger and what ``advance`` was called with."""
-    config = load_config(None, [f"map.rows_per_shard={shard}", f"map.workers={workers}", f"map.draws={draws}"])
+    config = config or load_config(
+        None, [f"map.rows_per_shard={shard}", f"map.workers={workers}", f"map.draws={draws}"]
+    )
     out, ledger, calls = folder / "posterior.zarr", Ledger(folder / "ledger" / "map"), []
-    map_catalog(catalog, model, out, config, ledger=ledger, address=address, advance=calls.append)
+    map_catalog(identity_of(model, catalog), catalog, out, config, ledger=ledger, address=address, advance=calls.append)
     return SimpleNamespace(out=out, table=folder / "percentiles.parquet", ledger=ledger, calls=calls, config=config)
 
 

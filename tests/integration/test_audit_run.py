@@ -4,20 +4,24 @@ import json
 import sys
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import ray
 import xarray as xr
+from identities import identity_of
 
 from digs_survey.audit import run_audit as run
 from digs_survey.audit.calibration.calibrate import calibrate_posterior
 from digs_survey.audit.mcmc.galaxy_fit import fit_with
 from digs_survey.catalog import write_catalog
 from digs_survey.cluster.ray_session import ray_session
-from digs_survey.config import NoiseConfig, SurveyConfig
+from digs_survey.config import NoiseConfig, SurveyConfig, TrainConfig
 from digs_survey.errors import RunDirectoryError
-from digs_survey.estimator.posterior import FrozenPosterior
+from digs_survey.estimator.features import Features
+from digs_survey.estimator.freeze import freeze_posterior
+from digs_survey.estimator.network import build_estimator
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import Prior
@@ -54,6 +58,7 @@ STAGES = [
     {"stage": "map", "wall_s": 1.0, "core_s": 1e-6, "rows": ROWS},
 ]
 FAILING = 7
+NETWORK = TrainConfig(hidden_features=12, transforms=2, embedding_features=8, embedding_layers=1, components=6)
 
 
 class Smooth:
@@ -68,26 +73,14 @@ def fit(setup, job):
     return fit_with(Smooth(), setup, job)
 
 
-class Posterior:
-    """What the audit asks of a frozen posterior; knows the mass, and of the rest only the prior."""
-
-    prior, grid, card = PRIOR, GRID, {"cost": {}}
-    noise = NoiseModel.from_config(CONFIG.noise)
-
-    def check_grid(self, grid):
-        assert grid == GRID
-
-    def sample(self, flux, draws):
-        cube = np.random.default_rng(0).uniform(0.2, 0.8, (len(flux), draws, 5))
-        theta = PRIOR.from_unit_cube(cube)
-        theta[..., 0] = np.clip(np.log10(np.median(flux, axis=1))[:, None] + 18 + 0.1 * cube[..., 0], 8, 13)
-        return theta
-
-    def features(self, flux):
-        return np.log10(flux[:, ::4]) + 8
-
-    def feature_distance(self, flux):
-        return np.sqrt(np.square(self.features(flux)).mean(axis=1))
+def write_posterior(folder, noise, seed):
+    """Freeze a network with random weights, whose features know the simulations."""
+    config = CONFIG.model_copy(update={"noise": noise.config, "train": NETWORK})
+    theta = PRIOR.from_unit_cube(np.random.default_rng(seed).uniform(size=(2000, 5)))
+    features = Features(len(GRID), NETWORK, PRIOR)
+    flux = Smooth().spectra(theta)
+    features.fit(noise.draw(flux, np.random.default_rng(seed)), flux, theta)
+    freeze_posterior(folder, [build_estimator(NETWORK, features, seed=seed)], config, GRID, noise, training={})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,8 +91,9 @@ def cluster():
 
 
 @pytest.fixture
-def inputs(tmp_path, monkeypatch):
-    monkeypatch.setattr(FrozenPosterior, "load", lambda folder: Posterior())
+def inputs(tmp_path, monkeypatch, request):
+    """A run directory, its catalog, and the identity of a posterior that is not that of the run directory."""
+    noise = getattr(request, "param", NoiseModel.from_config(CONFIG.noise, flux_transform="log10"))
     monkeypatch.setattr(run, "fit_galaxies", partial(run.fit_galaxies, fit=fit))
     monkeypatch.setattr(SpectrumLikelihood, "of_posterior", lambda known: SpectrumLikelihood(Smooth(), known.noise))
     rng = np.random.default_rng(5)
@@ -119,7 +113,10 @@ def inputs(tmp_path, monkeypatch):
         flux_unit="1e-17 erg / (s cm2 Angstrom)",
         columns={"true_logmass": (theta[:, 0], {"units": "dex(solMass)"})},
     )
-    run_dir = tmp_path / "run"
+    run_dir, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    write_posterior(elsewhere, noise, seed=3)
+    # Another one than the table was made with, as after `map --model`: to take it would be a fault.
+    write_posterior(run_dir / "model", noise, seed=4)
     percentiles = np.repeat(theta[:, :, None], 5, axis=2).astype("f4")
     quality = np.where(np.arange(ROWS) == 0, int(QualityFlag.FEW_GOOD_ELEMENTS), 0)
     percentiles[0] = np.nan
@@ -138,17 +135,26 @@ def inputs(tmp_path, monkeypatch):
         "flux": ArraySpec(("simulation", "wavelength"), spectra.shape, "float32"),
     }
     create_dataset(run_dir / "calibration.zarr", arrays, {"theta": truth, "flux": spectra})
-    return run_dir, tmp_path / "catalog.zarr", theta
+    catalog = tmp_path / "catalog.zarr"
+    return SimpleNamespace(
+        run_dir=run_dir, catalog=catalog, theta=theta, identity=identity_of(elsewhere, catalog, seed=5)
+    )
 
 
-@pytest.mark.parametrize(("kind", "width"), [("fractional", 0.05), ("catalog", 0.05 * 2**0.5)])
-def test_audit_writes_what_the_report_reads_and_does_it_once(inputs, monkeypatch, kind, width):
-    run_dir, catalog, theta = inputs
-    table = np.full((1, 2, len(GRID)), 0.05)
-    monkeypatch.setattr(Posterior, "noise", NoiseModel.from_config(NoiseConfig(kind=kind), table))
+def audited(inputs, config=CONFIG, **options):
+    return run.run_audit(inputs.run_dir, inputs.identity, config, inputs.catalog, **options)
+
+
+TABLE = np.full((1, 2, len(GRID)), 0.05)
+NOISES = [NoiseModel.from_config(NoiseConfig(kind=kind), TABLE, "log10") for kind in ("fractional", "catalog")]
+
+
+@pytest.mark.parametrize(("inputs", "width"), zip(NOISES, (0.05, 0.05 * 2**0.5), strict=True), indirect=["inputs"])
+def test_audit_writes_what_the_report_reads_and_does_it_once(inputs, width):
+    run_dir, theta = inputs.run_dir, inputs.theta
     config = CONFIG.model_copy(update={"audit": CONFIG.audit.model_copy(update={"galaxies": 50})})
     counted = []
-    summary = run.run_audit(run_dir, config, catalog, stages=STAGES, advance=counted.append)
+    summary = audited(inputs, config, stages=STAGES, advance=counted.append)
     assert summary == json.loads((run_dir / "audit.json").read_text())
     assert summary["galaxies"] == sum(counted) == ROWS - 1
     assert (summary["agreement"]["failed"], summary["agreement"]["converged"]) == (1, ROWS - 2)
@@ -232,7 +238,7 @@ def test_audit_writes_what_the_report_reads_and_does_it_once(inputs, monkeypatch
 
     first = checksum(*(data[name].values for name in ("mcmc", "core_s", "best_mcmc")))
     counted.clear()
-    again = run.run_audit(run_dir, config, catalog, stages=STAGES, advance=counted.append)
+    again = audited(inputs, config, stages=STAGES, advance=counted.append)
     assert counted == [ROWS - 2, 1]
     assert {**again, "core_s": 0} == {**summary, "core_s": 0}
     with xr.open_zarr(run_dir / "audit.zarr", group="galaxies", consolidated=False) as stored:
@@ -240,11 +246,11 @@ def test_audit_writes_what_the_report_reads_and_does_it_once(inputs, monkeypatch
 
 
 def test_what_the_budget_had_no_room_for_is_stood_for_by_the_rest(inputs, monkeypatch, caplog):
-    run_dir, catalog, _ = inputs
+    run_dir = inputs.run_dir
     mcmc = CONFIG.audit.mcmc.model_copy(update={"starts": ("posterior", "prior"), "max_r_hat": 10.0})
     update = {"galaxies": 50, "core_hours": 1e-9, "mcmc": mcmc}
     config = CONFIG.model_copy(update={"audit": CONFIG.audit.model_copy(update=update)})
-    summary = run.run_audit(run_dir, config, catalog, stages=STAGES)
+    summary = audited(inputs, config, stages=STAGES)
     assert 0 < summary["galaxies"] < ROWS - 1
     assert "audit.core_hours had room for" in caplog.text
     with xr.open_zarr(run_dir / "audit.zarr", group="galaxies", consolidated=False) as stored:
@@ -256,13 +262,13 @@ def test_what_the_budget_had_no_room_for_is_stood_for_by_the_rest(inputs, monkey
 
 
 def test_recalibrated_intervals_are_tested_on_the_audits_own_simulations(inputs):
-    run_dir, catalog, _ = inputs
-    assert "recalibration" not in run.run_audit(run_dir, CONFIG, catalog)
+    run_dir = inputs.run_dir
+    assert "recalibration" not in audited(inputs)
     levels = {name: [0.0, 0.3, 0.5, 0.6, 1.0] for name in PRIOR.names}
     attributes = json.loads((run_dir / "posterior.zarr" / "zarr.json").read_text())
     attributes["attributes"]["recipe"] = {"levels": levels}
     (run_dir / "posterior.zarr" / "zarr.json").write_text(json.dumps(attributes))
-    told = run.run_audit(run_dir, CONFIG, catalog)["recalibration"]
+    told = audited(inputs)["recalibration"]
     with xr.open_zarr(run_dir / "audit.zarr", group="calibration", consolidated=False) as stored:
         ranks, draws = stored["rank"].values, stored.attrs["draws"]
     fraction = (ranks + 0.5) / (draws + 1)
@@ -275,23 +281,21 @@ def test_recalibrated_intervals_are_tested_on_the_audits_own_simulations(inputs)
 
 
 def test_the_time_of_the_workers_that_calibrate_is_counted(inputs, monkeypatch):
-    run_dir, catalog, _ = inputs
-
     def calibrate(*args, workers, **kwargs):
         assert workers is None, "the audit leaves the calibration to Ray"
         return replace(calibrate_posterior(*args, workers=0, **kwargs), core_s=1e6)
 
     monkeypatch.setattr(run, "calibrate_posterior", calibrate)
-    assert 1e6 < run.run_audit(run_dir, CONFIG, catalog)["core_s"] < 1.001e6
+    assert 1e6 < audited(inputs)["core_s"] < 1.001e6
 
 
 def test_no_row_with_a_posterior_still_gives_a_calibration(inputs):
-    run_dir, catalog, _ = inputs
+    run_dir = inputs.run_dir
     with xr.open_zarr(run_dir / "posterior.zarr", consolidated=False) as stored:
         posterior = stored.load()
     posterior["quality"][:] = int(QualityFlag.BAD_REDSHIFT)
     posterior.to_zarr(run_dir / "posterior.zarr", mode="w", zarr_format=3, consolidated=False)
-    summary = run.run_audit(run_dir, CONFIG, catalog)
+    summary = audited(inputs)
     assert (summary["galaxies"], summary["calibration"]["simulations"]) == (0, SIMULATIONS)
     assert summary["agreement"]["mean_abs_shift_sigma"]["all"] is None
     assert summary["predictive"]["reduced_chi2_median"] is None
@@ -301,9 +305,9 @@ def test_no_row_with_a_posterior_still_gives_a_calibration(inputs):
 
 
 def test_posterior_of_another_catalog_is_refused(inputs):
-    run_dir, catalog, _ = inputs
+    run_dir = inputs.run_dir
     with xr.open_zarr(run_dir / "posterior.zarr", consolidated=False) as stored:
         posterior = stored.load().isel(galaxy=slice(0, 4))
     posterior.to_zarr(run_dir / "posterior.zarr", mode="w", zarr_format=3, consolidated=False)
     with pytest.raises(RunDirectoryError, match="expected the 12 rows of .* found 4"):
-        run.run_audit(run_dir, CONFIG, catalog)
+        audited(inputs)

@@ -24,7 +24,7 @@ def test_without_a_run_the_numbers_are_those_of_the_run(tmp_path, monkeypatch):
     simulate(config, GRID, path, count=COUNT, stream="calibration", ledger=ledger)
     stored = calibrate_posterior(posterior, path, posterior.noise, 5, 100)
     monkeypatch.setattr(simulations, "_BLOCK", 37)
-    made = calibrate_model(posterior, config, COUNT, 5, draws=100)
+    made = calibrate_model(posterior, COUNT, 5, draws=100)
     np.testing.assert_array_equal(made.theta, stored.theta)
     # How many spectra stand in a matrix product changes their last digits.
     np.testing.assert_allclose(made.percentiles, stored.percentiles, rtol=1e-3)
@@ -33,9 +33,9 @@ def test_without_a_run_the_numbers_are_those_of_the_run(tmp_path, monkeypatch):
     assert made.credibility.std() > 0.1
     assert made.half_width.shape == (COUNT, 5)
 
-    from_card = calibrate_model(posterior, None, COUNT, 5, draws=100)
+    from_card = calibrate_model(posterior, COUNT, 5, draws=100)
     np.testing.assert_array_equal(from_card.ranks, made.ranks)
-    other = calibrate_model(posterior, None, COUNT, 6, draws=100)
+    other = calibrate_model(posterior, COUNT, 6, draws=100)
     assert not np.isin(other.theta, made.theta).any()
 
 
@@ -44,7 +44,7 @@ def test_another_prior_and_no_simulation_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="prior: expected that of the posterior"):
         calibrate_model(posterior, load_config(None, ["prior.tage.low=1", "prior.tage.high=2"]), 10, 0)
     with pytest.raises(ConfigError, match="at least one simulation"):
-        calibrate_model(posterior, None, 0, 0)
+        calibrate_model(posterior, 0, 0)
 
 
 def test_a_recalibration_is_of_simulations_of_its_own_and_always_the_same(tmp_path):
@@ -60,5 +60,5 @@ def test_a_recalibration_is_of_simulations_of_its_own_and_always_the_same(tmp_pa
     np.testing.assert_allclose(after[1:], np.tile([0.95, 0.68], (4, 1)), atol=0.05)
     assert after[0].max() < 0.68
     assert recalibrate(posterior, config) == (levels, told)
-    other = calibrate_model(posterior, config, 1000, 5, draws=100)
+    other = calibrate_model(posterior, 1000, 5, draws=100)
     assert np.quantile(other.fraction[:, 0], 0.16, method="weibull") != levels[posterior.prior.names[0]][1]

@@ -14,6 +14,7 @@ import pytest
 import ray
 import zarr
 from estimators import GRID, freeze, small_config
+from identities import identity_of, untrained
 from prometheus_client.parser import text_string_to_metric_families
 
 from digs_survey.audit.mcmc.fit_galaxies import fit_galaxies
@@ -125,7 +126,13 @@ def test_map_counts_rows_shards_bits_and_seconds(told, tmp_path):
     freeze(tmp_path / "model", small_config())
     config = load_config(None, [f"map.rows_per_shard={SHARD}", "map.workers=2", "map.draws=50"])
     out = tmp_path / "posterior.zarr"
-    map_catalog(tmp_path / "catalog.zarr", tmp_path / "model", out, config, ledger=Ledger(tmp_path / "ledger"))
+    map_catalog(
+        identity_of(tmp_path / "model", tmp_path / "catalog.zarr"),
+        tmp_path / "catalog.zarr",
+        out,
+        config,
+        ledger=Ledger(tmp_path / "ledger"),
+    )
 
     shards = -(-ROWS // SHARD)
     found = scraped(
@@ -149,7 +156,13 @@ def test_map_counts_rows_shards_bits_and_seconds(told, tmp_path):
     (out / "quality" / "c" / "3").unlink()
     (out / "quality" / "c" / "3").mkdir()
     with pytest.raises(StageError, match="shard 3"):
-        map_catalog(tmp_path / "catalog.zarr", tmp_path / "model", out, config, ledger=Ledger(tmp_path / "ledger"))
+        map_catalog(
+            identity_of(tmp_path / "model", tmp_path / "catalog.zarr"),
+            tmp_path / "catalog.zarr",
+            out,
+            config,
+            ledger=Ledger(tmp_path / "ledger"),
+        )
     failed = ("digs_survey_map_failures_total", "IsADirectoryError")
     found = scraped(told["Ray metrics for Prometheus"], lambda found: failed in found)
     assert found[failed] == 1
@@ -161,7 +174,7 @@ def test_audit_counts_galaxies(told, tmp_path):
 
     model = ModelConfig()
     noise = NoiseModel.from_config(load_config(None, []).noise)
-    setup = FitSetup(model, PRIOR, GRID, noise, MCMCConfig(walkers=12, burn_in=(2,), steps=4, max_steps=4), seed=3)
+    setup = FitSetup(untrained(GRID, noise, seed=3), MCMCConfig(walkers=12, burn_in=(2,), steps=4, max_steps=4))
     draws = PRIOR.from_unit_cube(np.random.default_rng(2).uniform(0.3, 0.7, (32, PRIOR.ndim)))
     flux = ProspectorSimulator(model, PRIOR, GRID).spectrum(draws[0])
     good = np.ones(len(GRID), dtype=bool)

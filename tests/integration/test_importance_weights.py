@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from identities import identity_of
 from pyarrow import parquet
 from scipy.stats import norm
 
@@ -192,7 +193,7 @@ def settings(*overrides):
 def mapped(folder, catalog, model, *overrides):
     config = settings(*overrides)
     out = folder / "posterior.zarr"
-    map_catalog(catalog, model, out, config, ledger=Ledger(folder / "ledger"))
+    map_catalog(identity_of(model, catalog), catalog, out, config, ledger=Ledger(folder / "ledger"))
     with xr.open_zarr(out, consolidated=False) as data:
         return SimpleNamespace(out=out, config=config, data=data.load())
 
@@ -267,10 +268,11 @@ def test_rows_of_a_catalog_have_their_own_likelihood(posterior_folder, catalog, 
 
 @pytest.mark.slow
 def test_another_model_than_the_posteriors_is_refused(embedded, posterior_folder, catalog, model, tmp_path):
-    with pytest.raises(ConfigError, match=r"(?s)model.gas_logu: posterior -2.0, here -2.5.*train again"):
+    with pytest.raises(ConfigError, match=r"(?s)model.gas_logu: posterior -2.0, configuration -2.5.*new --run-dir"):
         mapped(tmp_path, catalog, posterior_folder, "model.gas_logu=-2.5")
     assert not (tmp_path / "posterior.zarr").exists()
-    assert mapped(tmp_path, catalog, posterior_folder, "model.gas_logu=-2.5", "importance.rows='audit'").data.sizes
+    with pytest.raises(ConfigError, match="model.gas_logu"):
+        mapped(tmp_path, catalog, posterior_folder, "model.gas_logu=-2.5", "importance.rows='none'")
     posterior, theta = FrozenPosterior.load(posterior_folder), draw_theta(PRIOR, 3, "test", 0, 4)
     flux = model.spectra(theta)
     assert weigh_simulations(posterior, theta, flux, posterior.noise, 100).shape == (4,)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import ray
 import zarr
+from identities import identity_of
 
 from digs_survey.catalog import Catalog, write_catalog
 from digs_survey.config import SurveyConfig, load_config
@@ -82,7 +83,7 @@ def config_with(*overrides: str) -> SurveyConfig:
 
 def mapped(folder: Path, catalog: Path, model: Path, *overrides: str) -> dict[str, np.ndarray]:
     out = folder / "posterior.zarr"
-    map_catalog(catalog, model, out, config_with(*overrides), ledger=Ledger(folder / "ledger"))
+    map_catalog(identity_of(model, catalog), catalog, out, config_with(*overrides), ledger=Ledger(folder / "ledger"))
     return {name: array[:] for name, array in zarr.open_group(str(out), mode="r").arrays()}
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from identities import identity_of
 from mapping import GRID, PRIOR, ROWS, ZRED, files, make_catalog, make_model, run, values
 from pyarrow import parquet
 
@@ -261,12 +262,15 @@ def p_name(process):
 DRIVER = """
 import sys
 from pathlib import Path
+from digs_survey.catalog import Catalog
 from digs_survey.config import load_config
+from digs_survey.estimator.artefact import identify
 from digs_survey.infer.map_catalog import map_catalog
 from digs_survey.store.ledger import Ledger
 catalog, model, folder = map(Path, sys.argv[1:])
 config = load_config(None, ["map.rows_per_shard=7", "map.workers=2", "map.draws=20000"])
-map_catalog(catalog, model, folder / "posterior.zarr", config, ledger=Ledger(folder / "ledger" / "map"))
+identity = identify(model, seed=2022, catalog=Catalog.open(catalog).fingerprint())
+map_catalog(identity, catalog, folder / "posterior.zarr", config, ledger=Ledger(folder / "ledger" / "map"))
 """
 
 
@@ -304,8 +308,9 @@ def test_recalibrated_levels_are_used_recorded_and_part_of_the_recipe(embedded, 
     levels = {name: [0.01, 0.1 + 0.01 * k, 0.5, 0.8, 0.99] for k, name in enumerate(PRIOR.names)}
     config = load_config(None, ["map.rows_per_shard=50", "map.draws=200"])
     out, ledger, calls = tmp_path / "posterior.zarr", Ledger(tmp_path / "ledger" / "map"), []
+    identity = identity_of(model, catalog)
     for given in (levels, levels, None):
-        map_stage.map_catalog(catalog, model, out, config, ledger=ledger, levels=given, advance=calls.append)
+        map_stage.map_catalog(identity, catalog, out, config, ledger=ledger, levels=given, advance=calls.append)
         if given is None:
             break
         posterior, rows = FrozenPosterior.load(model), Catalog.open(catalog).rows(0, ROWS)
@@ -322,8 +327,8 @@ def test_recalibrated_levels_are_used_recorded_and_part_of_the_recipe(embedded, 
     assert b"recalibration" not in parquet.read_schema(next((tmp_path / "percentiles.parquet").glob("*"))).metadata
 
 
-def test_derived_quantities_of_another_model_are_refused_before_anything_is_written(catalog, model, tmp_path):
-    config = load_config(None, ["map.derived=['sfr_10']", "model.gas_logu=-2.5"])
-    with pytest.raises(ConfigError, match=r"model.gas_logu: posterior -2.0, here -2.5"):
-        map_stage.map_catalog(catalog, model, tmp_path / "posterior.zarr", config, ledger=Ledger(tmp_path / "ledger"))
+def test_another_model_than_the_posteriors_is_refused_before_anything_is_written(catalog, model, tmp_path):
+    config = load_config(None, ["model.gas_logu=-2.5"])
+    with pytest.raises(ConfigError, match=r"model.gas_logu: posterior -2.0, configuration -2.5"):
+        run(tmp_path, catalog, model, config=config)
     assert not list(tmp_path.iterdir())

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import ray
+from identities import untrained
 
 from digs_survey.audit.mcmc.fit_galaxies import fit_galaxies
 from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyFit, GalaxyJob, fit_with, mcmc_draw_count
 from digs_survey.cluster.ray_session import ray_session
-from digs_survey.config import MCMCConfig, ModelConfig, NoiseConfig
+from digs_survey.config import MCMCConfig, NoiseConfig
 from digs_survey.errors import StageError
 from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import Prior
@@ -25,12 +26,8 @@ GRID = WavelengthGrid(np.arange(4000.0, 7001.0, 150.0))
 PRIOR = Prior()
 TRUTH = np.array([10.5, -0.4, 0.65, 1.6, 0.0])
 SETUP = FitSetup(
-    model=ModelConfig(),
-    prior=PRIOR,
-    grid=GRID,
-    noise=NoiseModel.from_config(NoiseConfig()),
+    untrained(GRID, seed=9),
     mcmc=MCMCConfig(walkers=12, burn_in=(5,), steps=20, max_steps=40),
-    seed=9,
 )
 
 
@@ -50,7 +47,7 @@ def make_jobs(rows, simulator=SMOOTH):
     jobs = []
     for row in rows:
         rng = np.random.default_rng(row)
-        flux = SETUP.noise.draw(simulator.spectra(PRIOR.from_unit_cube(rng.uniform(0.3, 0.7, (1, 5)))), rng)[0]
+        flux = SETUP.identity.noise.draw(simulator.spectra(PRIOR.from_unit_cube(rng.uniform(0.3, 0.7, (1, 5)))), rng)[0]
         good = np.ones(len(GRID), dtype=bool)
         good[row % 5] = False
         draws = PRIOR.from_unit_cube(rng.uniform(0.3, 0.7, (64, 5)))
@@ -94,11 +91,11 @@ def test_what_a_fit_says_about_its_spectra():
     job = make_jobs([4])[0]
     fit = fit_with(SMOOTH, SETUP, job)
     spectra = SMOOTH.spectra(job.predictive)
-    likelihood = SETUP.noise.log_likelihood(job.flux, spectra, job.good)
+    likelihood = SETUP.identity.noise.log_likelihood(job.flux, spectra, job.good)
     np.testing.assert_array_equal(fit.best_npe, spectra[np.argmax(likelihood)])
     np.testing.assert_allclose(fit.band, np.quantile(spectra, [0.16, 0.5, 0.84], axis=0))
-    best = SETUP.noise.log_likelihood(job.flux, fit.best_mcmc, job.good)
-    assert best >= SETUP.noise.log_likelihood(job.flux, SMOOTH.spectra(fit.draws), job.good).max()
+    best = SETUP.identity.noise.log_likelihood(job.flux, fit.best_mcmc, job.good)
+    assert best >= SETUP.identity.noise.log_likelihood(job.flux, SMOOTH.spectra(fit.draws), job.good).max()
     assert np.isfinite(PRIOR.log_prob(fit.draws)).all()
 
 
@@ -117,7 +114,7 @@ def test_finished_fits_are_kept_and_stale_ones_are_not(tmp_path):
     assert again[0].core_s == first[0].core_s
     assert not again[1].error
     assert counted == [1, 1]
-    changed = fit_galaxies(replace(SETUP, seed=10), jobs[:1], tmp_path, fit=smooth_fit())
+    changed = fit_galaxies(replace(SETUP, identity=untrained(GRID, seed=10)), jobs[:1], tmp_path, fit=smooth_fit())
     assert not np.array_equal(changed[0].draws, first[0].draws)
 
 
@@ -197,7 +194,7 @@ def test_saved_fits_come_back_as_they_were(tmp_path):
 def galaxy_of(simulator):
     """Observation of a known galaxy, which of its elements are good, and starting points about its truth."""
     rng = np.random.default_rng(1)
-    flux, good = SETUP.noise.draw(simulator.spectra(TRUTH[None]), rng)[0], np.arange(len(GRID)) != 4
+    flux, good = SETUP.identity.noise.draw(simulator.spectra(TRUTH[None]), rng)[0], np.arange(len(GRID)) != 4
     start = np.clip(TRUTH + 0.05 * rng.normal(size=(64, 5)), PRIOR.low, PRIOR.high)
     return flux, good, start
 
@@ -206,10 +203,10 @@ def test_prospector_in_workers_finds_the_galaxy_it_made(tmp_path):
     from digs_survey.audit.mcmc.target import GalaxyPosterior
     from digs_survey.sps.prospector import ProspectorSimulator
 
-    simulator = ProspectorSimulator(SETUP.model, PRIOR, GRID)
+    simulator = ProspectorSimulator(SETUP.identity.model, PRIOR, GRID)
     flux, good, start = galaxy_of(simulator)
-    posterior, clean = GalaxyPosterior(simulator, SETUP.noise, PRIOR, flux, good), simulator.spectrum(TRUTH)
-    expected = SETUP.noise.log_likelihood(flux, clean, good) + PRIOR.log_prob(TRUTH)
+    posterior, clean = GalaxyPosterior(simulator, SETUP.identity.noise, PRIOR, flux, good), simulator.spectrum(TRUTH)
+    expected = SETUP.identity.noise.log_likelihood(flux, clean, good) + PRIOR.log_prob(TRUTH)
     assert posterior(TRUTH[None])[0] == pytest.approx(float(expected), rel=1e-10)
     assert np.isneginf(posterior(np.array([PRIOR.high + 1, PRIOR.low - 1, TRUTH + 99]))).all()
     assert posterior.inside_share == 0.25
@@ -243,12 +240,12 @@ def test_batched_log_likelihoods_are_prospectors(noise):
     from digs_survey.sps.batched import BatchedModel
     from digs_survey.sps.prospector import ProspectorSimulator
 
-    prospector = ProspectorSimulator(SETUP.model, PRIOR, GRID)
+    prospector = ProspectorSimulator(SETUP.identity.model, PRIOR, GRID)
     flux, good, _ = galaxy_of(prospector)
     errors = np.full((1, len(GRID)), 0.04) if noise.needs_catalog else None
     about = (NoiseModel.from_config(noise), PRIOR, flux, good, errors)
     exact = GalaxyPosterior(prospector, *about)
-    fast = GalaxyPosterior(BatchedModel.from_config(SETUP.model, PRIOR, GRID), *about)
+    fast = GalaxyPosterior(BatchedModel.from_config(SETUP.identity.model, PRIOR, GRID), *about)
     spread = 0.1 * (PRIOR.high - PRIOR.low) * [0.1, 1, 1, 1, 1]
     theta = TRUTH + spread * np.random.default_rng(2).normal(size=(300, 5))
     expected = exact(theta)

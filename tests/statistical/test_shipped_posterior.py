@@ -24,7 +24,7 @@ def posterior():
 
 
 def test_it_is_calibrated_in_each_parameter_and_jointly(posterior):
-    found = calibrate_model(posterior, None, 5_000, SEED).summary(posterior.prior.names)
+    found = calibrate_model(posterior, 5_000, SEED).summary(posterior.prior.names)
     tarp = {key: value for key, value in found["tarp"].items() if not isinstance(value, list)}
     print(found["ks_pvalue"], found["coverage_error"], found["mean_half_width"], tarp, sep="\n")
     assert found["excluded_nan"] == 0

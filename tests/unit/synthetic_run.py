@@ -16,6 +16,7 @@ import xarray as xr
 from pyarrow import parquet
 from scipy.stats import kstest, norm
 
+from digs_survey import formats
 from digs_survey.audit.calibration.calibration import calibrate
 from digs_survey.audit.cost import cost_summary
 from digs_survey.audit.trust import fit_trust
@@ -299,7 +300,7 @@ def _manifest(rows, name):
     return json.loads(
         json.dumps(
             {
-                "schema": 1,
+                "format": formats.MANIFEST,
                 "digs_survey": "0.1.0",
                 "created": "2026-01-05T10:00:00+00:00",
                 "git_commit": "0123abcd" * 5,

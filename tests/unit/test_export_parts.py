@@ -16,7 +16,7 @@ from astropy.io import votable
 from astropy.table import Table
 from result_tables import rows, schema, write_parts
 
-from digs_survey import cli
+from digs_survey import cli, formats
 from digs_survey.errors import DigsError
 from digs_survey.results.export import FORMATS, export_table
 from digs_survey.store.storage import write_json
@@ -140,7 +140,7 @@ def _main(*arguments: object, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_the_command_checks_the_manifest(parts: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    manifest = {"schema": 1, "stages": {"map": {"status": "running", "rows": 0}}}
+    manifest = {"format": formats.MANIFEST, "stages": {"map": {"status": "running", "rows": 0}}}
     write_json(tmp_path / "manifest.json", manifest)
     command = ("export", tmp_path / "out.vot", "-o", tmp_path)
     assert _main(*command, monkeypatch=monkeypatch) == 6

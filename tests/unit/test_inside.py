@@ -21,6 +21,7 @@ from digs_survey.audit.sample import read_rows
 from digs_survey.catalog import Catalog, write_catalog
 from digs_survey.config import NoiseConfig, SurveyConfig
 from digs_survey.estimator.posterior import FrozenPosterior
+from digs_survey.identity import RunIdentity
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.noise.model import NoiseModel
 from digs_survey.quality import QualityFlag
@@ -106,7 +107,8 @@ def check(tmp_path, posterior):
         clean = {"flux": MODEL.flux(theta).astype(np.float32)}
         specs = {"flux": ArraySpec(("simulation", "wavelength"), clean["flux"].shape, "float32")}
         create_dataset(tmp_path / "calibration.zarr", specs, clean)
-        return check_survey(posterior, Catalog.open(tmp_path / "catalog.zarr"), tmp_path, config)
+        identity = RunIdentity.of_config(config, GRID, posterior.noise)
+        return check_survey(posterior, identity, Catalog.open(tmp_path / "catalog.zarr"), tmp_path, config)
 
     return checked
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
+from digs_survey import formats
 from digs_survey.config import MapConfig
 from digs_survey.run.status import run_status
 from digs_survey.store import retry
@@ -91,7 +92,7 @@ def test_a_pause_is_not_part_of_the_pace(tmp_path):
 
 def test_status_of_a_run_whose_driver_is_dead(tmp_path):
     stages = {"map": {"status": "running", "total": 100, "wall_s": 0.0, "core_s": 0.0, "key": {}}}
-    (tmp_path / "manifest.json").write_text(json.dumps({"schema": 1, "stages": stages}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": formats.MANIFEST, "stages": stages}))
     ledger = Ledger(tmp_path / "ledger" / "map")
     for shard in range(4):
         mark(ledger, shard, seconds=2.0)

@@ -24,7 +24,7 @@ from digs_survey.audit.calibration.faults import standard_faults
 from digs_survey.audit.calibration.uniformity import verdict
 from digs_survey.catalog import CatalogRows
 from digs_survey.catalog.prepare import PreparedRows, prepare
-from digs_survey.config import MapConfig, ModelConfig, SurveyConfig
+from digs_survey.config import MapConfig
 from digs_survey.errors import ConfigError, RunDirectoryError
 from digs_survey.quality import NO_POSTERIOR
 from digs_survey.simulate.prior_draws import draw_theta
@@ -209,12 +209,12 @@ def calibrate_posterior(
 
 def calibrate_model(
     posterior: FrozenPosterior,
-    config: SurveyConfig | None,
     count: int,
     seed: int,
     *,
     draws: int = 1_000,
     quantiles: Sequence[float] = RECOVERY,
+    min_good_fraction: float | None = None,
     plant: bool = False,
 ) -> Calibration:
     """Calibrate a frozen posterior on simulations that are made here, in batches, and not kept.
@@ -225,9 +225,7 @@ def calibrate_model(
     Parameters
     ----------
     posterior : FrozenPosterior
-        Its own noise is applied.
-    config : SurveyConfig or None
-        Whose galaxy model is simulated; None takes the one on the posterior's card.
+        Its own model is simulated, and its own noise applied.
     count : int
         Simulations.
     seed : int
@@ -235,28 +233,24 @@ def calibrate_model(
         Posterior draws for each simulation.
     quantiles : sequence of float
         At which percentiles are kept.
+    min_good_fraction : float, optional
+        Share of good elements below which a row gets no posterior; by default that of ``map.min_good_fraction``.
     plant : bool
         Also tell which planted faults these simulations would show.
 
     Raises
     ------
     ConfigError
-        If the configuration's prior is not the posterior's, or ``count`` is not positive.
+        If ``count`` is not positive.
     MissingDependencyError
         If the data of the model's stellar populations are missing.
     """
     from digs_survey.sps.batched import BatchedModel
 
-    if config is not None and config.make_prior() != posterior.prior:
-        raise ConfigError(
-            f"prior: expected that of the posterior, {posterior.prior}, found {config.make_prior()}; "
-            "calibrate with the configuration that it was trained with"
-        )
     if count < 1:
         raise ConfigError(f"expected at least one simulation to calibrate on, found {count}")
-    about = ModelConfig.model_validate(posterior.card["model"]) if config is None else config.model
-    model = BatchedModel.from_config(about, posterior.prior, posterior.grid)
-    least = _good_fraction(None if config is None else config.map.min_good_fraction)
+    model = BatchedModel.from_config(posterior.model, posterior.prior, posterior.grid)
+    least = _good_fraction(min_good_fraction)
     observer = Observer(posterior, posterior.noise, seed, draws, tuple(quantiles), least, plant)
 
     def block(start: int) -> _Figures:

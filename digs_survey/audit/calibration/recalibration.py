@@ -100,7 +100,14 @@ def recalibrate(posterior: FrozenPosterior, config: SurveyConfig) -> tuple[dict[
     quantiles, names = settings.quantiles, posterior.prior.names
     # The levels are part of what a map is resumed by: the same to the bit on any number of cores.
     with one_thread():
-        fraction = shares_below(calibrate_model(posterior, config, settings.recalibrate, seed, draws=settings.draws))
+        simulated = calibrate_model(
+            posterior,
+            settings.recalibrate,
+            seed,
+            draws=settings.draws,
+            min_good_fraction=settings.min_good_fraction,
+        )
+        fraction = shares_below(simulated)
     levels = corrected_levels(fraction, quantiles)
     after = cross_validated_coverage(fraction, quantiles)
     return dict(zip(names, levels.tolist(), strict=True)), coverage_told(fraction, quantiles, names, after)

@@ -28,6 +28,7 @@ from digs_survey.audit.sample import prepare_rows
 from digs_survey.catalog import Catalog
 from digs_survey.catalog.gaps import fill_flux
 from digs_survey.config import SurveyConfig
+from digs_survey.identity import RunIdentity
 from digs_survey.importance.predictive_check import Checker
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.quality import NO_POSTERIOR
@@ -201,7 +202,9 @@ class DomainCheck:
         return arrays
 
 
-def check_survey(posterior: FrozenPosterior, catalog: Catalog, run_dir: Path, config: SurveyConfig) -> DomainCheck:
+def check_survey(
+    posterior: FrozenPosterior, identity: RunIdentity, catalog: Catalog, run_dir: Path, config: SurveyConfig
+) -> DomainCheck:
     """Hold ``config.audit.checked_galaxies`` rows and as many simulations against their posteriors.
 
     The result depends on the rows and the run's seed alone. Draws and spectra are held one block at a time; across
@@ -211,6 +214,8 @@ def check_survey(posterior: FrozenPosterior, catalog: Catalog, run_dir: Path, co
     ----------
     posterior : FrozenPosterior
         Its card's model predicts, with its noise.
+    identity : RunIdentity
+        Of the run.
     catalog : Catalog
         On the posterior's grid.
     run_dir : Path
@@ -222,7 +227,7 @@ def check_survey(posterior: FrozenPosterior, catalog: Catalog, run_dir: Path, co
     rows = choose_rows(result["quality"][:], config.audit.checked_galaxies, config.seed)
     count = min(config.audit.checked_galaxies, config.audit.calibration_simulations)
     parts: dict[str, list[Population]] = {name: [] for name in POPULATIONS}
-    for some, block in _survey_blocks(catalog, rows, posterior, config):
+    for some, block in _survey_blocks(catalog, rows, identity, config):
         theta = posterior.sample(block.flux, checker.draws)
         parts["survey"].append(Population.of(checker, block, theta))
         again = _replicate(checker, some, block, theta, config.seed)
@@ -243,12 +248,12 @@ def choose_rows(quality: NDArray[np.int64], count: int, seed: int) -> NDArray[np
 
 
 def _survey_blocks(
-    catalog: Catalog, rows: NDArray[np.int64], posterior: FrozenPosterior, config: SurveyConfig
+    catalog: Catalog, rows: NDArray[np.int64], identity: RunIdentity, config: SurveyConfig
 ) -> Iterator[tuple[NDArray[np.int64], _Block]]:
     for start in range(0, rows.size, _BLOCK):
         some = rows[start : start + _BLOCK]
-        seen = prepare_rows(catalog, some.tolist(), config, keeps_negative=posterior.noise.keeps_negative)
-        yield some, _Block(seen.flux, seen.good, posterior.noise.errors_of(seen.flux, seen.ivar, seen.good))
+        seen = prepare_rows(catalog, some.tolist(), identity, config)
+        yield some, _Block(seen.flux, seen.good, identity.noise.errors_of(seen.flux, seen.ivar, seen.good))
 
 
 def _simulated_blocks(path: Path, count: int, noise: NoiseModel, config: SurveyConfig) -> Iterator[_Block]:

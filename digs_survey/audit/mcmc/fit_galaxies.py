@@ -7,7 +7,6 @@ were under way.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -29,7 +28,7 @@ from digs_survey.store.storage import checksum
 if TYPE_CHECKING:
     from digs_survey.audit.mcmc.target import Simulator
 
-__all__ = ["end_after", "fit_galaxies"]
+__all__ = ["end_after", "fit_file", "fit_galaxies"]
 
 _LOG = logging.getLogger(__name__)
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -89,7 +88,7 @@ def fit_galaxies(
     records = ledger.records()
     digests = {job.row: _digest(setup, job) for job in jobs}
     kept = [row for row, digest in digests.items() if records.get(row, {}).get("job") == digest]
-    fits = {row: GalaxyFit.load(_file(folder, row)) for row in kept}
+    fits = {row: GalaxyFit.load(fit_file(folder, row)) for row in kept}
     advance(len(fits))
     pending = [job for job in jobs if job.row not in fits]
     for job in pending:
@@ -98,7 +97,7 @@ def fit_galaxies(
     if budget_s is not None:
         order = list(range(len(jobs)))
         if not in_order:
-            np.random.default_rng([setup.seed, *b"budget"]).shuffle(order)
+            np.random.default_rng([setup.identity.seed, *b"budget"]).shuffle(order)
         pending = [jobs[i] for i in order if jobs[i].row not in fits]
         pending = pending if spent < budget_s else []
     left = None if budget_s is None else budget_s - spent
@@ -107,11 +106,11 @@ def fit_galaxies(
         if outcome.error:
             _LOG.warning("audit: row %d has no MCMC fit: %s", row, outcome.error)
         else:
-            outcome.save(_file(folder, row))
+            outcome.save(fit_file(folder, row))
             ledger.mark(
                 row,
                 rows=1,
-                checksum=checksum(outcome.draws, outcome.best_mcmc, outcome.best_npe, outcome.band),
+                checksum=outcome.checksum(),
                 core_s=outcome.job_core_s,
                 job=digests[row],
                 cores=cores,
@@ -125,25 +124,14 @@ def fit_galaxies(
     return [fits.get(job.row) for job in jobs]
 
 
-def _file(folder: Path, row: int) -> Path:
+def fit_file(folder: Path, row: int) -> Path:
+    """Return the file of the fit of a row."""
     return folder / f"{row:08d}.npz"
 
 
 def _digest(setup: FitSetup, job: GalaxyJob) -> str:
     """Checksum of all that decides the outcome of a job."""
-    settings = json.dumps(
-        [
-            setup.model.model_dump(mode="json"),
-            setup.prior.to_dict(),
-            setup.grid.to_dict(),
-            setup.noise.to_dict(),
-            setup.mcmc.model_dump(mode="json", exclude={"timeout_s"}),
-            setup.seed,
-            job.row,
-            [field.name for field in fields(GalaxyFit)],
-        ],
-        sort_keys=True,
-    )
+    settings = setup.digest(job.row, [field.name for field in fields(GalaxyFit)])
     errors = np.zeros(0) if job.errors is None else job.errors
     arrays = (job.flux, job.good, errors, job.start, job.predictive)
     return checksum(np.frombuffer(settings.encode(), dtype=np.uint8), *arrays)
@@ -221,8 +209,9 @@ def _simulator(setup: FitSetup, engine: str) -> Simulator:
     from digs_survey.sps.batched import BatchedModel
     from digs_survey.sps.prospector import ProspectorSimulator
 
-    key = json.dumps([engine, setup.model.model_dump(mode="json"), setup.prior.to_dict(), setup.grid.to_dict()])
+    identity = setup.identity
+    key = identity.digest("model", "prior", "grid", engine=engine)
     if key not in _simulators:
         build = BatchedModel.from_config if engine == "batched" else ProspectorSimulator
-        _simulators[key] = build(setup.model, setup.prior, setup.grid)
+        _simulators[key] = build(identity.model, identity.prior, identity.grid)
     return _simulators[key]

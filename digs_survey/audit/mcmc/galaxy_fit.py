@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from digs_survey import formats
 from digs_survey.audit.mcmc.chain import prior_points, run_chain, start_points
 from digs_survey.audit.mcmc.distances import classifier_accuracy, sliced_distance, wasserstein_sigma
 from digs_survey.audit.mcmc.target import GalaxyPosterior, Simulator
 from digs_survey.audit.residuals import BAND, predictive_band
 from digs_survey.catalog.prepare import PreparedRows
-from digs_survey.config import MCMCConfig, ModelConfig
-from digs_survey.noise.model import NoiseModel
-from digs_survey.parameters import Prior
-from digs_survey.spectra import WavelengthGrid
-from digs_survey.store.storage import read_arrays, write_arrays
+from digs_survey.config import MCMCConfig
+from digs_survey.identity import RunIdentity
+from digs_survey.store.storage import checksum, read_arrays, write_arrays
 
 __all__ = ["FitSetup", "GalaxyFit", "GalaxyJob", "fit_with", "galaxy_jobs", "mcmc_draw_count"]
 
@@ -34,15 +33,24 @@ _REPEATS = 50
 
 @dataclass(frozen=True)
 class FitSetup:
-    """What all galaxies of an audit share."""
+    """What all galaxies of an audit share.
 
-    model: ModelConfig
-    prior: Prior
-    grid: WavelengthGrid
-    noise: NoiseModel
+    Attributes
+    ----------
+    identity : RunIdentity
+        Its seed, model, prior, noise and grid are used.
+    mcmc : MCMCConfig
+    """
+
+    identity: RunIdentity
     mcmc: MCMCConfig
-    seed: int
-    """The run's seed."""
+
+    def digest(self, *more: Any) -> str:
+        """Hash of all that decides a fit, besides the galaxy."""
+        settings = self.mcmc.model_dump(mode="json", exclude={"timeout_s"})
+        return self.identity.digest(
+            "seed", "model", "prior", "noise", "grid", format=formats.AUDIT, mcmc=settings, more=list(more)
+        )
 
 
 @dataclass(frozen=True)
@@ -157,7 +165,7 @@ class GalaxyFit:
     @classmethod
     def failed(cls, setup: FitSetup, error: str) -> GalaxyFit:
         """Return the outcome of a job that failed twice."""
-        ndim, elements = setup.prior.ndim, len(setup.grid)
+        ndim, elements = setup.identity.prior.ndim, len(setup.identity.grid)
         return cls(
             draws=np.full((mcmc_draw_count(setup.mcmc), ndim), np.nan),
             walkers=np.full((setup.mcmc.walkers * len(setup.mcmc.starts), _kept_steps(setup.mcmc), ndim), np.nan),
@@ -184,6 +192,10 @@ class GalaxyFit:
         """Write the outcome to a file that is there in full or not at all."""
         write_arrays(path, vars(self))
 
+    def checksum(self) -> str:
+        """SHA-256 of the draws and spectra."""
+        return checksum(self.draws, self.best_mcmc, self.best_npe, self.band)
+
     @classmethod
     def load(cls, path: Path) -> GalaxyFit:
         """Read what :meth:`save` wrote."""
@@ -193,9 +205,9 @@ class GalaxyFit:
 
 def _starts(setup: FitSetup, job: GalaxyJob) -> list[NDArray[np.float64]]:
     """Starting points of the ensembles, in the order of the configuration."""
-    prior, count, points = setup.prior, setup.mcmc.walkers, []
+    prior, count, points = setup.identity.prior, setup.mcmc.walkers, []
     for number, start in enumerate(setup.mcmc.starts):
-        seed = _seed(setup.seed, f"start/{number}" if number else "start", job.row)
+        seed = _seed(setup.identity.seed, f"start/{number}" if number else "start", job.row)
         points.append(
             prior_points(prior, count, seed) if start == "prior" else start_points(job.start, prior, count, seed)
         )
@@ -224,10 +236,10 @@ def fit_with(simulator: Simulator, setup: FitSetup, job: GalaxyJob, other: Simul
         Of the engine that the chain does not use: computes some of its draws again, for the check and for its cost.
     """
     began = time.process_time()
-    about = (setup.noise, setup.prior, job.flux, job.good, job.errors)
+    about = (setup.identity.noise, setup.identity.prior, job.flux, job.good, job.errors)
     posterior = GalaxyPosterior(simulator, *about)
-    chain = run_chain(posterior, _starts(setup, job), setup.mcmc, _seed(setup.seed, "mcmc", job.row))
-    rng = np.random.default_rng(_seed(setup.seed, "thin", job.row))
+    chain = run_chain(posterior, _starts(setup, job), setup.mcmc, _seed(setup.identity.seed, "mcmc", job.row))
+    rng = np.random.default_rng(_seed(setup.identity.seed, "thin", job.row))
     kept = np.sort(rng.choice(len(chain.draws), size=mcmc_draw_count(setup.mcmc), replace=False))
     cost, difference = float("nan"), 0.0
     if other is not None:
@@ -243,7 +255,7 @@ def fit_with(simulator: Simulator, setup: FitSetup, job: GalaxyJob, other: Simul
         difference = float(np.abs(again - chain.log_prob[some]).max())
     spectra = simulator.spectra(job.predictive)
     even = np.linspace(0, chain.steps - 1, _kept_steps(setup.mcmc)).round().astype(int)
-    draws, distance_seed = chain.draws[kept], _seed(setup.seed, "distance", job.row)
+    draws, distance_seed = chain.draws[kept], _seed(setup.identity.seed, "distance", job.row)
     return GalaxyFit(
         draws=draws,
         walkers=chain.walkers[even].swapaxes(0, 1).astype(np.float32),

@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import zarr
 
 from digs_survey.config import SurveyConfig, TrainConfig
@@ -94,7 +93,7 @@ def train(
         folder,
         estimators,
         config,
-        _grid(group),
+        WavelengthGrid.from_array(group["wavelength"]),
         noise,
         training={
             "simulations": group["theta"].shape[0],
@@ -157,11 +156,6 @@ def _key(config: SurveyConfig, noise: NoiseModel, data_hash: str) -> str:
     settings = config.train.model_dump(mode="json", exclude={"learning_rate", "gradient_clip"})
     decisive = [config.hash("seed", "prior"), settings, data_hash, noise.to_dict()]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-
-
-def _grid(group: Any) -> WavelengthGrid:
-    wave = group["wavelength"]
-    return WavelengthGrid(np.asarray(wave[...]), str(wave.attrs["frame"]), str(wave.attrs["medium"]))
 
 
 def _history(rows: list[list[float]]) -> str:

@@ -1,0 +1,28 @@
+"""Format numbers of what the package writes.
+
+Each kind of file or dataset has a number of its own. It is stored in what is written, and it is part of the keys by
+which a run recognises its own work. A number goes up when the layout changes, or when the same field comes to mean
+something else, so that files of the other number must not be read as if they were of this one. It does not go up with
+the version of the package: a patch release leaves finished runs as they are. ``docs/formats.md`` has the history.
+"""
+
+from __future__ import annotations
+
+__all__ = ["AUDIT", "CARD", "CATALOG", "MANIFEST", "PAIRS", "POSTERIOR", "RESULTS", "SIMULATIONS"]
+
+CATALOG = 1
+"""``catalog.zarr``; a catalog without a number has this one."""
+SIMULATIONS = 2
+"""``simulations.zarr`` and ``calibration.zarr``."""
+PAIRS = 2
+"""``pairs.zarr``."""
+CARD = 2
+"""``model.safetensors`` and ``card.json`` of a frozen posterior."""
+POSTERIOR = 2
+"""``posterior.zarr``."""
+RESULTS = 2
+"""``percentiles.parquet`` and ``results.parquet``."""
+AUDIT = 2
+"""``audit.zarr``, ``audit.json`` and ``escalate.json``, and the fits and weights that they are made of."""
+MANIFEST = 2
+"""``manifest.json``."""

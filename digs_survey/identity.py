@@ -1,0 +1,167 @@
+"""What a run is a run of: one object that every stage takes its facts from.
+
+Whether two pieces of work are the same is asked in many places: a stage asks whether it is done, a dataset whether it
+may be continued, a chain whether it has been run. All of them compare parts of this object.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from digs_survey.config import ModelConfig, SurveyConfig
+from digs_survey.config.survey import Bounds
+from digs_survey.errors import ConfigError
+from digs_survey.noise.model import NoiseModel
+from digs_survey.parameters import Prior
+from digs_survey.spectra import WavelengthGrid
+
+__all__ = ["RunIdentity"]
+
+
+@dataclass(frozen=True, eq=False)
+class RunIdentity:
+    """The seed, the physical model, its prior, the noise and the grid; then the catalog and the frozen posterior.
+
+    Before a posterior is trained these are the configuration's (:meth:`of_config`). From then on they are those of
+    the posterior's card (:func:`~digs_survey.estimator.artefact.identify`), whatever a configuration says.
+
+    Attributes
+    ----------
+    seed : int
+        Of the run.
+    model : ModelConfig
+    prior : Prior
+    noise : NoiseModel
+    grid : WavelengthGrid
+        Of the spectra that the posterior takes.
+    catalog : str
+        Fingerprint of the catalog; "" where there is none.
+    posterior : Path or None
+        Folder of the frozen posterior; None before there is one.
+    posterior_hash : str
+        SHA-256 of the posterior; "" before there is one.
+
+    Examples
+    --------
+    >>> from digs_survey.config import SurveyConfig
+    >>> config = SurveyConfig()
+    >>> identity = RunIdentity.of_config(config, WavelengthGrid.from_config(config.grid))
+    >>> identity.zred, list(identity.key("seed", "grid"))
+    (1e-05, ['seed', 'grid'])
+    """
+
+    seed: int
+    model: ModelConfig
+    prior: Prior
+    noise: NoiseModel
+    grid: WavelengthGrid
+    catalog: str = ""
+    posterior: Path | None = None
+    posterior_hash: str = ""
+
+    @classmethod
+    def of_config(
+        cls, config: SurveyConfig, grid: WavelengthGrid, noise: NoiseModel | None = None, catalog: str = ""
+    ) -> RunIdentity:
+        """Return what a configuration asks for on a grid.
+
+        Parameters
+        ----------
+        config : SurveyConfig
+        grid : WavelengthGrid
+        noise : NoiseModel, optional
+            Where a catalog's errors are part of the noise, the noise with their table.
+        catalog : str
+            Fingerprint of the catalog.
+        """
+        if noise is None:
+            noise = NoiseModel.from_config(config.noise, flux_transform=config.train.flux_transform)
+        return cls(config.seed, config.model, config.make_prior(), noise, grid, catalog)
+
+    @property
+    def zred(self) -> float:
+        """Redshift whose luminosity distance the simulations, and so the posterior, are at."""
+        return self.model.zred
+
+    def key(self, *parts: str) -> dict[str, Any]:
+        """Return the named parts as plain values, for keys and recipes.
+
+        Parameters
+        ----------
+        *parts : {"seed", "model", "prior", "noise", "grid", "catalog", "posterior"}
+            Noise has the checksum of its table, a grid and a posterior their hash.
+        """
+        return {part: getattr(self, f"_{part}_key")() for part in parts}
+
+    def digest(self, *parts: str, **more: Any) -> str:
+        """Return the SHA-256 of the named parts, and of more values that JSON can hold."""
+        return hashlib.sha256(json.dumps(self.key(*parts) | more, sort_keys=True).encode()).hexdigest()
+
+    def adopt(self, config: SurveyConfig) -> SurveyConfig:
+        """Return a configuration with this model, prior and noise in place of its own.
+
+        What the configuration does not set is taken from here. What it sets must agree.
+
+        Raises
+        ------
+        ConfigError
+            Naming each field that differs, with both values.
+        """
+        known = self.prior.to_dict()
+        differences = [*_differences("model", config.model, self.model)]
+        differences += _differences("noise", config.noise, self.noise.config)
+        for parameter in known:
+            if bounds := config.prior.get(parameter["name"]):
+                trained = Bounds(low=parameter["low"], high=parameter["high"])
+                differences += _differences(f"prior.{parameter['name']}", bounds, trained)
+        if differences:
+            lines = "\n".join(f"  - {line}" for line in differences)
+            raise ConfigError(
+                f"the posterior {self.posterior} was trained for other settings than the configuration's:\n{lines}\n"
+                "Leave these settings out, or set them to the posterior's. In a run directory that was made with other "
+                "settings, use a new --run-dir."
+            )
+        prior = {p["name"]: Bounds(low=p["low"], high=p["high"]) for p in known}
+        return config.model_copy(update={"model": self.model, "noise": self.noise.config, "prior": prior})
+
+    def _seed_key(self) -> int:
+        return self.seed
+
+    def _model_key(self) -> dict[str, Any]:
+        return self.model.model_dump(mode="json")
+
+    def _prior_key(self) -> dict[str, list[float]]:
+        return {p.name: [p.low, p.high] for p in self.prior.parameters}
+
+    def _noise_key(self) -> dict[str, Any]:
+        return self.noise.to_dict()
+
+    def _grid_key(self) -> str:
+        return f"{self.grid} ({hashlib.sha256(self.grid.wavelength.tobytes()).hexdigest()[:12]})"
+
+    def _catalog_key(self) -> str:
+        return self.catalog
+
+    def _posterior_key(self) -> str:
+        return self.posterior_hash
+
+
+def _differences(name: str, asked: BaseModel, trained: BaseModel) -> Iterator[str]:
+    """Name what ``asked`` sets, and ``trained`` has otherwise."""
+    for field in asked.model_fields_set:
+        mine, theirs = getattr(asked, field), getattr(trained, field)
+        if isinstance(mine, BaseModel):
+            yield from _differences(f"{name}.{field}", mine, theirs)
+        elif mine != theirs:
+            yield f"{name}.{field}: posterior {_plain(theirs)!r}, configuration {_plain(mine)!r}"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
