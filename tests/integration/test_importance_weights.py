@@ -24,7 +24,7 @@ from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.network import build_estimator
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
-from digs_survey.importance.weights import Importance, Weigher, weigh_simulations, weighted_quantiles
+from digs_survey.importance.weights import Importance, Weigher, simulated_importance, weighted_quantiles
 from digs_survey.infer.map_catalog import map_catalog
 from digs_survey.infer.rows import infer_rows
 from digs_survey.noise.model import NoiseModel
@@ -273,9 +273,9 @@ def test_another_model_than_the_posteriors_is_refused(embedded, posterior_folder
     assert mapped(tmp_path, catalog, posterior_folder, "model.gas_logu=-2.5", "importance.rows='audit'").data.sizes
     posterior, theta = FrozenPosterior.load(posterior_folder), draw_theta(PRIOR, 3, "test", 0, 4)
     flux = model.spectra(theta)
-    assert weigh_simulations(posterior, theta, flux, posterior.noise, 100).shape == (4,)
+    assert simulated_importance(posterior, theta, flux, posterior.noise, 100).ess.shape == (4,)
     with pytest.raises(ConfigError, match=r"simulation 2: .* differs by .* \(1 of 4"):
-        weigh_simulations(
+        simulated_importance(
             posterior, theta, np.where(np.arange(4)[:, None] == 2, 1.5 * flux, flux), posterior.noise, 100
         )
 
@@ -298,8 +298,8 @@ def test_the_audit_weighs_simulations_and_rows(posterior_folder, catalog, model,
     assert used_s > 0
     for field in fields(Importance):
         assert getattr(spread, field.name).tobytes() == getattr(simulated, field.name).tobytes()
-    again = weigh_simulations(posterior, theta[:12], flux[:12], posterior.noise, DRAWS, seed=5)
-    np.testing.assert_allclose(simulated.ess / DRAWS, again, rtol=1e-6)
+    again = simulated_importance(posterior, theta[:12], flux[:12], posterior.noise, DRAWS, seed=5)
+    np.testing.assert_allclose(simulated.ess, again.ess, rtol=1e-6)
 
     rows = prepare(Catalog.open(catalog).rows(0, 5), "rest", MODEL.zred, 0.8)
     weighed = weigh_rows(posterior, rows, posterior.sample(rows.flux, DRAWS), config)

@@ -103,7 +103,8 @@ def run_chain(
 
     After the rounds of burn-in each ensemble runs ``config.steps``, and then on until it is longer than
     ``config.autocorrelation_times`` integrated autocorrelation times in every parameter and the ensembles agree to
-    ``config.max_r_hat`` (:func:`r_hat`), or ``config.max_steps`` long. Each time it goes as far as the times found so far ask for.
+    ``config.max_r_hat`` (:func:`r_hat`), or ``config.max_steps`` long. Each time it goes as far as the times found so
+    far ask for.
 
     Parameters
     ----------
