@@ -137,7 +137,7 @@ def map_catalog(
                 derived_quantities(card, config) if address else _derived_elsewhere(card, config),
             )
             workers = min(settings.workers or cores, len(pending))
-            pool = run_on_actors(ShardWorker, task, pending, workers, failed=task.failed, told=metrics.shard_failed)
+            pool = run_on_actors(ShardWorker, task, pending, workers, failed=task.failed, on_error=metrics.shard_failed)
             with closing(pool) as finished:
                 for _, rows in finished:
                     advance(rows)
