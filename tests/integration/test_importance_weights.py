@@ -16,7 +16,6 @@ from scipy.stats import norm
 from digs_survey.audit.weighing import importance_summary, smoothed_log_weights, weigh_calibration, weigh_rows
 from digs_survey.catalog import Catalog, write_catalog
 from digs_survey.catalog.prepare import prepare
-from digs_survey.cluster.ray_session import ray_session
 from digs_survey.config import ModelConfig, NoiseConfig, SurveyConfig, TrainConfig, load_config
 from digs_survey.errors import ConfigError
 from digs_survey.estimator.features import Features
@@ -179,12 +178,6 @@ def catalog(model, tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def embedded():
-    with ray_session() as cores:
-        yield cores
-
-
 def settings(*overrides):
     return load_config(None, [f"map.draws={DRAWS}", f"importance.draws={DRAWS}", "importance.rows='all'", *overrides])
 
@@ -199,7 +192,7 @@ def mapped(folder, catalog, model, *overrides):
 
 @pytest.mark.slow
 def test_every_row_is_weighed_alike_whatever_the_shards_and_nothing_else_changes(
-    embedded, posterior_folder, catalog, tmp_path
+    ray_cores, posterior_folder, catalog, tmp_path
 ):
     one = mapped(tmp_path / "one", catalog, posterior_folder, "map.rows_per_shard=6", "map.workers=2")
     other = mapped(tmp_path / "other", catalog, posterior_folder, "map.rows_per_shard=64", "map.workers=1")
@@ -266,7 +259,7 @@ def test_rows_of_a_catalog_have_their_own_likelihood(posterior_folder, catalog, 
 
 
 @pytest.mark.slow
-def test_another_model_than_the_posteriors_is_refused(embedded, posterior_folder, catalog, model, tmp_path):
+def test_another_model_than_the_posteriors_is_refused(ray_cores, posterior_folder, catalog, model, tmp_path):
     with pytest.raises(ConfigError, match=r"(?s)model.gas_logu: posterior -2.0, here -2.5.*train again"):
         mapped(tmp_path, catalog, posterior_folder, "model.gas_logu=-2.5")
     assert not (tmp_path / "posterior.zarr").exists()
