@@ -29,7 +29,7 @@ from digs_survey.audit.calibration.calibrate import calibrate_model
 from digs_survey.config import SurveyConfig, load_config
 from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.training.loop import blank_estimator, fit
-from digs_survey.importance.weights import weigh_simulations
+from digs_survey.importance.weights import simulated_importance
 from digs_survey.noise.model import NoiseModel
 from digs_survey.simulate.prior_draws import draw_theta
 from digs_survey.spectra import WavelengthGrid
@@ -154,13 +154,13 @@ def _measure(row: Row, config: SurveyConfig) -> dict[str, Any]:
     clean = model.spectra(tests)
     noisy = NoiseModel(config.noise).draw(clean, np.random.default_rng(SEED))
     log_prob = posterior.log_prob(tests[:, None], noisy)
-    ess = weigh_simulations(posterior, tests[:WEIGHED], clean[:WEIGHED], NoiseModel(config.noise), DRAWS)
+    weighed = simulated_importance(posterior, tests[:WEIGHED], clean[:WEIGHED], NoiseModel(config.noise), DRAWS)
     low, high = np.moveaxis(calibration.percentiles, -1, 0)[[0, -1]]
     return {
         "log_prob": float(log_prob.mean()),
         "half_width": (0.5 * (high - low)).mean(axis=0).tolist(),
         "coverage_68": calibration.coverage([0.68])[0].tolist(),
-        "ess": float(np.median(ess)),
+        "ess": float(np.median(weighed.ess.astype(float) / DRAWS)),
         "core_s": core,
         "parameters": sum(p.numel() for e in estimators for p in e.parameters()),
     }

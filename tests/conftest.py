@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
@@ -15,15 +19,92 @@ os.environ["MPLBACKEND"] = "Agg"
 
 STANDIN_INPUTS = Path(__file__).resolve().parents[2] / "shared" / "sps_home"
 
+BuildOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share a fixture of their module on one worker (pytest-xdist's ``--dist loadgroup``).
+
+    All others go to whichever worker is free.
+    """
+    for item in items:
+        fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
+        if any(definition.scope == "module" for definitions in fixtures for definition in definitions):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
 
 @pytest.fixture(scope="session")
-def sps_home(tmp_path_factory) -> Path:
+def build_once(tmp_path_factory: pytest.TempPathFactory) -> BuildOnce:
+    """``build_once(name, build)``: a folder that ``build(folder)`` fills once for all workers of the session.
+
+    Tests read it; one that changes files takes a copy. The first worker that asks builds, and others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def folder(name: str, build: Callable[[Path], object]) -> Path:
+        made, complete = shared / name, shared / f"{name}.complete"
+        with FileLock(shared / f"{name}.lock"):
+            if not complete.exists():
+                # What a build that failed has left.
+                shutil.rmtree(made, ignore_errors=True)
+                made.mkdir()
+                build(made)
+                complete.touch()
+        return made
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sps_home(build_once: BuildOnce) -> Path:
     """Folder with FSPS data: the user's own, else a stand-in built from inputs beside the repository."""
     if home := os.environ.get("SPS_HOME"):
         return Path(home)
     builder = STANDIN_INPUTS / "build_sps_home.py"
     if not builder.is_file():
         pytest.skip("no FSPS data: SPS_HOME is not set and there are no stand-in inputs beside the repository")
-    folder = tmp_path_factory.mktemp("fsps") / "sps_home"
-    subprocess.run([sys.executable, builder, folder], check=True, capture_output=True, timeout=300)
-    return folder
+
+    def build(folder: Path) -> None:
+        command = [sys.executable, builder, folder / "sps_home"]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+
+    return build_once("fsps", build) / "sps_home"
+
+
+class SharedRay:
+    """The Ray session that the tests of this process share; it starts when one needs it."""
+
+    def __init__(self) -> None:
+        self._session = ExitStack()
+
+    def open(self) -> int:
+        """Return the cores of the session, which is started unless it is open."""
+        import ray
+
+        from digs_survey.cluster.ray_session import ray_session
+
+        if not ray.is_initialized():
+            self._session.close()
+            self._session.enter_context(ray_session())
+        return int(ray.cluster_resources()["CPU"])
+
+    def close(self) -> None:
+        """End the session, so that a test can start Ray in its own way."""
+        self._session.close()
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[SharedRay]:
+    """Open it for a fixture that needs Ray; close it for a test that starts Ray in its own way."""
+    shared = SharedRay()
+    yield shared
+    shared.close()
+
+
+@pytest.fixture
+def ray_cores(shared_ray: SharedRay) -> int:
+    """Cores of the Ray session that is open while the test runs, and stays open for others."""
+    return shared_ray.open()

@@ -34,7 +34,7 @@ _GALAXIES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "converged": (("galaxy",), {"description": "chain longer than audit.mcmc.autocorrelation_times"}),
     "autocorrelation_time": (_THETA, {"description": "integrated autocorrelation time in steps"}),
     "steps": (("galaxy",), {"description": "steps of the chain after burn-in"}),
-    "r_hat": (_THETA, {"description": "potential scale reduction of independent ensembles; NaN for one"}),
+    "r_hat": (_THETA, {"description": "rank-normalised split R-hat of independent ensembles; NaN for one"}),
     "acceptance": (("galaxy",), {"description": "share of proposals that were accepted"}),
     "likelihoods": (("galaxy",), {"description": "likelihoods that the chain took, burn-in included"}),
     "log_likelihood_difference": (

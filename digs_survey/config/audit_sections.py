@@ -41,7 +41,7 @@ class MCMCConfig(Section):
     """One independent ensemble for each: from draws of the neural posterior, or from the prior. With several, they must
     also agree; the cost that the neural posterior is compared with is that of the first."""
     max_r_hat: Annotated[float, Field(gt=1)] = 1.01
-    """How far the ensembles' potential scale reduction may be above 1."""
+    """Rank-normalised split R-hat (Vehtari et al. 2021) of the ensembles above which they do not agree."""
     timeout_s: Positive = 604_800.0
     """Seconds after which a fit is taken for stalled: its worker is ended, and the fit tried once more. A week, since
     with Prospector's spectra a fit may well take a day."""

@@ -214,14 +214,15 @@ class FrozenPosterior:
     def draw_and_judge(
         self, flux: NDArray[np.floating], draws: int, *, ordered: bool = False
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Draws from the shared points, and whether a spectrum is outside the simulations, at one cost for both.
+        """Draws from the shared points, and which spectra are outside the simulations, at one cost for both.
 
         Returns
         -------
         u : ndarray of float32, shape (n, ndim, draws)
             As :meth:`sample_unconstrained` gives them.
         outside : ndarray of bool, shape (n,)
-            As :meth:`outside_training` gives it.
+            True for a spectrum whose features are beyond those of the training simulations, or which has next to no
+            posterior inside the prior.
         """
         flux = np.asarray(flux)
         u = np.empty((len(flux), self.prior.ndim, draws), dtype=np.float32)
@@ -259,19 +260,6 @@ class FrozenPosterior:
 
         for_each(evaluate, len(theta))
         return np.where(np.isfinite(self.prior.log_prob(theta)), out, -np.inf)
-
-    def outside_training(self, flux: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Tell which spectra (n, wavelength) have features beyond those of the training simulations, or next to no
-        posterior inside the prior.
-        """
-        flux = np.asarray(flux)
-        outside = np.zeros(len(flux), dtype=bool)
-
-        def look(row: int) -> None:
-            outside[row] = self._is_outside(self._see(flux[row]))
-
-        for_each(look, len(flux))
-        return outside
 
     def feature_distance(self, flux: NDArray[np.floating]) -> NDArray[np.float64]:
         """Root mean square (n,) of the features of spectra (n, wavelength) in units of the training simulations'.

@@ -39,7 +39,6 @@ __all__ = [
     "log_ratios",
     "simulated_importance",
     "weigh",
-    "weigh_simulations",
     "weighted_quantiles",
 ]
 
@@ -275,18 +274,6 @@ def simulated_importance(
     _check_spectra(likelihood, truth, clean)
     random = row_uniforms(seed, "noise/calibration", start, start + len(clean), noise.columns(clean.shape[1]))
     return weigher(*noise.observe(clean, random))
-
-
-def weigh_simulations(
-    posterior: FrozenPosterior,
-    theta: NDArray[np.float64],
-    flux: NDArray[np.floating],
-    noise: NoiseModel,
-    draws: int,
-    seed: int = 0,
-) -> NDArray[np.float64]:
-    """Return ESS/N (n,) of a posterior for simulated spectra; see :func:`simulated_importance`."""
-    return simulated_importance(posterior, theta, flux, noise, draws, seed).ess.astype(float) / draws
 
 
 def _check_spectra(likelihood: SpectrumLikelihood, theta: NDArray[np.float64], flux: NDArray[np.float64]) -> None:

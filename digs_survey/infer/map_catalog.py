@@ -144,7 +144,7 @@ def _map_shards(task: Task, pending: Sequence[int], address: str | None, advance
         derive = derived_quantities if address else _derived_elsewhere
         task = replace(task, derive=derive(task.identity, task.config.map.derived))
         workers = min(task.config.map.workers or cores, len(pending))
-        pool = run_on_actors(ShardWorker, task, pending, workers, failed=task.failed, told=metrics.shard_failed)
+        pool = run_on_actors(ShardWorker, task, pending, workers, failed=task.failed, on_error=metrics.shard_failed)
         with closing(pool) as finished:
             for _, rows in finished:
                 advance(rows)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
 from digs_survey.catalog import write_catalog
+from digs_survey.cli import main
 from digs_survey.config import SurveyConfig, load_config
 from digs_survey.noise.model import NoiseModel
 from digs_survey.simulate.prior_draws import draw_theta
@@ -95,6 +99,28 @@ def run(*arguments: object, **extra: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(*arguments), env=environment(**extra), capture_output=True, text=True, timeout=600, check=False
     )
+
+
+def run_here(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process, and on the Ray session that is open in it.
+
+    For tests of what a command does, not of its process: a process of its own takes seconds to import and to start Ray.
+    """
+    output, errors = io.StringIO(), io.StringIO()
+    argv = ["digs-survey", *map(str, arguments)]
+    code: object = 0
+    with (
+        mock.patch.dict(os.environ, environment(), clear=True),
+        mock.patch.object(sys, "argv", argv),
+        redirect_stdout(output),
+        redirect_stderr(errors),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(argv, code, output.getvalue(), errors.getvalue())
 
 
 def kill_when(reached: Callable[[], bool], *arguments: object, timeout_s: float = 240.0) -> None:

@@ -12,7 +12,6 @@ from digs_survey.audit.calibration import calibrate as simulations
 from digs_survey.audit.calibration.calibrate import calibrate_posterior, observe_rows
 from digs_survey.audit.calibration.calibration import Calibration
 from digs_survey.catalog.gaps import fill_flux
-from digs_survey.cluster.ray_session import ray_session
 from digs_survey.config import NoiseConfig
 from digs_survey.errors import StageError
 from digs_survey.noise.model import NoiseModel
@@ -23,12 +22,6 @@ from digs_survey.store.storage import ArraySpec, create_dataset
 pytestmark = pytest.mark.slow
 
 COUNT, DRAWS = 70, 100
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    with ray_session():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +42,14 @@ def path(posterior, tmp_path_factory):
 
 
 @pytest.fixture
-def run(posterior, path, monkeypatch):
+def run(ray_cores, posterior, path, monkeypatch):
     monkeypatch.setattr(simulations, "_BLOCK", 24)
     return lambda workers: calibrate_posterior(posterior, path, posterior.noise, 5, DRAWS, workers=workers)
 
 
 @pytest.fixture(scope="module")
-def here(posterior, path):
+def here(shared_ray, posterior, path):
+    shared_ray.open()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simulations, "_BLOCK", 24)
         return calibrate_posterior(posterior, path, posterior.noise, 5, DRAWS)

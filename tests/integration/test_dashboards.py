@@ -45,8 +45,9 @@ def get(address):
 
 
 @pytest.fixture(scope="module")
-def told():
+def told(shared_ray):
     """Lines that a session with dashboards has told; the session stays open for this file's tests."""
+    shared_ray.close()
     lines = []
     with with_dashboards(True, lines.append), ray_session():
         yield {line.partition(": ")[0]: line.partition(": ")[2].partition(" ")[0] for line in lines}

@@ -16,7 +16,7 @@ import pytest
 import ray
 import zarr
 from mapping import ROWS, files, make_catalog, make_model, run, values
-from survey import environment
+from survey import environment, run_here
 
 from digs_survey.errors import RunDirectoryError
 from digs_survey.infer.shard_worker import ShardWorker
@@ -40,24 +40,27 @@ def catalog(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(catalog, model, tmp_path_factory):
+def undisturbed(shared_ray, catalog, model, tmp_path_factory):
     """Run directory of a map that nothing happened to."""
+    shared_ray.open()
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    finished = map_(run_dir, catalog, model)
+    finished = run_here("map", catalog, "--model", model, "-o", run_dir, *MAP)
     assert finished.returncode == 0, finished.stderr
     return run_dir
 
 
-def map_(run_dir: Path, catalog: Path, model: Path, *before: str) -> subprocess.CompletedProcess[str]:
+def map_within(before: list[str], run_dir: Path, catalog: Path, model: Path) -> subprocess.CompletedProcess[str]:
+    """Map in a process that another command starts."""
     command = [*before, sys.executable, "-m", "digs_survey", "map", catalog, "--model", model, "-o", run_dir, *MAP]
     return subprocess.run(
         list(map(str, command)), env=environment(), capture_output=True, text=True, timeout=300, check=False
     )
 
 
-def test_a_ray_node_dies(catalog, model, undisturbed, tmp_path):
+def test_a_ray_node_dies(shared_ray, catalog, model, undisturbed, tmp_path):
     from ray.cluster_utils import Cluster
 
+    shared_ray.close()
     head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 10**8}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
@@ -106,13 +109,13 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(small_disk, catalog, model, undisturbed):
     inside, folder = small_disk
-    filled = map_(folder / "run", catalog, model, *inside)
+    filled = map_within(inside, folder / "run", catalog, model)
     assert filled.returncode == 5, filled.stderr
     assert "No space left on device" in filled.stderr
     assert "the same command goes on" in filled.stderr
     assert "Traceback" not in filled.stderr
     subprocess.run([*inside, "mount", "-o", "remount,size=100m", str(folder)], check=True)
-    finished = map_(folder / "run", catalog, model, *inside)
+    finished = map_within(inside, folder / "run", catalog, model)
     assert finished.returncode == 0, finished.stderr
     out = folder.parent / "copy"
     subprocess.run([*inside, "cp", "-r", str(folder / "run"), str(out)], check=True)
@@ -120,7 +123,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(small_disk,
         assert files(out / name) == files(undisturbed / name)
 
 
-def test_damage_is_found_and_those_shards_alone_are_made_again(catalog, model, undisturbed, tmp_path):
+def test_damage_is_found_and_those_shards_alone_are_made_again(ray_cores, catalog, model, undisturbed, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(undisturbed, run_dir)
     assert verify_run(run_dir) == []
@@ -131,8 +134,7 @@ def test_damage_is_found_and_those_shards_alone_are_made_again(catalog, model, u
     flip(parts / "part-00000009.parquet")
     (parts / "part-00000011.parquet").unlink()
     marks = files(run_dir / "ledger" / "map")
-    command = [sys.executable, "-m", "digs_survey", "verify", "--run-dir", str(run_dir)]
-    found = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    found = run_here("verify", "--run-dir", run_dir)
     assert found.returncode == 7
     assert "5 damaged shard(s)" in found.stderr
     lines = found.stdout.splitlines()
@@ -148,7 +150,7 @@ def test_damage_is_found_and_those_shards_alone_are_made_again(catalog, model, u
         strict=True,
     ):
         assert re.search(expected, line), line
-    finished = map_(run_dir, catalog, model)
+    finished = run_here("map", catalog, "--model", model, "-o", run_dir, *MAP)
     assert finished.returncode == 0, finished.stderr
     after = files(run_dir / "ledger" / "map")
     changed = {name for name in after if marks.get(name) != after[name]}
@@ -168,11 +170,11 @@ def test_nothing_to_verify_is_an_error(tmp_path):
         verify_run(tmp_path)
 
 
-def test_a_damaged_shard_of_the_catalog_costs_its_own_rows_only(model, undisturbed, tmp_path):
+def test_a_damaged_shard_of_the_catalog_costs_its_own_rows_only(ray_cores, model, undisturbed, tmp_path):
     broken = make_catalog(tmp_path / "catalog.zarr")
     shard = broken / "flux" / "c" / "1" / "0"
     shard.write_bytes(shard.read_bytes()[:-9])
-    finished = map_(tmp_path / "run", broken, model)
+    finished = run_here("map", broken, "--model", model, "-o", tmp_path / "run", *MAP)
     assert finished.returncode == 0, finished.stderr
     assert "flux: rows 40 to 79" in (next((tmp_path / "run" / "logs").glob("*.jsonl"))).read_text()
     ours, whole = (zarr.open_group(str(d / "posterior.zarr"), mode="r") for d in (tmp_path / "run", undisturbed))
@@ -184,7 +186,7 @@ def test_a_damaged_shard_of_the_catalog_costs_its_own_rows_only(model, undisturb
         assert ours[name][:][others].tobytes() == whole[name][:][others].tobytes()
 
 
-def test_a_late_attempt_leaves_a_finished_shard_alone(catalog, model, undisturbed, tmp_path, monkeypatch):
+def test_a_late_attempt_leaves_a_finished_shard_alone(ray_cores, catalog, model, undisturbed, tmp_path, monkeypatch):
     from digs_survey.infer import map_catalog as map_stage
 
     late: list[ShardWorker] = []

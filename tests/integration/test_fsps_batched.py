@@ -32,6 +32,8 @@ from digs_survey.sps.history import bin_weights
 from digs_survey.sps.prospector import ProspectorSimulator
 from digs_survey.sps.sampling import GridSampling
 
+FSPS = {}
+
 def both(count, *overrides):
     config = load_config("digs2022", ["model.source=fsps", *overrides])
     prior, grid = config.make_prior(), WavelengthGrid.from_config(config.grid)
@@ -39,7 +41,10 @@ def both(count, *overrides):
     corners = np.array(list(itertools.product((1e-9, 1 - 1e-9), repeat=prior.ndim)))
     theta = prior.from_unit_cube(np.concatenate([cube, corners]))
     what = config.model, prior, grid
-    return config, theta, BatchedModel.from_config(*what), ProspectorSimulator(*what)
+    prospector = ProspectorSimulator(*what)
+    # FSPS computes the populations of every metallicity for each object that it has: one is enough.
+    prospector.sps = FSPS.setdefault("sps", prospector.sps)
+    return config, theta, BatchedModel.from_config(*what), prospector
 
 TABLE = ("model.line_spread=table", "model.line_spread_angstrom=[2900,5000,10500]",
          "model.line_spread_resolving_power=[60,100,300]")
@@ -112,13 +117,14 @@ np.savez(sys.argv[1], **{f"{k}_{i}": x for k, v in found.items() if isinstance(v
 """
 
 
-@pytest.fixture(scope="module")
-def results(sps_home, tmp_path_factory):
-    out = tmp_path_factory.mktemp("batched") / "fsps.npz"
-    environment = {**os.environ, "SPS_HOME": str(sps_home), "DIGS_SURVEY_CACHE": str(out.parent / "cache")}
-    subprocess.run([sys.executable, "-c", SCRIPT, out], env=environment, check=True, timeout=900)
-    assert [path.suffix for path in sorted((out.parent / "cache").iterdir())].count(".npz") == 3
-    return np.load(out)
+@pytest.fixture(scope="session")
+def results(sps_home, build_once):
+    def build(folder):
+        environment = {**os.environ, "SPS_HOME": str(sps_home), "DIGS_SURVEY_CACHE": str(folder / "cache")}
+        subprocess.run([sys.executable, "-c", SCRIPT, folder / "fsps.npz"], env=environment, check=True, timeout=900)
+        assert [path.suffix for path in sorted((folder / "cache").iterdir())].count(".npz") == 3
+
+    return np.load(build_once("fsps-batched", build) / "fsps.npz")
 
 
 @pytest.mark.parametrize("case", ["delayed_tau", "tau", "constant", "bare", "other_gas", "power", "table"])

@@ -127,9 +127,10 @@ def mapped_elsewhere(folder, catalog, model, other):
     """A run whose table was made with `map --model`, and which has another posterior of its own."""
     run_dir = folder / "run"
     arguments = ["digs-survey", "map", str(catalog), "--model", str(other), "-o", str(run_dir), *SHORT, "-q"]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="0"):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", arguments)
-        main()
+        with pytest.raises(SystemExit, match="0"):
+            main()
     for name in ("card.json", "model.safetensors"):
         (run_dir / "model").mkdir(exist_ok=True)
         (run_dir / "model" / name).write_bytes((model / name).read_bytes())

@@ -17,7 +17,6 @@ from scipy.stats import norm
 from digs_survey.audit.weighing import importance_summary, smoothed_log_weights, weigh_calibration, weigh_rows
 from digs_survey.catalog import Catalog, write_catalog
 from digs_survey.catalog.prepare import prepare
-from digs_survey.cluster.ray_session import ray_session
 from digs_survey.config import ModelConfig, NoiseConfig, SurveyConfig, TrainConfig, load_config
 from digs_survey.errors import ConfigError
 from digs_survey.estimator.features import Features
@@ -25,7 +24,7 @@ from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.network import build_estimator
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
-from digs_survey.importance.weights import Importance, Weigher, weigh_simulations, weighted_quantiles
+from digs_survey.importance.weights import Importance, Weigher, simulated_importance, weighted_quantiles
 from digs_survey.infer.map_catalog import map_catalog
 from digs_survey.infer.rows import infer_rows
 from digs_survey.noise.model import NoiseModel
@@ -180,12 +179,6 @@ def catalog(model, tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def embedded():
-    with ray_session() as cores:
-        yield cores
-
-
 def settings(*overrides):
     return load_config(None, [f"map.draws={DRAWS}", f"importance.draws={DRAWS}", "importance.rows='all'", *overrides])
 
@@ -200,7 +193,7 @@ def mapped(folder, catalog, model, *overrides):
 
 @pytest.mark.slow
 def test_every_row_is_weighed_alike_whatever_the_shards_and_nothing_else_changes(
-    embedded, posterior_folder, catalog, tmp_path
+    ray_cores, posterior_folder, catalog, tmp_path
 ):
     one = mapped(tmp_path / "one", catalog, posterior_folder, "map.rows_per_shard=6", "map.workers=2")
     other = mapped(tmp_path / "other", catalog, posterior_folder, "map.rows_per_shard=64", "map.workers=1")
@@ -267,7 +260,7 @@ def test_rows_of_a_catalog_have_their_own_likelihood(posterior_folder, catalog, 
 
 
 @pytest.mark.slow
-def test_another_model_than_the_posteriors_is_refused(embedded, posterior_folder, catalog, model, tmp_path):
+def test_another_model_than_the_posteriors_is_refused(ray_cores, posterior_folder, catalog, model, tmp_path):
     with pytest.raises(ConfigError, match=r"(?s)model.gas_logu: posterior -2.0, configuration -2.5.*new --run-dir"):
         mapped(tmp_path, catalog, posterior_folder, "model.gas_logu=-2.5")
     assert not (tmp_path / "posterior.zarr").exists()
@@ -275,9 +268,9 @@ def test_another_model_than_the_posteriors_is_refused(embedded, posterior_folder
         mapped(tmp_path, catalog, posterior_folder, "model.gas_logu=-2.5", "importance.rows='none'")
     posterior, theta = FrozenPosterior.load(posterior_folder), draw_theta(PRIOR, 3, "test", 0, 4)
     flux = model.spectra(theta)
-    assert weigh_simulations(posterior, theta, flux, posterior.noise, 100).shape == (4,)
+    assert simulated_importance(posterior, theta, flux, posterior.noise, 100).ess.shape == (4,)
     with pytest.raises(ConfigError, match=r"simulation 2: .* differs by .* \(1 of 4"):
-        weigh_simulations(
+        simulated_importance(
             posterior, theta, np.where(np.arange(4)[:, None] == 2, 1.5 * flux, flux), posterior.noise, 100
         )
 
@@ -300,8 +293,8 @@ def test_the_audit_weighs_simulations_and_rows(posterior_folder, catalog, model,
     assert used_s > 0
     for field in fields(Importance):
         assert getattr(spread, field.name).tobytes() == getattr(simulated, field.name).tobytes()
-    again = weigh_simulations(posterior, theta[:12], flux[:12], posterior.noise, DRAWS, seed=5)
-    np.testing.assert_allclose(simulated.ess / DRAWS, again, rtol=1e-6)
+    again = simulated_importance(posterior, theta[:12], flux[:12], posterior.noise, DRAWS, seed=5)
+    np.testing.assert_allclose(simulated.ess, again.ess, rtol=1e-6)
 
     rows = prepare(Catalog.open(catalog).rows(0, 5), "rest", MODEL.zred, 0.8)
     weighed = weigh_rows(posterior, rows, posterior.sample(rows.flux, DRAWS), config)

@@ -49,8 +49,9 @@ MAP = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _four_cores():
+def _four_cores(shared_ray):
     """A session in which four workers find room, whatever this machine has."""
+    shared_ray.close()
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
     yield
     ray.shutdown()

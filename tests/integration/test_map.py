@@ -21,7 +21,6 @@ from pyarrow import parquet
 
 from digs_survey.catalog import Catalog
 from digs_survey.catalog.prepare import prepare
-from digs_survey.cluster.ray_session import ray_session
 from digs_survey.config import load_config
 from digs_survey.errors import CatalogError, ConfigError, MissingDependencyError, StageError
 from digs_survey.estimator.posterior import FrozenPosterior
@@ -44,13 +43,6 @@ def catalog(tmp_path_factory):
     return make_catalog(tmp_path_factory.mktemp("catalog") / "catalog.zarr")
 
 
-@pytest.fixture(scope="module")
-def embedded():
-    """One Ray session for the tests that do not look at how it starts and ends."""
-    with ray_session() as cores:
-        yield cores
-
-
 def copy_of(done, folder):
     """Copy a finished map, so that a test may damage it."""
     shutil.copytree(done.out.parent, folder, dirs_exist_ok=True)
@@ -65,7 +57,8 @@ def same_rows(one, other):
 
 
 @pytest.fixture(scope="module")
-def mapped(embedded, catalog, model, tmp_path_factory):
+def mapped(shared_ray, catalog, model, tmp_path_factory):
+    shared_ray.open()
     return run(tmp_path_factory.mktemp("mapped"), catalog, model)
 
 
@@ -87,7 +80,7 @@ def test_percentiles_are_those_of_the_posterior_and_xarray_reads_them(mapped, ca
     assert all(r["core_s"] > 0 and r["attempt"] for r in mapped.ledger.records().values())
 
 
-def test_a_garbage_row_changes_no_other_row_nor_do_larger_shards(embedded, mapped, model, tmp_path):
+def test_a_garbage_row_changes_no_other_row_nor_do_larger_shards(ray_cores, mapped, model, tmp_path):
     bad = [3, 64, 149]
 
     def spoil(flux, mask):
@@ -105,7 +98,7 @@ def test_a_garbage_row_changes_no_other_row_nor_do_larger_shards(embedded, mappe
     assert lost.quality.values[1] & QualityFlag.OUTSIDE_SIMULATIONS
 
 
-def test_resume_does_only_what_is_missing(embedded, mapped, catalog, model, tmp_path, monkeypatch):
+def test_resume_does_only_what_is_missing(ray_cores, mapped, catalog, model, tmp_path, monkeypatch):
     first = copy_of(mapped, tmp_path)
     marks = files(first.ledger.folder)
     (first.ledger.folder / "00000003.json").unlink()
@@ -122,7 +115,7 @@ def test_resume_does_only_what_is_missing(embedded, mapped, catalog, model, tmp_
 
 
 def test_other_settings_start_afresh_and_one_shard_for_all_gives_the_same_rows(
-    embedded, mapped, catalog, model, tmp_path
+    ray_cores, mapped, catalog, model, tmp_path
 ):
     copy_of(mapped, tmp_path)
     other = run(tmp_path, catalog, model, shard=ROWS)
@@ -132,7 +125,7 @@ def test_other_settings_start_afresh_and_one_shard_for_all_gives_the_same_rows(
 
 
 def test_a_failing_shard_is_named_with_its_cause_and_leaves_the_others_alone(
-    embedded, mapped, catalog, model, tmp_path
+    ray_cores, mapped, catalog, model, tmp_path
 ):
     done = copy_of(mapped, tmp_path)
     (done.ledger.folder / "00000003.json").unlink()
@@ -149,7 +142,7 @@ def test_a_failing_shard_is_named_with_its_cause_and_leaves_the_others_alone(
 
 
 @pytest.mark.slow
-def test_two_workers_of_which_one_dies_write_the_same_bytes(embedded, mapped, catalog, model, tmp_path, monkeypatch):
+def test_two_workers_of_which_one_dies_write_the_same_bytes(ray_cores, mapped, catalog, model, tmp_path, monkeypatch):
     died = tmp_path / "died"
 
     class DiesOnce(map_stage.ShardWorker):
@@ -166,7 +159,7 @@ def test_two_workers_of_which_one_dies_write_the_same_bytes(embedded, mapped, ca
 
 
 @pytest.mark.slow
-def test_a_shard_that_kills_its_workers_is_named(embedded, mapped, catalog, model, tmp_path, monkeypatch):
+def test_a_shard_that_kills_its_workers_is_named(ray_cores, mapped, catalog, model, tmp_path, monkeypatch):
     class AlwaysDies(map_stage.ShardWorker):
         def work(self, shard):
             os._exit(1)
@@ -180,7 +173,7 @@ def test_a_shard_that_kills_its_workers_is_named(embedded, mapped, catalog, mode
     assert 2 not in done.ledger.records()
 
 
-def test_a_worker_that_cannot_start_says_why(embedded, catalog, model, tmp_path, monkeypatch):
+def test_a_worker_that_cannot_start_says_why(ray_cores, catalog, model, tmp_path, monkeypatch):
     class Unable(map_stage.ShardWorker):
         def __init__(self, task):
             raise OSError("no such model on this node")
@@ -275,7 +268,7 @@ map_catalog(identity, catalog, folder / "posterior.zarr", config, ledger=Ledger(
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(embedded, catalog, model, tmp_path):
+def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(ray_cores, catalog, model, tmp_path):
     undisturbed = run(tmp_path / "undisturbed", catalog, model, draws=20_000)
     folder = tmp_path / "killed"
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, catalog, model, folder])
@@ -304,7 +297,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(embedded, catalog, mo
     assert files(folder / "posterior.zarr") == files(undisturbed.out)
 
 
-def test_recalibrated_levels_are_used_recorded_and_part_of_the_recipe(embedded, catalog, model, tmp_path):
+def test_recalibrated_levels_are_used_recorded_and_part_of_the_recipe(ray_cores, catalog, model, tmp_path):
     levels = {name: [0.01, 0.1 + 0.01 * k, 0.5, 0.8, 0.99] for k, name in enumerate(PRIOR.names)}
     config = load_config(None, ["map.rows_per_shard=50", "map.draws=200"])
     out, ledger, calls = tmp_path / "posterior.zarr", Ledger(tmp_path / "ledger" / "map"), []

@@ -12,7 +12,6 @@ from identities import untrained
 
 from digs_survey.audit.mcmc.fit_galaxies import fit_galaxies
 from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyFit, GalaxyJob, fit_with, mcmc_draw_count
-from digs_survey.cluster.ray_session import ray_session
 from digs_survey.config import MCMCConfig, NoiseConfig
 from digs_survey.errors import StageError
 from digs_survey.noise.model import NoiseModel
@@ -67,12 +66,10 @@ def same(first, second):
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    with ray_session():
-        # Workers need not be able to import this file.
-        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        yield
+@pytest.fixture(autouse=True)
+def _ray(ray_cores):
+    # Workers need not be able to import this file.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def test_a_fit_depends_on_nothing_but_its_row(tmp_path):
@@ -164,15 +161,14 @@ def test_a_fit_that_stalls_loses_its_worker_and_is_tried_once_more(tmp_path):
     assert "WorkerCrashedError" in stuck.error
 
 
-def test_a_budget_ends_the_giving_out_of_fits_and_a_larger_one_goes_on(tmp_path):
+def test_a_budget_ends_the_giving_out_of_fits_and_a_larger_one_goes_on(ray_cores, tmp_path):
     def fit(setup, job):
         return replace(fit_with(SMOOTH, setup, job), job_core_s=10.0)
 
     jobs = make_jobs(range(12))
     some = fit_galaxies(SETUP, jobs, tmp_path, fit=fit, budget_s=35.0)
     begun = [job.row for job, outcome in zip(jobs, some, strict=True) if outcome is not None]
-    cores = int(ray.cluster_resources()["CPU"])
-    assert 4 <= len(begun) <= max(4, cores), "those under way count as much as those that ended"
+    assert 4 <= len(begun) <= max(4, ray_cores), "those under way count as much as those that ended"
     assert begun != list(range(len(begun)))
     assert fit_galaxies(SETUP, jobs, tmp_path, fit=fit, budget_s=35.0, advance=lambda n: None)[begun[0]] is not None
     more = fit_galaxies(SETUP, jobs, tmp_path, fit=fit, budget_s=85.0)

@@ -13,7 +13,7 @@ import pytest
 import zarr
 from objectstore import KEY, SECRET, credentials, flaky, s3_server
 from pyarrow.dataset import dataset
-from survey import ROWS, kill_when, make_survey, run
+from survey import ROWS, kill_when, run, run_here
 
 from digs_survey.store.locations import location
 from digs_survey.store.storage import read_bytes, remove, write_json
@@ -39,26 +39,28 @@ def store():
 
 
 @pytest.fixture(scope="module")
-def survey(tmp_path_factory, store):
-    catalog, toml, _ = make_survey(tmp_path_factory.mktemp("survey"))
+def stored(survey, store):
+    """Catalog and TOML of the tiny survey, whose catalog is in the store too."""
+    catalog, toml, _ = survey
     location(CATALOG).fs.put(f"{catalog}/", "survey/catalog.zarr/", recursive=True)
     return catalog, toml
 
 
 @pytest.fixture(scope="module")
-def local(survey, tmp_path_factory):
+def local(survey, shared_ray, tmp_path_factory):
     """A run directory on this machine's disk, without the audit, which takes longest."""
+    shared_ray.open()
     run_dir = tmp_path_factory.mktemp("local") / "run"
     for stage in (["simulate", survey[0]], ["train"], ["map", survey[0]]):
-        finished = run(*stage, "-c", survey[1], "-o", run_dir, *SMALL)
+        finished = run_here(*stage, "-c", survey[1], "-o", run_dir, *SMALL)
         assert finished.returncode == 0, finished.stderr
     return run_dir
 
 
 @pytest.fixture(scope="module")
-def remote(survey):
+def remote(stored):
     """A run directory on the store, whose first process was killed in the map; and what the second one said."""
-    arguments = ("run", CATALOG, "-c", survey[1], "-o", RUN, *SMALL)
+    arguments = ("run", CATALOG, "-c", stored[1], "-o", RUN, *SMALL)
     run_dir = location(RUN)
 
     def mapped() -> bool:
@@ -104,16 +106,16 @@ def test_a_killed_run_goes_on_and_gives_what_a_local_one_gives(remote, local):
 
 
 def test_a_second_run_does_nothing(remote, survey):
-    again = run("run", CATALOG, "-c", survey[1], "-o", RUN, *SMALL)
+    again = run_here("run", CATALOG, "-c", survey[1], "-o", RUN, *SMALL)
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stderr
     assert again.stdout == remote[1].stdout
 
 
-def test_every_other_command_takes_urls(remote, survey, tmp_path):
-    said = [run("status", "-o", RUN), run("validate", CATALOG)]
-    said += [run("export", "s3://survey/out.fits", "-o", RUN), run("export", tmp_path / "out.csv", "-o", RUN)]
-    said.append(run("export", "s3://survey/out.fits", "-o", RUN))
+def test_every_other_command_takes_urls(remote, tmp_path):
+    said = [run_here("status", "-o", RUN), run_here("validate", CATALOG)]
+    said += [run_here("export", "s3://survey/out.fits", "-o", RUN), run_here("export", tmp_path / "out.csv", "-o", RUN)]
+    said.append(run_here("export", "s3://survey/out.fits", "-o", RUN))
     assert [finished.returncode for finished in said] == [0, 0, 0, 0, 1], [finished.stderr for finished in said]
     assert re.search(r"map\D+done\D+48", said[0].stdout)
     assert f"{CATALOG}: keeps to the schema, {ROWS} rows" in said[1].stdout
@@ -134,29 +136,29 @@ def secrets_are_nowhere(remote, said) -> None:
         assert SECRET.encode() not in data, name
 
 
-def test_a_run_directory_that_another_holds_is_refused_naming_who(store, survey):
+def test_a_run_directory_that_another_holds_is_refused_naming_who(stored):
     now = datetime.now(UTC).isoformat()
     lock = location("s3://survey/runs/held/lock.json")
     about = {"host": "node7", "pid": 12, "machine": "m", "started": 0.0, "since": now, "refreshed": now, "token": "t"}
     write_json(lock, about)
-    refused = run("simulate", CATALOG, "-c", survey[1], "-o", lock.parent)
+    refused = run_here("simulate", CATALOG, "-c", stored[1], "-o", lock.parent)
     assert refused.returncode == 6
     assert "process 12 on node7" in refused.stderr
     remove(lock)
 
 
-def test_stores_that_say_no_are_explained(store, survey, tmp_path):
-    nowhere = run("run", CATALOG, "-c", survey[1], "-o", "s3://no-such-bucket/x")
+def test_stores_that_say_no_are_explained(store, stored, tmp_path):
+    nowhere = run_here("run", CATALOG, "-c", stored[1], "-o", "s3://no-such-bucket/x")
     assert nowhere.returncode == 5
     assert "expected a bucket 'no-such-bucket', found none" in nowhere.stderr
-    absent = run("validate", "s3://survey/nothing.zarr")
+    absent = run_here("validate", "s3://survey/nothing.zarr")
     assert absent.returncode == 4
     assert "s3://survey/nothing.zarr: no such file or folder" in absent.stderr
     with flaky(store, {}, seed=0) as (address, _):
         wrong = run("validate", CATALOG, AWS_ENDPOINT_URL=address, AWS_ACCESS_KEY_ID="AKIAWRONG")
     assert wrong.returncode == 5
     assert "expected to be let in by the store" in wrong.stderr
-    secret = run("run", f"s3://{KEY}:{SECRET}@survey/catalog.zarr", "-o", tmp_path / "x")
+    secret = run_here("run", f"s3://{KEY}:{SECRET}@survey/catalog.zarr", "-o", tmp_path / "x")
     assert secret.returncode == 3
     for refused in (nowhere, absent, wrong, secret):
         assert "Traceback" not in refused.stderr
@@ -183,7 +185,7 @@ def test_a_store_that_fails_now_and_then_is_asked_again(store, survey, tmp_path)
         checked = run("validate", out, **impatient)
         assert checked.returncode == 0, checked.stderr
         assert all(seen[name] for name in faults), seen
-    direct = run("fake-catalog", tmp_path / "direct.zarr", "--rows", 60, "-c", survey[1])
+    direct = run_here("fake-catalog", tmp_path / "direct.zarr", "--rows", 60, "-c", survey[1])
     assert direct.returncode == 0, direct.stderr
     here, there = (zarr.open_group(str(path), mode="r") for path in (out, tmp_path / "direct.zarr"))
     assert sorted(name for name, _ in here.arrays()) == sorted(name for name, _ in there.arrays())

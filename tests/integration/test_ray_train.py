@@ -35,7 +35,7 @@ def losses(folder):
         return np.array([[float(row["train_loss"]), float(row["validation_loss"])] for row in csv.DictReader(file)])
 
 
-def test_two_workers_have_the_loss_of_one(tmp_path):
+def test_two_workers_have_the_loss_of_one(ray_cores, tmp_path):
     epochs = 4
     settings = (f"train.epochs={epochs}", "train.batch_size=64", "train.threads_per_worker=1")
     found = {}
@@ -61,7 +61,7 @@ def test_two_workers_have_the_loss_of_one(tmp_path):
     assert found[2][-1, 0] < found[2][0, 0]
 
 
-def test_workers_that_diverge_keep_their_checkpoint_and_say_what_to_lower(tmp_path):
+def test_workers_that_diverge_keep_their_checkpoint_and_say_what_to_lower(ray_cores, tmp_path):
     settings = ("train.epochs=30", "train.batch_size=64", "train.threads_per_worker=1", "train.workers=2")
     config = small_config(*settings, "train.learning_rate=1e3", "train.gradient_clip=1e9")
     simulated = write_simulations(tmp_path / "simulations.zarr", config)

@@ -18,28 +18,14 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import zarr
-from survey import ROWS, command, contents, environment, make_survey, run
+from survey import ROWS, command, contents, environment, run, run_here
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def survey(tmp_path_factory):
-    return make_survey(tmp_path_factory.mktemp("survey"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(survey, tmp_path_factory):
-    catalog, toml, _ = survey
-    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    finished = run("run", catalog, "-c", toml, "-o", run_dir)
-    assert finished.returncode == 0, finished.stderr
-    return run_dir, finished
-
-
-def test_everything_is_there_and_counts_agree(undisturbed, survey):
-    run_dir, finished = undisturbed
-    assert finished.stdout.split() == [str(run_dir / "results.parquet"), str(run_dir / "report.html")]
+def test_everything_is_there_and_counts_agree(finished_run):
+    run_dir = finished_run.run_dir
+    assert finished_run.stdout.split() == [str(run_dir / "results.parquet"), str(run_dir / "report.html")]
     table = pq.read_table(run_dir / "percentiles.parquet").to_pandas()
     assert table.galaxy_id.tolist() == list(range(1000, 1000 + ROWS))
     columns = [f"tage_{q}" for q in ("p2_5", "p16", "p50", "p84", "p97_5")]
@@ -59,31 +45,34 @@ def test_everything_is_there_and_counts_agree(undisturbed, survey):
     assert "Importance weights in numbers" in (run_dir / "report.html").read_text()
 
 
-def test_simulations_are_prospectors(undisturbed, survey):
+def test_simulations_are_prospectors(finished_run, survey):
     from digs_survey.spectra import WavelengthGrid
     from digs_survey.sps.prospector import ProspectorSimulator
 
     config = survey[2]
-    group = zarr.open_group(str(undisturbed[0] / "simulations.zarr"), mode="r")
+    group = zarr.open_group(str(finished_run.run_dir / "simulations.zarr"), mode="r")
     simulator = ProspectorSimulator(config.model, config.make_prior(), WavelengthGrid.from_config(config.grid))
     rows = [0, 100, 239]
     assert np.allclose(group["flux"][:][rows], simulator.spectra(group["theta"][:][rows]), rtol=1e-5)
 
 
-def test_a_second_run_does_nothing_and_says_so(undisturbed, survey):
-    run_dir, first = undisturbed
+def test_a_second_run_does_nothing_and_says_so(finished_run, survey, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished_run.run_dir, run_dir)
     before = {p: p.stat().st_mtime_ns for p in run_dir.rglob("*") if p.is_file()}
-    again = run("run", survey[0], "-c", survey[1], "-o", run_dir)
+    again = run_here("run", survey[0], "-c", survey[1], "-o", run_dir)
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stderr
-    assert again.stdout == first.stdout
+    assert again.stdout == finished_run.stdout.replace(str(finished_run.run_dir), str(run_dir))
     after = {p: p.stat().st_mtime_ns for p in run_dir.rglob("*") if p.is_file()}
     changed = {p.name for p in after if before.get(p) != after[p] and p.parent.name != "logs"}
     assert changed <= {"manifest.json"}
 
 
-def test_other_settings_are_refused_naming_the_field(undisturbed, survey):
-    refused = run("run", survey[0], "-c", survey[1], "-o", undisturbed[0], "--set", "train.epochs=41")
+def test_other_settings_are_refused_naming_the_field(finished_run, survey, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished_run.run_dir, run_dir)
+    refused = run_here("run", survey[0], "-c", survey[1], "-o", run_dir, "--set", "train.epochs=41")
     assert refused.returncode == 6
     assert "train.epochs: was 40, now 41" in refused.stderr
     assert "--redo train" in refused.stderr
@@ -170,7 +159,7 @@ def kill_points(seed: int) -> list[tuple[str, int, str]]:
     return points
 
 
-def test_killed_at_twenty_points_the_same_command_ends_with_the_same_bytes(undisturbed, survey, tmp_path):
+def test_killed_at_twenty_points_the_same_command_ends_with_the_same_bytes(finished_run, survey, tmp_path):
     catalog, toml, _ = survey
     run_dir = tmp_path / "run"
     arguments = ("run", catalog, "-c", toml, "-o", run_dir)
@@ -209,10 +198,10 @@ def test_killed_at_twenty_points_the_same_command_ends_with_the_same_bytes(undis
             assert path.read_bytes() == marker, f"{path} was done again"
     assert sum(path.exists() for path in chaos.finished) > 20
     for name in ("simulations.zarr", "posterior.zarr", "percentiles.parquet", "calibration.zarr", "results.parquet"):
-        assert contents(run_dir / name) == contents(undisturbed[0] / name), name
+        assert contents(run_dir / name) == contents(finished_run.run_dir / name), name
     model = "model/model.safetensors"
-    assert (run_dir / model).read_bytes() == (undisturbed[0] / model).read_bytes()
-    ours, theirs = (zarr.open_group(str(d / "audit.zarr"), mode="r") for d in (run_dir, undisturbed[0]))
+    assert (run_dir / model).read_bytes() == (finished_run.run_dir / model).read_bytes()
+    ours, theirs = (zarr.open_group(str(d / "audit.zarr"), mode="r") for d in (run_dir, finished_run.run_dir))
     for group in ("galaxies", "calibration"):
         for name, array in theirs[group].arrays():
             if "seconds" not in name:
@@ -253,7 +242,7 @@ def wait_for(condition, what: str, timeout_s: float = 90.0) -> None:
         time.sleep(0.3)
 
 
-def test_clusters_by_address_give_the_same_bytes(undisturbed, survey, tmp_path):
+def test_clusters_by_address_give_the_same_bytes(finished_run, survey, tmp_path):
     catalog, toml, _ = survey
     tools = Path(sys.executable).parent
     # A head that listens on the network asks for a token; both sides get the same one.
@@ -287,7 +276,7 @@ def test_clusters_by_address_give_the_same_bytes(undisturbed, survey, tmp_path):
         )
         assert finished.returncode == 0, finished.stderr
     for name in ("simulations.zarr", "posterior.zarr"):
-        assert contents(run_dir / name) == contents(undisturbed[0] / name)
+        assert contents(run_dir / name) == contents(finished_run.run_dir / name)
     logs = [(tmp_path / f"worker-{k}.log").read_text() for k in range(2)]
     assert all("Starting Worker" in log or "Start worker" in log for log in logs), logs
 
@@ -297,7 +286,10 @@ def accepts(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_an_address_where_nobody_is_is_named(survey, tmp_path):
-    found = run("simulate", "-c", survey[1], "-o", tmp_path / "run", "--dask-scheduler-address", "tcp://127.0.0.1:9")
+def test_an_address_where_nobody_is_is_named(survey, tmp_path, monkeypatch):
+    monkeypatch.setattr("digs_survey.simulate.simulation_set.CONNECT_TIMEOUT_S", 1.0)
+    found = run_here(
+        "simulate", "-c", survey[1], "-o", tmp_path / "run", "--dask-scheduler-address", "tcp://127.0.0.1:9"
+    )
     assert found.returncode == 5
     assert "tcp://127.0.0.1:9" in found.stderr

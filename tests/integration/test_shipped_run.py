@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from survey import run
+from survey import run, run_here
 
 from digs_survey.catalog import write_catalog
 from digs_survey.config import load_config
@@ -49,7 +49,7 @@ def catalog(tmp_path_factory) -> Path:
     return path
 
 
-def test_shipped_then_trained_here(catalog, tmp_path):
+def test_shipped_then_trained_here(ray_cores, catalog, tmp_path):
     run_dir = tmp_path / "run"
     arguments = ["run", catalog, "-c", "digs2022", "-o", run_dir, *SMALL]
 
@@ -65,7 +65,7 @@ def test_shipped_then_trained_here(catalog, tmp_path):
     assert (run_dir / "model" / model).read_bytes() == (shipped()["digs2022"] / model).read_bytes()
     assert "ships with digs-survey" in (run_dir / "report.html").read_text()
 
-    again = run(*arguments)
+    again = run_here(*arguments)
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stderr
 
@@ -75,6 +75,6 @@ def test_shipped_then_trained_here(catalog, tmp_path):
     assert "pretrained" not in stages()["train"]["key"]
     assert (run_dir / "model" / model).read_bytes() != (shipped()["digs2022"] / model).read_bytes()
 
-    without = run(*arguments)
+    without = run_here(*arguments)
     assert without.returncode == 0, without.stderr
     assert "nothing to do" in without.stderr

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import truncnorm
+from scipy.stats import norm, rankdata, truncnorm
 
 from digs_survey.audit.mcmc.chain import prior_points, r_hat, run_chain, start_points
 from digs_survey.config import MCMCConfig
@@ -159,14 +159,88 @@ def test_ensembles_that_sit_on_different_peaks_have_not_converged():
     chain = run_chain(two_peaks, starts, config, seed=1)
     assert not chain.converged
     assert chain.steps == 3000
-    assert (chain.r_hat > 5).all()
+    # As far apart as ranks can be.
+    assert (chain.r_hat > 1.7).all()
+
+
+def classical_r_hat(chains):
+    """Gelman & Rubin (1992), for long chains: the scatter of the means beside the scatter of the draws."""
+    flat = np.stack([chain.reshape(-1, chain.shape[-1]) for chain in chains])
+    return np.sqrt(1 + flat.mean(axis=1).var(axis=0, ddof=1) / flat.var(axis=1, ddof=1).mean(axis=0))
+
+
+def ensembles(draw, seed=0):
+    """Two ensembles of 500 steps, 16 walkers and 2 parameters, of independent draws."""
+    rng = np.random.default_rng(seed)
+    return [draw(rng, (500, 16, 2), number) for number in range(2)]
+
+
+def gaussians(rng, shape, number):
+    return rng.normal(size=shape)
 
 
 def test_r_hat_by_hand():
     rng = np.random.default_rng(0)
-    first, second = rng.normal(size=(2, 50, 4, 3))
-    second = second + np.array([0.0, 1.0, 0.0])
-    flat = np.stack([first.reshape(-1, 3), second.reshape(-1, 3)])
-    within = flat.var(axis=1, ddof=1).mean(axis=0)
-    between = 0.5 * (flat[0].mean(axis=0) - flat[1].mean(axis=0)) ** 2
-    np.testing.assert_allclose(r_hat([first, second]), np.sqrt(1 + between / within))
+    first, second = rng.normal(size=(2, 51, 4, 3))
+    second = second * [1, 1, 2] + [0, 1, 0]
+
+    def scaled(halves):
+        z = norm.ppf((rankdata(halves).reshape(halves.shape) - 3 / 8) / (halves.size + 1 / 4))
+        n, means, variances = halves.shape[1], z.mean(axis=1), z.var(axis=1, ddof=1)
+        return np.sqrt((n - 1) / n + means.var(ddof=1) / variances.mean())
+
+    expected = []
+    for k in range(3):
+        # 204 draws of an ensemble, step after step: halves of 102.
+        halves = np.stack([half for one in (first, second) for half in one[..., k].reshape(2, 102)])
+        expected.append(max(scaled(halves), scaled(np.abs(halves - np.median(halves)))))
+    np.testing.assert_allclose(r_hat([first, second]), expected, rtol=1e-12)
+    assert expected[0] < 1.02
+    assert min(expected[1:]) > 1.05
+
+
+@pytest.mark.parametrize("draw", [gaussians, lambda rng, shape, number: rng.standard_cauchy(shape)])
+def test_r_hat_passes_ensembles_of_one_density(draw):
+    """Whether or not it has a mean and a variance."""
+    assert (r_hat(ensembles(draw)) < 1.01).all()
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        # One twice as wide, about the same place.
+        lambda rng, shape, number: (1 + number) * gaussians(rng, shape, number),
+        # Cauchy's tails, which hide a shift of one half-width from a variance.
+        lambda rng, shape, number: rng.standard_cauchy(shape) + number,
+        # Both on their way, one up and the other down, past the same mean.
+        lambda rng, shape, number: (
+            gaussians(rng, shape, number) + (-1) ** number * np.linspace(-1, 1, shape[0])[:, None, None]
+        ),
+    ],
+    ids=["scale", "shifted tails", "drift"],
+)
+def test_r_hat_catches_what_the_classical_one_passes(draw):
+    apart = ensembles(draw)
+    assert (classical_r_hat(apart) < 1.01).all()
+    assert (r_hat(apart) > 1.01).all()
+
+
+def test_walkers_that_keep_to_their_places_do_not_count_as_chains():
+    """An ensemble is judged as a whole: its walkers may be apart, since they know each other."""
+    places = np.random.default_rng(2).normal(size=(1, 2000, 2))
+    still = [np.repeat(places[:, number::2], 100, axis=0) for number in range(2)]
+    assert (r_hat(still) < 1.01).all()
+
+
+def test_an_ensemble_that_is_too_wide_has_not_converged():
+    """Walkers of the second are stuck in tails; both have the same mean, and each is long enough."""
+    config = MCMCConfig(walkers=16, burn_in=(200,), steps=1500, max_steps=1500, moves="stretch")
+
+    def narrow_and_wide(theta):
+        return np.where(theta[:, 0] > 50, gaussian(theta - 100) / 9, gaussian(theta))
+
+    chain = run_chain(narrow_and_wide, [start(), start() + 100], config, seed=1)
+    assert not chain.converged
+    apart = chain.walkers[:, :16], chain.walkers[:, 16:] - 100
+    assert (classical_r_hat(apart) < 1.01).all()
+    assert (r_hat(apart) > 1.01).all()

@@ -9,7 +9,7 @@ from digs_survey.audit.calibration.calibrate import calibrate_model
 from digs_survey.config import ModelConfig
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.estimator.shipped import shipped
-from digs_survey.importance.weights import weigh_simulations
+from digs_survey.importance.weights import simulated_importance
 from digs_survey.simulate.prior_draws import draw_theta
 from digs_survey.sps.batched import BatchedModel
 
@@ -41,7 +41,7 @@ def test_most_of_its_draws_are_those_of_the_exact_posterior(posterior):
     model = BatchedModel.from_config(
         ModelConfig.model_validate(posterior.card["model"]), posterior.prior, posterior.grid
     )
-    ess = weigh_simulations(posterior, theta, model.spectra(theta), posterior.noise, draws=1_000)
+    ess = simulated_importance(posterior, theta, model.spectra(theta), posterior.noise, draws=1_000).ess / 1_000
     print(np.quantile(ess, [0.16, 0.5, 0.84]))
     assert np.median(ess) > 0.7
     assert (ess > 0.1).mean() > 0.97

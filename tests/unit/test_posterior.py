@@ -118,7 +118,7 @@ def test_no_draw_leaves_the_prior_whatever_the_spectrum(posterior, config):
     assert np.isfinite(draws).all()
     assert (draws >= prior.low).all()
     assert (draws <= prior.high).all()
-    assert posterior.outside_training(odd).all()
+    assert posterior.draw_and_judge(odd, 500)[1].all()
 
 
 @pytest.fixture(params=["compiled", "plain"])
@@ -159,8 +159,8 @@ def test_densities_do_not_depend_on_neighbours_either(posterior, config, loops, 
     threads(3)
     assert np.array_equal(posterior.log_prob(theta[::-1, None], flux[::-1])[::-1], whole)
     assert np.array_equal(posterior.log_prob(theta[70:71, None], flux[70:71]), whole[70:71])
-    outside = posterior.outside_training(flux * np.float32(1e3))
-    assert np.array_equal(posterior.outside_training(flux[70:71] * np.float32(1e3)), outside[70:71])
+    _, outside = posterior.draw_and_judge(flux * np.float32(1e3), 8)
+    assert np.array_equal(posterior.draw_and_judge(flux[70:71] * np.float32(1e3), 8)[1], outside[70:71])
 
 
 def test_random_points_belong_to_rows(posterior, flux):
@@ -182,7 +182,7 @@ def test_no_spectra_no_draws(posterior):
     none = np.zeros((0, 20), np.float32)
     assert posterior.sample(none, 10).shape == (0, 10, 5)
     assert posterior.log_prob(np.zeros((0, 4, 5)), none).shape == (0, 4)
-    assert posterior.outside_training(none).shape == (0,)
+    assert posterior.draw_and_judge(none, 10)[1].shape == (0,)
 
 
 def test_ordered_draws_are_the_draws_in_order(posterior, flux):

@@ -43,7 +43,6 @@ __all__ = [
     "REPORTED_LEVELS",
     "Calibration",
     "calibrate",
-    "coverage_band",
 ]
 
 REPORTED_LEVELS = (0.5, 0.68, 0.9, 0.95)
@@ -308,11 +307,3 @@ def calibrate(
         draws=sample.shape[1],
         excluded=int((~finite).sum()),
     )
-
-
-def coverage_band(
-    simulations: int, levels: Sequence[float] = LEVELS, confidence: float = 0.95
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Band (low, high), each (level,), in which the coverage of a calibrated posterior lies at each level."""
-    low, high = stats.binom.interval(confidence, simulations, np.asarray(levels))
-    return low / simulations, high / simulations
