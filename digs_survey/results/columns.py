@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from digs_survey.parameters import DERIVED, PARAMETERS, Parameter, Quantity
+from digs_survey.parameters import DERIVED, PARAMETERS, Parameter, Quantity, percent
 
 __all__ = [
     "ARRAYS",
@@ -112,18 +112,18 @@ def percentile(
         Of the draws at corrected levels.
     """
     known = QUANTITIES[quantity]
-    percent = "<percent>" if quantile is None else f"{100 * quantile:.6g}"
+    shown = "<percent>" if quantile is None else percent(quantile)
     draws = "the recalibrated posterior" if recalibrated else "the posterior"
     when = When.ALWAYS if quantity in PARAMETERS else When.DERIVED
     if weighted:
         draws, when = "the posterior's draws with importance weights", When.WEIGHTED
     return Column(
-        f"{quantity}_p{percent.replace('.', '_')}" + "_weighted" * weighted,
+        f"{quantity}_p{shown.replace('.', '_')}" + "_weighted" * weighted,
         "float32",
         known.unit,
         # A mean or a rate has a median too: the words add up.
-        f"{_QUANTITY_UCDS[quantity]};{'stat.median' if percent == '50' else 'stat.percentile'}",
-        f"{known.description}: {percent} % quantile of {draws}",
+        f"{_QUANTITY_UCDS[quantity]};{'stat.median' if shown == '50' else 'stat.percentile'}",
+        f"{known.description}: {shown} % quantile of {draws}",
         when,
         in_dataset=False,
     )
