@@ -21,7 +21,7 @@ from digs_survey.errors import ConfigError
 if TYPE_CHECKING:
     from torch.distributions import Distribution
 
-__all__ = ["DERIVED", "PARAMETERS", "Parameter", "Prior", "Quantity"]
+__all__ = ["DERIVED", "PARAMETERS", "Parameter", "Prior", "Quantity", "percent"]
 
 _EDGE = 1e-9
 """Distance from 0 and 1, in the prior's CDF, to which values are drawn before the logit."""
@@ -103,6 +103,11 @@ DERIVED: dict[str, Quantity] = {
     )
 }
 """What the map stage can derive from posterior draws."""
+
+
+def percent(quantile: float) -> str:
+    """Return a quantile in percent, as descriptions and names of percentiles have it: ``2.5``."""
+    return f"{100 * quantile:.6g}"
 
 
 class Prior:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from digs_survey.parameters import PARAMETERS
 from digs_survey.quality import DESCRIPTIONS
-from digs_survey.results.table import column_name
+from digs_survey.results.columns import percentile
 
 QUANTILES = (0.025, 0.16, 0.5, 0.84, 0.975)
 DERIVED = {
@@ -37,8 +37,8 @@ def schema(identifiers: pa.DataType | None = None) -> pa.Schema:
         ("primary", pa.bool_(), "", "best spectrum of the object"),
     ]
     for p in PARAMETERS.values():
-        fields += [(column_name(p.name, q), pa.float32(), p.unit, p.description) for q in QUANTILES]
-        fields.append((column_name(p.name, 0.5, weighted=True), pa.float32(), p.unit, p.description))
+        fields += [(percentile(p.name, q).name, pa.float32(), p.unit, p.description) for q in QUANTILES]
+        fields.append((percentile(p.name, 0.5, weighted=True).name, pa.float32(), p.unit, p.description))
     fields += [(f"{name}_p50", pa.float32(), unit, f"median of {name}") for name, unit in DERIVED.items()]
     fields += [("n_good", pa.int32(), "", "wavelength elements"), ("quality", pa.int64(), "", "quality bits")]
     bits = {str(flag.name): {"bit": flag.value, "meaning": text} for flag, text in DESCRIPTIONS.items()}

@@ -23,6 +23,7 @@ import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
 
+from digs_survey.catalog.column_names import name_violations
 from digs_survey.catalog.schema import (
     FLUX_UNIT,
     ValidationReport,
@@ -381,6 +382,8 @@ def new_catalog(
         ivar_unit = (parse_unit(flux_unit) ** -2).to_string()
     except ValueError as error:
         raise CatalogError(f"catalog {path}: flux_unit {flux_unit!r} cannot be read: {error}") from error
+    if wrong := list(name_violations(columns or {})):
+        raise CatalogError(f"catalog {path} cannot be written:", wrong)
     wanted: dict[str, tuple[Any, Mapping[str, Any]]] = {
         "flux": ("float32", {"units": flux_unit}),
         "ivar": ("float32", {"units": ivar_unit}),

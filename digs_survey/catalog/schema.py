@@ -6,7 +6,6 @@ gets quality bits: it costs the other rows nothing.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,8 +17,8 @@ import zarr
 from astropy import units
 from numpy.typing import NDArray
 
+from digs_survey.catalog.column_names import name_violations
 from digs_survey.errors import CatalogError
-from digs_survey.parameters import DERIVED, PARAMETERS
 from digs_survey.quality import QualityFlag
 from digs_survey.store.locations import check_reachable, exists
 
@@ -55,7 +54,6 @@ SCHEMA: dict[str, tuple[tuple[str, ...], str, str]] = {
 """Required variables: dimensions, numpy kinds of their dtype, and these kinds in words."""
 
 _COLUMN_KINDS = "biufSUTO"
-_RESULT_COLUMNS = re.compile(rf"(n_good|quality|({'|'.join([*PARAMETERS, *DERIVED])})_p[0-9_]+)")
 
 
 @dataclass(frozen=True)
@@ -150,11 +148,7 @@ def schema_violations(group: zarr.Group) -> list[str]:
     if "wavelength" in present:
         found += _wavelength_violations(present["wavelength"])
     found += _flux_unit_violations(present)
-    found += [
-        f"{name}: a result column has this name; expected another name for a column of the survey"
-        for name in columns
-        if _RESULT_COLUMNS.fullmatch(name)
-    ]
+    found += name_violations(columns)
     return found
 
 

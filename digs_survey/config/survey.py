@@ -23,7 +23,7 @@ from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, Impor
 from digs_survey.config.noise_sections import MissingConfig, NoiseConfig
 from digs_survey.config.types import Count, Fraction, Positive, Section
 from digs_survey.errors import ConfigError
-from digs_survey.parameters import PARAMETERS, Prior
+from digs_survey.parameters import PARAMETERS, Prior, percent
 from digs_survey.store.locations import is_file, location
 
 __all__ = [
@@ -254,6 +254,12 @@ class MapConfig(Section):
     def _quantiles(self) -> MapConfig:
         if list(self.quantiles) != sorted(set(self.quantiles)) or 0.5 not in self.quantiles:
             raise ValueError("expected increasing quantiles that include 0.5")
+        names = [percent(quantile) for quantile in self.quantiles]
+        if same := [name for name in names if names.count(name) > 1]:
+            raise ValueError(
+                "quantiles: expected values that differ in the first six digits of their percentage, which names their "
+                f"columns, found two of {same[0]} %"
+            )
         return self
 
 

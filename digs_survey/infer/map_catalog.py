@@ -41,10 +41,9 @@ def map_catalog(
     Both have every row of the catalog in its order. The dataset has ``percentiles`` (galaxy, parameter, quantile)
     float32, ``quality`` (galaxy,) int64, ``n_good`` (galaxy,) int32, and the coordinates ``galaxy_id``, ``parameter``
     and ``quantile``; with ``map.derived``, ``derived`` (galaxy, quantity, quantile); with ``map.samples``,
-    ``samples`` (galaxy, parameter, sample); with ``importance.rows = "all"``, also what
-    :func:`~digs_survey.results.dataset.importance_arrays` names. It opens with
-    ``xarray.open_zarr(path, consolidated=False)``. The table is a folder of Parquet files, one for each shard, whose
-    columns :class:`~digs_survey.results.table.ResultTable` names. No value depends on the number of workers, on the
+    ``samples`` (galaxy, parameter, sample). :mod:`~digs_survey.results.columns` lists all arrays, and all columns of
+    the table, which is a folder of Parquet files, one for each shard. The dataset opens with
+    ``xarray.open_zarr(path, consolidated=False)``. No value depends on the number of workers, on the
     size of shards or on a row's place.
 
     Parameters

@@ -15,6 +15,7 @@ from digs_survey.importance.predictive_check import Checker, PredictiveCheck
 from digs_survey.importance.psis import PARETO_K_LIMIT
 from digs_survey.importance.weights import Importance, Weigher
 from digs_survey.infer.derived import DerivedQuantities
+from digs_survey.infer.drawn_rows import DrawnRows
 from digs_survey.parameters import Prior
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
 
@@ -56,6 +57,32 @@ class RowResult:
     derived: NDArray[np.float32] | None = None
     samples: NDArray[np.float32] | None = None
     check: PredictiveCheck | None = None
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return what there is, by the names of :mod:`~digs_survey.results.columns`."""
+        found: dict[str, NDArray[Any] | None] = {
+            "percentiles": self.percentiles,
+            "quality": self.quality,
+            "n_good": self.n_good,
+            "derived": self.derived,
+            "samples": self.samples,
+        }
+        if self.check is not None:
+            found |= {
+                "feature_distance": self.check.distance,
+                "predictive_reduced_chi2": self.check.chi2,
+                "predictive_pvalue": self.check.pvalue,
+                "weight_scatter": self.check.scatter,
+            }
+        if self.importance is not None:
+            found |= {
+                "percentiles_weighted": self.importance.percentiles,
+                "importance_ess": self.importance.ess,
+                "importance_pareto_k": self.importance.pareto_k,
+                "log_evidence": self.importance.log_evidence,
+                "log_evidence_error": self.importance.log_evidence_error,
+            }
+        return {name: values for name, values in found.items() if values is not None}
 
 
 def draw_quantiles(theta: NDArray[np.float64], quantiles: tuple[float, ...]) -> NDArray[np.float64]:
@@ -162,48 +189,67 @@ def infer_rows(
         say that they have no posterior hold NaN. So do rows so far outside the simulations that the network gives no
         finite draws; they have OUTSIDE_SIMULATIONS.
     """
-    quality = prepared.quality.copy()
-    size, ndim, quantiles = quality.size, posterior.prior.ndim, map_config.quantiles
-    percentiles = _nan(size, ndim, len(quantiles))
-    importance = None if weigher is None else Importance.unknown(size, ndim, len(weigher.quantiles))
-    derived = None if derive is None else _nan(size, len(derive.names), len(quantiles))
-    samples = _nan(size, ndim, map_config.samples) if map_config.samples else None
-    thinned = np.linspace(0, map_config.draws - 1, map_config.samples).round().astype(int)
-    check = None if checker is None else PredictiveCheck.unknown(size)
-    given = np.asarray(quantiles if levels is None else levels, dtype=float)
-    joint = not (weigher is None and derive is None and samples is None and checker is None)
-    with_posterior = np.flatnonzero((quality & NO_POSTERIOR) == 0)
+    size, ndim, quantiles = prepared.quality.size, posterior.prior.ndim, map_config.quantiles
+    result = RowResult(
+        _nan(size, ndim, len(quantiles)),
+        prepared.quality.copy(),
+        prepared.n_good,
+        None if weigher is None else Importance.unknown(size, ndim, len(weigher.quantiles)),
+        None if derive is None else _nan(size, len(derive.names), len(quantiles)),
+        _nan(size, ndim, map_config.samples) if map_config.samples else None,
+        None if checker is None else PredictiveCheck.unknown(size),
+    )
+    # Percentiles alone take each parameter by itself, and sorted draws are quicker to make.
+    is_sorted = all(part is None for part in (weigher, derive, checker, result.samples))
+    with_posterior = np.flatnonzero((result.quality & NO_POSTERIOR) == 0)
     for start in range(0, with_posterior.size, _BLOCK_ROWS):
         rows = with_posterior[start : start + _BLOCK_ROWS]
-        flux = prepared.flux[rows]
-        u, outside = posterior.draw_and_judge(flux, map_config.draws, ordered=not joint)
-        ordered = np.sort(u, axis=-1) if joint else u
-        # Sorted, what is not finite is at either end.
-        finite = np.isfinite(ordered[..., [0, -1]]).all(axis=(1, 2))
-        percentiles[rows[finite]] = ordered_quantiles(ordered[finite], given, posterior.prior)
-        edge = piles_up(ordered, map_config.edge_fraction, map_config.edge_mass)
-        quality[rows[finite & edge]] |= QualityFlag.PRIOR_EDGE
-        quality[rows[~finite | outside]] |= QualityFlag.OUTSIDE_SIMULATIONS
-        if weigher is not None and importance is not None:
-            errors = posterior.noise.errors_of(flux, prepared.ivar[rows], prepared.good[rows])
-            theta = posterior.prior.from_unconstrained(u.transpose(0, 2, 1))
-            importance.put(rows, weigher(flux, prepared.good[rows], errors, theta))
-            uneven = finite & ~(importance.pareto_k[rows] <= PARETO_K_LIMIT)
-            quality[rows[uneven]] |= QualityFlag.UNEVEN_WEIGHTS
-        if checker is not None or derive is not None:
-            theta = posterior.prior.from_unconstrained(u[finite].transpose(0, 2, 1))
-        if checker is not None and check is not None:
-            known = rows[finite]
-            errors = posterior.noise.errors_of(flux[finite], prepared.ivar[known], prepared.good[known])
-            check.put(known, checker(flux[finite], prepared.good[known], errors, theta))
-            quality[known[check.pvalue[known] < map_config.min_pvalue]] |= QualityFlag.POOR_FIT
-        if derive is not None and derived is not None:
-            derived[rows[finite]] = draw_quantiles(derive(theta), quantiles)
-        if samples is not None:
-            some = finite if keep is None else finite & keep[rows]
-            theta = posterior.prior.from_unconstrained(u[some][..., thinned].transpose(0, 2, 1))
-            samples[rows[some]] = theta.transpose(0, 2, 1)
-    return RowResult(percentiles, quality, prepared.n_good, importance, derived, samples, check)
+        drawn = DrawnRows.of(posterior, prepared, rows, map_config.draws, is_sorted)
+        _put_percentiles(result, drawn, map_config, quantiles if levels is None else levels)
+        if weigher is not None and result.importance is not None:
+            _put_importance(result.importance, result.quality, drawn, weigher)
+        known = drawn.with_finite_draws()
+        if checker is not None and result.check is not None:
+            _put_check(result.check, result.quality, known, checker, map_config.min_pvalue)
+        if derive is not None and result.derived is not None:
+            result.derived[known.rows] = draw_quantiles(derive(known.theta), quantiles)
+        if result.samples is not None:
+            _put_samples(result.samples, drawn, keep)
+    return result
+
+
+def _put_percentiles(result: RowResult, drawn: DrawnRows, settings: MapConfig, levels: ArrayLike) -> None:
+    """Write percentiles, and the bits that draws alone decide."""
+    finite, prior = drawn.finite, drawn.posterior.prior
+    result.percentiles[drawn.rows[finite]] = ordered_quantiles(drawn.ordered[finite], levels, prior)
+    edge = piles_up(drawn.ordered, settings.edge_fraction, settings.edge_mass)
+    result.quality[drawn.rows[finite & edge]] |= QualityFlag.PRIOR_EDGE
+    result.quality[drawn.rows[~finite | drawn.outside]] |= QualityFlag.OUTSIDE_SIMULATIONS
+
+
+def _put_importance(importance: Importance, quality: NDArray[np.int64], drawn: DrawnRows, weigher: Weigher) -> None:
+    """Write what the importance weights say, and UNEVEN_WEIGHTS."""
+    found = weigher(drawn.flux, drawn.good, drawn.errors, drawn.theta)
+    importance.put(drawn.rows, found)
+    uneven = drawn.finite & ~(found.pareto_k <= PARETO_K_LIMIT)
+    quality[drawn.rows[uneven]] |= QualityFlag.UNEVEN_WEIGHTS
+
+
+def _put_check(
+    check: PredictiveCheck, quality: NDArray[np.int64], known: DrawnRows, checker: Checker, min_pvalue: float
+) -> None:
+    """Write what the predictive spectra of rows with finite draws say, and POOR_FIT."""
+    found = checker(known.flux, known.good, known.errors, known.theta)
+    check.put(known.rows, found)
+    quality[known.rows[found.pvalue < min_pvalue]] |= QualityFlag.POOR_FIT
+
+
+def _put_samples(samples: NDArray[np.float32], drawn: DrawnRows, keep: NDArray[np.bool_] | None) -> None:
+    """Write evenly thinned draws of the rows of which some are kept."""
+    some = drawn.finite if keep is None else drawn.finite & keep[drawn.rows]
+    thinned = np.linspace(0, drawn.u.shape[-1] - 1, samples.shape[-1]).round().astype(int)
+    theta = drawn.posterior.prior.from_unconstrained(drawn.u[some][..., thinned].transpose(0, 2, 1))
+    samples[drawn.rows[some]] = theta.transpose(0, 2, 1)
 
 
 def _nan(*shape: int) -> NDArray[np.float32]:

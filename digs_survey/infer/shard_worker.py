@@ -23,7 +23,6 @@ from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.importance.weights import Weigher
 from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.infer.rows import RowResult, infer_rows
-from digs_survey.results.dataset import result_arrays
 from digs_survey.results.table import ResultTable, part_name
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.retry import retry_io
@@ -150,8 +149,9 @@ class ShardWorker:
         self.catalog.duplicate_rows = task.duplicates
         posterior, levels = FrozenPosterior.of(task.identity), task.recipe.get("levels")
         self.infer = RowInference(posterior, self.catalog, task.config, task.derive, levels)
+        columns = ("galaxy_id", "redshift", *self.catalog.survey_columns)
         self.table = ResultTable(
-            self.catalog,
+            {name: self.catalog.column_attrs(name) for name in columns},
             posterior.prior,
             task.config.map.quantiles,
             task.config.map.derived,
@@ -177,10 +177,11 @@ class ShardWorker:
             phases = metrics.Phases()
             block = self.catalog.rows(rows.start, rows.stop)
             phases.end("read")
-            result = self.infer(rows, block)
+            results = self.infer(rows, block).arrays()
             phases.end("infer")
-            arrays = result_arrays(result) | {"galaxy_id": block.galaxy_id}
-            part = self.table.part(rows, block.galaxy_id, block.redshift, result)
+            given = {"galaxy_id": block.galaxy_id, "redshift": block.redshift}
+            part = self.table.part(rows.start, given | self.catalog.columns(rows.start, rows.stop), results)
+            arrays = results | {"galaxy_id": block.galaxy_id}
             if recorded_recipe(self.task.out) != self.task.recipe:
                 raise StageError(f"{self.task.out} was replaced by another run while this one was writing to it")
             if not self.ledger.is_done(shard):
@@ -190,7 +191,7 @@ class ShardWorker:
             used_s = time.process_time()
             self.ledger.mark(
                 shard,
-                rows=len(result.quality),
+                rows=len(results["quality"]),
                 checksum=digest(arrays),
                 core_s=used_s - self.counted_s,
                 seconds=sum(phases.seconds.values()),
@@ -199,8 +200,8 @@ class ShardWorker:
                 attempt=token,
             )
             self.counted_s = used_s
-        metrics.shard_done(phases.seconds, result.quality)
-        return len(result.quality)
+        metrics.shard_done(phases.seconds, results["quality"])
+        return len(results["quality"])
 
     def _write(self, shard: int, rows: slice, arrays: dict[str, NDArray[Any]], part: bytes) -> None:
         task = self.task

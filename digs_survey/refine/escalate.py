@@ -33,7 +33,8 @@ from digs_survey.infer.map_catalog import derived_quantities
 from digs_survey.infer.rows import draw_quantiles
 from digs_survey.quality import NO_POSTERIOR
 from digs_survey.refine.reweigh import ReweighSetup, WeightedRows, reweigh_rows
-from digs_survey.results.final import TIERS, RefinedRow, RefinedRows, final_part
+from digs_survey.results.columns import TIERS
+from digs_survey.results.final import RefinedRow, RefinedRows, final_part
 from digs_survey.results.table import part_name
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.locations import is_file

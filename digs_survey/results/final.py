@@ -12,21 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digs_survey.quality import QualityFlag
-from digs_survey.results.table import column_name
-from digs_survey.results.ucd import ucd
+from digs_survey.results.columns import COLUMNS, When, percentile
+from digs_survey.results.table import field_of
 from digs_survey.store.storage import read_arrays, read_bytes, write_arrays
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["TIERS", "RefinedRow", "RefinedRows", "final_part"]
-
-TIERS = ("neural posterior", "importance weights", "emcee")
-"""Whose percentiles a row has, by its ``tier``."""
-_MEANINGS = {
-    "trust": "chance that emcee would agree with the row's neural posterior; NaN where nothing is known",
-    "tier": "whose percentiles: " + ", ".join(f"{number} {name}" for number, name in enumerate(TIERS)),
-}
+__all__ = ["RefinedRow", "RefinedRows", "final_part"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +29,7 @@ class RefinedRow:
     Attributes
     ----------
     tier : int
-        Of :data:`TIERS`.
+        Of :data:`~digs_survey.results.columns.TIERS`.
     percentiles : ndarray, shape (parameter, quantile)
     derived : ndarray, shape (quantity, quantile)
     """
@@ -126,15 +119,16 @@ def final_part(
         for names, values in zip(quantities, (better.percentiles, better.derived), strict=True):
             for k, name in enumerate(names):
                 for q, quantile in enumerate(quantiles):
-                    table = _put(table, column_name(name, quantile), better.rows, values[:, k, q])
+                    table = _put(table, percentile(name, quantile).name, better.rows, values[:, k, q])
     if low.any():
         marked = table["quality"].to_numpy()[low] | int(QualityFlag.LOW_TRUST)
         table = _put(table, "quality", np.flatnonzero(low), marked)
     tier = np.zeros(table.num_rows, dtype=np.uint8)
     tier[better.rows] = better.tier
-    for name, column in (("trust", trust.astype(np.float32)), ("tier", tier)):
-        meaning = {"unit": "", "description": _MEANINGS[name], "ucd": str(ucd(name))}
-        table = table.append_column(pa.field(name, pa.from_numpy_dtype(column.dtype), metadata=meaning), [column])
+    added = {"trust": trust.astype(np.float32), "tier": tier}
+    for column in COLUMNS:
+        if column.when is When.FINAL:
+            table = table.append_column(field_of(column), [added[column.name]])
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), "trust": json.dumps(dict(about))})
     sink = pa.BufferOutputStream()
     parquet.write_table(table, sink, compression="zstd")

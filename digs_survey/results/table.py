@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from digs_survey import __version__
-from digs_survey.catalog import Catalog
 from digs_survey.errors import StageError
-from digs_survey.infer.rows import RowResult
-from digs_survey.parameters import DERIVED, PARAMETERS, Prior
+from digs_survey.parameters import Prior
 from digs_survey.quality import DESCRIPTIONS, NO_POSTERIOR, QualityFlag
-from digs_survey.results.dataset import IMPORTANCE, PREDICTIVE, importance_arrays, predictive_arrays
-from digs_survey.results.ucd import ucd
+from digs_survey.results.columns import COLUMNS, Column, When, find_column, percentile, ucd
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["ResultTable", "column_name", "part_name"]
+__all__ = ["ResultTable", "field_of", "part_name"]
 
 _MAY_BE_NAN = NO_POSTERIOR | QualityFlag.OUTSIDE_SIMULATIONS
-_WEIGHTED = "_weighted"
-
-
-def column_name(quantity: str, quantile: float, weighted: bool = False) -> str:
-    """Name of a percentile's column: ``tage_p50``, ``tage_p2_5``, ``tage_p50_weighted``."""
-    return f"{quantity}_p{100 * quantile:.6g}".replace(".", "_") + _WEIGHTED * weighted
 
 
 def part_name(shard: int) -> str:
@@ -38,18 +29,30 @@ def part_name(shard: int) -> str:
     return f"part-{shard:08d}.parquet"
 
 
+def field_of(column: Column) -> pa.Field:
+    """Return the field of a column, with ``unit``, ``description`` and (where there is one) ``ucd`` as metadata."""
+    import pyarrow as pa
+
+    metadata = {"unit": column.unit, "description": column.description}
+    if column.ucd is not None:
+        metadata["ucd"] = column.ucd
+    kind = pa.string() if column.dtype == "str" else pa.from_numpy_dtype(np.dtype(column.dtype))
+    return pa.field(column.name, kind, metadata=metadata)
+
+
 @dataclass(frozen=True)
 class ResultTable:
     """The table of a survey's results, made part by part.
 
-    Columns: galaxy_id, redshift, the survey's own, one for each quantile of each parameter and derived quantity, those
-    of the importance weights and of predictive spectra where there are any, n_good and quality. Fields carry ``unit``,
-    ``description`` and (where the IVOA has words for it) ``ucd`` as metadata; the schema carries ``digs_survey``
-    (version), ``model_hash``, ``catalog_fingerprint`` and ``quality_bits`` (JSON).
+    Its columns are those of :data:`~digs_survey.results.columns.COLUMNS` that the settings bring, in their order, with
+    the survey's own after ``redshift``. Fields carry ``unit``, ``description`` and (where the IVOA has words for it)
+    ``ucd`` as metadata; the schema carries ``digs_survey`` (version), ``model_hash``, ``catalog_fingerprint`` and
+    ``quality_bits`` (JSON).
 
     Attributes
     ----------
-    catalog : Catalog
+    attributes : mapping of str to mapping
+        Of the catalog's columns by their names, with ``units`` and ``description`` where the survey gives them.
     prior : Prior
     quantiles : sequence of float
     derived : sequence of str
@@ -63,7 +66,7 @@ class ResultTable:
         schema's metadata as ``recalibration`` (JSON).
     """
 
-    catalog: Catalog
+    attributes: Mapping[str, Mapping[str, Any]]
     prior: Prior
     quantiles: Sequence[float]
     derived: Sequence[str]
@@ -72,8 +75,17 @@ class ResultTable:
     importance_draws: int | None = None
     levels: Mapping[str, Sequence[float]] | None = None
 
-    def part(self, rows: slice, galaxy_id: NDArray[Any], redshift: NDArray[np.float64], result: RowResult) -> bytes:
+    def part(self, start: int, catalog: Mapping[str, NDArray[Any]], results: Mapping[str, NDArray[Any]]) -> bytes:
         """Return the Parquet file of some rows.
+
+        Parameters
+        ----------
+        start : int
+            First of them in the catalog.
+        catalog : mapping of str to ndarray, shape (row,)
+            ``galaxy_id``, ``redshift`` and then the survey's own columns.
+        results : mapping of str to ndarray, shape (row, ...)
+            By their names in ``posterior.zarr``.
 
         Raises
         ------
@@ -83,90 +95,58 @@ class ResultTable:
         import pyarrow as pa
         from pyarrow import parquet
 
-        missing = np.isnan(result.percentiles).any(axis=(1, 2))
-        silent = np.flatnonzero(missing & ((result.quality & _MAY_BE_NAN) == 0))
+        missing = np.isnan(results["percentiles"]).any(axis=(1, 2))
+        silent = np.flatnonzero(missing & ((results["quality"] & _MAY_BE_NAN) == 0))
         if silent.size:
             raise StageError(
-                f"row {rows.start + silent[0]} ({galaxy_id[silent[0]]!r}) has neither percentiles nor a "
+                f"row {start + silent[0]} ({catalog['galaxy_id'][silent[0]]!r}) has neither percentiles nor a "
                 f"bit that says why ({silent.size} such rows of its shard); report it"
             )
-        columns = {
-            "galaxy_id": galaxy_id,
-            "redshift": redshift,
-            **self.catalog.columns(rows.start, rows.stop),
-            **self._percentiles(self.prior.names, result.percentiles),
-            **self._percentiles(self.derived, result.derived),
-            **self._importance(result),
-            **({} if result.check is None else predictive_arrays(result.check)),
-            "n_good": result.n_good,
-            "quality": result.quality,
-        }
         # Arrow knows the machine's own byte order only.
-        native = {name: value.astype(value.dtype.newbyteorder("="), copy=False) for name, value in columns.items()}
-        schema = self._schema(native)
-        table = pa.Table.from_arrays([pa.array(value) for value in native.values()], schema=schema)
+        given = {name: value.astype(value.dtype.newbyteorder("="), copy=False) for name, value in catalog.items()}
+        columns = [(self._of_catalog(name, value.dtype), value) for name, value in given.items()]
+        columns += [*self._percentiles(results), *self._of_rows(results)]
+        schema = pa.schema([field_of(column) for column, _ in columns], metadata=self._metadata())
+        table = pa.Table.from_arrays([pa.array(value) for _, value in columns], schema=schema)
         sink = pa.BufferOutputStream()
         parquet.write_table(table, sink, compression="zstd")
         return sink.getvalue().to_pybytes()
 
-    def _percentiles(
-        self, names: Sequence[str], values: NDArray[Any] | None, weighted: bool = False
-    ) -> dict[str, NDArray[Any]]:
-        if values is None:
-            return {}
-        return {
-            column_name(name, q, weighted): np.ascontiguousarray(values[:, i, j])
-            for i, name in enumerate(names)
-            for j, q in enumerate(self.quantiles)
-        }
+    def _of_catalog(self, name: str, dtype: np.dtype[Any]) -> Column:
+        """Describe a column as the catalog does, and else as the registry does."""
+        known, attrs = find_column(name), self.attributes[name]
+        unit = attrs.get("units", attrs.get("unit", known.unit if known else ""))
+        text = attrs.get("description", attrs.get("long_name", known.description if known else ""))
+        return Column(name, "str" if dtype.kind == "U" else dtype.name, str(unit), ucd(name), str(text))
 
-    def _importance(self, result: RowResult) -> dict[str, NDArray[Any]]:
-        if result.importance is None:
-            return {}
-        arrays = importance_arrays(result.importance)
-        weighted = self._percentiles(self.prior.names, arrays["percentiles_weighted"], weighted=True)
-        return weighted | {name: arrays[name] for name in IMPORTANCE}
+    def _percentiles(self, results: Mapping[str, NDArray[Any]]) -> Iterator[tuple[Column, NDArray[Any]]]:
+        for array, quantities, weighted in (
+            ("percentiles", self.prior.names, False),
+            ("derived", self.derived, False),
+            ("percentiles_weighted", self.prior.names, True),
+        ):
+            for i, quantity in enumerate(quantities if array in results else ()):
+                corrected = not weighted and quantity in (self.levels or {})
+                for j, quantile in enumerate(self.quantiles):
+                    column = percentile(quantity, quantile, weighted=weighted, recalibrated=corrected)
+                    yield column, np.ascontiguousarray(results[array][:, i, j])
 
-    def _schema(self, columns: dict[str, NDArray[Any]]) -> pa.Schema:
-        import pyarrow as pa
+    def _of_rows(self, results: Mapping[str, NDArray[Any]]) -> Iterator[tuple[Column, NDArray[Any]]]:
+        """Yield what has one value a row."""
+        for column in COLUMNS:
+            if column.name in results and column.name != "galaxy_id":
+                if column.when is When.WEIGHTED:
+                    text = f"{column.description} ({self.importance_draws} draws)"
+                    yield replace(column, description=text), results[column.name]
+                else:
+                    yield column, results[column.name]
 
-        fields = []
-        for name, values in columns.items():
-            unit, description = self._meaning(name)
-            kind = pa.string() if values.dtype.kind == "U" else pa.from_numpy_dtype(values.dtype)
-            meaning = {"unit": unit, "description": description}
-            if (words := ucd(name)) is not None:
-                meaning["ucd"] = words
-            fields.append(pa.field(name, kind, metadata=meaning))
+    def _metadata(self) -> dict[str, str]:
         bits = {str(flag.name): {"bit": flag.value, "meaning": text} for flag, text in DESCRIPTIONS.items()}
-        return pa.schema(
-            fields,
-            metadata={
-                "digs_survey": __version__,
-                "model_hash": self.model_hash,
-                "catalog_fingerprint": self.fingerprint,
-                "quality_bits": json.dumps(bits),
-                **({} if self.levels is None else {"recalibration": json.dumps(dict(self.levels))}),
-            },
-        )
-
-    def _meaning(self, name: str) -> tuple[str, str]:
-        """Return a column's unit and its description."""
-        if name == "n_good":
-            return "", "wavelength elements that were used"
-        if name == "quality":
-            return "", "quality bits, 0 if nothing was found wrong; see quality_bits in the schema's metadata"
-        if name in PREDICTIVE and name not in self.catalog.survey_columns:
-            return "", PREDICTIVE[name]
-        if name in IMPORTANCE and self.importance_draws is not None:
-            return "", f"{IMPORTANCE[name]} ({self.importance_draws} draws)"
-        quantity, _, percentile = name.removesuffix(_WEIGHTED).rpartition("_p")
-        known = PARAMETERS.get(quantity) or DERIVED.get(quantity)
-        if known and name not in self.catalog.survey_columns:
-            draws = "the posterior's draws with importance weights" if name.endswith(_WEIGHTED) else "the posterior"
-            if self.levels and quantity in self.levels and not name.endswith(_WEIGHTED):
-                draws = "the recalibrated posterior"
-            return known.unit, f"{known.description}: {percentile.replace('_', '.')} % quantile of {draws}"
-        attrs = self.catalog.column_attrs(name)
-        text = attrs.get("description", attrs.get("long_name", ""))
-        return str(attrs.get("units", attrs.get("unit", ""))), str(text)
+        return {
+            "digs_survey": __version__,
+            "model_hash": self.model_hash,
+            "catalog_fingerprint": self.fingerprint,
+            "quality_bits": json.dumps(bits),
+            **({} if self.levels is None else {"recalibration": json.dumps(dict(self.levels))}),
+        }

@@ -15,7 +15,6 @@ from digs_survey.config import SurveyConfig
 from digs_survey.errors import CatalogError, RunDirectoryError
 from digs_survey.infer.map_catalog import derived_quantities
 from digs_survey.infer.shard_worker import RowInference, digest
-from digs_survey.results.dataset import result_arrays
 from digs_survey.run.manifest import RunManifest
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.locations import exists, location
@@ -110,7 +109,7 @@ def replay(run_dir: Path, config: SurveyConfig, galaxy_id: str) -> list[Replay]:
             raise RunDirectoryError(f"row {row} of {catalog.path} is not mapped yet; run 'digs-survey map' to its end")
         part = slice(row, row + 1)
         block = catalog.rows(row, row + 1)
-        values = result_arrays(infer(part, block))
+        values = infer(part, block).arrays()
         differing = [
             name for name, value in values.items() if digest({name: value}) != digest({name: group[name][part]})
         ]

@@ -27,8 +27,9 @@ from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.infer import map_catalog as map_stage
 from digs_survey.infer.rows import infer_rows
 from digs_survey.quality import QualityFlag
+from digs_survey.results.columns import percentile
 from digs_survey.results.dataset import reconcile
-from digs_survey.results.table import ResultTable, column_name
+from digs_survey.results.table import ResultTable
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.store.ledger import Ledger
 
@@ -219,7 +220,7 @@ def test_table_joins_the_survey_columns_in_order(mapped):
     assert b"2.5 %" in schema.field("tage_p2_5").metadata[b"description"]
     assert len(schema.metadata[b"model_hash"]) == 64
     assert b'"PRIOR_EDGE": {"bit": 256' in schema.metadata[b"quality_bits"]
-    assert column_name("dust2", 0.29) == "dust2_p29"
+    assert percentile("dust2", 0.29).name == "dust2_p29"
 
 
 def test_table_refuses_rows_without_a_result_or_a_reason(mapped, catalog, model):
@@ -229,9 +230,10 @@ def test_table_refuses_rows_without_a_result_or_a_reason(mapped, catalog, model)
     result = infer_rows(posterior, prepare(block, "rest", ZRED, 0.8), settings)
     result.percentiles[4] = np.nan
     result.quality[4] = int(QualityFlag.PRIOR_EDGE | QualityFlag.FILLED_ELEMENTS)
-    table = ResultTable(opened, PRIOR, settings.quantiles, (), posterior.hash, "")
+    given = {"galaxy_id": block.galaxy_id, "redshift": block.redshift}
+    table = ResultTable({name: {} for name in given}, PRIOR, settings.quantiles, (), posterior.hash, "")
     with pytest.raises(StageError, match=r"row 44 .* neither percentiles nor a bit"):
-        table.part(rows, block.galaxy_id, block.redshift, result)
+        table.part(rows.start, given, result.arrays())
 
 
 def test_a_dead_address_is_named_within_seconds(tmp_path, catalog, model, monkeypatch):

@@ -22,7 +22,7 @@ from digs_survey.audit.cost import cost_summary
 from digs_survey.audit.trust import fit_trust
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
-from digs_survey.results.final import TIERS
+from digs_survey.results.columns import TIERS
 from digs_survey.store.storage import write_json
 
 QUANTILES = np.array([0.025, 0.16, 0.5, 0.84, 0.975])

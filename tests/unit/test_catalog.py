@@ -94,7 +94,7 @@ def test_every_violation_is_listed_at_once(path: Path) -> None:
         "ivar: expected 8 along wavelength, as wavelength has, found 3",
         "mask: expected dtype integer",
         "dec: expected 6 along galaxy, as flux has, found 5",
-        "quality: a result column has this name",
+        "quality: expected a name that the results do not use",
         "wavelength: expected attribute frame",
         "wavelength: expected attribute medium = 'vacuum' or 'air', found 'water'",
         "wavelength: expected finite, positive values, found nan at element 4",

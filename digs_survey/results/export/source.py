@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from digs_survey.errors import DigsError
-from digs_survey.results.ucd import ucd
+from digs_survey.results.columns import ucd
 from digs_survey.store.locations import is_remote
 from digs_survey.store.storage import read_bytes
 
@@ -38,7 +38,7 @@ class Column:
     description : str
         "" if there is none.
     ucd : str or None
-        From the field's metadata, or else by :func:`~digs_survey.results.ucd.ucd`.
+        From the field's metadata, or else by :func:`~digs_survey.results.columns.ucd`.
     """
 
     name: str

@@ -1,0 +1,308 @@
+"""Every column of the results: its name, type, unit, UCD, description, and when it is there.
+
+The layout of ``posterior.zarr``, the tables, their exports, the names that a survey cannot give to its own columns, and
+``docs/columns.md`` come from here. UCDs are words of the IVOA (UCD1+, https://www.ivoa.net/documents/UCD1+/): one
+primary word, and secondary words after it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from digs_survey.parameters import DERIVED, PARAMETERS, Parameter, Quantity, percent
+
+__all__ = [
+    "ARRAYS",
+    "COLUMNS",
+    "DIMENSIONS",
+    "QUANTITIES",
+    "TIERS",
+    "Column",
+    "When",
+    "find_column",
+    "percentile",
+    "taken_by",
+    "ucd",
+]
+
+TIERS = ("neural posterior", "importance weights", "emcee")
+"""Whose percentiles a row has, by its ``tier``."""
+
+QUANTITIES: Mapping[str, Parameter | Quantity] = {**PARAMETERS, **DERIVED}
+"""What has percentiles."""
+
+
+class When(Enum):
+    """When a column is there, in the words of ``docs/columns.md``."""
+
+    ALWAYS = "always"
+    DERIVED = "with `map.derived`"
+    SAMPLES = "with `map.samples`"
+    WEIGHTED = 'with `importance.rows = "all"`'
+    PREDICTIVE = "with `map.predictive_draws`"
+    FINAL = "in `results.parquet` only"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the tables, or one array of ``posterior.zarr``, or both.
+
+    Attributes
+    ----------
+    name : str
+        ``<percent>`` in it stands for any percentile: ``logmass_p<percent>``.
+    dtype : str
+        As numpy spells it; "catalog" for the catalog's own type, "str" for text.
+    unit : str
+        A unit that :mod:`astropy.units` reads ("" if dimensionless).
+    ucd : str or None
+        None where the IVOA has no word for it.
+    description : str
+        One line for people.
+    when : When
+    dims : tuple of str
+        Of the array in ``posterior.zarr``; a column of a table has one value a galaxy.
+    in_dataset : bool
+        Whether ``posterior.zarr`` has an array of this name.
+    """
+
+    name: str
+    dtype: str
+    unit: str
+    ucd: str | None
+    description: str
+    when: When = When.ALWAYS
+    dims: tuple[str, ...] = ("galaxy",)
+    in_dataset: bool = True
+
+
+_QUANTITY_UCDS = {
+    "logmass": "phys.mass",
+    "logzsol": "phys.abund.Z",
+    "dust2": "phys.absorption.opticalDepth;phys.dust",
+    "tage": "time.age",
+    "logtau": "time.scale",
+    "surviving_mass": "phys.mass",
+    "mass_weighted_age": "time.age;stat.mean",
+    "sfr_10": "phys.SFR",
+    "sfr_100": "phys.SFR",
+    "ssfr_10": "phys.SFR",
+    "ssfr_100": "phys.SFR",
+}
+"""Without the word for the percentile."""
+
+
+def percentile(
+    quantity: str, quantile: float | None = None, *, weighted: bool = False, recalibrated: bool = False
+) -> Column:
+    """Return the column of one percentile of a quantity: ``tage_p50``, ``tage_p2_5``, ``tage_p50_weighted``.
+
+    Parameters
+    ----------
+    quantity : str
+        Of :data:`QUANTITIES`.
+    quantile : float, optional
+        Between 0 and 1; left out, the column stands for all percentiles.
+    weighted : bool
+        Of the draws with importance weights.
+    recalibrated : bool
+        Of the draws at corrected levels.
+    """
+    known = QUANTITIES[quantity]
+    shown = "<percent>" if quantile is None else percent(quantile)
+    draws = "the recalibrated posterior" if recalibrated else "the posterior"
+    when = When.ALWAYS if quantity in PARAMETERS else When.DERIVED
+    if weighted:
+        draws, when = "the posterior's draws with importance weights", When.WEIGHTED
+    return Column(
+        f"{quantity}_p{shown.replace('.', '_')}" + "_weighted" * weighted,
+        "float32",
+        known.unit,
+        # A mean or a rate has a median too: the words add up.
+        f"{_QUANTITY_UCDS[quantity]};{'stat.median' if shown == '50' else 'stat.percentile'}",
+        f"{known.description}: {shown} % quantile of {draws}",
+        when,
+        in_dataset=False,
+    )
+
+
+COLUMNS: tuple[Column, ...] = (
+    Column("galaxy_id", "catalog", "", "meta.id;meta.main", "identifier in the survey"),
+    Column("redshift", "float64", "", "src.redshift", "redshift in the catalog", in_dataset=False),
+    *(percentile(name) for name in QUANTITIES),
+    *(percentile(name, weighted=True) for name in PARAMETERS),
+    Column(
+        "importance_ess",
+        "float32",
+        "",
+        None,
+        "effective sample size of the importance weights of the row's draws",
+        When.WEIGHTED,
+    ),
+    Column(
+        "importance_pareto_k",
+        "float32",
+        "",
+        "stat.fit.param",
+        "shape of the weights' tail; above 0.7 the weighted quantities are not to be trusted",
+        When.WEIGHTED,
+    ),
+    Column(
+        "log_evidence",
+        "float64",
+        "",
+        "stat.likelihood",
+        "natural log of the density of the good elements' flux (in erg/s/cm2/Angstrom) under the model",
+        When.WEIGHTED,
+    ),
+    Column("log_evidence_error", "float64", "", "stat.error", "standard error of log_evidence", When.WEIGHTED),
+    Column(
+        "feature_distance",
+        "float32",
+        "",
+        None,
+        "root mean square of the spectrum's features in units of the training simulations'",
+        When.PREDICTIVE,
+    ),
+    Column(
+        "predictive_reduced_chi2",
+        "float32",
+        "",
+        "stat.fit.chi2",
+        "chi-square over the number of good elements, mean over spectra of the row's draws",
+        When.PREDICTIVE,
+    ),
+    Column(
+        "predictive_pvalue",
+        "float64",
+        "",
+        "stat.probability",
+        "posterior predictive p-value of chi-square; near 0 where model and noise do not fit",
+        When.PREDICTIVE,
+    ),
+    Column(
+        "weight_scatter",
+        "float32",
+        "",
+        None,
+        "scatter of ln importance weights of the row's draws; 0 if its posterior is the exact one",
+        When.PREDICTIVE,
+    ),
+    Column("n_good", "int32", "", "meta.number", "wavelength elements that were used"),
+    Column(
+        "quality",
+        "int64",
+        "",
+        "meta.code.qual",
+        "why the row is not to be trusted, as bits; 0 if nothing was found wrong",
+    ),
+    Column(
+        "trust",
+        "float32",
+        "",
+        "stat.probability",
+        "chance that emcee would agree with the row's neural posterior; NaN where nothing is known",
+        When.FINAL,
+        in_dataset=False,
+    ),
+    Column(
+        "tier",
+        "uint8",
+        "",
+        "meta.code",
+        "whose percentiles: " + ", ".join(f"{number} {name}" for number, name in enumerate(TIERS)),
+        When.FINAL,
+        in_dataset=False,
+    ),
+)
+"""Columns of the tables in their order; the survey's own stand after ``redshift``."""
+
+_OF_PARAMETERS = ("galaxy", "parameter", "quantile")
+
+ARRAYS: tuple[Column, ...] = (
+    Column(
+        "percentiles",
+        "float32",
+        "",
+        None,
+        "quantiles of the posterior of each parameter; NaN for rows without one",
+        dims=_OF_PARAMETERS,
+    ),
+    Column(
+        "derived",
+        "float32",
+        "",
+        None,
+        "quantiles of what follows from the posterior's draws; NaN for rows without a posterior",
+        When.DERIVED,
+        ("galaxy", "quantity", "quantile"),
+    ),
+    Column(
+        "samples",
+        "float32",
+        "",
+        None,
+        "draws of the posterior, evenly thinned; NaN for rows of which none are kept",
+        When.SAMPLES,
+        ("galaxy", "parameter", "sample"),
+    ),
+    Column(
+        "percentiles_weighted",
+        "float32",
+        "",
+        None,
+        "quantiles of the draws with importance weights, tail smoothed",
+        When.WEIGHTED,
+        _OF_PARAMETERS,
+    ),
+    Column("parameter", "str", "", None, "names of the parameters", dims=("parameter",)),
+    Column("quantile", "float64", "", None, "levels of the quantiles, between 0 and 1", dims=("quantile",)),
+    Column("quantity", "str", "", None, "names of the derived quantities", When.DERIVED, ("quantity",)),
+)
+"""Arrays of ``posterior.zarr`` that are no column of a table."""
+
+DIMENSIONS = ("galaxy", "wavelength", "parameter", "quantile", "quantity", "sample")
+"""Of the catalog and of ``posterior.zarr``."""
+
+_SURVEY_UCDS = {
+    "ra": "pos.eq.ra",
+    "dec": "pos.eq.dec",
+    "mjd": "time.epoch",
+    "z_err": "stat.error;src.redshift",
+    "zwarning": "meta.code.qual",
+    "class": "src.class",
+    "subclass": "src.class",
+    "sn_median": "stat.snr",
+}
+"""Columns that surveys name alike."""
+
+_BY_NAME = {column.name: column for column in (*COLUMNS, *ARRAYS)}
+_PERCENTILE = re.compile(
+    rf"(?P<quantity>{'|'.join(QUANTITIES)})_p(?P<percent>\d+(_\d+)?(e[-+]?\d+)?)(?P<weighted>_weighted)?"
+)
+
+
+def find_column(name: str) -> Column | None:
+    """Return the result column or array that has a name, upper and lower case being the same; None if there is none."""
+    folded = name.casefold()
+    if found := _PERCENTILE.fullmatch(folded):
+        quantile = float(found["percent"].replace("_", ".")) / 100
+        return percentile(found["quantity"], quantile, weighted=bool(found["weighted"]))
+    return _BY_NAME.get(folded)
+
+
+def taken_by(name: str) -> str | None:
+    """Say what of the results has a name, upper and lower case being the same; None if the survey can use it."""
+    column = find_column(name)
+    if column is not None:
+        return f"the {'result column' if column.dims == ('galaxy',) else 'array of posterior.zarr'} {column.name!r}"
+    return f"the dimension {name.casefold()!r}" if name.casefold() in DIMENSIONS else None
+
+
+def ucd(name: str) -> str | None:
+    """Return the UCD of a column of the results, or of a survey's own, by its name; None where no word fits."""
+    column = find_column(name)
+    return _SURVEY_UCDS.get(name.casefold()) if column is None else column.ucd
