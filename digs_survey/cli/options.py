@@ -75,6 +75,7 @@ class Stage(StrEnum):
     """Stages that --redo takes."""
 
     simulate = "simulate"
+    augment = "augment"
     train = "train"
     map = "map"
     audit = "audit"

@@ -63,9 +63,10 @@ class RunDirectory:
 
     def redo(self, stage: str) -> None:
         """Delete what a stage and those after it made."""
-        first = STAGES.index(stage)
-        names = [*STAGES[first:], *(["augment"] if stage == "simulate" else [])]
-        for name in names:
+        on_pairs = "pairs" in self.manifest.stages.get("train", {}).get("key", {})
+        following = STAGES[1:] if on_pairs else ()
+        names = ("augment", *following) if stage == "augment" else STAGES[STAGES.index(stage) :]
+        for name in (*names, *(["augment"] if stage == "simulate" else [])):
             self.manifest.forget(name)
             for output in OUTPUTS[name]:
                 remove(self.run_dir / output)

@@ -17,6 +17,7 @@ __all__ = ["STAGES", "StageStatus", "run_status"]
 STAGES = ("simulate", "train", "map", "audit", "escalate", "report")
 _LEDGERS = {
     "simulate": "ledger/simulate",
+    "augment": "ledger/augment",
     "map": "ledger/map",
     "audit": "audit-jobs/ledger",
     "escalate": "ledger/escalate",
@@ -70,7 +71,8 @@ def run_status(run_dir: Path) -> list[StageStatus]:
     if not is_file(manifest):
         raise RunDirectoryError(f"{run_dir}: no manifest.json there; expected a run directory of digs-survey")
     recorded = read_json(manifest)["stages"]
-    return [_stage(run_dir, name, recorded.get(name)) for name in STAGES]
+    names = [name for name in ("simulate", "augment", *STAGES[1:]) if name in STAGES or name in recorded]
+    return [_stage(run_dir, name, recorded.get(name)) for name in names]
 
 
 def _stage(run_dir: Path, name: str, record: dict[str, Any] | None) -> StageStatus:

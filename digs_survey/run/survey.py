@@ -1,6 +1,6 @@
 """The stages in order: what each needs, what it makes, and when it may be used again.
 
-prior -> simulate -> train -> frozen posterior -> map -> tables -> audit -> report
+prior -> simulate (-> augment) -> train -> frozen posterior -> map -> tables -> audit -> report
 """
 
 from __future__ import annotations
@@ -51,13 +51,17 @@ class Survey(RunDirectory):
             self.redo("train")
         shipped = None if retrain else self._shipped(catalog)
         did = [
-            *([self.simulate(catalog), self.train()] if shipped is None else [self.adopt(shipped)]),
+            *(self._make_posterior(catalog) if shipped is None else [self.adopt(shipped)]),
             self.map(catalog),
             self.audit(),
             self.escalate(),
             self.report(),
         ]
         return any(did)
+
+    def _make_posterior(self, catalog: Path) -> list[bool]:
+        pairs = self.config.train.pairs == "disk"
+        return [self.simulate(catalog), *([self.augment()] if pairs else []), self.train()]
 
     # -- stages ----------------------------------------------------------------------------------------
 
@@ -93,16 +97,12 @@ class Survey(RunDirectory):
         return bool(stage)
 
     def augment(self) -> bool:
-        """Write noisy training pairs to disk (training itself draws fresh noise)."""
+        """Write noisy pairs to disk, for training with ``train.pairs = "disk"`` or for other programs."""
         simulations = self._needs("simulate", "simulations.zarr")
         draws = self.config.augment.draws_per_spectrum
         total = self.config.simulate.simulations * draws
         noise = self._noise(simulations)
-        key = self._key("noise", "augment") | {
-            "simulations": self._simulations_hash(),
-            "noise_table": noise.to_dict()["table"],
-            "keeps_negative": noise.keeps_negative,
-        }
+        key = self._augment_key(noise)
         ledger = Ledger(self.run_dir / "ledger" / "augment")
         with self._stage("augment", key, total, "pairs") as stage:
             if stage:
@@ -116,13 +116,14 @@ class Survey(RunDirectory):
                     seed=self.config.seed,
                     ledger=ledger,
                     rows_per_shard=self.config.simulate.rows_per_shard,
+                    address=self.dask_address,
                     advance=stage.advance,
                 )
                 stage.record.rows, stage.record.core_s = ledger.totals()
         return bool(stage)
 
     def train(self) -> bool:
-        """Train the estimator on the simulations and freeze the posterior."""
+        """Train the estimator on the simulations, or on their pairs, and freeze the posterior."""
         simulations = self._needs("simulate", "simulations.zarr")
         noise = self._noise(simulations)
         data_hash = self._simulations_hash()
@@ -130,6 +131,9 @@ class Survey(RunDirectory):
             "simulations": data_hash,
             "noise_table": noise.to_dict()["table"],
         }
+        pairs, pairs_hash = self._pairs(noise)
+        if pairs is not None:
+            key["pairs"] = pairs_hash
         self._take_lower_rates(key["train"])
         with self._stage("train", key, self.config.train.epochs * self.config.train.ensemble, "epochs") as stage:
             if stage:
@@ -141,6 +145,8 @@ class Survey(RunDirectory):
                     self.run_dir / "model",
                     noise=noise,
                     data_hash=data_hash,
+                    pairs=pairs,
+                    pairs_hash=pairs_hash,
                     grid=self._grid(),
                     ray_address=self.ray_address,
                     advance=stage.advance,
@@ -150,6 +156,7 @@ class Survey(RunDirectory):
                     self.run_dir / "model",
                     cost={
                         "simulate_core_s": self.manifest.stages["simulate"].get("core_s"),
+                        **({} if pairs is None else {"augment_core_s": self.manifest.stages["augment"].get("core_s")}),
                         "train_core_s": stage.record.core_s,
                     },
                 )
@@ -235,12 +242,13 @@ class Survey(RunDirectory):
                         address=self.dask_address,
                         advance=advance,
                     )
+                names = (STAGES[0], "augment", *STAGES[1:])
                 done = {name: record for name, record in self.manifest.stages.items() if record["status"] == "done"}
                 summary = run_audit(
                     self.run_dir,
                     self.config,
                     catalog,
-                    stages=[{"stage": name, **done[name]} for name in STAGES if name in done],
+                    stages=[{"stage": name, **done[name]} for name in names if name in done],
                     ray_address=self.ray_address,
                     advance=stage.advance,
                 )
@@ -308,6 +316,9 @@ class Survey(RunDirectory):
     def _shipped(self, catalog: Path) -> Path | None:
         from digs_survey.estimator.shipped import find_shipped
 
+        # Who asks for pairs asks for a posterior that is trained on them.
+        if self.config.train.pairs == "disk":
+            return None
         if "simulate" in self.manifest.stages or (self._train_key() and "pretrained" not in self._train_key()):
             return None
         return find_shipped(self.config, Catalog.open(catalog).grid)
@@ -334,6 +345,26 @@ class Survey(RunDirectory):
         return simulations_hash(
             self.run_dir / "simulations.zarr", Ledger(self.run_dir / "ledger" / "simulate").records()
         )
+
+    def _augment_key(self, noise: NoiseModel) -> dict[str, Any]:
+        return self._key("noise", "augment") | {
+            "simulations": self._simulations_hash(),
+            "noise_table": noise.to_dict()["table"],
+            "keeps_negative": noise.keeps_negative,
+        }
+
+    def _pairs(self, noise: NoiseModel) -> tuple[Path, str] | tuple[None, None]:
+        """Return the pairs that training reads, and what identifies them; none where noise is fresh."""
+        if self.config.train.pairs == "fresh":
+            if self._is_done("augment"):
+                self.progress.say(
+                    "train: noise is drawn afresh for each batch, and the pairs of the augment stage are not read; "
+                    "train.pairs = 'disk' reads them"
+                )
+            return None, None
+        pairs = self._needs("augment", "pairs.zarr")
+        self.manifest.reusable("augment", self._augment_key(noise))
+        return pairs, simulations_hash(pairs, Ledger(self.run_dir / "ledger" / "augment").records())
 
     def _noise(self, simulations: Path) -> NoiseModel:
         flux: Any = zarr.open_group(str(simulations), mode="r")["flux"]

@@ -12,7 +12,9 @@ import zarr
 from estimators import GRID, simulations, small_config
 
 from digs_survey.errors import StageError
-from digs_survey.estimator.training.training_rows import Simulations, TrainingRows, check_recipe, held_rows
+from digs_survey.estimator.training.recipes import check_recipe
+from digs_survey.estimator.training.training_data import Simulations, held_rows
+from digs_survey.estimator.training.training_rows import TrainingRows
 from digs_survey.spectra import WavelengthGrid
 
 

@@ -1,0 +1,87 @@
+"""Whether simulations and pairs are those that a configuration asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from digs_survey.config import SurveyConfig
+from digs_survey.errors import StageError
+from digs_survey.noise.model import NoiseModel
+from digs_survey.spectra import WavelengthGrid
+
+__all__ = ["check_pairs", "check_recipe"]
+
+
+def check_recipe(recipe: Mapping[str, Any] | None, config: SurveyConfig, grid: WavelengthGrid | None = None) -> None:
+    """Refuse simulations that were made with another model, prior or grid than those asked for.
+
+    Parameters
+    ----------
+    recipe : mapping or None
+        What the simulations' attributes tell; None, as in a dataset made by other means, cannot be checked.
+    config : SurveyConfig
+    grid : WavelengthGrid, optional
+        That the survey's spectra have.
+
+    Raises
+    ------
+    StageError
+        Naming every field that differs, and both of its values.
+    """
+    if recipe is None:
+        return
+    theirs, ours = _flat(recipe["model"], "model"), _flat(config.model.model_dump(mode="json"), "model")
+    for mine, parameters in ((theirs, recipe["prior"]), (ours, config.make_prior().to_dict())):
+        mine |= {f"prior.{p['name']}.{bound}": p[bound] for p in parameters for bound in ("low", "high")}
+    # Those of another stream are what the posterior will be tested on.
+    theirs["stream"], ours["stream"] = recipe["stream"], "simulate"
+    if grid is not None:
+        made = WavelengthGrid.from_dict(recipe["grid"])
+        theirs["grid"], ours["grid"] = (str(made), str(grid)) if made != grid else ("", "")
+    _refuse(theirs, ours, "simulations", "--redo simulate")
+
+
+def check_pairs(
+    recipe: Mapping[str, Any] | None, simulations: Mapping[str, Any] | None, config: SurveyConfig, noise: NoiseModel
+) -> None:
+    """Refuse pairs that were made from other simulations, or with another noise or number, than those asked for.
+
+    Parameters
+    ----------
+    recipe : mapping or None
+        What the pairs' attributes tell.
+    simulations : mapping or None
+        What those of the simulations tell.
+    config : SurveyConfig
+    noise : NoiseModel
+        That the posterior is trained for.
+
+    Raises
+    ------
+    StageError
+        Naming every field that differs, and both of its values.
+    """
+    if recipe is None:
+        raise StageError("train: expected pairs with the recipe that they were made by, found none; see 'augment'")
+    names = "seed", "draws_per_spectrum"
+    theirs = {name: recipe[name] for name in names} | _flat(recipe["noise"], "noise")
+    theirs |= _flat(recipe["simulations"], "simulations")
+    ours = {names[0]: config.seed, names[1]: config.augment.draws_per_spectrum} | _flat(noise.to_dict(), "noise")
+    _refuse(theirs, ours | _flat(simulations, "simulations"), "pairs", "digs-survey augment --redo")
+
+
+def _refuse(theirs: Mapping[str, Any], ours: Mapping[str, Any], what: str, remedy: str) -> None:
+    names = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
+    if names:
+        lines = [f"  - {name}: {what} {theirs.get(name)}, configuration {ours.get(name)}" for name in names]
+        raise StageError(
+            f"train: the {what} were made with other settings than the configuration's; set these back, or "
+            f"make them again ({remedy}, or another --run-dir):\n" + "\n".join(lines)
+        )
+
+
+def _flat(value: Any, prefix: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    return {name: leaf for key, item in value.items() for name, leaf in _flat(item, f"{prefix}.{key}").items()}
