@@ -16,7 +16,8 @@ import pytest
 import xarray as xr
 import zarr
 from distributed import LocalCluster
-from estimators import GRID, simulations, small_config
+from estimators import GRID, small_config
+from pairs import write_simulations
 
 from digs_survey.config import NoiseConfig
 from digs_survey.errors import MissingDependencyError, StageError
@@ -26,7 +27,7 @@ from digs_survey.simulate.augment import augment
 from digs_survey.simulate.pair_shard import PairShards
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.store.ledger import Ledger
-from digs_survey.store.storage import ArraySpec, checksum, create_dataset
+from digs_survey.store.storage import checksum
 
 COUNT, DRAWS, SEED = 120, 7, 11
 PAIRS = COUNT * DRAWS
@@ -38,21 +39,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory) -> Path:
-    """Noiseless spectra in shards of 50."""
-    theta, flux = simulations(small_config(), COUNT)
-    path = tmp_path_factory.mktemp("simulated") / "simulations.zarr"
-    arrays = {
-        "theta": ArraySpec(("simulation", "parameter"), theta.shape, "float64", 50),
-        "flux": ArraySpec(
-            ("simulation", "wavelength"), flux.shape, "float32", 50, attrs={"units": "erg / (s cm2 Angstrom)"}
-        ),
-        "wavelength": ArraySpec(("wavelength",), (len(GRID),), "float64", attrs={"units": "Angstrom"}),
-        "parameter": ArraySpec(("parameter",), (5,), "str"),
-    }
-    names = np.array(small_config().make_prior().names)
-    values = {"theta": theta, "flux": flux, "wavelength": GRID.wavelength, "parameter": names}
-    create_dataset(path, arrays, values, {"recipe": {"count": COUNT}})
-    return path
+    return write_simulations(tmp_path_factory.mktemp("simulated") / "simulations.zarr", small_config(), COUNT)
 
 
 def catalog_noise(**missing) -> NoiseModel:
