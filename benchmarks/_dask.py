@@ -21,7 +21,7 @@ from digs_survey.simulate.simulation_set import simulate
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.store.ledger import Ledger
 
-__all__ = ["Work", "memory", "on_cores", "rate"]
+__all__ = ["Pace", "Work", "memory", "on_cores", "rate"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,23 @@ class Work:
     warm: int
 
 
+class Pace:
+    """When how many rows were done: to be a stage's ``advance``."""
+
+    def __init__(self) -> None:
+        self._done, self._times = [0], [0.0]
+
+    def __call__(self, rows: int) -> None:
+        self._done.append(self._done[-1] + rows)
+        self._times.append(time.perf_counter())
+
+    def steady(self, warm: int, workers: int) -> float:
+        """Rows/s after the first ``warm`` rows, and before the last task of each worker."""
+        first = bisect_left(self._done, warm)
+        last = len(self._done) - 1 - workers
+        return (self._done[last] - self._done[first]) / (self._times[last] - self._times[first])
+
+
 def rate(work: Work, workers: int) -> float:
     """Spectra/s with so many Dask workers, or (0) in a plain loop in this process.
 
@@ -44,12 +61,7 @@ def rate(work: Work, workers: int) -> float:
         "digs2022", [f"simulate.engine={work.engine}", f"simulate.rows_per_shard={work.rows_per_shard}"]
     )
     loops = max(1, workers)
-    done, times = [0], [0.0]
-
-    def advance(rows: int) -> None:
-        done.append(done[-1] + rows)
-        times.append(time.perf_counter())
-
+    pace = Pace()
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
         simulate(
             config,
@@ -59,11 +71,9 @@ def rate(work: Work, workers: int) -> float:
             stream="simulate",
             ledger=Ledger(Path(folder) / "ledger"),
             workers=workers,
-            advance=advance,
+            advance=pace,
         )
-    first = bisect_left(done, work.warm * loops * work.rows_per_shard)
-    last = len(done) - 1 - workers
-    return (done[last] - done[first]) / (times[last] - times[first])
+    return pace.steady(work.warm * loops * work.rows_per_shard, workers)
 
 
 def on_cores(work: Work, workers: int, times: int) -> tuple[list[float], list[float]]:

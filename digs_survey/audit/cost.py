@@ -1,7 +1,7 @@
 r"""What posteriors cost, in core-seconds measured in the same run on the same cores.
 
 With :math:`m` the mean cost of one converged MCMC fit, :math:`e` the cost of one galaxy in the map
-stage, and :math:`T` the cost of simulating and training,
+stage, and :math:`T` the cost of simulating and training (and of the pairs, where it was trained on them),
 
 - galaxies per MCMC fit, map only: :math:`m / e`;
 - galaxies per MCMC fit with training, at a catalog of :math:`N` rows: :math:`m N / (T + e N)`, which is
@@ -39,7 +39,8 @@ def cost_summary(
     Parameters
     ----------
     stages : sequence of mapping
-        What each stage took: ``stage``, ``wall_s``, ``core_s``, ``rows``.
+        What each stage took: ``stage``, ``wall_s``, ``core_s``, ``rows``; and ``key`` of the training, which names
+        ``pairs`` if it was trained on those of the augment stage.
     mcmc_core_s : sequence of float
         Core-seconds of each converged MCMC fit, burn-in included.
     catalog_rows : int
@@ -51,7 +52,7 @@ def cost_summary(
     other_core_s : sequence of float
         What the likelihoods of each converged fit would have cost by the other of the two.
     elsewhere : mapping, optional
-        ``simulate_core_s`` and ``train_core_s`` of a posterior that was not trained in this run.
+        ``simulate_core_s``, ``train_core_s`` (and ``augment_core_s``) of a posterior that was not trained in this run.
 
     Returns
     -------
@@ -64,9 +65,11 @@ def cost_summary(
     """
     by_name = {stage["stage"]: stage for stage in stages}
     npe = _per_row(by_name.get("map"))
-    once, source = _once([by_name.get(name, {}).get("core_s") for name in _ONCE]), "run"
+    names = [*_ONCE, *(["augment"] if "pairs" in by_name.get("train", {}).get("key", {}) else [])]
+    once, source = _once([by_name.get(name, {}).get("core_s") for name in names]), "run"
     if once is None and elsewhere:
-        once, source = _once([elsewhere.get(f"{name}_core_s") for name in _ONCE]), "card"
+        names = [*_ONCE, *(["augment"] if "augment_core_s" in elsewhere else [])]
+        once, source = _once([elsewhere.get(f"{name}_core_s") for name in names]), "card"
     other = "batched" if engine == "prospector" else "prospector"
     baselines = {
         name: _baseline(costs, npe, once, catalog_rows)

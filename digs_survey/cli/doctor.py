@@ -158,7 +158,7 @@ def _fsps() -> Check:
 
 
 def _dask(address: str | None) -> Check:
-    from digs_survey.simulate.simulation_set import probe_dask
+    from digs_survey.cluster.dask_session import probe_dask
 
     return Check("Dask", "ok", probe_dask(address))
 

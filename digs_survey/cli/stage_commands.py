@@ -132,10 +132,14 @@ def augment(
     run_dir: RunDir = RunDirDefault,
     config: ConfigOption = None,
     overrides: SetOption = None,
+    dask: DaskOption = None,
+    redo: Annotated[bool, typer.Option("--redo", help="Make it again, and delete what follows from it.")] = False,
+    dashboards: DashboardsOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write noisy training pairs to disk (training draws fresh noise and does not need them)."""
-    with survey_at(run_dir, config, overrides, quiet) as survey:
+    """Write noisy training pairs to disk on Dask: what training reads where train.pairs is "disk"."""
+    stage = "augment" if redo else None
+    with survey_at(run_dir, config, overrides, quiet, dask, redo=stage, dashboards=dashboards) as survey:
         survey.augment()
     print_results(run_dir, "pairs.zarr")
 

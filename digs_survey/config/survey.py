@@ -129,9 +129,10 @@ class SimulateConfig(Section):
 
 
 class AugmentConfig(Section):
-    """The stage that writes noisy pairs to disk (training draws fresh noise and does not need it)."""
+    """The stage that writes noisy pairs to disk: for training with ``train.pairs = "disk"``, or for other programs."""
 
     draws_per_spectrum: Count = 4
+    """Noisy copies of each simulation."""
 
 
 class TrainConfig(Section):
@@ -161,14 +162,18 @@ class TrainConfig(Section):
     amplitude: Literal["feature", "centred", "equivariant"] = "centred"
     """How a spectrum's amplitude gets to the mass: as one more feature; also as the centre of the mass coordinate; or
     by symmetry, where the network sees the shape alone and log mass is relative to the amplitude."""
+    pairs: Literal["fresh", "disk"] = "fresh"
+    """Noisy spectra to train on: fresh noise on the simulations in each pass, or the pairs of the augment stage, whose
+    noise is the same in each pass."""
     ensemble: Count = 1
     """Flows trained apart over the same features, whose equal mixture is the posterior."""
     batch_size: Count = 4096
     epochs: Count = 40
-    """Passes over the training split, each with fresh noise."""
+    """Passes over the training split."""
     learning_rate: Positive = 1e-2
     gradient_clip: Positive = 2.0
     validation_fraction: Fraction = 0.05
+    """Share of the simulations that no weight is trained on; with all their pairs where pairs are read from disk."""
     patience: Count = 20
     """Epochs without a better validation loss after which training stops."""
     workers: Count = 1
@@ -176,7 +181,7 @@ class TrainConfig(Section):
     threads_per_worker: Count = 2
     """Threads of each worker; part of what fixes the weights to the bit."""
     buffer_rows: Annotated[int, Field(ge=2)] = 1_000_000
-    """Simulations in the memory of each worker at most (4 bytes for each element); more are streamed from disk."""
+    """Simulations, or pairs, in the memory of each worker at most (4 bytes for each element); more are streamed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the embedding network's matrix products; densities are float32 always. "auto" takes bfloat16 on a GPU."""

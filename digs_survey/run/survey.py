@@ -1,6 +1,6 @@
 """The stages in order: what each needs, what it makes, and when it may be used again.
 
-prior -> simulate -> train -> frozen posterior -> map -> tables -> audit -> report
+prior -> simulate (-> augment) -> train -> frozen posterior -> map -> tables -> audit -> report
 """
 
 from __future__ import annotations
@@ -51,13 +51,17 @@ class Survey(RunDirectory):
             self.redo("train")
         shipped = None if retrain else self._shipped(catalog)
         did = [
-            *([self.simulate(catalog), self.train()] if shipped is None else [self.adopt(shipped)]),
+            *(self._make_posterior(catalog) if shipped is None else [self.adopt(shipped)]),
             self.map(catalog),
             self.audit(),
             self.escalate(),
             self.report(),
         ]
         return any(did)
+
+    def _make_posterior(self, catalog: Path) -> list[bool]:
+        pairs = self.config.train.pairs == "disk"
+        return [self.simulate(catalog), *([self.augment()] if pairs else []), self.train()]
 
     # -- stages ----------------------------------------------------------------------------------------
 
@@ -95,13 +99,12 @@ class Survey(RunDirectory):
         return bool(stage)
 
     def augment(self) -> bool:
-        """Write noisy training pairs to disk (training itself draws fresh noise)."""
+        """Write noisy pairs to disk, for training with ``train.pairs = "disk"`` or for other programs."""
         simulations = self._needs("simulate")
         draws = self.config.augment.draws_per_spectrum
         total = self.config.simulate.simulations * draws
         identity = self._training_identity(simulations)
-        key = {"format": formats.PAIRS, **identity.key("seed", "noise"), **self._settings("augment")}
-        key["simulations"] = self._simulations_hash()
+        key = self._augment_key(identity)
         ledger = self._ledger("augment")
         with self._stage("augment", key, total) as stage:
             if stage:
@@ -115,17 +118,21 @@ class Survey(RunDirectory):
                     seed=self.config.seed,
                     ledger=ledger,
                     rows_per_shard=self.config.simulate.rows_per_shard,
+                    address=self.dask_address,
                     advance=stage.advance,
                 )
                 stage.record.rows, stage.record.core_s = ledger.totals()
         return bool(stage)
 
     def train(self) -> bool:
-        """Train the estimator on the simulations and freeze the posterior."""
+        """Train the estimator on the simulations, or on their pairs, and freeze the posterior."""
         simulations = self._needs("simulate")
         identity, data_hash = self._training_identity(simulations), self._simulations_hash()
         key = {"format": formats.CARD, **identity.key("seed", "prior", "noise"), **self._settings("train")}
         key["simulations"] = data_hash
+        pairs, pairs_hash = self._pairs(identity)
+        if pairs is not None:
+            key["pairs"] = pairs_hash
         self._take_lower_rates(key["train"])
         with self._stage("train", key, self.config.train.epochs * self.config.train.ensemble) as stage:
             if stage:
@@ -137,6 +144,8 @@ class Survey(RunDirectory):
                     self.run_dir / "model",
                     noise=identity.noise,
                     data_hash=data_hash,
+                    pairs=pairs,
+                    pairs_hash=pairs_hash,
                     grid=self._grid(),
                     ray_address=self.ray_address,
                     advance=stage.advance,
@@ -146,6 +155,7 @@ class Survey(RunDirectory):
                     self.run_dir / "model",
                     cost={
                         "simulate_core_s": self.manifest.stages["simulate"].get("core_s"),
+                        **({} if pairs is None else {"augment_core_s": self.manifest.stages["augment"].get("core_s")}),
                         "train_core_s": stage.record.core_s,
                     },
                 )
@@ -324,9 +334,11 @@ class Survey(RunDirectory):
     def _shipped(self, catalog: Path) -> Path | None:
         from digs_survey.estimator.shipped import find_shipped
 
-        if "simulate" in self.manifest.stages or (
-            self._recorded_key("train") and "pretrained" not in self._recorded_key("train")
-        ):
+        # Who asks for pairs asks for a posterior that is trained on them.
+        if self.config.train.pairs == "disk":
+            return None
+        trained = self._recorded_key("train")
+        if "simulate" in self.manifest.stages or (trained and "pretrained" not in trained):
             return None
         return find_shipped(self.config, Catalog.open(catalog).grid)
 
@@ -350,6 +362,23 @@ class Survey(RunDirectory):
 
     def _simulations_hash(self) -> str:
         return simulations_hash(self.run_dir / "simulations.zarr", self._ledger("simulate").records())
+
+    def _augment_key(self, identity: RunIdentity) -> dict[str, Any]:
+        key = {"format": formats.PAIRS, **identity.key("seed", "noise"), **self._settings("augment")}
+        return key | {"simulations": self._simulations_hash()}
+
+    def _pairs(self, identity: RunIdentity) -> tuple[Path, str] | tuple[None, None]:
+        """Return the pairs that training reads, and what identifies them; none where noise is fresh."""
+        if self.config.train.pairs == "fresh":
+            if self._is_done("augment"):
+                self.progress.say(
+                    "train: noise is drawn afresh for each batch, and the pairs of the augment stage are not read; "
+                    "train.pairs = 'disk' reads them"
+                )
+            return None, None
+        pairs = self._needs("augment")
+        self.manifest.reusable("augment", self._augment_key(identity))
+        return pairs, simulations_hash(pairs, self._ledger("augment").records())
 
     def _noise(self, simulations: Path) -> NoiseModel:
         flux: Any = zarr.open_group(str(simulations), mode="r")["flux"]

@@ -1,14 +1,11 @@
-"""One shard of the simulations: its draws, its spectra, their check, and the write that ends it."""
+"""One shard of the simulations: its draws, its spectra and their check."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,95 +15,43 @@ from digs_survey.errors import StageError
 from digs_survey.parameters import Prior
 from digs_survey.simulate.prior_draws import draw_theta
 from digs_survey.simulate.seeding import row_uniforms
+from digs_survey.simulate.shard_work import Made, ShardWriter
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import one_thread
-from digs_survey.store.ledger import Ledger
-from digs_survey.store.sharded import recorded_recipe
-from digs_survey.store.storage import checksum, rows_of_shard, write_shard
 
 if TYPE_CHECKING:
     from digs_survey.sps.batched import BatchedModel
     from digs_survey.sps.prospector import ProspectorSimulator
 
-__all__ = ["Shards", "checked_rows", "in_batches"]
+__all__ = ["SpectrumShards", "checked_rows", "in_batches"]
 
 _CHECK_EVERY, _CHECK_AT_LEAST, _CHECK_LIMIT = 100, 200, 0.005
 """With engine "auto", Prospector computes one row in so many, at least so many; and what ends the run."""
 
-_simulator_lock = threading.Lock()
-"""Prospector's model keeps its parameters in itself, and a cluster's worker may have several threads."""
-
 
 @dataclass(frozen=True)
-class Shards:
+class SpectrumShards(ShardWriter):
     """What a worker needs to make any shard of a set of simulations, given its number.
 
     Attributes
     ----------
     config : SurveyConfig
     grid : WavelengthGrid
-    path : Path
-        The dataset, laid out by ``recipe``.
-    ledger : Path
-        Folder of the done-markers.
-    recipe : dict
-        Everything that decides the dataset's bytes.
     """
+
+    stage: ClassVar[str] = "simulate"
 
     config: SurveyConfig
     grid: WavelengthGrid
-    path: Path
-    ledger: Path
-    recipe: dict[str, Any]
 
-    def rows(self, shard: int) -> slice:
-        """Return the rows of a shard."""
-        return rows_of_shard(shard, self.recipe["count"], self.recipe["rows_per_shard"])
-
-    def size(self, shard: int) -> int:
-        """Return the number of rows of a shard."""
-        rows = self.rows(shard)
-        return rows.stop - rows.start
-
-    def simulate(self, shards: Sequence[int]) -> None:
-        """Compute, check and write shards one after the other, and mark each done.
-
-        Raises
-        ------
-        StageError
-            Naming the shard that failed; those before it are done.
-        """
-        for shard in shards:
-            try:
-                self._simulate(shard)
-            except Exception as error:
-                rows = self.rows(shard)
-                raise StageError(
-                    f"simulate: shard {shard} (rows {rows.start} to {rows.stop - 1}) of {self.path} failed: "
-                    f"{error}; finished shards are kept, and the same command goes on from them"
-                ) from error
-
-    def _simulate(self, shard: int) -> None:
-        ledger = Ledger(self.ledger)
-        with _simulator_lock, ledger.attempt(shard) as token:
-            started, began = time.process_time(), time.monotonic()
-            rows, recipe = self.rows(shard), self.recipe
-            prior = self.config.make_prior()
+    def compute(self, parts: Sequence[slice]) -> Iterator[Made]:
+        """Draw parameters, and compute and check their spectra."""
+        recipe, prior = self.recipe, self.config.make_prior()
+        for rows in parts:
             theta = draw_theta(prior, recipe["seed"], recipe["stream"], rows.start, rows.stop, recipe["sampling"])
             flux, check = self._spectra(prior, theta, rows)
             _check(theta, flux, prior, rows.start)
-            if recorded_recipe(self.path) != recipe:
-                raise StageError(f"{self.path} was replaced by another run while shard {shard} was computed")
-            write_shard(self.path, shard, rows, {"theta": theta, "flux": flux})
-            ledger.mark(
-                shard,
-                rows=len(theta),
-                checksum=checksum(theta, flux),
-                core_s=time.process_time() - started,
-                seconds=time.monotonic() - began,
-                attempt=token,
-                **check,
-            )
+            yield {"theta": theta, "flux": flux}, check
 
     def _spectra(
         self, prior: Prior, theta: NDArray[np.float64], rows: slice

@@ -21,6 +21,7 @@ from digs_survey.audit.mcmc.fit_galaxies import fit_galaxies
 from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyJob
 from digs_survey.catalog import write_catalog
 from digs_survey.cluster.dashboards import with_dashboards
+from digs_survey.cluster.dask_session import probe_dask
 from digs_survey.cluster.metrics import METRICS
 from digs_survey.cluster.ray_session import ray_session
 from digs_survey.config import MCMCConfig, ModelConfig, load_config
@@ -29,7 +30,6 @@ from digs_survey.infer.map_catalog import map_catalog
 from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
-from digs_survey.simulate.simulation_set import probe_dask
 from digs_survey.store.ledger import Ledger
 
 pytestmark = pytest.mark.slow

@@ -7,27 +7,14 @@ import csv
 import numpy as np
 import pytest
 import torch
-from estimators import GRID, simulations, small_config
+from estimators import small_config
+from pairs import make_pairs, write_simulations
 
 from digs_survey.errors import StageError
 from digs_survey.estimator.training.train import train
 from digs_survey.noise.model import NoiseModel
-from digs_survey.store.storage import ArraySpec, create_dataset
 
 pytestmark = pytest.mark.slow
-
-
-def write_simulations(path, config):
-    theta, flux = simulations(config, 400)
-    arrays = {
-        "theta": ArraySpec(("simulation", "parameter"), theta.shape, "float64"),
-        "flux": ArraySpec(("simulation", "wavelength"), flux.shape, "float32"),
-        "wavelength": ArraySpec(
-            ("wavelength",), (len(GRID),), "float64", attrs={"frame": GRID.frame, "medium": GRID.medium}
-        ),
-    }
-    create_dataset(path, arrays, {"theta": theta, "flux": flux, "wavelength": GRID.wavelength})
-    return path
 
 
 def losses(folder):
@@ -42,14 +29,12 @@ def test_two_workers_have_the_loss_of_one(ray_cores, tmp_path):
     for workers in (1, 2):
         config = small_config(*settings, f"train.workers={workers}")
         folder = tmp_path / str(workers)
-        steps: list[int] = []
         posterior, core_s = train(
             config,
-            write_simulations(folder / "simulations.zarr", config),
+            write_simulations(folder / "simulations.zarr", config, 400),
             folder / "model",
             noise=NoiseModel.from_config(config.noise),
             data_hash="test",
-            advance=steps.append,
         )
         assert core_s > 0
         assert posterior.card["training"]["members"][0]["epochs"] == epochs
@@ -61,10 +46,27 @@ def test_two_workers_have_the_loss_of_one(ray_cores, tmp_path):
     assert found[2][-1, 0] < found[2][0, 0]
 
 
+def test_two_workers_stream_the_pairs_that_one_does(ray_cores, tmp_path):
+    made = ("train.pairs=disk", "augment.draws_per_spectrum=4", "train.buffer_rows=200")
+    settings = (*made, "train.epochs=3", "train.batch_size=64", "train.threads_per_worker=1")
+    simulated, pairs = make_pairs(tmp_path, small_config(*made), 100)
+    found = {}
+    for workers in (1, 2):
+        config = small_config(*settings, f"train.workers={workers}")
+        noise = NoiseModel.from_config(config.noise, flux_transform=config.train.flux_transform)
+        what = {"noise": noise, "data_hash": "test", "pairs": pairs, "pairs_hash": "pairs"}
+        posterior, _ = train(config, simulated, tmp_path / str(workers) / "model", **what)
+        assert posterior.card["training"]["pairs"]["data_hash"] == "pairs"
+        found[workers] = losses(tmp_path / str(workers) / "model")
+    assert found[1].shape == found[2].shape == (3, 2)
+    assert np.allclose(found[1], found[2], atol=2e-2)
+    assert found[2][-1, 0] < found[2][0, 0]
+
+
 def test_workers_that_diverge_keep_their_checkpoint_and_say_what_to_lower(ray_cores, tmp_path):
     settings = ("train.epochs=30", "train.batch_size=64", "train.threads_per_worker=1", "train.workers=2")
     config = small_config(*settings, "train.learning_rate=1e3", "train.gradient_clip=1e9")
-    simulated = write_simulations(tmp_path / "simulations.zarr", config)
+    simulated = write_simulations(tmp_path / "simulations.zarr", config, 400)
     how = {"noise": NoiseModel.from_config(config.noise), "data_hash": "test"}
     with pytest.raises(StageError, match="lower train.learning_rate"):
         train(config, simulated, tmp_path / "model", **how)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import time
@@ -13,14 +12,12 @@ import pytest
 import xarray as xr
 from distributed import Client, LocalCluster
 
-from digs_survey.config import NoiseConfig, load_config
+from digs_survey.cluster import dask_session
+from digs_survey.config import load_config
 from digs_survey.errors import MissingDependencyError, StageError
-from digs_survey.noise.model import NoiseModel
 from digs_survey.simulate import shard as shard_module
-from digs_survey.simulate import simulation_set as dask_stage
-from digs_survey.simulate.augment import augment
+from digs_survey.simulate import simulation_set
 from digs_survey.simulate.prior_draws import draw_theta
-from digs_survey.simulate.shard import Shards
 from digs_survey.simulate.simulation_set import engine_check, simulate
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.prospector import ProspectorSimulator
@@ -143,7 +140,7 @@ def test_killed_and_resumed_gives_the_same_bytes(reference, scheduler, tmp_path)
 
 
 def test_few_tasks_are_out_at_once(monkeypatch, scheduler, tmp_path):
-    monkeypatch.setattr("digs_survey.simulate.simulation_set._TASK_ROWS", 1)
+    monkeypatch.setattr(simulation_set, "_TASK_ROWS", 1)
     handed, original = [], Client.map
 
     def counting(client, function, numbers, **options):
@@ -157,19 +154,22 @@ def test_few_tasks_are_out_at_once(monkeypatch, scheduler, tmp_path):
     assert len(handed) >= SHARDS // 16 + 2
 
 
-def test_batches_go_out_many_shards_a_task(tmp_path):
-    config = load_config(None, OVERRIDES)
-    for engine, rows, pending, threads, expected in (
-        ("prospector", 8, 60, 2, [1] * 60),
-        ("batched", 2_000, 500, 2, [20] * 25),
-        ("batched", 2_000, 40, 2, [5] * 8),
-        ("batched", 2_000, 3, 2, [1] * 3),
-        ("batched", 50_000, 100, 2, [1] * 100),
-    ):
-        shards = Shards(config, None, tmp_path, tmp_path, {"engine": engine, "rows_per_shard": rows})
-        tasks = dask_stage._tasks(shards, list(range(pending)), threads)
-        assert [len(task) for task in tasks] == expected
-        assert sum(tasks, []) == list(range(pending))
+@pytest.mark.parametrize(
+    ("pending", "most", "threads", "expected"),
+    [(60, 1, 2, [1] * 60), (500, 20, 2, [20] * 25), (40, 20, 2, [5] * 8), (3, 20, 2, [1] * 3), (100, 0, 2, [1] * 100)],
+)
+def test_quick_shards_go_out_many_a_task_but_some_tasks_to_each_thread(pending, most, threads, expected):
+    tasks = dask_session._tasks(range(pending), most, threads)
+    assert [len(task) for task in tasks] == expected
+    assert sum(tasks, []) == list(range(pending))
+
+
+@pytest.mark.parametrize(("engine", "rows", "expected"), [("prospector", 8, 1), ("batched", 2_000, 20)])
+def test_batches_are_handed_out_many_shards_at_a_time(monkeypatch, tmp_path, engine, rows, expected):
+    seen = {}
+    monkeypatch.setattr(simulation_set, "run_shards", lambda *_, **settings: seen.update(settings))
+    run(tmp_path, [f"simulate.engine={engine}", f"simulate.rows_per_shard={rows}"])
+    assert seen["shards_per_task"] == expected
 
 
 @pytest.mark.slow
@@ -248,63 +248,6 @@ def test_a_bad_spectrum_is_an_error_that_names_theta(monkeypatch, tmp_path):
 
 
 def test_an_address_without_a_scheduler_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(dask_stage, "CONNECT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(dask_session, "CONNECT_TIMEOUT_S", 1.0)
     with pytest.raises(MissingDependencyError, match="tcp://127.0.0.1:1:"):
         run(tmp_path, count=8, address="tcp://127.0.0.1:1")
-
-
-def pairs(reference: Path, folder: Path, rows_per_shard: int, noise=None, advance=lambda rows: None):
-    augment(
-        reference / "simulations.zarr",
-        folder / "pairs.zarr",
-        noise or NoiseModel.from_config(NoiseConfig()),
-        draws_per_spectrum=3,
-        seed=11,
-        ledger=Ledger(folder / "ledger"),
-        rows_per_shard=rows_per_shard,
-        advance=advance,
-    )
-    return xr.open_zarr(folder / "pairs.zarr", consolidated=False).load()
-
-
-def test_pairs_keep_theta_with_its_own_spectrum(reference, tmp_path):
-    simulations = xr.open_zarr(reference / "simulations.zarr", consolidated=False).load()
-    made = pairs(reference, tmp_path, 500)
-    assert dict(made.sizes) == {"pair": 3 * COUNT, "parameter": 5, "wavelength": 21}
-    np.testing.assert_array_equal(made.simulation, np.repeat(np.arange(COUNT), 3))
-    np.testing.assert_array_equal(made.theta, simulations.theta.values[made.simulation])
-    normal = (made.flux.values / simulations.flux.values[made.simulation] - 1) / 0.05
-    assert np.abs(normal).max() < 6
-    assert normal.mean() == pytest.approx(0, abs=5 / np.sqrt(normal.size))
-    assert normal.std() == pytest.approx(1, abs=5 / np.sqrt(2 * normal.size))
-    assert np.unique(normal.round(6)).size > 0.9 * normal.size
-    assert made.flux.units == simulations.flux.units
-
-
-def test_pairs_depend_neither_on_shards_nor_on_interruption(reference, tmp_path):
-    table = np.random.default_rng(0).uniform(0.01, 0.1, (1, 50, 21))
-    config = NoiseConfig(kind="catalog", kernel=[1.0, 0.3], missing={"probability": 0.5, "elements": [2, 5]})
-    noise = NoiseModel.from_config(config, table)
-    whole = pairs(reference, tmp_path / "whole", 10_000, noise)
-
-    def stop_in_the_middle(rows, seen=[]):  # noqa: B006
-        seen.append(rows)
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        pairs(reference, tmp_path / "parts", 300, noise, stop_in_the_middle)
-    calls: list[int] = []
-    parts = pairs(reference, tmp_path / "parts", 300, noise, calls.append)
-    assert calls == [600, 300, 300, 234]
-    for name in ("theta", "flux", "simulation"):
-        np.testing.assert_array_equal(parts[name], whole[name])
-
-
-def test_unfinished_simulations_are_refused(reference, tmp_path):
-    shutil.copytree(reference / "simulations.zarr", tmp_path / "simulations.zarr")
-    (tmp_path / "simulations.zarr" / "flux" / "c" / "3" / "0").unlink()
-    with pytest.raises(StageError, match="not all there"):
-        pairs(tmp_path, tmp_path / "out", 200)
-    with pytest.raises(StageError, match="run the simulate stage first"):
-        pairs(tmp_path / "nowhere", tmp_path / "out", 200)

@@ -135,6 +135,15 @@ def test_a_posterior_from_elsewhere_costs_what_its_card_says():
     assert (unknown["once_core_s"], unknown["training_from"]) == (None, None)
 
 
+def test_pairs_cost_what_they_took_where_the_posterior_was_trained_on_them():
+    augmented = {"stage": "augment", "wall_s": 40.0, "core_s": 70.0, "rows": 50_000}
+    on_pairs = {**STAGES[1], "key": {"train": {}, "pairs": "hash"}}
+    assert cost_summary([*STAGES, augmented], [200.0], 1000, 2)["once_core_s"] == 600
+    assert cost_summary([STAGES[0], augmented, on_pairs, STAGES[2]], [200.0], 1000, 2)["once_core_s"] == 670
+    card = {"simulate_core_s": 500.0, "augment_core_s": 30.0, "train_core_s": 1500.0}
+    assert cost_summary(STAGES[2:], [200.0], 1000, 2, elsewhere=card)["once_core_s"] == 2030
+
+
 def test_at_break_even_the_neural_posterior_is_the_cheaper_and_one_galaxy_before_it_is_not():
     m, e, once = 7.3, 0.4, 600.0
     stages = [*STAGES[:2], {"stage": "map", "wall_s": 1.0, "core_s": 100 * e, "rows": 100}]

@@ -197,6 +197,20 @@ def test_n_is_the_configured_number_of_simulations(cli, monkeypatch, tmp_path):
     assert cli("simulate", "--n", "0", "-o", tmp_path / "new", "-q")[0] == 2
 
 
+def test_augment_takes_a_scheduler_and_makes_pairs_again(cli, monkeypatch, tmp_path):
+    seen = []
+
+    def augment(survey):
+        seen.append((survey.dask_address, survey.dashboards, (tmp_path / "run" / "pairs.zarr").exists()))
+
+    monkeypatch.setattr("digs_survey.run.survey.Survey.augment", augment)
+    (tmp_path / "run" / "pairs.zarr").mkdir(parents=True)
+    where = ("augment", "-o", tmp_path / "run", "-q", "--dask-scheduler-address", "tcp://somewhere:8786")
+    assert cli(*where)[0] == 0
+    assert cli(*where, "--redo")[0] == 0
+    assert seen == [("tcp://somewhere:8786", False, True), ("tcp://somewhere:8786", False, False)]
+
+
 def test_a_catalog_on_another_grid_is_refused_naming_both(cli, catalog, tmp_path):
     config = small_config()
     freeze(tmp_path / "model", config)

@@ -22,11 +22,15 @@ def test_presets_load_and_digs2022_is_the_papers():
     assert (config.train.amplitude, config.simulate.simulations) == ("equivariant", 2_000_000)
 
 
-def test_the_preset_paper_is_digs2022_with_the_papers_chains():
+def test_the_preset_paper_is_digs2022_with_the_papers_pairs_and_chains():
     paper, ours = load_config("paper"), load_config("digs2022")
     assert paper.make_prior() == ours.make_prior()
-    apart = {"audit", "prior"}
+    apart = {"audit": True, "prior": True, "simulate": {"simulations"}, "augment": True, "train": {"pairs"}}
     assert paper.model_dump(exclude=apart) == ours.model_dump(exclude=apart)
+    assert (paper.simulate.simulations, paper.augment.draws_per_spectrum) == (10_000, 200)
+    assert (paper.train.pairs, ours.train.pairs) == ("disk", "fresh")
+    # The number of noisy spectra in one pass of the training is the same.
+    assert 10_000 * 200 == ours.simulate.simulations
     own = {"galaxies": True, "mcmc": True}
     assert paper.audit.model_dump(exclude=own) == ours.audit.model_dump(exclude=own)
     mcmc = paper.audit.mcmc

@@ -11,8 +11,12 @@ import pytest
 import zarr
 from estimators import GRID, simulations, small_config
 
+from digs_survey import formats
 from digs_survey.errors import StageError
-from digs_survey.estimator.training.training_rows import Simulations, TrainingRows, check_recipe, held_rows
+from digs_survey.estimator.training.recipes import check_recipe
+from digs_survey.estimator.training.training_data import Simulations, held_rows
+from digs_survey.estimator.training.training_rows import TrainingRows
+from digs_survey.identity import RunIdentity
 from digs_survey.spectra import WavelengthGrid
 
 
@@ -141,12 +145,8 @@ def test_theta_that_is_not_in_the_prior_is_named(value):
 
 
 def recipe(config, grid=GRID):
-    return {
-        "stream": "simulate",
-        "model": config.model.model_dump(mode="json"),
-        "prior": config.make_prior().to_dict(),
-        "grid": grid.to_dict(),
-    }
+    identity = RunIdentity.of_config(config, grid)
+    return {"format": formats.SIMULATIONS, "stream": "simulate", **identity.key("model", "prior", "grid")}
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ def recipe(config, grid=GRID):
     [
         ("model.zred=0.1", "model.zred: simulations 1e-05, configuration 0.1"),
         ("model.source=fsps", "model.source: simulations bc03, configuration fsps"),
-        ("prior.tage={low=0.01, high=5.0}", "prior.tage.high: simulations 4.0, configuration 5.0"),
-        ("model.sfh=constant", "prior.logtau.low: simulations -1.0, configuration None"),
+        ("prior.tage={low=0.01, high=5.0}", "prior.tage: simulations [0.01, 4.0], configuration [0.01, 5.0]"),
+        ("model.sfh=constant", "prior.logtau: simulations [-1.0, 1.0], configuration None"),
     ],
 )
 def test_simulations_of_other_settings_are_refused_by_field(override, named):

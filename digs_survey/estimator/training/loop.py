@@ -1,4 +1,4 @@
-"""The training loop: NPE with fresh noise for every batch, on one worker or many.
+"""The training loop: NPE on noisy spectra in batches, on one worker or many.
 
 Batches, noise and weights are fixed by the seed: what a worker does depends on the run's seed, the member of the
 ensemble, the epoch and the step alone, so that a run that was killed goes on from its checkpoint to the same weights.
@@ -19,8 +19,9 @@ from numpy.typing import ArrayLike
 
 from digs_survey.config import SurveyConfig, TrainConfig
 from digs_survey.errors import StageError
+from digs_survey.estimator.training.sources import FreshNoise, StoredPairs
 from digs_survey.estimator.training.trainer import Explosion, Trainer, Worker, blank_estimator, prepare_estimator
-from digs_survey.estimator.training.training_rows import Simulations
+from digs_survey.estimator.training.training_data import Pairs, Simulations
 from digs_survey.noise.model import NoiseModel
 from digs_survey.store.locations import is_file
 from digs_survey.store.storage import read_bytes, write_bytes
@@ -74,6 +75,7 @@ def fit(
     checkpoint: Path,
     key: str,
     *,
+    pairs: Pairs | None = None,
     worker: Worker | None = None,
     member: int = 0,
     on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
@@ -92,6 +94,9 @@ def fit(
         Written by worker 0, read by all.
     key : str
         Hash of all that decides the weights but learning rate and clipping; see :func:`load_checkpoint`.
+    pairs : Pairs, optional
+        Noisy copies of these simulations to train on as they are, in the place of fresh noise for each batch. All pairs
+        of a simulation are for validation, or none is.
     worker : Worker, optional
     member : int
         Of an ensemble: enters the initial weights, the order of rows and their noise. Validation rows and the
@@ -113,7 +118,9 @@ def fit(
         If simulations cannot be trained on, or there are fewer than one batch.
     """
     worker, settings = worker or Worker(), config.train
-    with _one_thread(), Trainer(config, Simulations(theta, flux, config.make_prior()), noise, worker, member) as run:
+    simulations = Simulations(theta, flux, config.make_prior())
+    source = FreshNoise(config, simulations, noise) if pairs is None else StoredPairs(config, simulations, pairs)
+    with _one_thread(), Trainer(config, source, worker, member) as run:
         state = load_checkpoint(checkpoint, key, settings)
         if state is None:
             state = {"key": key, "epoch": 0, "history": [], "best_loss": math.inf, "best": None, "best_epoch": 0}

@@ -11,24 +11,23 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import StageError
 from digs_survey.estimator.features import Features
 from digs_survey.estimator.network import Estimator, build_estimator, resolve_device
-from digs_survey.estimator.training.fresh_noise import noisy_rows
 from digs_survey.estimator.training.optimiser import Soap
-from digs_survey.estimator.training.training_rows import Batch, Simulations, TrainingRows, held_rows, unconstrained
+from digs_survey.estimator.training.sources import FreshNoise, Prepared, Source
+from digs_survey.estimator.training.training_data import Simulations
+from digs_survey.estimator.training.training_rows import Batch, TrainingRows, unconstrained
 from digs_survey.noise.model import NoiseModel
 from digs_survey.simulate.seeding import stream_key
 
 __all__ = ["Explosion", "Trainer", "Worker", "blank_estimator", "prepare_estimator"]
 
-_FEATURE_ROWS = 50_000
 _WARM_UP = 0.02
 _FINAL_RATE = 1e-3
 _PART = 2048
@@ -73,39 +72,34 @@ def prepare_estimator(
 
     Takes what :func:`fit` takes.
     """
-    simulations = Simulations(theta, flux, config.make_prior())
-    return _with_statistics(config, *simulations.gather(_feature_rows(config, len(simulations)))[0], noise, member)
+    source = FreshNoise(config, Simulations(theta, flux, config.make_prior()), noise)
+    return _with_statistics(config, source.prepare(), member)
 
 
 class Trainer:
     """Data, network, optimiser and threads of one worker."""
 
-    def __init__(
-        self, config: SurveyConfig, simulations: Simulations, noise: NoiseModel, worker: Worker, member: int
-    ) -> None:
+    def __init__(self, config: SurveyConfig, source: Source, worker: Worker, member: int) -> None:
         settings = config.train
-        self.config, self.noise, self.worker, self.member = config, noise, worker, member
+        self.config, self.source, self.worker, self.member = config, source, worker, member
         self.device = resolve_device(settings.device)
         on_cpu = self.device.type == "cpu"
         self.half = settings.precision == "bfloat16" or (settings.precision == "auto" and not on_cpu)
         self.threads = settings.threads_per_worker if on_cpu else 1
-        held = held_rows(len(simulations), settings.validation_fraction, config.seed)
-        batch = min(settings.batch_size, len(simulations) - len(held))
+        rows = source.rows
+        batch = min(settings.batch_size, len(rows) - len(source.held))
         if batch < worker.size:
-            raise StageError(
-                f"train: {len(simulations)} simulations are too few for {worker.size} workers; simulate more"
-            )
-        validation, statistics = simulations.gather(held, _feature_rows(config, len(simulations)))
-        self.estimator = _with_statistics(config, *statistics, noise, member).to(self.device)
+            raise StageError(f"train: {len(rows)} {rows.name} are too few for {worker.size} workers; simulate more")
+        prepared = source.prepare()
+        self.estimator = _with_statistics(config, prepared, member).to(self.device)
         self.parameters = list(self.estimator.parameters())
         self.optimiser = Soap(self.parameters)
-        self.rows = TrainingRows(simulations, held, batch, settings.buffer_rows)
+        self.rows = TrainingRows(rows, source.held, batch, settings.buffer_rows)
         self.mine = _share(batch, worker)
-        part = _share(len(held), worker)
-        self.held_u = unconstrained(simulations.prior, validation[0][part])
-        spectra = torch.from_numpy(validation[1][part])
-        self.held_flux = noisy_rows(spectra, noise, config.seed, "validation", part.start)
-        self.held = len(held)
+        self.held = len(prepared.theta)
+        part = _share(self.held, worker)
+        self.held_u = unconstrained(rows.prior, prepared.theta[part])
+        self.held_flux = source.noisy(torch.from_numpy(prepared.flux[part]), "validation", part.start)
         self.rate = 0.0
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="train")
 
@@ -152,7 +146,7 @@ class Trainer:
         parts = []
         for rows in _parts(self.mine, self.threads if self.device.type == "cpu" else 0):
             u, flux = (self._move(tensor) for tensor in batch(rows))
-            parts.append((u, self._pool.submit(noisy_rows, flux, self.noise, self.config.seed, stream, rows.start)))
+            parts.append((u, self._pool.submit(self.source.noisy, flux, stream, rows.start)))
         return parts
 
     def _move(self, tensor: Tensor) -> Tensor:
@@ -180,19 +174,9 @@ class Trainer:
         return float(shared[-1]), shared[:-1]
 
 
-def _feature_rows(config: SurveyConfig, count: int) -> NDArray[np.int64]:
-    held = held_rows(count, config.train.validation_fraction, config.seed)
-    rng = np.random.default_rng(stream_key(config.seed, "features"))
-    chosen = rng.choice(count, min(count, _FEATURE_ROWS), replace=False, shuffle=False)
-    return np.setdiff1d(chosen, held)
-
-
-def _with_statistics(
-    config: SurveyConfig, theta: NDArray[np.float64], flux: NDArray[np.float32], noise: NoiseModel, member: int
-) -> Estimator:
-    estimator = blank_estimator(config, flux.shape[1], member)
-    rng = np.random.default_rng(stream_key(config.seed, "features/noise"))
-    estimator.features.fit(noise.draw(flux, rng), flux, theta)
+def _with_statistics(config: SurveyConfig, prepared: Prepared, member: int) -> Estimator:
+    estimator = blank_estimator(config, prepared.flux.shape[1], member)
+    estimator.features.fit(prepared.noisy, prepared.noiseless, prepared.statistics_theta)
     return estimator
 
 
