@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from digs_survey import formats
 from digs_survey.cluster.dask_session import run_shards
 from digs_survey.noise.model import NoiseModel
 from digs_survey.simulate.pair_shard import PairShards, open_simulations, stored_array
