@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line: its commands and options, and what they print. The work itself is done elsewhere."""
 
 from digs_survey.cli.stage_commands import app, main
 

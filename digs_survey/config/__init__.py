@@ -2,7 +2,7 @@
 
 from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, ImportanceConfig, MCMCConfig
 from digs_survey.config.noise_sections import MissingConfig, NoiseConfig
-from digs_survey.config.survey import (
+from digs_survey.config.survey_config import (
     GridConfig,
     MapConfig,
     ModelConfig,

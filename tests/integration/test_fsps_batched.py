@@ -43,7 +43,7 @@ def both(count, *overrides):
     what = config.model, prior, grid
     prospector = ProspectorSimulator(*what)
     # FSPS computes the populations of every metallicity for each object that it has: one is enough.
-    prospector.sps = FSPS.setdefault("sps", prospector.sps)
+    prospector.sps.ssp = FSPS.setdefault("ssp", prospector.sps.ssp)
     return config, theta, BatchedModel.from_config(*what), prospector
 
 TABLE = ("model.line_spread=table", "model.line_spread_angstrom=[2900,5000,10500]",
@@ -98,6 +98,7 @@ sampling = GridSampling(config.model, batched.grid)
 agebins = np.array([[0.0, 7.0], [7.0, 8.0], [8.0, 8.7], [8.7, 9.3], [9.3, 9.6]])
 masses = np.array([[0.05, 0.1, 0.2, 0.3, 0.35], [0.0, 0.001, 0.009, 0.19, 0.8], [0.9, 0.1, 0.0, 0.0, 0.0]])
 basis = prospect.sources.FastStepBasis(zcontinuous=1)
+basis.ssp = FSPS["ssp"]
 history = ("sfh", "const", "tau", "tage")
 fixed = {k: v for k, v in prospector.model.params.items() if k in basis.ssp.params.all_params and k not in history}
 rows, logzsol, dust2 = [], np.array([-1.3, -0.4, 0.1]), np.array([0.2, 0.5, 0.9])
