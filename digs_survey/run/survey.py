@@ -14,6 +14,7 @@ import zarr
 
 from digs_survey import formats
 from digs_survey.catalog import Catalog
+from digs_survey.config import SurveyConfig
 from digs_survey.errors import CatalogError
 from digs_survey.estimator.artefact import check_grid, identify, load_artefact, update_card
 from digs_survey.identity import RunIdentity
@@ -370,10 +371,10 @@ class Survey(RunDirectory):
     def _pairs(self, identity: RunIdentity) -> tuple[Path, str] | tuple[None, None]:
         """Return the pairs that training reads, and what identifies them; none where noise is fresh."""
         if self.config.train.pairs == "fresh":
-            if self._is_done("augment"):
+            if self._is_done("augment") or self.config.augment != SurveyConfig().augment:
                 self.progress.say(
-                    "train: noise is drawn afresh for each batch, and the pairs of the augment stage are not read; "
-                    "train.pairs = 'disk' reads them"
+                    "train: noise is drawn afresh for each batch; [augment] and its pairs are not used, as they are "
+                    "with train.pairs = 'disk'"
                 )
             return None, None
         pairs = self._needs("augment")

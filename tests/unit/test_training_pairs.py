@@ -345,11 +345,17 @@ def test_training_on_pairs_needs_them_finished_and_of_these_settings(run_dir):
     assert not survey_in(run_dir, *SETTINGS, "train.epochs=1").train()
 
 
-def test_pairs_that_are_not_read_are_told(run_dir):
-    survey_in(run_dir, *SETTINGS).augment()
-    fresh = survey_in(run_dir, "train.epochs=1", "train.batch_size=64", f"augment.draws_per_spectrum={COPIES}")
-    assert fresh.train()
-    assert any("pairs of the augment stage are not read" in line for line in fresh.progress.lines)
+def told_of_pairs(survey):
+    survey.train()
+    return any("[augment] and its pairs are not used" in line for line in survey.progress.lines)
+
+
+def test_settings_and_pairs_that_are_not_used_are_told(run_dir):
+    settings = ("train.epochs=1", "train.batch_size=64")
+    assert not told_of_pairs(survey_in(run_dir, *settings))
+    assert told_of_pairs(survey_in(run_dir, *settings, "augment.draws_per_spectrum=200"))
+    survey_in(run_dir).augment()
+    assert told_of_pairs(survey_in(run_dir, *settings))
     assert "pairs" not in read_json(run_dir / "model" / "card.json")["training"]
 
 
