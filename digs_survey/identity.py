@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from digs_survey.config import ModelConfig, SurveyConfig
-from digs_survey.config.survey import Bounds
+from digs_survey.config.survey_config import Bounds
 from digs_survey.errors import ConfigError
 from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import Prior
