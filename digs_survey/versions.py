@@ -1,4 +1,4 @@
-"""Versions of the code that is at work: of the packages that decide results, and of the checkout."""
+"""Versions of the code that is at work: of this package, of those that decide results, and of the checkout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-__all__ = ["git_commit", "versions"]
+__all__ = ["__version__", "git_commit", "versions"]
+
+__version__ = "0.1.0"
 
 
 def git_commit() -> str | None:

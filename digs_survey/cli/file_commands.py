@@ -21,7 +21,7 @@ from digs_survey.cli.options import (
 )
 from digs_survey.errors import MissingDependencyError, StageError
 from digs_survey.logs.progress import ProgressReporter
-from digs_survey.store.locations import check_reachable, exists, is_file, location
+from digs_survey.store.locations import check_reachable, exists, location
 
 __all__ = ["app"]
 
@@ -121,32 +121,14 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
 ) -> None:
     """Write the percentile table as FITS, ECSV, VOTable, CSV or Parquet, with units and descriptions."""
-    from digs_survey.errors import RunDirectoryError
-    from digs_survey.results.export import export_table
-    from digs_survey.run.manifest import RunManifest
+    from digs_survey.results.export import ENDINGS
+    from digs_survey.run.opened_run import open_run
 
-    check_reachable(run_dir)
+    run = open_run(run_dir)
     check_reachable(out)
-    stages = RunManifest(run_dir).stages
-    final = stages.get("escalate", {}).get("status") == "done"
-    source = run_dir / ("results.parquet" if final else "percentiles.parquet")
-    if not exists(source):
-        raise RunDirectoryError(f"{run_dir} has no {source.name}; run 'digs-survey map' first")
-    made = stages.get("map", {})
-    if made.get("status", "done") != "done":
-        raise RunDirectoryError(f"{run_dir}: the map stage is {made['status']}, not done; run 'digs-survey map' first")
-    endings = {
-        ".fits": "fits",
-        ".ecsv": "ecsv",
-        ".vot": "votable",
-        ".xml": "votable",
-        ".csv": "csv",
-        ".parquet": "parquet",
-    }
-    chosen = table_format.value if table_format else endings.get(out.suffix)
-    if chosen is None:
-        raise typer.BadParameter(f"{out.name}: expected an ending of {', '.join(endings)}, or --format")
-    export_table(source, out, chosen, overwrite=overwrite, rows=made.get("rows"))
+    if table_format is None and out.suffix not in ENDINGS:
+        raise typer.BadParameter(f"{out.name}: expected an ending of {', '.join(ENDINGS)}, or --format")
+    run.export(out, table_format and table_format.value, overwrite=overwrite)
     print(out)
 
 
@@ -163,9 +145,9 @@ def status(
     from rich.console import Console
     from rich.table import Table
 
-    from digs_survey.run.status import run_status
+    from digs_survey.run.opened_run import open_run
 
-    stages = run_status(run_dir)
+    stages = open_run(run_dir).status()
     if as_json:
         print(json.dumps([asdict(stage) for stage in stages], indent=1))
         return
@@ -213,13 +195,9 @@ def replay(
     run_dir: RunDir = RunDirDefault,
 ) -> None:
     """Compute one galaxy's row again, bit for bit, and print where everything in it came from (JSON)."""
-    from digs_survey.config import load_config
-    from digs_survey.errors import RunDirectoryError
-    from digs_survey.run.replay import replay as replay_rows
+    from digs_survey.run.opened_run import open_run
 
-    if not is_file(run_dir / "config.toml"):
-        raise RunDirectoryError(f"{run_dir}: no config.toml there; expected a run directory of digs-survey")
-    found = replay_rows(run_dir, load_config(run_dir / "config.toml"), galaxy_id)
+    found = open_run(run_dir).replay(galaxy_id)
     for row in found:
         print(json.dumps(row.to_dict(), indent=1))
     changed = sorted({name for row in found for name in row.differing})

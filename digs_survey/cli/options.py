@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from digs_survey.logs.progress import ProgressReporter
 from digs_survey.run.stages import STAGES
 from digs_survey.store.locations import location
 
@@ -95,13 +94,13 @@ def survey_at(
     dashboards: bool = False,
 ) -> Iterator[Survey]:
     """Open a run directory with what the options say."""
-    from digs_survey.run.opening import open_survey
+    from digs_survey.run.survey import Survey
 
-    with open_survey(
+    with Survey.open(
         run_dir,
         config,
         overrides or [],
-        ProgressReporter(quiet=quiet),
+        quiet=quiet,
         dask_address=dask,
         ray_address=ray,
         dashboards=dashboards,

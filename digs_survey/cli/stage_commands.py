@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 
-from digs_survey import __version__
 from digs_survey.cli import file_commands as cli_files
 from digs_survey.cli.options import (
     CatalogArgument,
@@ -32,6 +31,7 @@ from digs_survey.cli.options import (
 from digs_survey.errors import DigsError, MissingDependencyError
 from digs_survey.store.locations import explain, location, store_errors
 from digs_survey.store.retry import is_full
+from digs_survey.versions import __version__
 
 __all__ = ["app", "main"]
 

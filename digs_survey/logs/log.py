@@ -19,9 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from digs_survey import __version__
 from digs_survey.errors import DigsError
 from digs_survey.logs.command_line import safe_command
+from digs_survey.versions import __version__
 
 __all__ = ["RunLog", "event", "exit_code", "run_log", "stage_log"]
 

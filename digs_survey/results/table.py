@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from digs_survey import __version__
 from digs_survey.errors import StageError
 from digs_survey.parameters import Prior
 from digs_survey.quality import DESCRIPTIONS, NO_POSTERIOR, QualityFlag
 from digs_survey.results.columns import COLUMNS, Column, When, find_column, percentile, ucd
+from digs_survey.versions import __version__
 
 if TYPE_CHECKING:
     import pyarrow as pa

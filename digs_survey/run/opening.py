@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from digs_survey.catalog import Catalog, validate_catalog
 from digs_survey.catalog.prepare import require_rest_frame
 from digs_survey.cluster.dashboards import check_dashboards
-from digs_survey.config import load_config
+from digs_survey.config import SurveyConfig, load_config
 from digs_survey.logs.log import run_log
 from digs_survey.logs.progress import ProgressReporter
 from digs_survey.run.lock import run_lock
 from digs_survey.run.manifest import RunManifest
-from digs_survey.run.remote_lock import RemoteLock
 from digs_survey.run.survey import Survey
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.store.locations import check_reachable, is_file, is_remote
+from digs_survey.store.locations import check_reachable, is_file
 
 __all__ = ["open_survey"]
 
@@ -28,8 +27,8 @@ _CHECKED_ROWS = 200_000
 @contextmanager
 def open_survey(
     run_dir: Path,
-    config_source: str | Path | None,
-    overrides: list[str],
+    config_source: str | Path | SurveyConfig | None,
+    overrides: Iterable[str],
     progress: ProgressReporter,
     *,
     dask_address: str | None = None,
@@ -60,7 +59,10 @@ def open_survey(
     check_reachable(run_dir)
     with run_log(run_dir, progress.show) as log:
         stored = run_dir / "config.toml"
-        config = load_config(config_source or (stored if is_file(stored) else None), overrides)
+        if isinstance(config_source, SurveyConfig):
+            config = config_source
+        else:
+            config = load_config(config_source or (stored if is_file(stored) else None), overrides)
         grid = WavelengthGrid.from_config(config.grid)
         manifest = RunManifest(run_dir)
         if catalog is not None:
@@ -86,7 +88,7 @@ def open_survey(
             check_dashboards()
         run_dir.mkdir(parents=True, exist_ok=True)
         log.begin(config_hash=config.hash())
-        with RemoteLock(run_dir) if is_remote(run_dir) else run_lock(run_dir, progress.say):
+        with run_lock(run_dir, progress.say):
             survey = Survey(run_dir, config, RunManifest(run_dir), progress, dask_address, ray_address, dashboards)
             if redo is not None:
                 survey.redo(redo)

@@ -10,7 +10,6 @@ from typing import Any
 
 import tomli_w
 
-from digs_survey import __version__
 from digs_survey.catalog import Catalog
 from digs_survey.cluster.dashboards import with_dashboards
 from digs_survey.config import SurveyConfig
@@ -22,7 +21,7 @@ from digs_survey.run.manifest import RunManifest
 from digs_survey.run.stages import followers, stage_named
 from digs_survey.store.locations import exists
 from digs_survey.store.storage import remove, write_text
-from digs_survey.versions import versions
+from digs_survey.versions import __version__, versions
 
 __all__ = ["RunDirectory", "StageRun"]
 

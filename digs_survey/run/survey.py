@@ -6,7 +6,8 @@ prior -> simulate (-> augment) -> train -> frozen posterior -> map -> tables -> 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from digs_survey.config import SurveyConfig
 from digs_survey.errors import CatalogError
 from digs_survey.estimator.artefact import check_grid, identify, load_artefact, update_card
 from digs_survey.identity import RunIdentity
+from digs_survey.logs.progress import ProgressReporter
 from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.survey_noise import survey_noise
 from digs_survey.run.run_directory import RunDirectory
@@ -40,9 +42,74 @@ class Survey(RunDirectory):
     What a stage works with is imported when there is something to do, so that a finished run answers at once.
     """
 
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        run_dir: Path | str,
+        config: SurveyConfig | Path | str | None = None,
+        overrides: Iterable[str] = (),
+        *,
+        quiet: bool = False,
+        dask_address: str | None = None,
+        ray_address: str | None = None,
+        dashboards: bool = False,
+        redo: str | None = None,
+        catalog: Path | str | None = None,
+        simulates: bool = False,
+    ) -> Iterator[Survey]:
+        """Open a run directory for work, and keep other processes out of it meanwhile.
+
+        Parameters
+        ----------
+        run_dir : path-like
+            Made if it is not there. May be a URL of an object store.
+        config : SurveyConfig or path-like, optional
+            A configuration, a TOML file or the name of a preset; by default the run directory's own.
+        overrides : iterable of str
+            ``section.key=value`` each; not with a ``SurveyConfig``.
+        quiet : bool
+            No progress on stderr.
+        dask_address, ray_address : str, optional
+            Running clusters; without them this machine's cores are used.
+        dashboards : bool
+            Clusters that start on this machine have dashboards.
+        redo : str, optional
+            A stage whose results, and all that follow from them, are deleted first.
+        catalog : path-like, optional
+            A catalog that the work is for: it is checked before anything is written.
+        simulates : bool
+            The work needs stellar populations: whether they are there is checked before anything is written.
+
+        Raises
+        ------
+        ConfigError, CatalogError, MissingDependencyError, RunDirectoryError
+            As :func:`~digs_survey.run.opening.open_survey` says.
+
+        Examples
+        --------
+        >>> with Survey.open("runs/survey", "quick") as survey:  # doctest: +SKIP
+        ...     survey.run("catalog.zarr")
+        """
+        from digs_survey.run.opening import open_survey
+
+        with open_survey(
+            location(run_dir),
+            config,
+            overrides,
+            ProgressReporter(quiet=quiet),
+            dask_address=dask_address,
+            ray_address=ray_address,
+            dashboards=dashboards,
+            redo=redo,
+            catalog=None if catalog is None else location(catalog),
+            simulates=simulates,
+        ) as survey:
+            yield survey
+
     # -- the whole way ---------------------------------------------------------------------------------
 
-    def run(self, catalog: Path, retrain: bool = False) -> bool:
+    def run(self, catalog: Path | str, retrain: bool = False) -> bool:
         """Walk all stages for a catalog; return whether there was anything to do.
 
         Without ``retrain``, a posterior that ships with the package takes the place of simulation and training
@@ -60,13 +127,13 @@ class Survey(RunDirectory):
         ]
         return any(did)
 
-    def _make_posterior(self, catalog: Path) -> list[bool]:
+    def _make_posterior(self, catalog: Path | str) -> list[bool]:
         pairs = self.config.train.pairs == "disk"
         return [self.simulate(catalog), *([self.augment()] if pairs else []), self.train()]
 
     # -- stages ----------------------------------------------------------------------------------------
 
-    def simulate(self, catalog: Path | None = None) -> bool:
+    def simulate(self, catalog: Path | str | None = None) -> bool:
         """Compute the noiseless simulations on the catalog's grid, or on the configured one."""
         grid, entry = WavelengthGrid.from_config(self.config.grid), None
         if catalog is not None:
@@ -177,13 +244,13 @@ class Survey(RunDirectory):
                 stage.advance(1)
         return bool(stage)
 
-    def map(self, catalog: Path, model: Path | None = None) -> bool:
+    def map(self, catalog: Path | str, model: Path | str | None = None) -> bool:
         """Apply a frozen posterior to every row of a catalog and write the tables.
 
         Parameters
         ----------
-        catalog : Path
-        model : Path, optional
+        catalog : path-like
+        model : path-like, optional
             Folder of the posterior; by default that of the run itself.
 
         Raises
@@ -191,7 +258,7 @@ class Survey(RunDirectory):
         ConfigError
             If the configuration sets another model, prior or noise than the posterior's.
         """
-        folder = model or self._needs("train")
+        folder = self._needs("train") if model is None else location(model)
         opened = Catalog.open(catalog)
         entry = self._catalog_entry(opened, "catalog")
         identity = identify(folder, seed=self.config.seed, catalog=entry["fingerprint"])
@@ -332,7 +399,7 @@ class Survey(RunDirectory):
         grid = WavelengthGrid.from_array(wave)
         return RunIdentity.of_config(self.config, grid, self._noise(simulations))
 
-    def _shipped(self, catalog: Path) -> Path | None:
+    def _shipped(self, catalog: Path | str) -> Path | None:
         from digs_survey.estimator.shipped import find_shipped
 
         # Who asks for pairs asks for a posterior that is trained on them.

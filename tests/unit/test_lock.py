@@ -15,14 +15,14 @@ from filelock import FileLock
 
 from digs_survey.errors import RunDirectoryError
 from digs_survey.logs.command_line import safe_command
-from digs_survey.run import lock
-from digs_survey.run.lock import Holder, run_lock
+from digs_survey.run import local_lock as lock
+from digs_survey.run.local_lock import Holder, local_lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from digs_survey.run.lock import run_lock
-with run_lock(Path(sys.argv[1])):
+from digs_survey.run.local_lock import local_lock
+with local_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(120)
 """
@@ -44,7 +44,7 @@ def other(tmp_path):
 
 def take(folder):
     said = []
-    with run_lock(folder, said.append):
+    with local_lock(folder, said.append):
         pass
     return said
 
@@ -74,11 +74,11 @@ def test_killed_process_frees_the_directory(other, tmp_path):
 
 
 def test_lock_is_left_as_if_it_had_never_been(tmp_path):
-    with run_lock(tmp_path) as me:
+    with local_lock(tmp_path) as me:
         assert Holder.read(tmp_path / ".lock.json") == me
         assert me.pid == os.getpid()
     assert not (tmp_path / ".lock.json").exists()
-    with pytest.raises(ValueError, match="from inside"), run_lock(tmp_path):
+    with pytest.raises(ValueError, match="from inside"), local_lock(tmp_path):
         raise ValueError("from inside")
     assert take(tmp_path) == []
 
@@ -104,7 +104,7 @@ def test_flock_that_does_not_reach_another_host(tmp_path):
 def test_heart_beats_while_the_lock_is_held(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.02)
     note = tmp_path / ".lock.json"
-    with run_lock(tmp_path):
+    with local_lock(tmp_path):
         os.utime(note, (0, 0))
         deadline = time.monotonic() + 10
         while note.stat().st_mtime == 0:

@@ -18,7 +18,7 @@ from digs_survey.results.export.votable import write_votable
 from digs_survey.store.locations import exists, location
 from digs_survey.store.storage import new_file
 
-__all__ = ["FORMATS", "StoredTable", "export_table"]
+__all__ = ["ENDINGS", "FORMATS", "StoredTable", "export_table"]
 
 FORMATS: dict[str, Callable[[StoredTable, Path], None]] = {
     "fits": write_fits,
@@ -28,6 +28,15 @@ FORMATS: dict[str, Callable[[StoredTable, Path], None]] = {
     "parquet": write_parquet,
 }
 """Name of each format and what writes it."""
+ENDINGS = {
+    ".fits": "fits",
+    ".ecsv": "ecsv",
+    ".vot": "votable",
+    ".xml": "votable",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+"""Endings of files, and the format that each one means."""
 
 
 def export_table(

@@ -1,0 +1,242 @@
+"""A run opened for reading: its tables, its posteriors, what its audit found, and what can be asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from digs_survey.config import SurveyConfig, load_config
+from digs_survey.errors import CatalogError, DigsError, RunDirectoryError
+from digs_survey.run.manifest import RunManifest
+from digs_survey.run.stages import stage_named
+from digs_survey.store.locations import check_reachable, exists, is_file, location
+from digs_survey.store.storage import read_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import xarray as xr
+
+    from digs_survey.identity import RunIdentity
+    from digs_survey.run.replay import Replay
+    from digs_survey.run.status import StageStatus
+
+__all__ = ["GalaxyDraws", "Run", "open_run"]
+
+
+@dataclass(frozen=True)
+class GalaxyDraws:
+    """Draws of one galaxy's neural posterior.
+
+    Attributes
+    ----------
+    galaxy_id : int or str
+    row : int
+        In the catalog.
+    parameters : tuple of str
+    units : tuple of str
+        Of the parameters, as :mod:`astropy.units` reads them.
+    theta : ndarray of float64, shape (draw, parameter)
+        NaN where the row has no posterior.
+    quality : int
+        Bits of :class:`~digs_survey.quality.QualityFlag`.
+    """
+
+    galaxy_id: Any
+    row: int
+    parameters: tuple[str, ...]
+    units: tuple[str, ...]
+    theta: NDArray[np.float64]
+    quality: int
+
+
+class Run:
+    """A run directory, opened for reading; see :func:`open_run`.
+
+    Attributes
+    ----------
+    run_dir : Path
+    manifest : RunManifest
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.manifest = RunManifest(run_dir)
+
+    @cached_property
+    def config(self) -> SurveyConfig:
+        """The run's configuration."""
+        return load_config(self._there("config.toml", "simulate"))
+
+    @cached_property
+    def identity(self) -> RunIdentity:
+        """The posterior and the catalog of the tables, with the posterior's model, prior, noise and grid."""
+        return self.manifest.identity(self.config.seed)
+
+    @property
+    def table_path(self) -> Path:
+        """The table of results: ``results.parquet`` where the run was escalated, else ``percentiles.parquet``.
+
+        Raises
+        ------
+        RunDirectoryError
+            If nothing is mapped, or not to its end.
+        """
+        stages = self.manifest.stages
+        final = stages.get("escalate", {}).get("status") == "done"
+        path = self._there("results.parquet" if final else "percentiles.parquet", "map")
+        made = stages.get("map", {})
+        if made.get("status", "done") != "done":
+            raise RunDirectoryError(
+                f"{self.run_dir}: the map stage is {made['status']}, not done; run 'digs-survey map' first"
+            )
+        return path
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of the table, as the manifest counts them; None where nothing is mapped."""
+        return self.manifest.stages.get("map", {}).get("rows")
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the table of results, one row for each row of the catalog.
+
+        Parameters
+        ----------
+        columns : sequence of str, optional
+            By default all. ``docs/columns.md`` has their names; fields carry units and descriptions as metadata.
+
+        Examples
+        --------
+        >>> open_run("runs/survey").table(["galaxy_id", "logmass_p50"])  # doctest: +SKIP
+        """
+        from digs_survey.report.load import open_table
+
+        return open_table(self.table_path).to_table(columns=None if columns is None else list(columns))
+
+    def dataset(self) -> xr.Dataset:
+        """Return ``posterior.zarr``, whose arrays are read when they are used."""
+        import xarray as xr
+
+        path = self._there("posterior.zarr", "map")
+        return xr.open_zarr(str(path), consolidated=False, chunks=None)
+
+    def posterior(self, galaxy_id: int | str, draws: int | None = None) -> GalaxyDraws:
+        """Draw from the neural posterior of one galaxy, as the map did.
+
+        Parameters
+        ----------
+        galaxy_id : int or str
+            As the catalog has it.
+        draws : int, optional
+            By default those of ``map.draws``, which the table's percentiles are of.
+
+        Raises
+        ------
+        CatalogError
+            If no row has the identifier, or several have it.
+        RunDirectoryError
+            If the catalog or the posterior is not there any more, or is another one now.
+        """
+        from digs_survey.catalog import Catalog
+        from digs_survey.catalog.prepare import prepare
+        from digs_survey.estimator.posterior import FrozenPosterior
+        from digs_survey.quality import NO_POSTERIOR
+
+        identity = self.identity
+        catalog = Catalog.open(location(self.manifest.data["inputs"]["catalog"]["path"]))
+        found = catalog.find(str(galaxy_id)).tolist()
+        if len(found) != 1:
+            where = f"expected one row of {catalog.path} to have it, found {len(found)}"
+            raise CatalogError(f"galaxy_id {galaxy_id}: {where}")
+        block = catalog.rows(found[0], found[0] + 1)
+        least = self.config.map.min_good_fraction
+        row = prepare(block, catalog.grid.frame, identity.zred, least, keeps_negative=identity.noise.keeps_negative)
+        theta = FrozenPosterior.of(identity).sample(row.flux, draws or self.config.map.draws)[0]
+        quality: Any = zarr.open_group(str(self._there("posterior.zarr", "map")), mode="r")["quality"]
+        bits = int(quality[found[0]])
+        if bits & NO_POSTERIOR:
+            theta[:] = np.nan
+        return GalaxyDraws(
+            galaxy_id=block.galaxy_id[0],
+            row=found[0],
+            parameters=identity.prior.names,
+            units=tuple(parameter.unit for parameter in identity.prior.parameters),
+            theta=theta,
+            quality=bits,
+        )
+
+    @cached_property
+    def audit(self) -> dict[str, Any]:
+        """What the audit found: calibration, agreement with emcee, trust, cost; the contents of ``audit.json``."""
+        return read_json(self._there(stage_named("audit").outputs[0], "audit"))
+
+    def status(self) -> list[StageStatus]:
+        """Return how far each stage is, from the run's files alone."""
+        from digs_survey.run.status import run_status
+
+        return run_status(self.run_dir)
+
+    def replay(self, galaxy_id: int | str) -> list[Replay]:
+        """Compute the row of a galaxy once more, and compare it bit for bit; several where rows share an identifier."""
+        from digs_survey.run.replay import replay
+
+        return replay(self.run_dir, self.config, str(galaxy_id))
+
+    def export(self, out: Path | str, table_format: str | None = None, *, overwrite: bool = False) -> Path:
+        """Write the table of results as FITS, ECSV, VOTable, CSV or Parquet.
+
+        Parameters
+        ----------
+        out : path-like
+            The file to write.
+        table_format : {"fits", "ecsv", "votable", "csv", "parquet"}, optional
+            By default that of the file's ending.
+        overwrite : bool
+            Whether a file that is there may be replaced.
+        """
+        from digs_survey.results.export import ENDINGS, export_table
+
+        target = location(out)
+        chosen = table_format or ENDINGS.get(target.suffix)
+        if chosen is None:
+            raise DigsError(f"{target.name}: expected an ending of {', '.join(ENDINGS)}, or table_format")
+        return export_table(self.table_path, target, chosen, overwrite=overwrite, rows=self.rows)
+
+    def _there(self, name: str, stage: str) -> Path:
+        path = self.run_dir / name
+        if not exists(path):
+            raise RunDirectoryError(f"{self.run_dir} has no {name}; run 'digs-survey {stage}' first")
+        return path
+
+
+def open_run(run_dir: Path | str) -> Run:
+    """Open a run directory for reading; nothing is written to it.
+
+    Parameters
+    ----------
+    run_dir : path-like
+        May be a URL of an object store.
+
+    Raises
+    ------
+    RunDirectoryError
+        If it is none, or one of another format.
+
+    Examples
+    --------
+    >>> run = open_run("runs/survey")  # doctest: +SKIP
+    >>> run.table(["galaxy_id", "logmass_p50", "trust"]).to_pandas()  # doctest: +SKIP
+    >>> run.posterior("J0001").theta.shape  # doctest: +SKIP
+    (1000, 5)
+    """
+    path = location(run_dir)
+    check_reachable(path)
+    if not is_file(path / "manifest.json"):
+        raise RunDirectoryError(f"{path}: no manifest.json there; expected a run directory of digs-survey")
+    return Run(path)
