@@ -19,9 +19,10 @@ def name_violations(columns: Iterable[str]) -> Iterator[str]:
     for name in columns:
         alike[name.casefold()].append(name)
         if taken := taken_by(name):
+            alike_only = "" if f"'{name}'" in taken else ", where case does not count"
             yield (
-                f"{name}: expected a name that the results do not use, found that of {taken} (upper and lower case "
-                f"count as the same); rename the column in the catalog, for example to 'survey_{name}'"
+                f"{name}: expected a name that the results do not use, found that of {taken}{alike_only}; rename the "
+                f"column in the catalog, for example to 'survey_{name}'"
             )
     for names in alike.values():
         if len(names) > 1:

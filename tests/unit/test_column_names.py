@@ -84,6 +84,7 @@ def test_every_name_of_the_results_is_refused_in_any_case(refused: dict[str, str
         return
     assert refused[given].startswith(f"{given}: expected a name that the results do not use")
     assert f"'{name}'" in refused[given]
+    assert ("where case does not count" in refused[given]) == (given != name)
     assert f"for example to 'survey_{given}'" in refused[given]
 
 

@@ -59,6 +59,7 @@ def test_overrides_win_over_the_file(tmp_path):
         ("prior.age={low=0, high=1}", "unknown parameter 'age'"),
         ("prior.tage={low=3, high=1}", "prior.tage: expected finite low < high"),
         ("map.quantiles=[0.5, 0.16]", "increasing quantiles"),
+        ("map.quantiles=[0.16, 0.5, 0.50000001]", "found two of 50 %"),
         ("noise.fraction=-1", "noise.fraction"),
         ("noise.fraction=0", "kind = 'fractional' needs noise.fraction > 0"),
         ("noise={kind='catalog', space='log10'}", "kind = 'catalog' is Gaussian in flux; expected space = 'flux'"),
