@@ -94,7 +94,7 @@ def on_cores(work: Work, workers: int, times: int) -> tuple[list[float], list[fl
 def memory(count: int) -> tuple[float, float, float]:
     """Take the peak resident MiB of driver with scheduler and of a worker, and wall seconds, of ``simulate --n``."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "digs_survey.cli", "simulate", "--quiet", "--n", str(count)]
+        command = [sys.executable, "-m", "digs_survey", "simulate", "--quiet", "--n", str(count)]
         command += ["--run-dir", folder, "--config", "digs2022", "--set", "simulate.engine=batched"]
         start = time.perf_counter()
         with psutil.Popen(command, stdout=subprocess.DEVNULL) as driver:

@@ -49,7 +49,7 @@ def main() -> None:
     slow, fast, difference = _rates(config, 3 if args.quick else 7)
     with tempfile.TemporaryDirectory() as name:
         run_dir = Path(name) / "run"
-        command = [sys.executable, "-m", "digs_survey.cli", "run", str(SAMPLE), "--config", "quick", "--retrain"]
+        command = [sys.executable, "-m", "digs_survey", "run", str(SAMPLE), "--config", "quick", "--retrain"]
         settings = [part for setting in overrides for part in ("--set", setting)]
         subprocess.run([*command, "--run-dir", str(run_dir), "--quiet", *settings], check=True, capture_output=True)
         stage: dict[str, Any] = json.loads((run_dir / "manifest.json").read_text())["stages"]["audit"]

@@ -86,7 +86,7 @@ def main() -> None:
         _map(folder / "run", catalogs[max(sizes)], model, afresh=False)
         again = time.perf_counter() - started
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "digs_survey.cli", "map", "--help"], check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", "digs_survey", "map", "--help"], check=True, capture_output=True)
         startup = time.perf_counter() - started
         table.append(("the same command again, all done", [again], "s"))
         table.append(("of that, the command's own start", [startup], "s"))
@@ -150,7 +150,7 @@ def _map(run_dir: Path, catalog: Path, model: Path, *settings: str, afresh: bool
     if afresh:
         shutil.rmtree(run_dir, ignore_errors=True)
     overrides = [part for setting in settings for part in ("--set", setting)]
-    command = [sys.executable, "-m", "digs_survey.cli", "map", str(catalog), "--model", str(model), "--quiet"]
+    command = [sys.executable, "-m", "digs_survey", "map", str(catalog), "--model", str(model), "--quiet"]
     started = time.perf_counter()
     driver = subprocess.Popen(
         [*command, "--run-dir", str(run_dir), "--config", "digs2022", *overrides], stdout=subprocess.DEVNULL

@@ -9,25 +9,28 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import zarr
-from survey import ROWS, contents, make_survey, run
+from survey import ROWS, contents, run
 
-from digs_survey.audit.trust import read_predictors
+import digs_survey as ds
+from digs_survey.audit.trust import TrustModel, read_predictors
 from digs_survey.config import load_config
 from digs_survey.importance.weights import effective_sample_size, log_ratios
 from digs_survey.quality import QualityFlag
 from digs_survey.refine.reweigh import ReweighSetup, reweigh_rows
 from digs_survey.run.verify import verify_run
-from digs_survey.spectra import WavelengthGrid
 
 pytestmark = pytest.mark.slow
 
-# Chains are short, and any length will do. So much noise that a small network's draws can be weighed.
+# Chains are short, and any length will do. So much noise that a small network's draws can be weighed. Half of the rows
+# are audited, which is enough to learn trust from.
 SHORT = [
     f"--set={setting}"
     for setting in (
         "simulate.engine=batched",
         "noise.fraction=0.5",
         "map.derived=['sfr_100', 'surviving_mass']",
+        "audit.galaxies=24",
+        "audit.checked_galaxies=0",
         "audit.mcmc.engine=batched",
         "audit.mcmc.moves=stretch",
         "audit.mcmc.walkers=40",
@@ -36,30 +39,28 @@ SHORT = [
         "audit.mcmc.autocorrelation_times=0.001",
     )
 ]
-GENEROUS = ("--set", "escalate.core_hours=1", "--set", "escalate.draws=2000", "--set", "escalate.trust_threshold=0.7")
+GENEROUS = ("--set", "escalate.core_hours=1", "--set", "escalate.draws=2000")
 
 
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory):
-    """A run to whose audit a model of trust was given that distrusts narrow posteriors."""
-    folder = tmp_path_factory.mktemp("escalate")
-    catalog, toml, config = make_survey(folder)
-    run_dir = folder / "run"
-    finished = run("run", catalog, "-c", toml, *SHORT, "-o", run_dir)
-    assert finished.returncode == 0, finished.stderr
-    assert "trust is not known: too few audited rows" in finished.stderr
-    audit = json.loads((run_dir / "audit.json").read_text())
-    assert audit["trust"]["model"] is None
-    assert audit["trust"]["rows"] == 1
-    mapped, prior = zarr.open_group(str(run_dir / "posterior.zarr"), mode="r"), config.make_prior()
-    narrowness = read_predictors(mapped, slice(None), prior, len(WavelengthGrid.from_config(config.grid)))["narrow"]
-    # At the median of the rows the disagreement that is expected is the tolerance.
-    narrow = {"centre": float(np.median(narrowness)), "scale": float(np.std(narrowness)), "coefficient": 1.0}
-    model = {"predictors": {"narrow": narrow}, "intercept": np.log(0.3), "scatter": 0.8, "tolerance_sigma": 0.3}
-    audit["trust"] |= {"model": model, "auc": 0.8, "auc_95": [0.7, 0.9], "rank_correlation": 0.6}
-    audit["trust"] |= {"mean_trust": 0.5, "share_within": 0.5}
-    (run_dir / "audit.json").write_text(json.dumps(audit))
+def audited(build_once, survey):
+    """A run whose audit has learned trust from the rows that it fitted."""
+
+    def build(folder):
+        finished = run("run", survey[0], "-c", survey[1], *SHORT, "-o", folder / "run")
+        assert finished.returncode == 0, finished.stderr
+
+    run_dir = build_once("audited", build) / "run"
+    learned = json.loads((run_dir / "audit.json").read_text())["trust"]
+    assert learned["rows"] >= 20
+    assert learned["model"] is not None
     return run_dir
+
+
+def threshold(run_dir):
+    """A trust below which half of the rows are that the audit did not fit."""
+    table = table_of(run_dir)
+    return float(np.median(table.trust[table.tier == 0]))
 
 
 def table_of(run_dir, name="results.parquet"):
@@ -69,28 +70,37 @@ def table_of(run_dir, name="results.parquet"):
 def test_without_a_budget_rows_are_told_apart_and_audited_ones_are_emcees(audited, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(audited, run_dir)
-    finished = run("escalate", "-o", run_dir, "--redo")
+    least = threshold(audited)
+    finished = run("escalate", "-o", run_dir, "--redo", "--set", f"escalate.trust_threshold={least}")
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.split() == [str(run_dir / "results.parquet"), str(run_dir / "escalate.json")]
     before, after = table_of(run_dir, "percentiles.parquet"), table_of(run_dir)
     assert after.columns.tolist() == [*before.columns, "trust", "tier"]
     assert after.galaxy_id.tolist() == before.galaxy_id.tolist()
     galaxies = zarr.open_group(str(run_dir / "audit.zarr"), mode="r")["galaxies"]
-    (row,) = galaxies["row"][:].tolist()
-    assert after.tier.tolist() == [2 * (k == row) for k in range(ROWS)]
-    chain = galaxies["mcmc"][0]
+    fitted = galaxies["row"][:][galaxies["converged"][:]]
+    assert fitted.size >= 20
+    assert after.tier.tolist() == [2 * (row in fitted) for row in range(ROWS)]
+    chains = galaxies["mcmc"][:][galaxies["converged"][:]]
     for k, name in enumerate(galaxies["parameter"][:]):
-        assert after[f"{name}_p84"][row] == pytest.approx(np.quantile(chain[:, k], 0.84), rel=1e-6)
-    same = np.arange(ROWS) != row
+        np.testing.assert_allclose(after[f"{name}_p84"][fitted], np.quantile(chains[..., k], 0.84, axis=1), rtol=1e-6)
+    same = ~np.isin(np.arange(ROWS), fitted)
     kept = [name for name in before.columns if name != "quality"]
     assert after[kept][same].equals(before[kept][same])
-    assert 0 < (after.trust < 0.5).sum() < ROWS
     low = (after.quality & int(QualityFlag.LOW_TRUST)) != 0
-    assert low.tolist() == ((after.trust < 0.5) & same).tolist()
+    assert low.tolist() == ((after.trust < least) & same).tolist()
+    assert 0 < low.sum() < same.sum()
     told = json.loads((run_dir / "escalate.json").read_text())
-    assert told["rows"] == {"neural posterior": ROWS - 1, "importance weights": 0, "emcee": 1}
+    assert told["rows"] == {"neural posterior": same.sum(), "importance weights": 0, "emcee": fitted.size}
     assert (told["low_trust"], told["without_trust"]) == (low.sum(), 0)
-    assert f"{low.sum()} rows keep one with a trust below 0.5" in finished.stderr
+    assert f"{low.sum()} rows keep one with a trust below {least:g}" in finished.stderr
+
+    # Trust is the audit's own model of what the table has, and nothing else.
+    mapped = zarr.open_group(str(run_dir / "posterior.zarr"), mode="r")
+    identity = ds.open_run(run_dir).identity
+    model = TrustModel.from_dict(json.loads((run_dir / "audit.json").read_text())["trust"]["model"])
+    found = read_predictors(mapped, slice(None), identity.prior, len(identity.grid))
+    np.testing.assert_allclose(after.trust, model.trust(np.stack([found[n] for n in model.names], axis=-1)), rtol=1e-6)
 
     # While the table is being made, or when that was killed, the report is of the audit.
     manifest = json.loads((run_dir / "manifest.json").read_text())
@@ -105,7 +115,9 @@ def test_without_a_budget_rows_are_told_apart_and_audited_ones_are_emcees(audite
 def test_a_budget_gives_weights_first_and_emcee_to_the_rest_and_resumes(audited, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(audited, run_dir)
-    finished = run("escalate", "-o", run_dir, "--redo", *GENEROUS, "--set", "escalate.min_ess=20")
+    least = threshold(audited)
+    settings = (*GENEROUS, "--set", f"escalate.trust_threshold={least}", "--set", "escalate.min_ess=20")
+    finished = run("escalate", "-o", run_dir, "--redo", *settings)
     assert finished.returncode == 0, finished.stderr
     told = json.loads((run_dir / "escalate.json").read_text())
     assert told["wanted"] == told["weighed"] > 0
@@ -121,7 +133,7 @@ def test_a_budget_gives_weights_first_and_emcee_to_the_rest_and_resumes(audited,
         assert (after[column][~changed] == before[column][~changed]).all()
         assert (after[column][changed] != before[column][changed]).all()
     assert (np.diff(after[[f"tage_{q}" for q in ("p2_5", "p16", "p50", "p84", "p97_5")]], axis=1) >= 0).all()
-    assert (after.trust[changed & (after.tier == 1)] < 0.7).all()
+    assert (after.trust[after.tier == 1] < least).all()
     assert verify_run(run_dir) == []
 
     # Killed after its work and before its table was complete, and with a part that is damaged.
@@ -143,7 +155,7 @@ def test_a_budget_gives_weights_first_and_emcee_to_the_rest_and_resumes(audited,
 
     refused = run("escalate", "-o", run_dir, "--set", "escalate.trust_threshold=0.9")
     assert refused.returncode == 6
-    assert "escalate.trust_threshold: was 0.7, now 0.9" in refused.stderr
+    assert f"escalate.trust_threshold: was {least}, now 0.9" in refused.stderr
 
 
 def test_weighted_rows_are_what_the_importance_weights_say(audited, tmp_path):
@@ -154,13 +166,14 @@ def test_weighted_rows_are_what_the_importance_weights_say(audited, tmp_path):
 
     config = load_config(audited / "config.toml", ["escalate.draws=300"])
     path = json.loads((audited / "manifest.json").read_text())["inputs"]["catalog"]["path"]
-    setup, rows = ReweighSetup(path, audited / "model", config, None), np.array([5, 2, 40, *range(20, 36)])
+    identity = ds.open_run(audited).identity
+    setup, rows = ReweighSetup(path, identity, config, None), np.array([5, 2, 40, *range(20, 36)])
     counted = []
     blocks = reweigh_rows(setup, rows, tmp_path / "weights", 1e9, advance=counted.append)
     assert sum(counted) == rows.size
     assert np.concatenate([block.rows for block in blocks]).tolist() == rows.tolist()
     posterior = FrozenPosterior.load(audited / "model")
-    seen = prepare_rows(Catalog.open(path), [2], config, keeps_negative=False)
+    seen = prepare_rows(Catalog.open(path), [2], identity, config)
     theta = posterior.sample(seen.flux, 300)
     log_weights = log_ratios(posterior, SpectrumLikelihood.of_posterior(posterior), theta, seen.flux, seen.good)
     assert blocks[0].ess[1] == pytest.approx(effective_sample_size(log_weights)[0], rel=1e-5)
