@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from digs_survey import formats
 from digs_survey.audit.audit_store import write_audit
+from digs_survey.audit.audited_rows import chain_summary, distance_summary, sample_arrays, stack_fits
 from digs_survey.audit.calibration.calibrate import calibrate_posterior
 from digs_survey.audit.calibration.calibration import Calibration
 from digs_survey.audit.calibration.recalibration import central_coverage, coverage_told, shares_below
@@ -33,7 +34,6 @@ from digs_survey.catalog.prepare import PreparedRows
 from digs_survey.cluster.ray_session import ray_session
 from digs_survey.config import SurveyConfig
 from digs_survey.identity import RunIdentity
-from digs_survey.parameters import Prior
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.sharded import recorded_recipe
 from digs_survey.store.storage import write_json
@@ -237,7 +237,7 @@ def _calibrate(audit: _Audit, address: str | None) -> Calibration:
 def _galaxies(audit: _Audit, sampled: _Sampled, fits: Sequence[GalaxyFit]) -> dict[str, NDArray[Any]]:
     """Return the arrays of the group ``galaxies`` of audit.zarr, without those of importance weights."""
     noise, seen = audit.identity.noise, sampled.prepared
-    galaxies = _about(sampled.sample, sampled.npe) | _stack(audit.setup, fits)
+    galaxies = sample_arrays(sampled.sample, sampled.npe) | stack_fits(audit.setup, fits)
     agreement = compare(sampled.npe, galaxies["mcmc"], galaxies["converged"])
     galaxies |= {"shift_sigma": agreement.shift_sigma, "width_ratio": agreement.width_ratio}
     about = np.where(np.isfinite(galaxies["best_npe"]), galaxies["best_npe"], seen.flux)
@@ -256,8 +256,8 @@ def _compared(
     return {
         "agreement": agreement.summary(names, galaxies["weight"])
         | {"failed": sum(bool(fit.error) for fit in fits)}
-        | _distances(audit.identity.prior, [fit for fit in fits if fit.converged]),
-        "mcmc": _chains(fits, audit.config.audit.mcmc.engine),
+        | distance_summary(audit.identity.prior, [fit for fit in fits if fit.converged]),
+        "mcmc": chain_summary(fits, audit.config.audit.mcmc.engine),
         "predictive": {
             "reduced_chi2_median": median_of(galaxies["chi2"] / galaxies["n_good"]),
             "residual_percent_median": median_of(np.array([median_of(row) for row in percent], dtype=float)),
@@ -305,60 +305,3 @@ def _trust(audit: _Audit, sampled: _Sampled, galaxies: Mapping[str, NDArray[Any]
     rows, prior = sampled.sample.selection.rows, audit.identity.prior
     predictors = read_predictors(mapped, rows, prior, len(audit.catalog.grid))
     return fit_trust(predictors, worst, audit.config.audit.tolerance_sigma, audit.identity.seed)[1]
-
-
-def _about(sample: Sample, npe: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
-    seen = sample.prepared
-    return {
-        "row": sample.selection.rows,
-        "weight": sample.selection.weight,
-        "galaxy_id": sample.galaxy_id,
-        "redshift": sample.redshift,
-        "snr": sample.snr,
-        "truth": sample.truth,
-        "npe": npe,
-        "flux": seen.flux,
-        "good": seen.good,
-        "n_good": seen.n_good,
-    }
-
-
-def _stack(setup: FitSetup, fits: Sequence[GalaxyFit]) -> dict[str, NDArray[Any]]:
-    """Arrays of all fits, galaxies first; right in shape also where there are none."""
-    pattern = GalaxyFit.failed(setup, "")
-    renamed = {"draws": "mcmc", "band": "predictive"}
-    stacked = {}
-    for name, value in vars(pattern).items():
-        if name == "error":
-            continue
-        values = [getattr(fit, name) for fit in fits]
-        dtype = np.asarray(value).dtype
-        stacked[renamed.get(name, name)] = np.array(values, dtype=dtype).reshape(len(fits), *np.shape(value))
-    return stacked
-
-
-def _distances(prior: Prior, fits: Sequence[GalaxyFit]) -> dict[str, Any]:
-    """Medians over the converged chains; None where there are none."""
-    each = np.array([fit.wasserstein_sigma for fit in fits]).reshape(-1, prior.ndim)
-    return {
-        "median_wasserstein_sigma": dict(zip(prior.names, map(median_of, each.T), strict=True)),
-        "median_sliced_distance": median_of(np.array([fit.sliced_distance for fit in fits], dtype=float)),
-        "median_c2st": median_of(np.array([fit.c2st for fit in fits], dtype=float)),
-        "max_r_hat": max((float(fit.r_hat.max()) for fit in fits if np.isfinite(fit.r_hat).all()), default=None),
-    }
-
-
-def _chains(fits: Sequence[GalaxyFit], engine: str) -> dict[str, Any]:
-    """Whose spectra the chains used, what a likelihood cost, and how far it was from Prospector's."""
-    done = [fit for fit in fits if not fit.error]
-    total = sum(fit.likelihoods for fit in done)
-    other = median_of(np.array([fit.other_core_s for fit in done]))
-    own = sum(fit.core_s for fit in done) / total if total else None
-    return {
-        "engine": engine,
-        "likelihoods": total,
-        "core_s_per_likelihood": own,
-        "core_s_per_prospector_likelihood": own if engine == "prospector" else other,
-        "core_s_per_batched_likelihood": own if engine == "batched" else other,
-        "max_log_likelihood_difference": max((fit.log_likelihood_difference for fit in done), default=None),
-    }
