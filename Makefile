@@ -9,7 +9,7 @@ run: $(VENV)/.installed
 	$(BIN)/digs-survey run catalogs/sample.zarr --config quick --run-dir runs/sample --retrain
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 20
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --durations 20
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
