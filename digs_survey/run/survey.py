@@ -320,18 +320,21 @@ class Survey(RunDirectory):
                         advance=advance,
                     )
                 done = {name: record for name, record in self.manifest.stages.items() if record["status"] == "done"}
+                own = self.manifest.data["inputs"]["posterior"]["path"] == "model"
+                # What was simulated and trained here is no cost of a posterior from elsewhere.
+                counted = STAGES if own else STAGES[STAGES.index(stage_named("map")) :]
                 summary = run_audit(
                     self.run_dir,
                     identity,
                     self.config,
                     self._catalog_path(),
-                    stages=[{"stage": s.name, **done[s.name]} for s in STAGES if s.name in done],
+                    stages=[{"stage": s.name, **done[s.name]} for s in counted if s.name in done],
                     ray_address=self.ray_address,
                     advance=stage.advance,
                 )
-                if self.manifest.data["inputs"]["posterior"]["path"] == "model":
-                    told = {name: summary[name] for name in ("calibration", "importance") if name in summary}
-                    update_card(self.run_dir / "model", **told)
+                if own:
+                    found = {name: summary[name] for name in ("calibration", "importance") if name in summary}
+                    update_card(self.run_dir / "model", **found)
                 stage.record.rows = summary["galaxies"]
                 stage.record.core_s = ledger.totals()[1] + summary["core_s"]
         return bool(stage)
