@@ -58,7 +58,7 @@ class MassPosterior:
         self.prior = Prior(
             {p.name: (c - 1e-7, c + 1e-7) for p, c in zip(PRIOR.parameters[1:], CENTRE[1:], strict=True)}
         )
-        self.grid, self.card = GRID, {"model": MODEL.model_dump(mode="json")}
+        self.grid, self.model = GRID, MODEL
         self.noise, self.widen = noise, widen
         unit = ProspectorSimulator(MODEL, PRIOR, GRID).spectrum(CENTRE)
 
