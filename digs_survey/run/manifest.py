@@ -147,6 +147,9 @@ class RunManifest:
         before = self.stages.get(stage, {})
         wall_before, core_before = before.get("wall_s", 0.0), before.get("core_s", 0.0)
         entry = {"status": "running", "started": before.get("started", _now()), "key": dict(key), "total": total}
+        if before.get("status") in ("damaged", "running") and "finished" in before:
+            # A repair gives the same results again: what was made from them stays valid.
+            entry["finished"] = before["finished"]
         self.stages[stage] = entry | {"wall_s": wall_before, "core_s": core_before}
         self.save()
         record = StageRecord()
@@ -159,7 +162,7 @@ class RunManifest:
             spent = core_before + _core_s() - core
             self.stages[stage] = entry | {
                 "status": status,
-                "finished": _now(),
+                "finished": entry["finished"] if status == "done" and "finished" in entry else _now(),
                 "wall_s": round(wall_before + time.perf_counter() - wall, 3),
                 "core_s": round(spent if record.core_s is None else record.core_s, 3),
                 "rows": record.rows,

@@ -66,9 +66,14 @@ class RunDirectory:
         ConfigError
             If the configuration sets another model, prior or noise.
         RunDirectoryError
-            If nothing is mapped, or the catalog or the posterior is not there any more, or is another one now.
+            If nothing is mapped, or with another seed or other map settings, or the catalog or the posterior is not
+            there any more, or is another one now.
         """
         self._needs("map")
+        # What follows from the table must be of the table's own settings.
+        settings = self._settings("map")["map"]
+        del settings["workers"]
+        self.manifest.reusable("map", {**self._recorded_key("map"), "seed": self.config.seed, "map": settings})
         identity = self.manifest.identity(self.config.seed)
         self.config = identity.adopt(self.config)
         return identity

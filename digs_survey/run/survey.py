@@ -196,7 +196,7 @@ class Survey(RunDirectory):
         """Train the estimator on the simulations, or on their pairs, and freeze the posterior."""
         simulations = self._needs("simulate")
         identity, data_hash = self._training_identity(simulations), self._simulations_hash()
-        key = {"format": formats.CARD, **identity.key("seed", "prior", "noise"), **self._settings("train")}
+        key = {"format": formats.CARD, **identity.key("seed", "model", "prior", "noise"), **self._settings("train")}
         key["simulations"] = data_hash
         pairs, pairs_hash = self._pairs(identity)
         if pairs is not None:

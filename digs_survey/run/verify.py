@@ -100,7 +100,16 @@ def _damaged_shards(
     path, records = run_dir / shards.output, ledger.records()
     if not records:
         return
-    group: Any = zarr.open_group(str(path), mode="r", use_consolidated=False)
+    try:
+        group: Any = zarr.open_group(str(path), mode="r", use_consolidated=False)
+    except FileNotFoundError:
+        start = 0
+        for shard, record in sorted(records.items()):
+            rows = slice(start, start + record["rows"])
+            start = rows.stop
+            advance(record["rows"])
+            yield Damage(stage, shard, rows, path, "the dataset is not there")
+        return
     arrays = {name: array for name, array in group.arrays() if array.shards}
     size = next(iter(arrays.values()))
     names = tuple(name for name, array in arrays.items() if array.shape[:1] == size.shape[:1])
