@@ -8,7 +8,7 @@ the version of the package: a patch release leaves finished runs as they are. ``
 
 from __future__ import annotations
 
-__all__ = ["AUDIT", "CARD", "CATALOG", "MANIFEST", "PAIRS", "POSTERIOR", "RESULTS", "SIMULATIONS"]
+__all__ = ["AUDIT", "CARD", "CATALOG", "MANIFEST", "PAIRS", "POSTERIOR", "RESULTS", "SIMULATIONS", "numbers"]
 
 CATALOG = 1
 """``catalog.zarr``; a catalog without a number has this one."""
@@ -26,3 +26,14 @@ AUDIT = 2
 """``audit.zarr``, ``audit.json`` and ``escalate.json``, and the fits and weights that they are made of."""
 MANIFEST = 2
 """``manifest.json``."""
+
+
+def numbers(*names: str) -> dict[str, int]:
+    """Return the numbers of formats by their names in lower case.
+
+    Examples
+    --------
+    >>> numbers("catalog")
+    {'catalog': 1}
+    """
+    return {name: globals()[name.upper()] for name in names}

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from digs_survey.config import ModelConfig, SurveyConfig
+from digs_survey.config import ImportanceConfig, MapConfig, ModelConfig, SurveyConfig
 from digs_survey.config.survey_config import Bounds
 from digs_survey.errors import ConfigError
 from digs_survey.noise.model import NoiseModel
@@ -30,7 +30,7 @@ class RunIdentity:
     """The seed, the physical model, its prior, the noise and the grid; then the catalog and the frozen posterior.
 
     Before a posterior is trained these are the configuration's (:meth:`of_config`). From then on they are those of
-    the posterior's card (:func:`~digs_survey.estimator.artefact.identify`), whatever a configuration says.
+    the posterior's card (:func:`~digs_survey.estimator.artefact.identify`).
 
     Attributes
     ----------
@@ -114,13 +114,12 @@ class RunIdentity:
         ConfigError
             Naming each field that differs, with both values.
         """
-        known = self.prior.to_dict()
         differences = [*_differences("model", config.model, self.model)]
         differences += _differences("noise", config.noise, self.noise.config)
-        for parameter in known:
-            if bounds := config.prior.get(parameter["name"]):
-                trained = Bounds(low=parameter["low"], high=parameter["high"])
-                differences += _differences(f"prior.{parameter['name']}", bounds, trained)
+        for parameter in self.prior.parameters:
+            if bounds := config.prior.get(parameter.name):
+                trained = Bounds(low=parameter.low, high=parameter.high)
+                differences += _differences(f"prior.{parameter.name}", bounds, trained)
         if differences:
             lines = "\n".join(f"  - {line}" for line in differences)
             raise ConfigError(
@@ -128,7 +127,32 @@ class RunIdentity:
                 "Leave these settings out, or set them to the posterior's. In a run directory that was made with other "
                 "settings, use a new --run-dir."
             )
-        prior = {p["name"]: Bounds(low=p["low"], high=p["high"]) for p in known}
+        return self._imposed(config)
+
+    def restore(self, config: SurveyConfig, key: Mapping[str, Any]) -> SurveyConfig:
+        """Return a configuration with this model, prior and noise, and with the settings that a map recorded.
+
+        Parameters
+        ----------
+        config : SurveyConfig
+            Of the other sections.
+        key : mapping
+            Of the map stage.
+        """
+        weighs = key.get("importance")
+        importance = config.importance.model_dump() | (weighs or {})
+        if weighs is None and config.importance.rows == "all":
+            importance["rows"] = "audit"
+        return self._imposed(config).model_copy(
+            update={
+                "seed": key["seed"],
+                "map": MapConfig.model_validate(key["map"]),
+                "importance": ImportanceConfig.model_validate(importance),
+            }
+        )
+
+    def _imposed(self, config: SurveyConfig) -> SurveyConfig:
+        prior = {p.name: Bounds(low=p.low, high=p.high) for p in self.prior.parameters}
         return config.model_copy(update={"model": self.model, "noise": self.noise.config, "prior": prior})
 
     def _seed_key(self) -> int:

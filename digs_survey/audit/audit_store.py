@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from digs_survey import formats
 from digs_survey.audit.calibration.calibration import LEVELS, Calibration
 from digs_survey.audit.residuals import BAND
 from digs_survey.parameters import Prior
@@ -171,7 +172,7 @@ def write_audit(
             if np.isfinite(walkers).all():
                 _write_chains(building / "chains" / str(row), prior, walkers)
         create_group(building / "chains")
-        create_group(building)
+        create_group(building, {"format": formats.AUDIT})
 
 
 def _write_group(path: Path, arrays: _Arrays, attrs: dict[str, Any]) -> None:

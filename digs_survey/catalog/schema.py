@@ -17,6 +17,7 @@ import zarr
 from astropy import units
 from numpy.typing import NDArray
 
+from digs_survey import formats
 from digs_survey.catalog.column_names import name_violations
 from digs_survey.errors import CatalogError
 from digs_survey.quality import QualityFlag
@@ -24,6 +25,7 @@ from digs_survey.store.locations import check_reachable, exists
 
 __all__ = [
     "FLUX_UNIT",
+    "FORMAT_ATTRIBUTE",
     "MAX_REDSHIFT",
     "ValidationReport",
     "array_dims",
@@ -40,6 +42,9 @@ FLUX_UNIT = units.erg / units.s / units.cm**2 / units.AA
 
 MAX_REDSHIFT = 20.0
 """Redshifts above this are taken for a failed measurement."""
+
+FORMAT_ATTRIBUTE = "catalog_format"
+"""Attribute of a catalog with the number of its format; those that others write may leave it out."""
 
 _ROW_DIM, _WAVE_DIM = "galaxy", "wavelength"
 
@@ -140,6 +145,8 @@ def schema_violations(group: zarr.Group) -> list[str]:
     arrays = dict(group.arrays())
     found = [f"{n}: missing; expected dims {_dims(SCHEMA[n][0])}" for n in SCHEMA if n not in arrays]
     present = {name: arrays[name] for name in SCHEMA if name in arrays}
+    if (number := group.attrs.get(FORMAT_ATTRIBUTE, formats.CATALOG)) != formats.CATALOG:
+        found.append(f"{FORMAT_ATTRIBUTE}: expected {formats.CATALOG}, found {number}; write the catalog again")
     for name, array in present.items():
         found += _array_violations(name, array)
     columns, _ = survey_arrays(group)

@@ -11,9 +11,11 @@ import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
 
+from digs_survey import formats
 from digs_survey.catalog.catalog import plain_strings
 from digs_survey.catalog.column_names import name_violations
 from digs_survey.catalog.schema import (
+    FORMAT_ATTRIBUTE,
     open_group,
     parse_unit,
     schema_violations,
@@ -179,7 +181,7 @@ def new_catalog(
                 array[part] = _float32(name, values[name]) if name in ("flux", "ivar") else values[name]
 
         yield [rows_of_shard(shard, rows, shard_size) for shard in range(shard_count(rows, shard_size))], write
-        create_group(building, attrs)
+        create_group(building, {**(attrs or {}), FORMAT_ATTRIBUTE: formats.CATALOG})
         violations = schema_violations(open_group(building))
         if violations:
             raise CatalogError(f"catalog {path} cannot be written:", violations)

@@ -88,10 +88,10 @@ def run_on_actors(
             job = pool.wait()
             if job is None:
                 pool.warn_if_none_started(stage)
-                for stalled, limit_s in pool.stalled():
-                    log.warning("%s: piece %d goes to another worker after %.0f s", stage, stalled.piece, limit_s)
+                for stalled, timeout_s in pool.stalled():
+                    log.warning("%s: piece %d goes to another worker after %.0f s", stage, stalled.piece, timeout_s)
                     pool.remove(stalled)
-                    failures.count_dead_worker(stalled.piece, f"no answer for {limit_s:.0f} s", None)
+                    failures.count_dead_worker(stalled.piece, f"no answer for {timeout_s:.0f} s", None)
                     pool.replace(stalled)
                 continue
             try:
@@ -189,9 +189,9 @@ class _Pool:
 
     def stalled(self) -> list[tuple[_Job, float]]:
         """Return the jobs whose pieces take far too long, each with the limit in seconds."""
-        limit_s = max(_STALLED_S, _STALLED_TIMES * self._longest_s)
+        timeout_s = max(_STALLED_S, _STALLED_TIMES * self._longest_s)
         jobs = self._jobs.values()
-        return [(job, limit_s) for job in jobs if job.piece is not None and self._finished_at - job.since > limit_s]
+        return [(job, timeout_s) for job in jobs if job.piece is not None and self._finished_at - job.since > timeout_s]
 
     def remove(self, job: _Job) -> None:
         """End a worker that died or stalled."""

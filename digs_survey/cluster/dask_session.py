@@ -174,7 +174,10 @@ def _started(stage: str, **settings: Any) -> LocalCluster:
         except RuntimeError as error:
             why = f"a Dask worker on this machine died before it was up ({error})"
             if attempt == _STARTS:
-                raise StageError(f"{stage}: {why}; check available memory. The same command goes on") from error
+                raise StageError(
+                    f"{stage}: {why}; check available memory, and in a script keep the work below "
+                    "if __name__ == '__main__', since worker processes import the script. The same command goes on"
+                ) from error
             log.warning("%s: %s; starting again", stage, why)
     raise AssertionError("unreachable")
 

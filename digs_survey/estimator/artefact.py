@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from digs_survey import formats
-from digs_survey.config import ModelConfig, NoiseConfig
+from digs_survey.config import ModelConfig, NoiseConfig, SurveyConfig
 from digs_survey.errors import CatalogError, RunDirectoryError
 from digs_survey.identity import RunIdentity
 from digs_survey.noise.model import NoiseModel
@@ -34,6 +34,7 @@ __all__ = [
     "identify",
     "load_artefact",
     "model_hash",
+    "recorded_config",
     "recorded_folder",
     "save_artefact",
     "update_card",
@@ -150,6 +151,23 @@ def recorded_folder(run_dir: Path, manifest: Mapping[str, Any]) -> Path:
     """Return the folder of the posterior that a run's map used; of the run's own, where nothing is mapped yet."""
     entry = manifest["inputs"].get("posterior", {"path": "model"})
     return run_dir / "model" if entry["path"] == "model" else location(entry["path"])
+
+
+def recorded_config(run_dir: Path, manifest: Mapping[str, Any], config: SurveyConfig) -> SurveyConfig:
+    """Return a run's configuration with what its map recorded, where something is mapped and the posterior is there.
+
+    Raises
+    ------
+    RunDirectoryError
+        If another posterior lies in its folder now.
+    """
+    entry, mapped = manifest["inputs"].get("posterior"), manifest["stages"].get("map")
+    folder = recorded_folder(run_dir, manifest)
+    if entry is None or mapped is None or not is_file(folder / "card.json"):
+        return config
+    identity = identify(folder, seed=mapped["key"]["seed"])
+    check_hash(folder, identity.posterior_hash, entry["hash"])
+    return identity.restore(config, mapped["key"])
 
 
 def check_grid(trained: WavelengthGrid, grid: WavelengthGrid) -> None:

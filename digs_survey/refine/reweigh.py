@@ -25,9 +25,9 @@ from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.importance.weights import log_ratios, weigh, weighted_quantiles
 from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.store.ledger import Ledger
-from digs_survey.store.storage import read_arrays, write_arrays
+from digs_survey.store.storage import checksum, read_arrays, write_arrays
 
-__all__ = ["ReweighSetup", "WeightedRows", "reweigh_rows"]
+__all__ = ["ReweighSetup", "WeightedRows", "reweigh_rows", "weights_file"]
 
 _BLOCK_ROWS = 16
 
@@ -76,6 +76,10 @@ class WeightedRows:
     def save(self, path: Path) -> None:
         """Write a file that is there in full or not at all."""
         write_arrays(path, vars(self))
+
+    def checksum(self) -> str:
+        """SHA-256 of what was found."""
+        return checksum(self.rows, self.ess, self.pareto_k, self.percentiles, self.derived)
 
     @classmethod
     def load(cls, path: Path) -> WeightedRows:
@@ -165,9 +169,9 @@ def reweigh_rows(
     blocks = [rows[start : start + _BLOCK_ROWS] for start in range(0, rows.size, _BLOCK_ROWS)]
     ledger = Ledger(folder / "ledger")
     done = {
-        number: WeightedRows.load(_file(folder, number))
+        number: WeightedRows.load(weights_file(folder, number))
         for number, record in ledger.records().items()
-        if number < len(blocks) and record["checksum"] == setup.digest(blocks[number])
+        if number < len(blocks) and record["job"] == setup.digest(blocks[number])
     }
     for one in done.values():
         advance(one.rows.size)
@@ -181,7 +185,7 @@ def reweigh_rows(
             )
             with closing(finished) as pieces:
                 for number, found in pieces:
-                    found.save(_file(folder, number))
+                    found.save(weights_file(folder, number))
                     ledger.forget(number)
                     ledger.mark(
                         number, rows=found.rows.size, checksum=setup.digest(blocks[number]), core_s=found.core_s
@@ -199,5 +203,6 @@ def _failed(number: int | None, why: str) -> StageError:
     return StageError(f"escalate: {what}: {why}; finished blocks are kept, and the same command goes on from them")
 
 
-def _file(folder: Path, number: int) -> Path:
+def weights_file(folder: Path, number: int) -> Path:
+    """Return the file of a block of rows."""
     return folder / f"{number:08d}.npz"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from digs_survey.config import SurveyConfig, load_config
 from digs_survey.errors import RunDirectoryError
-from digs_survey.estimator.artefact import check_hash, recorded_folder
+from digs_survey.estimator.artefact import recorded_config, recorded_folder
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
 from digs_survey.store.locations import exists, is_file, is_remote
 from digs_survey.store.storage import read_bytes, read_json
@@ -96,13 +96,10 @@ def load_run(run_dir: Path) -> RunData:
                 f"run directory {run_dir}: expected {name}, found no such file; "
                 "give the folder that `digs-survey run` printed"
             )
-    config = load_config(run_dir / "config.toml")
     manifest = read_json(run_dir / "manifest.json")
+    config = recorded_config(run_dir, manifest, load_config(run_dir / "config.toml"))
     model = recorded_folder(run_dir, manifest)
     card = model / "card.json"
-    posterior = manifest["inputs"].get("posterior")
-    if posterior is not None and is_file(card):
-        check_hash(model, str(read_json(card)["hash"]), posterior["hash"])
     audit = run_dir / "audit.json"
     return RunData(
         folder=run_dir,

@@ -87,7 +87,7 @@ class RefinedRows:
 def final_part(
     source: Path,
     trust: NDArray[np.floating],
-    better: RefinedRows,
+    refined: RefinedRows,
     low: NDArray[np.bool_],
     quantities: tuple[Sequence[str], Sequence[str]],
     quantiles: Sequence[float],
@@ -101,7 +101,7 @@ def final_part(
         The part of ``percentiles.parquet``.
     trust : ndarray, shape (row,)
         Of its rows.
-    better : RefinedRows
+    refined : RefinedRows
         Those of its rows, counted from its first.
     low : ndarray of bool, shape (row,)
         Which of its rows have the bit LOW_TRUST.
@@ -115,16 +115,16 @@ def final_part(
     from pyarrow import parquet
 
     table: pa.Table = parquet.read_table(pa.BufferReader(read_bytes(source)))
-    if better.rows.size:
-        for names, values in zip(quantities, (better.percentiles, better.derived), strict=True):
+    if refined.rows.size:
+        for names, values in zip(quantities, (refined.percentiles, refined.derived), strict=True):
             for k, name in enumerate(names):
                 for q, quantile in enumerate(quantiles):
-                    table = _put(table, percentile(name, quantile).name, better.rows, values[:, k, q])
+                    table = _put(table, percentile(name, quantile).name, refined.rows, values[:, k, q])
     if low.any():
         marked = table["quality"].to_numpy()[low] | int(QualityFlag.LOW_TRUST)
         table = _put(table, "quality", np.flatnonzero(low), marked)
     tier = np.zeros(table.num_rows, dtype=np.uint8)
-    tier[better.rows] = better.tier
+    tier[refined.rows] = refined.tier
     added = {"trust": trust.astype(np.float32), "tier": tier}
     for column in COLUMNS:
         if column.when is When.FINAL:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from digs_survey import formats
 from digs_survey.errors import StageError
 from digs_survey.parameters import Prior
 from digs_survey.quality import DESCRIPTIONS, NO_POSTERIOR, QualityFlag
 from digs_survey.results.columns import COLUMNS, Column, When, find_column, percentile, ucd
-from digs_survey.versions import __version__
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,7 +46,7 @@ class ResultTable:
 
     Its columns are those of :data:`~digs_survey.results.columns.COLUMNS` that the settings bring, in their order, with
     the survey's own after ``redshift``. Fields carry ``unit``, ``description`` and (where the IVOA has words for it)
-    ``ucd`` as metadata; the schema carries ``digs_survey`` (version), ``model_hash``, ``catalog_fingerprint`` and
+    ``ucd`` as metadata; the schema carries ``format``, ``model_hash``, ``catalog_fingerprint`` and
     ``quality_bits`` (JSON).
 
     Attributes
@@ -144,7 +144,7 @@ class ResultTable:
     def _metadata(self) -> dict[str, str]:
         bits = {str(flag.name): {"bit": flag.value, "meaning": text} for flag, text in DESCRIPTIONS.items()}
         return {
-            "digs_survey": __version__,
+            "format": str(formats.RESULTS),
             "model_hash": self.model_hash,
             "catalog_fingerprint": self.fingerprint,
             "quality_bits": json.dumps(bits),

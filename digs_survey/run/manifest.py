@@ -17,6 +17,7 @@ from digs_survey.errors import RunDirectoryError
 from digs_survey.estimator.artefact import check_hash, identify, recorded_folder
 from digs_survey.identity import RunIdentity
 from digs_survey.logs.command_line import safe_command
+from digs_survey.run.stages import stage_named
 from digs_survey.store.locations import is_file, location
 from digs_survey.store.storage import read_json, write_json
 from digs_survey.versions import git_commit
@@ -110,8 +111,24 @@ class RunManifest:
         same = entry.get("path") == str(catalog.path.resolve())
         return same and entry.get("state") == catalog.state()
 
-    def identity(self, seed: int) -> RunIdentity:
-        """Return what the map recorded: its posterior, and the catalog that it was applied to.
+    def check_formats(self, stage: str) -> None:
+        """Refuse what a stage wrote in formats that this version does not read.
+
+        Raises
+        ------
+        RunDirectoryError
+            With the formats that were found and those that are expected.
+        """
+        found = self.stages[stage]["key"].get("formats", {})
+        expected = formats.numbers(*stage_named(stage).formats)
+        if found != expected:
+            raise RunDirectoryError(
+                f"{self.path.parent}: expected the {stage} stage to have written the formats {expected}, found "
+                f"{found}; make it again (--redo {stage})"
+            )
+
+    def identity(self) -> RunIdentity:
+        """Return what the map recorded: its seed, its posterior, and the catalog that it was applied to.
 
         Raises
         ------
@@ -119,7 +136,7 @@ class RunManifest:
             If nothing is mapped, or the catalog or the posterior is not there any more, or is another one now.
         """
         run_dir, inputs = self.path.parent, self.data["inputs"]
-        if "posterior" not in inputs:
+        if "posterior" not in inputs or "map" not in self.stages:
             raise RunDirectoryError(f"{run_dir} has no results; run 'digs-survey map' first")
         entry = inputs["catalog"]
         catalog = Catalog.open(location(entry["path"]))
@@ -128,7 +145,7 @@ class RunManifest:
                 f"{catalog.path} has changed since {run_dir} was made; put it back, or map it again (--redo map)"
             )
         folder = recorded_folder(run_dir, self.data)
-        identity = identify(folder, seed=seed, catalog=entry["fingerprint"])
+        identity = identify(folder, seed=self.stages["map"]["key"]["seed"], catalog=entry["fingerprint"])
         check_hash(folder, identity.posterior_hash, inputs["posterior"]["hash"])
         return identity
 

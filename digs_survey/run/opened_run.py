@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from digs_survey.config import SurveyConfig, load_config
 from digs_survey.errors import CatalogError, DigsError, RunDirectoryError
+from digs_survey.estimator.artefact import recorded_config
 from digs_survey.run.manifest import RunManifest
 from digs_survey.run.stages import stage_named
 from digs_survey.store.locations import check_reachable, exists, is_file, location
@@ -71,13 +72,14 @@ class Run:
 
     @cached_property
     def config(self) -> SurveyConfig:
-        """The run's configuration."""
-        return load_config(self._there("config.toml", "simulate"))
+        """The run's configuration: of the table, where there is one."""
+        config = load_config(self._there("config.toml", "simulate"))
+        return recorded_config(self.run_dir, self.manifest.data, config)
 
     @cached_property
     def identity(self) -> RunIdentity:
         """The posterior and the catalog of the tables, with the posterior's model, prior, noise and grid."""
-        return self.manifest.identity(self.config.seed)
+        return self.manifest.identity()
 
     @property
     def table_path(self) -> Path:
@@ -92,6 +94,9 @@ class Run:
         final = stages.get("escalate", {}).get("status") == "done"
         path = self._there("results.parquet" if final else "percentiles.parquet", "map")
         made = stages.get("map", {})
+        for stage in ("map", *(["escalate"] if final else [])):
+            if stage in stages:
+                self.manifest.check_formats(stage)
         if made.get("status", "done") != "done":
             raise RunDirectoryError(
                 f"{self.run_dir}: the map stage is {made['status']}, not done; run 'digs-survey map' first"
@@ -238,5 +243,7 @@ def open_run(run_dir: Path | str) -> Run:
     path = location(run_dir)
     check_reachable(path)
     if not is_file(path / "manifest.json"):
-        raise RunDirectoryError(f"{path}: no manifest.json there; expected a run directory of digs-survey")
+        raise RunDirectoryError(
+            f"{path}: no manifest.json there; expected a run directory, which 'digs-survey run' or 'digs-survey map' makes"
+        )
     return Run(path)

@@ -92,8 +92,8 @@ def replay(run_dir: Path, config: SurveyConfig, galaxy_id: str) -> list[Replay]:
     out = run_dir / "posterior.zarr"
     if "map" not in manifest.stages or not exists(out):
         raise RunDirectoryError(f"{run_dir} has no results; run 'digs-survey map' first")
-    identity, entry = manifest.identity(config.seed), manifest.data["inputs"]["catalog"]
-    config = identity.adopt(config)
+    identity, entry = manifest.identity(), manifest.data["inputs"]["catalog"]
+    config = identity.restore(config, manifest.stages["map"]["key"])
     catalog, posterior = Catalog.open(location(entry["path"])), FrozenPosterior.of(identity)
     rows = catalog.find(galaxy_id)
     if not rows.size:

@@ -10,6 +10,7 @@ from typing import Any
 
 import tomli_w
 
+from digs_survey import formats
 from digs_survey.catalog import Catalog
 from digs_survey.cluster.dashboards import with_dashboards
 from digs_survey.config import SurveyConfig
@@ -53,6 +54,9 @@ class RunDirectory:
     def redo(self, stage: str) -> None:
         """Delete what a stage and those after it made."""
         unused = [] if "pairs" in self._recorded_key("train") else [("train", "augment")]
+        if self.manifest.data["inputs"].get("posterior", {"path": "model"})["path"] != "model":
+            # The table was made with a posterior from elsewhere.
+            unused.append(("map", "train"))
         for follower in followers(stage, unused):
             self.manifest.forget(follower.name)
             for output in (*follower.outputs, *follower.ledgers):
@@ -74,13 +78,16 @@ class RunDirectory:
         settings = self._settings("map")["map"]
         del settings["workers"]
         self.manifest.reusable("map", {**self._recorded_key("map"), "seed": self.config.seed, "map": settings})
-        identity = self.manifest.identity(self.config.seed)
+        identity = self.manifest.identity()
         self.config = identity.adopt(self.config)
         return identity
 
     def _settings(self, *sections: str) -> dict[str, Any]:
         """Return sections of the configuration as plain values, for a stage's key."""
         return self.config.model_dump(mode="json", include=set(sections))
+
+    def _formats(self, stage: str) -> dict[str, int]:
+        return formats.numbers(*stage_named(stage).formats)
 
     def _recorded_key(self, stage: str) -> Mapping[str, Any]:
         """Return the key that a stage was begun with; empty where it was not."""
@@ -123,6 +130,7 @@ class RunDirectory:
                 f"{self.run_dir} has no finished {stage} stage; "
                 f"run 'digs-survey {stage} --run-dir {self.run_dir}' first"
             )
+        self.manifest.check_formats(stage)
         return path
 
     def _catalog_entry(self, catalog: Catalog, name: str) -> dict[str, Any]:

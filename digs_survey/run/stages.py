@@ -23,20 +23,23 @@ class Shards:
         Folder of the markers.
     output : str
         The dataset, table or folder of files that the pieces make up.
-    kind : {"dataset", "table", "fits"}
-        Shards of Zarr arrays, parts of a Parquet table, or files of single galaxies.
+    kind : {"dataset", "table", "fits", "weights"}
+        Shards of Zarr arrays, parts of a Parquet table, files of single galaxies, or files of blocks of rows.
     arrays : tuple of str
         Of a dataset: the arrays whose checksum a marker holds, in this order; empty where it is that of all arrays
         with rows.
     table : str
         Of a dataset: the table whose parts are written with its shards, if there is one.
+    decides : tuple of str
+        Files that are made from all pieces together, and are made again when a piece is.
     """
 
     ledger: str
     output: str
-    kind: Literal["dataset", "table", "fits"] = "dataset"
+    kind: Literal["dataset", "table", "fits", "weights"] = "dataset"
     arrays: tuple[str, ...] = ()
     table: str = ""
+    decides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Stage:
     outputs : tuple of str
         What it leaves in the run directory. The first one is what later stages need, and proves that the stage was
         done.
+    formats : tuple of str
+        Of what it leaves, by their names in :mod:`~digs_survey.formats`.
     shards : tuple of Shards
         The first one tells how far the stage is.
     uses : tuple of str
@@ -66,6 +71,7 @@ class Stage:
     unit: str
     needs: tuple[str, ...]
     outputs: tuple[str, ...]
+    formats: tuple[str, ...] = ()
     shards: tuple[Shards, ...] = ()
     uses: tuple[str, ...] = ()
     optional: bool = False
@@ -77,6 +83,7 @@ class Stage:
 
 
 _SIMULATED = ("theta", "flux")
+_DECIDED = ("escalate-jobs/refined.npz", "escalate-jobs/told.json")
 
 STAGES = (
     Stage(
@@ -84,6 +91,7 @@ STAGES = (
         "spectra",
         needs=(),
         outputs=("simulations.zarr",),
+        formats=("simulations",),
         shards=(Shards("ledger/simulate", "simulations.zarr", arrays=_SIMULATED),),
     ),
     Stage(
@@ -91,15 +99,24 @@ STAGES = (
         "pairs",
         needs=("simulate",),
         outputs=("pairs.zarr",),
+        formats=("pairs",),
         shards=(Shards("ledger/augment", "pairs.zarr", arrays=(*_SIMULATED, "simulation")),),
         optional=True,
     ),
-    Stage("train", "epochs", needs=("simulate",), outputs=("model", "checkpoint"), uses=("augment",)),
+    Stage(
+        "train",
+        "epochs",
+        needs=("simulate",),
+        outputs=("model", "checkpoint"),
+        formats=("card",),
+        uses=("augment",),
+    ),
     Stage(
         "map",
         "galaxies",
         needs=("train",),
         outputs=("posterior.zarr", "percentiles.parquet"),
+        formats=("posterior", "results"),
         shards=(Shards("ledger/map", "posterior.zarr", table="percentiles.parquet"),),
     ),
     Stage(
@@ -107,6 +124,7 @@ STAGES = (
         "galaxies with emcee",
         needs=("map",),
         outputs=("audit.json", "audit.zarr", "calibration.zarr", "audit-jobs"),
+        formats=("audit", "simulations"),
         shards=(
             Shards("audit-jobs/ledger", "audit-jobs", kind="fits"),
             Shards("ledger/calibration", "calibration.zarr", arrays=_SIMULATED),
@@ -117,9 +135,11 @@ STAGES = (
         "rows",
         needs=("audit",),
         outputs=("results.parquet", "escalate.json", "escalate-jobs"),
+        formats=("results", "audit"),
         shards=(
             Shards("ledger/escalate", "results.parquet", kind="table"),
-            Shards("escalate-jobs/emcee/ledger", "escalate-jobs/emcee", kind="fits"),
+            Shards("escalate-jobs/weights/ledger", "escalate-jobs/weights", kind="weights", decides=_DECIDED),
+            Shards("escalate-jobs/emcee/ledger", "escalate-jobs/emcee", kind="fits", decides=_DECIDED),
         ),
     ),
     Stage("report", "page", needs=("audit",), outputs=("report.html", "figures"), uses=("escalate",)),
@@ -139,7 +159,7 @@ def followers(name: str, unused: Collection[tuple[str, str]] = ()) -> list[Stage
     ----------
     name : str
     unused : collection of (str, str)
-        Pairs of a stage and one of its ``uses`` that it made no use of in this run.
+        Pairs of a stage and one that it needs or may use, of which it made no use in this run.
 
     Examples
     --------
@@ -148,7 +168,7 @@ def followers(name: str, unused: Collection[tuple[str, str]] = ()) -> list[Stage
     """
     found: list[Stage] = []
     for stage in STAGES:
-        taken = {*stage.needs, *(other for other in stage.uses if (stage.name, other) not in unused)}
+        taken = {other for other in (*stage.needs, *stage.uses) if (stage.name, other) not in unused}
         if stage.name == name or taken & {one.name for one in found}:
             found.append(stage)
     return found

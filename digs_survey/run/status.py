@@ -27,7 +27,7 @@ class StageStatus:
     ----------
     stage : str
     status : str
-        not started, running, interrupted, failed or done.
+        not started, running, interrupted, failed, damaged or done.
     rows, total : int or None
         Rows (epochs, galaxies) that are done, and those that there are.
     running, failed : list of dict

@@ -13,10 +13,9 @@ from typing import Any
 
 import zarr
 
-from digs_survey import formats
 from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
-from digs_survey.errors import CatalogError
+from digs_survey.errors import CatalogError, RunDirectoryError
 from digs_survey.estimator.artefact import check_grid, identify, load_artefact, update_card
 from digs_survey.identity import RunIdentity
 from digs_survey.logs.progress import ProgressReporter
@@ -143,11 +142,13 @@ class Survey(RunDirectory):
             raise self._no_catalog()
         self.config.noise.check_elements(len(grid))
         settings, identity = self.config.simulate, RunIdentity.of_config(self.config, grid)
-        key = {"format": formats.SIMULATIONS, **identity.key("seed", "model", "prior", "grid")}
+        key = {"formats": self._formats("simulate"), **identity.key("seed", "model", "prior", "grid")}
         key |= self._settings("simulate")
         ledger = self._ledger("simulate")
         with self._stage("simulate", key, settings.simulations) as stage:
-            if entry is not None and (stage or "simulated_for" not in self.manifest.data["inputs"]):
+            recorded = self.manifest.data["inputs"].get("simulated_for")
+            # The same catalog in another place is recorded too; another catalog is not what was simulated for.
+            if entry and (stage or recorded is None or recorded["fingerprint"] == entry["fingerprint"]):
                 self._record(simulated_for=entry)
             if stage:
                 from digs_survey.simulate.simulation_set import engine_check, simulate
@@ -196,7 +197,11 @@ class Survey(RunDirectory):
         """Train the estimator on the simulations, or on their pairs, and freeze the posterior."""
         simulations = self._needs("simulate")
         identity, data_hash = self._training_identity(simulations), self._simulations_hash()
-        key = {"format": formats.CARD, **identity.key("seed", "model", "prior", "noise"), **self._settings("train")}
+        key = {
+            "formats": self._formats("train"),
+            **identity.key("seed", "model", "prior", "noise"),
+            **self._settings("train"),
+        }
         key["simulations"] = data_hash
         pairs, pairs_hash = self._pairs(identity)
         if pairs is not None:
@@ -232,7 +237,7 @@ class Survey(RunDirectory):
     def adopt(self, folder: Path) -> bool:
         """Take a frozen posterior from a folder in the place of training one."""
         _, card = load_artefact(folder)
-        key = {"format": formats.CARD, "pretrained": folder.name, "posterior": card["hash"]}
+        key = {"formats": self._formats("train"), "pretrained": folder.name, "posterior": card["hash"]}
         with self._stage("train", key, 1) as stage:
             if stage:
                 for name in ("model.safetensors", "history.csv", "card.json"):
@@ -264,14 +269,15 @@ class Survey(RunDirectory):
         identity = identify(folder, seed=self.config.seed, catalog=entry["fingerprint"])
         check_grid(identity.grid, opened.grid)
         self.config = identity.adopt(self.config)
-        key = {"format": formats.RESULTS, **identity.key("seed", "catalog", "posterior"), **self._settings("map")}
+        key = {"formats": self._formats("map"), **identity.key("seed", "catalog", "posterior"), **self._settings("map")}
         del key["map"]["workers"]
         if self.config.importance.rows == "all":
             key["importance"] = {"rows": "all", "draws": self.config.importance.draws}
         ledger = self._ledger("map")
         with self._stage("map", key, opened.n_rows) as stage:
             # In a run directory that is moved its own posterior moves too.
-            path = "model" if model is None else str(folder.absolute())
+            own = folder.absolute() == (self.run_dir / "model").absolute()
+            path = "model" if own else str(folder.absolute())
             self._record(catalog=entry, posterior={"path": path, "hash": identity.posterior_hash})
             if stage:
                 from digs_survey.infer.map_catalog import map_catalog
@@ -295,7 +301,11 @@ class Survey(RunDirectory):
     def audit(self) -> bool:
         """Check the posterior on independent simulations and against emcee, and count the cost."""
         identity = self.mapped_identity()
-        key = {"format": formats.AUDIT, **identity.key("seed", "catalog", "posterior"), **self._settings("audit")}
+        key = {
+            "formats": self._formats("audit"),
+            **identity.key("seed", "catalog", "posterior"),
+            **self._settings("audit"),
+        }
         key["map"] = self._recorded_key("map")
         if self.config.importance.rows != "none":
             key |= self._settings("importance")
@@ -344,7 +354,7 @@ class Survey(RunDirectory):
         identity = self.mapped_identity()
         self._needs("audit")
         mcmc = self.config.audit.mcmc.model_dump(mode="json", exclude={"timeout_s"})
-        key = {"format": formats.RESULTS, **identity.key("seed"), **self._settings("escalate")}
+        key = {"formats": self._formats("escalate"), **identity.key("seed"), **self._settings("escalate")}
         key |= self._after("audit") | {"mcmc": mcmc}
         ledger = self._ledger("escalate")
         with self._stage("escalate", key, self.manifest.data["inputs"]["catalog"]["rows"]) as stage:
@@ -435,7 +445,7 @@ class Survey(RunDirectory):
         return simulations_hash(self.run_dir / "simulations.zarr", self._ledger("simulate").records())
 
     def _augment_key(self, identity: RunIdentity) -> dict[str, Any]:
-        key = {"format": formats.PAIRS, **identity.key("seed", "noise"), **self._settings("augment")}
+        key = {"formats": self._formats("augment"), **identity.key("seed", "noise"), **self._settings("augment")}
         return key | {"simulations": self._simulations_hash()}
 
     def _pairs(self, identity: RunIdentity) -> tuple[Path, str] | tuple[None, None]:
@@ -459,7 +469,13 @@ class Survey(RunDirectory):
             entry = self.manifest.data["inputs"].get("simulated_for")
             if entry is None:
                 raise self._no_catalog()
-            noise = survey_noise(self.config, Catalog.open(entry["path"]))
+            catalog = Catalog.open(location(entry["path"]))
+            if not self.manifest.knows(catalog, "simulated_for") and catalog.fingerprint() != entry["fingerprint"]:
+                raise RunDirectoryError(
+                    f"{catalog.path} has changed since {self.run_dir} was simulated for it, and its errors are the "
+                    "noise to train with; put it back, or simulate again (--redo simulate)"
+                )
+            noise = survey_noise(self.config, catalog)
         negative = noise.negative_share(flux[:_NOISE_TRIAL_ROWS])
         if negative > _MUCH_NEGATIVE and not noise.keeps_negative:
             self.progress.say(

@@ -15,12 +15,13 @@ from digs_survey.audit.mcmc.fit_galaxies import fit_file
 from digs_survey.audit.mcmc.galaxy_fit import GalaxyFit
 from digs_survey.errors import RunDirectoryError
 from digs_survey.infer.shard_worker import stored_digest
+from digs_survey.refine.reweigh import WeightedRows, weights_file
 from digs_survey.results.table import part_name
 from digs_survey.run.manifest import RunManifest
 from digs_survey.run.stages import STAGES, Shards
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.locations import exists, is_file
-from digs_survey.store.storage import checksum, read_bytes, rows_of_shard
+from digs_survey.store.storage import checksum, read_bytes, remove, rows_of_shard
 
 __all__ = ["Damage", "finished_rows", "verify_run"]
 
@@ -79,9 +80,12 @@ def verify_run(run_dir: Path, advance: Callable[[int], None] = lambda rows: None
         damaged: list[Damage] = []
         for shards in stage.shards:
             ledger = Ledger(run_dir / shards.ledger)
-            for damage in _CHECKS[shards.kind](run_dir, stage.name, shards, ledger, advance):
+            here = list(_CHECKS[shards.kind](run_dir, stage.name, shards, ledger, advance))
+            for damage in here:
                 ledger.forget(damage.shard)
-                damaged.append(damage)
+            for name in shards.decides if here else ():
+                remove(run_dir / name)
+            damaged += here
         if damaged and stage.name in manifest.stages:
             manifest.stages[stage.name]["status"] = "damaged"
             manifest.save()
@@ -145,21 +149,28 @@ def _damaged_parts(
             yield Damage(stage, shard, slice(record["first"], record["first"] + record["rows"]), part, why)
 
 
-def _damaged_fits(
+def _damaged_files(
     run_dir: Path, stage: str, shards: Shards, ledger: Ledger, advance: Callable[[int], None]
 ) -> Iterator[Damage]:
-    for row, record in sorted(ledger.records().items()):
-        path = fit_file(run_dir / shards.output, row)
-        advance(1)
+    """Check files of single galaxies, or of blocks of rows, which hold what they were made for."""
+    load, file_of = (GalaxyFit.load, fit_file) if shards.kind == "fits" else (WeightedRows.load, weights_file)
+    for number, record in sorted(ledger.records().items()):
+        path = file_of(run_dir / shards.output, number)
+        advance(record["rows"])
         try:
-            why = "" if GalaxyFit.load(path).checksum() == record["checksum"] else "its values are not those of the fit"
+            why = "" if load(path).checksum() == record["checksum"] else "its values are not those that were written"
         except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
             why = f"it cannot be read ({error})"
         if why:
-            yield Damage(stage, row, slice(row, row + 1), path, why)
+            yield Damage(stage, number, slice(number, number + record["rows"]), path, why)
 
 
-_CHECKS = {"dataset": _damaged_shards, "table": _damaged_parts, "fits": _damaged_fits}
+_CHECKS = {
+    "dataset": _damaged_shards,
+    "table": _damaged_parts,
+    "fits": _damaged_files,
+    "weights": _damaged_files,
+}
 
 
 def _wrong_part(part: Path, expected: str) -> str:

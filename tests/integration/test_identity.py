@@ -7,13 +7,16 @@ import sys
 
 import numpy as np
 import pytest
+import tomli_w
 import xarray as xr
 from mapping import GRID, PRIOR, ZRED, flux_of, make_catalog, make_model, spectra
 
+import digs_survey as ds
+from digs_survey import formats
 from digs_survey.catalog import Catalog
 from digs_survey.catalog.prepare import prepare
 from digs_survey.cli import main
-from digs_survey.config import ModelConfig, NoiseConfig, SurveyConfig, TrainConfig
+from digs_survey.config import ModelConfig, NoiseConfig, SurveyConfig, TrainConfig, load_config
 from digs_survey.errors import RunDirectoryError
 from digs_survey.estimator.features import Features
 from digs_survey.estimator.freeze import freeze_posterior
@@ -217,3 +220,50 @@ def test_a_posterior_that_was_replaced_is_not_taken(call, catalog, model, other,
         code, told = call(*command)
         assert code == RunDirectoryError.exit_code
         assert "is not the posterior of these results any more" in told
+
+
+def test_other_map_settings_than_the_tables_are_refused_by_what_follows(call, mapped_elsewhere):
+    code, told = call("audit", "-o", mapped_elsewhere, *SHORT, "--set=map.draws=150", "-q")
+    assert code == RunDirectoryError.exit_code
+    assert "map.draws: was 200, now 150" in told
+    code, told = call("audit", "-o", mapped_elsewhere, *SHORT, "--set=seed=5", "-q")
+    assert code == RunDirectoryError.exit_code
+    assert "seed: was 2022, now 5" in told
+
+
+def test_reading_a_table_does_not_ask_the_last_commands_configuration(call, catalog, model, tmp_path):
+    run_dir = tmp_path / "run"
+    assert call("map", catalog, "--model", model, "-o", run_dir, "--set=map.draws=200", "-q")[0] == 0
+    # What a later `simulate` with settings of its own leaves there.
+    later = load_config(
+        run_dir / "config.toml", ["noise.fraction=0.3", "map.draws=64", "prior.logmass.low=9", "seed=4"]
+    )
+    (run_dir / "config.toml").write_text(tomli_w.dumps(later.model_dump(mode="json", exclude_none=True)))
+    for config in (load_run(run_dir).config, ds.open_run(run_dir).config):
+        assert (config.seed, config.map.draws, config.noise.fraction) == (2022, 200, 0.05)
+        assert config.make_prior() == PRIOR
+    assert call("replay", "J00003+", "-o", run_dir)[0] == 0
+    assert ds.open_run(run_dir).posterior("J00003+").theta.shape == (200, 5)
+
+
+@pytest.mark.parametrize("name", ["POSTERIOR", "RESULTS"])
+def test_a_table_of_another_format_is_named(call, catalog, model, tmp_path, monkeypatch, name):
+    run_dir = tmp_path / "run"
+    assert call("map", catalog, "--model", model, "-o", run_dir, "--set=map.draws=200", "-q")[0] == 0
+    monkeypatch.setattr(formats, name, 99)
+    with pytest.raises(RunDirectoryError, match=f"'{name.lower()}': 99"):
+        ds.open_run(run_dir).table()
+    code, told = call("map", catalog, "--model", model, "-o", run_dir, "--set=map.draws=200", "-q")
+    assert code == RunDirectoryError.exit_code
+    assert f"formats.{name.lower()}: was 2, now 99" in told
+
+
+def test_the_runs_own_posterior_is_recorded_by_its_place_in_the_run(call, catalog, model, tmp_path):
+    run_dir = tmp_path / "run"
+    (run_dir / "model").mkdir(parents=True)
+    for name in ("card.json", "model.safetensors"):
+        (run_dir / "model" / name).write_bytes((model / name).read_bytes())
+    own = run_dir / "model"
+    assert call("map", catalog, "--model", own, "-o", run_dir, "--set=map.draws=200", "-q")[0] == 0
+    moved = run_dir.rename(tmp_path / "moved")
+    assert call("replay", "J00003+", "-o", moved)[0] == 0

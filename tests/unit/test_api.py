@@ -51,7 +51,7 @@ def test_a_catalog_is_written_and_opened(tmp_path):
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(RunDirectoryError, match=r"no manifest.json there; expected a run directory"):
+    with pytest.raises(RunDirectoryError, match=r"no manifest.json there; expected a run directory, which"):
         ds.open_run(tmp_path)
 
 

@@ -140,12 +140,13 @@ def _main(*arguments: object, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_the_command_checks_the_manifest(parts: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    manifest = {"format": formats.MANIFEST, "stages": {"map": {"status": "running", "rows": 0}}}
+    key = {"formats": formats.numbers("posterior", "results")}
+    manifest = {"format": formats.MANIFEST, "stages": {"map": {"status": "running", "rows": 0, "key": key}}}
     write_json(tmp_path / "manifest.json", manifest)
     command = ("export", tmp_path / "out.vot", "-o", tmp_path)
     assert _main(*command, monkeypatch=monkeypatch) == 6
     assert "map stage is running, not done" in capsys.readouterr().err
-    manifest["stages"]["map"] = {"status": "done", "rows": N_ROWS + 1}
+    manifest["stages"]["map"] |= {"status": "done", "rows": N_ROWS + 1}
     write_json(tmp_path / "manifest.json", manifest)
     assert _main(*command, monkeypatch=monkeypatch) == 1
     assert "expected the 1001 rows" in capsys.readouterr().err
