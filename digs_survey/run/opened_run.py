@@ -244,6 +244,7 @@ def open_run(run_dir: Path | str) -> Run:
     check_reachable(path)
     if not is_file(path / "manifest.json"):
         raise RunDirectoryError(
-            f"{path}: no manifest.json there; expected a run directory, which 'digs-survey run' or 'digs-survey map' makes"
+            f"{path}: no manifest.json there; expected a run directory, which 'digs-survey run' or 'digs-survey map' "
+            "makes"
         )
     return Run(path)
