@@ -287,7 +287,7 @@ def accepts(port: int) -> bool:
 
 
 def test_an_address_where_nobody_is_is_named(survey, tmp_path, monkeypatch):
-    monkeypatch.setattr("digs_survey.simulate.simulation_set.CONNECT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("digs_survey.cluster.dask_session.CONNECT_TIMEOUT_S", 1.0)
     found = run_here(
         "simulate", "-c", survey[1], "-o", tmp_path / "run", "--dask-scheduler-address", "tcp://127.0.0.1:9"
     )
