@@ -171,7 +171,7 @@ def reweigh_rows(
     done = {
         number: WeightedRows.load(weights_file(folder, number))
         for number, record in ledger.records().items()
-        if number < len(blocks) and record["job"] == setup.digest(blocks[number])
+        if number < len(blocks) and record.get("job") == setup.digest(blocks[number])
     }
     for one in done.values():
         advance(one.rows.size)
@@ -188,7 +188,11 @@ def reweigh_rows(
                     found.save(weights_file(folder, number))
                     ledger.forget(number)
                     ledger.mark(
-                        number, rows=found.rows.size, checksum=setup.digest(blocks[number]), core_s=found.core_s
+                        number,
+                        rows=found.rows.size,
+                        checksum=found.checksum(),
+                        core_s=found.core_s,
+                        job=setup.digest(blocks[number]),
                     )
                     done[number] = found
                     advance(found.rows.size)

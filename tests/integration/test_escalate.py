@@ -122,12 +122,12 @@ def test_a_budget_gives_weights_first_and_emcee_to_the_rest_and_resumes(audited,
     told = json.loads((run_dir / "escalate.json").read_text())
     assert told["wanted"] == told["weighed"] > 0
     assert told["accepted"] + told["fitted"] == told["wanted"]
-    assert told["fitted"] == told["converged"]
+    assert told["fitted"] >= told["converged"] > 0
     assert min(told["core_s"].values()) > 0
     before, after = table_of(run_dir, "percentiles.parquet"), table_of(run_dir)
     assert told["rows"] == dict(zip(told["rows"], np.bincount(after.tier, minlength=3).tolist(), strict=True))
     assert told["rows"]["importance weights"] == told["accepted"] > 0
-    assert told["low_trust"] == 0
+    assert told["low_trust"] == told["fitted"] - told["converged"]  # a chain that did not converge replaces nothing
     changed = after.tier > 0
     for column in ("tage_p50", "sfr_100_p50", "surviving_mass_p97_5"):
         assert (after[column][~changed] == before[column][~changed]).all()

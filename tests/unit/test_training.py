@@ -9,6 +9,7 @@ import zarr
 from estimators import GRID, simulations, small_config
 from noises import KINDS, Case
 
+from digs_survey import formats
 from digs_survey.errors import RunDirectoryError, StageError
 from digs_survey.estimator.training import trainer
 from digs_survey.estimator.training.fresh_noise import noisy_rows
@@ -296,7 +297,7 @@ def test_the_stage_goes_on_at_a_lower_rate_after_it_diverged(tmp_path, monkeypat
 
     def survey(*more):
         manifest = RunManifest(tmp_path)
-        manifest.stages["simulate"] = {"status": "done", "key": {}}
+        manifest.stages["simulate"] = {"status": "done", "key": {"formats": formats.numbers("simulations")}}
         return Survey(tmp_path, small_config(*settings, *more), manifest, ProgressReporter(quiet=True))
 
     with monkeypatch.context() as patch:

@@ -11,6 +11,7 @@ import zarr
 from estimators import GRID, simulations, small_config
 from pairs import make_pairs
 
+from digs_survey import formats
 from digs_survey.config import NoiseConfig
 from digs_survey.errors import RunDirectoryError, StageError
 from digs_survey.estimator.training import train as train_stage
@@ -314,7 +315,8 @@ class Told(ProgressReporter):
 def survey_in(folder, *overrides):
     config = small_config(f"grid.start_angstrom={GRID.wavelength[0]}", "grid.stop_angstrom=4950", *overrides)
     manifest = RunManifest(folder)
-    manifest.stages.setdefault("simulate", {"status": "done", "key": {}, "core_s": 2.0})
+    key = {"formats": formats.numbers("simulations")}
+    manifest.stages.setdefault("simulate", {"status": "done", "key": key, "core_s": 2.0})
     return Survey(folder, config, manifest, Told())
 
 
