@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from digs_survey.errors import RunDirectoryError
 from digs_survey.run.stages import STAGES
-from digs_survey.store.locations import location
+from digs_survey.store.locations import check_reachable, exists, location
 
 if TYPE_CHECKING:
     from digs_survey.run.survey import Survey
@@ -93,9 +94,12 @@ def survey_at(
     simulates: bool = False,
     dashboards: bool = False,
 ) -> Iterator[Survey]:
-    """Open a run directory with what the options say."""
+    """Open a run directory with what the options say; a command that begins no run needs one that has begun."""
     from digs_survey.run.survey import Survey
 
+    check_reachable(run_dir)
+    if catalog is None and not simulates and not exists(run_dir):
+        raise RunDirectoryError(f"{run_dir} is not there; run 'digs-survey run' or 'digs-survey simulate' first")
     with Survey.open(
         run_dir,
         config,

@@ -18,7 +18,7 @@ from digs_survey.estimator.artefact import check_hash, identify, recorded_folder
 from digs_survey.identity import RunIdentity
 from digs_survey.logs.command_line import safe_command
 from digs_survey.run.stages import stage_named
-from digs_survey.store.locations import is_file, location
+from digs_survey.store.locations import check_reachable, is_file, location
 from digs_survey.store.storage import read_json, write_json
 from digs_survey.versions import git_commit
 
@@ -63,6 +63,23 @@ class RunManifest:
                     f"{self.path}: format {self.data.get('format')!r}, this version reads {formats.MANIFEST}; "
                     "use a new --run-dir"
                 )
+
+    @classmethod
+    def of_run(cls, run_dir: Path) -> RunManifest:
+        """Read the manifest of a run that has begun.
+
+        Raises
+        ------
+        RunDirectoryError
+            If the folder has none, or one of another format.
+        """
+        check_reachable(run_dir)
+        if not is_file(run_dir / "manifest.json"):
+            raise RunDirectoryError(
+                f"{run_dir}: no manifest.json there; expected a run directory, which 'digs-survey run' or "
+                "'digs-survey map' makes"
+            )
+        return cls(run_dir)
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:

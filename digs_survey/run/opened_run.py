@@ -17,7 +17,7 @@ from digs_survey.errors import CatalogError, DigsError, RunDirectoryError
 from digs_survey.estimator.artefact import recorded_config
 from digs_survey.run.manifest import RunManifest
 from digs_survey.run.stages import stage_named
-from digs_survey.store.locations import check_reachable, exists, is_file, location
+from digs_survey.store.locations import exists, location
 from digs_survey.store.storage import read_json
 
 if TYPE_CHECKING:
@@ -66,9 +66,9 @@ class Run:
     manifest : RunManifest
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, manifest: RunManifest) -> None:
         self.run_dir = run_dir
-        self.manifest = RunManifest(run_dir)
+        self.manifest = manifest
 
     @cached_property
     def config(self) -> SurveyConfig:
@@ -241,10 +241,4 @@ def open_run(run_dir: Path | str) -> Run:
     (1000, 5)
     """
     path = location(run_dir)
-    check_reachable(path)
-    if not is_file(path / "manifest.json"):
-        raise RunDirectoryError(
-            f"{path}: no manifest.json there; expected a run directory, which 'digs-survey run' or 'digs-survey map' "
-            "makes"
-        )
-    return Run(path)
+    return Run(path, RunManifest.of_run(path))

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from digs_survey.errors import RunDirectoryError
+from digs_survey.run.manifest import RunManifest
 from digs_survey.run.stages import STAGES, Stage
 from digs_survey.store.ledger import Ledger
-from digs_survey.store.locations import check_reachable, is_file
-from digs_survey.store.storage import read_json
 
 __all__ = ["StageStatus", "run_status"]
 
@@ -59,11 +57,7 @@ def run_status(run_dir: Path) -> list[StageStatus]:
     RunDirectoryError
         If it is none.
     """
-    manifest = run_dir / "manifest.json"
-    check_reachable(run_dir)
-    if not is_file(manifest):
-        raise RunDirectoryError(f"{run_dir}: no manifest.json there; expected a run directory of digs-survey")
-    recorded = read_json(manifest)["stages"]
+    recorded = RunManifest.of_run(run_dir).stages
     return [
         _status(run_dir, stage, recorded.get(stage.name))
         for stage in STAGES

@@ -234,6 +234,7 @@ def test_a_catalog_on_another_grid_is_refused_naming_both(cli, catalog, tmp_path
 
 @pytest.mark.parametrize("command", ["train", "audit", "escalate", "report", "augment"])
 def test_stages_out_of_order_say_what_to_run(cli, tmp_path, command):
+    (tmp_path / "run").mkdir()
     code, _, err = cli(command, "-o", tmp_path / "run", "-q")
     assert code == 6
     assert "run 'digs-survey" in err
@@ -244,6 +245,14 @@ def test_status_and_export_need_a_run(cli, tmp_path):
     code, _, err = cli("export", tmp_path / "a.fits", "-o", tmp_path)
     assert code == 6
     assert "digs-survey map" in err
+
+
+@pytest.mark.parametrize("command", ["augment", "train", "audit", "escalate", "report", "verify"])
+def test_a_command_on_a_run_that_is_not_there_makes_none(cli, tmp_path, command):
+    code, _, err = cli(command, "-o", tmp_path / "nowhere")
+    assert code == 6
+    assert "nowhere" in err
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_ingest_sdss(cli, tmp_path):
@@ -275,6 +284,7 @@ def test_dashboards_that_are_not_installed_are_refused_by_the_extra(cli, tmp_pat
     from digs_survey.cluster import dashboards
 
     monkeypatch.setattr(dashboards, "_NEEDED", ("bokeh_of_another_world",))
+    (tmp_path / "run").mkdir()
     for ask in ([], ["by environment"]):
         if ask:
             monkeypatch.setenv("DIGS_SURVEY_DASHBOARDS", "1")
@@ -282,7 +292,7 @@ def test_dashboards_that_are_not_installed_are_refused_by_the_extra(cli, tmp_pat
         assert code == 5
         assert "bokeh_of_another_world" in err
         assert "digs-survey[dashboards]" in err
-        assert not (tmp_path / "run").exists()
+        assert not any((tmp_path / "run").iterdir())
     monkeypatch.setenv("DIGS_SURVEY_DASHBOARDS", "0")
     code, _, err = cli("train", "-o", tmp_path / "run")
     assert code == 6
