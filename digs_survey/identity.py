@@ -83,7 +83,7 @@ class RunIdentity:
         """
         if noise is None:
             noise = NoiseModel.from_config(config.noise, flux_transform=config.train.flux_transform)
-        return cls(config.seed, config.model, config.make_prior(), noise, grid, catalog)
+        return cls(config.seed, config.model, config.make_prior(), noise.on(grid), grid, catalog)
 
     @property
     def zred(self) -> float:

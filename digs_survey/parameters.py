@@ -61,6 +61,9 @@ PARAMETERS: dict[str, Parameter] = {
         Parameter("dust2", 0.1, 1.0, "", r"$\hat\tau_{2}$", "diffuse-dust optical depth at 5500 Angstrom"),
         Parameter("tage", 0.01, 4.0, "Gyr", r"$t_{\rm age}\;[{\rm Gyr}]$", "age of the galaxy"),
         Parameter(
+            "tage_tuniv", 0.01, 1.0, "", r"$t_{\rm age}/t_{\rm univ}$", "age of the galaxy over that of the universe"
+        ),
+        Parameter(
             "logtau",
             -1.0,
             1.0,
@@ -70,7 +73,9 @@ PARAMETERS: dict[str, Parameter] = {
         ),
     )
 }
-"""The parameters of the galaxy model with the bounds of the preset ``digs2022``."""
+"""The parameters of the galaxy model with the bounds of the preset ``digs2022``. A model has ``tage`` or
+``tage_tuniv``, the age itself or its share of the age of the universe at the galaxy's redshift; both names are
+Prospector's."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,11 @@ class Prior:
         Parameters that the model does not have.
     """
 
-    def __init__(self, bounds: Mapping[str, tuple[float, float]] | None = None, left_out: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        bounds: Mapping[str, tuple[float, float]] | None = None,
+        left_out: Sequence[str] = ("tage_tuniv",),
+    ) -> None:
         bounds = dict(bounds or {})
         chosen = [p for p in PARAMETERS.values() if p.name not in left_out]
         names = [p.name for p in chosen]

@@ -38,12 +38,61 @@ class MissingConfig(Section):
         return 1 + 2 * self.stretches if self.probability > 0 else 0
 
 
+Interval = tuple[Positive, Positive]
+
+
+class ObservingConfig(Section):
+    """For noise of kind "row": what the simulated rows are like. Each simulation draws a row of its own kind."""
+
+    redshift: Interval = (0.001, 0.6)
+    """Least and greatest redshift; all between are equally likely."""
+    snr: Interval = (2.0, 60.0)
+    """Least and greatest signal-to-noise ratio, the median over a row's elements; its logarithm is uniform."""
+    blue_end_angstrom: Interval = (3550.0, 3900.0)
+    red_end_angstrom: Interval = (9000.0, 9900.0)
+    """Ranges of the observed wavelengths at which spectra begin and end."""
+    error_slope: Annotated[float, Field(ge=0)] = 0.3
+    """Standard deviation of the coefficients of a cubic in wavelength that the log of the errors follows."""
+    sky_angstrom: Positive = 6800.0
+    sky_errors: Annotated[float, Field(ge=1)] = 4.0
+    """Beyond this observed wavelength sky lines multiply the errors of elements by up to this factor."""
+    gaps: Annotated[int, Field(ge=0)] = 3
+    """Most contiguous gaps; from none to this number are equally likely."""
+    gap_share: Share = 0.14
+    """Widest gap, as a share of the grid's elements; all widths below are equally likely."""
+    bad_elements: Share = 0.02
+    """Largest share of single elements that are masked; all shares below are equally likely."""
+    floor: Interval = (0.005, 0.05)
+    """Least and greatest error floor, as a share of the flux; its logarithm is uniform."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ObservingConfig:
+        for name in ("redshift", "snr", "blue_end_angstrom", "red_end_angstrom", "floor"):
+            low, high = getattr(self, name)
+            if not low <= high:
+                raise ValueError(f"{name}: expected the least value first, found {low:g} and {high:g}")
+        if self.blue_end_angstrom[1] >= self.red_end_angstrom[0]:
+            raise ValueError("blue_end_angstrom: expected spectra to begin before they end (red_end_angstrom)")
+        return self
+
+
 class NoiseConfig(Section):
     """The survey's noise, drawn on simulations and used by every likelihood."""
 
-    kind: Literal["fractional", "constant", "catalog"] = "fractional"
-    """A fraction of the flux; the same absolute error for every spectrum; or the catalog's own ivar (rows drawn
-    at random)."""
+    added = frozenset({"floor", "calibration_order", "calibration_width", "observing"})
+
+    kind: Literal["fractional", "constant", "catalog", "row"] = "fractional"
+    """A fraction of the flux; the same absolute error for every spectrum; the catalog's own ivar (rows drawn
+    at random), over which the posterior averages; or each row's own ivar, gaps and redshift, which the posterior is
+    shown."""
+    floor: Share = 0.02
+    """Of row noise: error as a share of the flux that is added in quadrature to every element."""
+    calibration_order: Annotated[int, Field(ge=0, le=12)] = 6
+    """Of row noise: order of the polynomial in wavelength that may multiply the model's flux; 0 for none. It is
+    marginalised."""
+    calibration_width: Annotated[float, Field(ge=0, le=0.5)] = 0.03
+    """Of row noise: standard deviation of each of the polynomial's Chebyshev coefficients."""
+    observing: ObservingConfig = ObservingConfig()
     fraction: Annotated[float, Field(ge=0)] = 0.05
     """Standard deviation as a fraction of the flux. The other kinds add it in quadrature, for what the model itself
     gets wrong; 0 leaves it out there."""
@@ -72,6 +121,8 @@ class NoiseConfig(Section):
             raise ValueError(f"kind = {self.kind!r} is Gaussian in flux; expected space = 'flux'")
         if self.kind != "constant" and self.sigma_flam:
             raise ValueError(f"sigma_flam belongs to kind = 'constant', found kind = {self.kind!r}")
+        if self.kind == "row" and (self.kernel != (1.0,) or self.missing.probability):
+            raise ValueError("kind = 'row' has its gaps in noise.observing, and knows no kernel and no noise.missing")
         if self.kind != "catalog" and self.poisson_share is not None:
             raise ValueError(f"poisson_share belongs to kind = 'catalog', found kind = {self.kind!r}")
         angle = np.linspace(0, np.pi, 721)
@@ -82,6 +133,11 @@ class NoiseConfig(Section):
                 "be good enough; expected a first weight above twice the sum of the others, such as [1.0, 0.3]"
             )
         return self
+
+    @property
+    def clean_columns(self) -> int:
+        """Columns of a noiseless spectrum after those of its flux: the redshift, where rows differ in it."""
+        return 1 if self.kind == "row" else 0
 
     @property
     def needs_catalog(self) -> bool:

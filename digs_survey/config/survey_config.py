@@ -45,17 +45,22 @@ __all__ = [
 ]
 
 ResolvingPower = Annotated[float, Field(ge=10.0, allow_inf_nan=False)]
-DerivedName = Literal["surviving_mass", "mass_weighted_age", "sfr_10", "sfr_100", "ssfr_10", "ssfr_100"]
+DerivedName = Literal["tage", "surviving_mass", "mass_weighted_age", "sfr_10", "sfr_100", "ssfr_10", "ssfr_100"]
 
 
 class ModelConfig(Section):
     """What makes the spectra."""
+
+    added = frozenset({"age"})
 
     source: Literal["bc03", "fsps"] = "bc03"
     """Stellar populations: BC03-MILES (no data to download) or python-fsps (needs SPS_HOME)."""
     sfh: Literal["delayed_tau", "tau", "constant"] = "delayed_tau"
     """Star formation history: t exp(-t/tau), exp(-t/tau), or a constant rate (logtau, with any bounds
     given for it, is then left out)."""
+    age: Literal["tage", "tage_tuniv"] = "tage"
+    """The parameter of the age: in Gyr, with the same prior at every redshift, or as a share of the age of the universe
+    at the galaxy's redshift (needs noise.kind = "row"); tables then have tage too, in Gyr."""
     line_spread: Literal["velocity", "resolving_power", "table"] = "velocity"
     """Which of the following smooths spectra, on top of the populations' own resolution (MILES: 2.5 Angstrom FWHM)."""
     smoothing_kms: Annotated[float, Field(gt=0, le=12_000)] = 350.0
@@ -155,10 +160,12 @@ class TrainConfig(Section):
     flux_transform: Literal["log10", "asinh"] = "log10"
     """Of the flux: its log10, or the inverse hyperbolic sine of it in units of the noise, which is log10 where
     the flux is bright, linear where it is faint, and knows negative flux."""
-    whitening: Literal["pca", "element"] = "pca"
-    """Principal components of the features, or the features of each element, both of unit variance."""
+    whitening: Literal["pca", "element", "least_squares"] = "pca"
+    """Principal components of the features, or the features of each element, both of unit variance; or, with
+    noise.kind = "row", coefficients of principal components fitted to the spectrum by least squares with the row's own
+    errors, and the errors of the coefficients."""
     components: Count = 40
-    """For "pca": principal components that the network sees (at most the grid's elements)."""
+    """For "pca" and "least_squares": principal components (at most the grid's elements)."""
     amplitude: Literal["feature", "centred", "equivariant"] = "centred"
     """How a spectrum's amplitude gets to the mass: as one more feature; also as the centre of the mass coordinate; or
     by symmetry, where the network sees the shape alone and log mass is relative to the amplitude."""
@@ -312,6 +319,26 @@ class SurveyConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _row_noise(self) -> SurveyConfig:
+        by_row = self.noise.kind == "row"
+        for key, value, needed in (
+            ("train.whitening", self.train.whitening, "least_squares"),
+            ("model.age", self.model.age, "tage_tuniv"),
+        ):
+            if value == needed and not by_row:
+                raise ValueError(f"{key} = {needed!r} needs noise.kind = 'row', found {self.noise.kind!r}")
+        if by_row and self.train.whitening != "least_squares":
+            raise ValueError(
+                "noise.kind = 'row' gives the network the errors of each row; expected "
+                f"train.whitening = 'least_squares', found {self.train.whitening!r}"
+            )
+        if by_row and self.train.pairs == "disk":
+            raise ValueError("noise.kind = 'row' draws noise afresh; expected train.pairs = 'fresh', found 'disk'")
+        if "tage" in self.map.derived and self.model.age != "tage_tuniv":
+            raise ValueError("map.derived: tage is a parameter of this model already; it is derived from tage_tuniv")
+        return self
+
+    @model_validator(mode="after")
     def _equivariance(self) -> SurveyConfig:
         if self.train.amplitude == "equivariant" and not self.noise.scales_with_flux:
             found = "kind = 'constant'" if self.noise.kind == "constant" else "poisson_share"
@@ -324,7 +351,8 @@ class SurveyConfig(Section):
 
     def make_prior(self) -> Prior:
         """Return the prior with this configuration's bounds."""
-        left_out = ("logtau",) if self.model.sfh == "constant" else ()
+        left_out = ["tage" if self.model.age == "tage_tuniv" else "tage_tuniv"]
+        left_out += ["logtau"] if self.model.sfh == "constant" else []
         bounds = {name: (b.low, b.high) for name, b in self.prior.items() if name not in left_out}
         return Prior(bounds, left_out)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 __all__ = ["Count", "Fraction", "Positive", "Section", "Share"]
 
@@ -18,3 +18,15 @@ class Section(BaseModel):
     """Frozen, and closed to keys that it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Keys that a later version added. They are written only where they differ from their default, so that the same
+    settings give the same stage key, recipe and card as before."""
+
+    @model_serializer(mode="wrap")
+    def _without_added_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        for name in self.added & written.keys():
+            if getattr(self, name) == type(self).model_fields[name].get_default():
+                del written[name]
+        return written

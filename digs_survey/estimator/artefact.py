@@ -120,13 +120,14 @@ def identify(folder: Path, *, seed: int, catalog: str = "") -> RunIdentity:
     """
     arrays, card = load_artefact(folder)
     flux_transform = card["architecture"][NETWORK["flux_transform"]]
+    grid = WavelengthGrid.from_dict(card["grid"])
     noise = NoiseModel.from_config(NoiseConfig.model_validate(card["noise"]), arrays.get("noise.table"), flux_transform)
     return RunIdentity(
         seed=seed,
         model=ModelConfig.model_validate(card["model"]),
         prior=Prior.from_dict(card["parameters"]),
-        noise=noise,
-        grid=WavelengthGrid.from_dict(card["grid"]),
+        noise=noise.on(grid),
+        grid=grid,
         catalog=catalog,
         posterior=folder.absolute(),
         posterior_hash=str(card["hash"]),

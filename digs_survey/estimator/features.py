@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from digs_survey.config import TrainConfig
+from digs_survey.config import NoiseConfig, TrainConfig
 from digs_survey.estimator.brightness import AsinhFlux, LogFlux
 from digs_survey.estimator.coordinates import Coordinates
+from digs_survey.estimator.fitted_features import FittedFeatures
 from digs_survey.estimator.robust import clip_outliers, ordinary_rows
 from digs_survey.parameters import Prior
 
-__all__ = ["Features"]
+__all__ = ["Features", "build_features"]
 
 _MIN_VARIANCE = 1e-12
 _RANGE = 1e-4
@@ -159,3 +160,12 @@ def _principal(shape: NDArray[np.float64], components: int) -> NDArray[np.float6
     # The sign of an eigenvector is arbitrary; fixing it keeps the weights the same everywhere.
     vectors = vectors[:, order] * np.sign(vectors[np.abs(vectors[:, order]).argmax(axis=0), order])
     return vectors / np.sqrt(np.maximum(variance[order], _MIN_VARIANCE))
+
+
+def build_features(
+    elements: int, network: TrainConfig, prior: Prior, noise: NoiseConfig
+) -> Features | FittedFeatures:
+    """Return the features that a network is configured for, of spectra of so many elements, without statistics."""
+    if network.whitening == "least_squares":
+        return FittedFeatures(elements, network, prior, noise)
+    return Features(elements, network, prior)

@@ -16,7 +16,7 @@ from torch import nn
 from digs_survey.config import ModelConfig, NoiseConfig, TrainConfig
 from digs_survey.estimator.artefact import NETWORK, check_grid, check_hash, load_artefact
 from digs_survey.estimator.embedding import build_embedding
-from digs_survey.estimator.features import Features
+from digs_survey.estimator.features import build_features
 from digs_survey.estimator.flows.points import base_points, row_points
 from digs_survey.estimator.flows.sampler import MaskedFlow
 from digs_survey.estimator.threads import for_each
@@ -91,9 +91,9 @@ class FrozenPosterior:
         self.model = ModelConfig.model_validate(card["model"])
         network = TrainConfig.model_validate({name: card["architecture"][key] for name, key in NETWORK.items()})
         noise = NoiseConfig.model_validate(card["noise"])
-        self.noise = NoiseModel.from_config(noise, arrays.get("noise.table"), network.flux_transform)
+        self.noise = NoiseModel.from_config(noise, arrays.get("noise.table"), network.flux_transform).on(self.grid)
         tensors = {name: torch.as_tensor(value) for name, value in arrays.items()}
-        self._features = Features(len(self.grid), network, self.prior)
+        self._features = build_features(len(self.grid), network, self.prior, noise)
         self._features.load_state_dict(_under(tensors, "features."))
         self._members = []
         for k in range(network.ensemble):

@@ -39,6 +39,7 @@ from digs_survey.config import NoiseConfig
 from digs_survey.noise.correlation import Correlation
 from digs_survey.noise.error_table import row_errors
 from digs_survey.noise.missing import missing_elements
+from digs_survey.spectra import WavelengthGrid
 from digs_survey.store.storage import checksum
 
 __all__ = ["NoiseModel"]
@@ -84,6 +85,10 @@ class NoiseModel:
             negative flux, it is filled; so it is where noise is Gaussian in log10 flux and no model gives it. Without a
             posterior spectra are as they were measured.
         """
+        if config.kind == "row":
+            from digs_survey.noise.row_noise import RowNoise
+
+            return RowNoise(config)
         keeps_negative = flux_transform != "log10" and config.space == "flux"
         if config.sigma_flam:
             table = np.reshape(config.sigma_flam, (1, 1, -1))
@@ -103,6 +108,10 @@ class NoiseModel:
             )
         values.setflags(write=False)
         return cls(config, values, keeps_negative)
+
+    def on(self, grid: WavelengthGrid) -> NoiseModel:
+        """Return this noise for spectra on a grid, which matters only where it knows of wavelengths."""
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration, with the checksum of the table in place of its numbers."""

@@ -29,6 +29,7 @@ from digs_survey.sps.grid import SSPGrid, calzetti_curve, check_coverage
 from digs_survey.sps.history import HistoryWeights, formed_since, mass_weighted_age, star_formation_rate
 from digs_survey.sps.prospector import import_prospector
 from digs_survey.sps.sampling import GridSampling
+from digs_survey.sps.universe import physical_prior
 
 __all__ = ["BatchedModel"]
 
@@ -114,7 +115,7 @@ class BatchedModel:
         import_prospector()
         # So that processes with any number of threads build the same model to the bit.
         with one_thread():
-            sampling = GridSampling(model, grid)
+            sampling, prior = GridSampling(model, grid), physical_prior(prior)
             return cls(_populations(model, prior, sampling.wavelength), sampling, model, prior)
 
     def spectra(self, theta: Any) -> Any:

@@ -16,6 +16,7 @@ from digs_survey.sps.fsps import require_fsps
 from digs_survey.sps.grid import check_coverage
 from digs_survey.sps.prospector import import_prospector
 from digs_survey.sps.sampling import GridSampling
+from digs_survey.sps.universe import physical_prior
 
 __all__ = ["check_source"]
 
@@ -50,7 +51,7 @@ def check_source(model: ModelConfig, prior: Prior, grid: WavelengthGrid) -> None
     from digs_survey.sps.bc03 import bc03_coverage
 
     log_z, log_age, wavelength = _fsps_coverage() if model.source == "fsps" else bc03_coverage()
-    check_coverage(prior, log_z, log_age, model.source)
+    check_coverage(physical_prior(prior), log_z, log_age, model.source)
     needed = grid.edges
     if wavelength[0] <= needed[0] and needed[-1] <= wavelength[-1]:
         needed = GridSampling(model, grid).wavelength

@@ -16,6 +16,7 @@ from digs_survey.sps.fsps import FSPS_SETTINGS, require_fsps
 from digs_survey.sps.grid import check_coverage
 from digs_survey.sps.linespread import constant_sigma_kms
 from digs_survey.sps.sampling import GridSampling
+from digs_survey.sps.universe import physical_prior
 
 __all__ = ["ProspectorSimulator", "import_prospector"]
 
@@ -71,6 +72,7 @@ class ProspectorSimulator:
         import_prospector()
         from prospect.models import SedModel
 
+        prior = physical_prior(prior)
         self.config, self.prior, self.grid = model, prior, grid
         sampling = GridSampling(model, grid)
         self.sps = _source(model, prior, sampling.wavelength)

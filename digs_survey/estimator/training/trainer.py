@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import StageError
-from digs_survey.estimator.features import Features
+from digs_survey.estimator.features import build_features
 from digs_survey.estimator.network import Estimator, build_estimator, resolve_device
 from digs_survey.estimator.training.optimiser import Soap
 from digs_survey.estimator.training.sources import FreshNoise, Prepared, Source
@@ -61,7 +61,7 @@ class Worker:
 
 def blank_estimator(config: SurveyConfig, elements: int, member: int = 0) -> Estimator:
     """Build the estimator of spectra of so many elements, with initial weights and without the features' statistics."""
-    features = Features(elements, config.train, config.make_prior())
+    features = build_features(elements, config.train, config.make_prior(), config.noise)
     return build_estimator(config.train, features, _seed(config, member, "weights") if member else config.seed)
 
 
@@ -175,7 +175,7 @@ class Trainer:
 
 
 def _with_statistics(config: SurveyConfig, prepared: Prepared, member: int) -> Estimator:
-    estimator = blank_estimator(config, prepared.flux.shape[1], member)
+    estimator = blank_estimator(config, prepared.flux.shape[1] - config.noise.clean_columns, member)
     estimator.features.fit(prepared.noisy, prepared.noiseless, prepared.statistics_theta)
     return estimator
 

@@ -1,0 +1,217 @@
+r"""Features of spectra that differ in their errors, gaps and redshift: coefficients fitted by weighted least squares.
+
+A noiseless spectrum, over its amplitude a, is the mean spectrum of the simulations plus K principal components,
+:math:`\mu + B c`, each scaled so that its coefficient has unit variance under the prior. Calibration errors add the
+columns :math:`\mu T_p` with the variance of their coefficients. For a row of flux x and inverse variances W, which are
+0 where there is no data, the amplitude is that of :math:`\mu` by weighted least squares, and with x/a and a²W
+
+.. math:: A = B^T W B + I, \quad b = B^T W (x - \mu), \quad c = A^{-1} b .
+
+c is the mean of the coefficients' Gaussian posterior, and :math:`A^{-1}` its covariance: of a spectrum that lies in
+the span of B, they hold everything that it says. Dropping the columns of the calibration marginalises them. Features
+are the first K of c, the logs of the diagonal of the covariance, the redshift and the reduced chi-square. Nothing here
+is learned by gradient, gaps need no filling, and what is left out of the span costs width but not calibration.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from digs_survey.config import NoiseConfig, TrainConfig
+from digs_survey.estimator.coordinates import Coordinates
+from digs_survey.estimator.robust import clip_outliers, ordinary_rows
+from digs_survey.noise.observation import split_clean, split_observed
+from digs_survey.noise.row_noise import calibration_terms
+from digs_survey.parameters import Prior
+
+__all__ = ["FittedFeatures"]
+
+_MIN_VARIANCE = 1e-12
+_RANGE = 1e-4
+"""Share of the training spectra that each feature's range leaves out."""
+_OTHERS = 2
+"""Features of the shape besides those of the coefficients: redshift and chi-square."""
+_DOUBLE = torch.float64
+
+
+class FittedFeatures(nn.Module):
+    """Amplitude and fitted coefficients of observations; buffers only, nothing is trained by gradient.
+
+    It has the interface of :class:`~digs_survey.estimator.features.Features`, and takes observations
+    (n, 2 wavelength + 1) as :mod:`~digs_survey.noise.observation` lays them out in place of flux.
+
+    Parameters
+    ----------
+    elements : int
+        Wavelength elements of the grid.
+    network : TrainConfig
+        Whose ``components`` and ``amplitude`` are used.
+    prior : Prior
+    noise : NoiseConfig
+        Whose calibration polynomial is marginalised.
+    """
+
+    unit: Tensor
+    mean: Tensor
+    basis: Tensor
+    products: Tensor
+    amplitude_mean: Tensor
+    amplitude_std: Tensor
+    centre: Tensor
+    scale: Tensor
+    limit: Tensor
+
+    def __init__(self, elements: int, network: TrainConfig, prior: Prior, noise: NoiseConfig) -> None:
+        super().__init__()
+        self.components = min(network.components, elements)
+        self.order, self.width = noise.calibration_order, noise.calibration_width
+        self.shape_features = 2 * self.components + _OTHERS
+        self.sees_amplitude = network.amplitude != "equivariant"
+        self.ndim = prior.ndim
+        self.coordinates: Coordinates = Coordinates(network.amplitude, self.shape_features, prior)
+        columns = self.components + self.order
+        self._pairs = torch.tril_indices(columns, columns)
+        for name, shape, kind in (
+            ("unit", (), torch.float32),
+            ("mean", (elements,), _DOUBLE),
+            ("basis", (elements, columns), _DOUBLE),
+            ("amplitude_mean", (), torch.float32),
+            ("amplitude_std", (), torch.float32),
+            ("centre", (self.shape_features,), torch.float32),
+            ("scale", (self.shape_features,), torch.float32),
+            ("limit", (1 + self.shape_features,), torch.float32),
+        ):
+            self.register_buffer(name, torch.zeros(shape, dtype=kind))
+        # Products of the columns with each other, which weights make the matrix A of: the basis gives them.
+        self.register_buffer("products", torch.zeros(0, dtype=_DOUBLE), persistent=False)
+
+    @property
+    def size(self) -> int:
+        """Number of features that the network sees."""
+        return self.sees_amplitude + self.shape_features
+
+    def fit(self, noisy: NDArray[np.floating], flux: NDArray[np.floating], theta: NDArray[np.floating]) -> None:
+        """Set the basis and the statistics from the training split.
+
+        Parameters
+        ----------
+        noisy : ndarray, shape (n, 2 wavelength + 1)
+            Observations.
+        flux : ndarray, shape (n, wavelength + 1)
+            Noiseless flux, and the redshift.
+        theta : ndarray, shape (n, ndim)
+        """
+        clean = np.asarray(split_clean(np.asarray(flux))[0], dtype=np.float64)
+        self._set(unit=float(2.0 ** np.round(np.log2(np.median(clean)))))
+        shape = clean / clean.mean(axis=1, keepdims=True)
+        mean = shape.mean(axis=0)
+        shape = clean / _amplitude(clean, mean)
+        terms = calibration_terms(len(mean), self.order) * self.width * mean
+        self._set(mean=mean, basis=np.concatenate([_components(shape - mean, self.components), terms.T], axis=1))
+        observed = torch.as_tensor(np.asarray(noisy, dtype=np.float64))
+        amplitude, raw = (torch.cat(part) for part in zip(*map(self._raw, observed.split(4096)), strict=True))
+        ordinary = torch.as_tensor(ordinary_rows(np.concatenate([amplitude, raw], axis=1)))
+        amplitude, raw, theta = amplitude[ordinary], raw[ordinary], theta[ordinary.numpy()]
+        steady, clipped = clip_outliers(amplitude.numpy()), clip_outliers(raw.numpy())
+        self._set(
+            amplitude_mean=steady.mean(),
+            amplitude_std=steady.std(),
+            centre=clipped.mean(axis=0),
+            scale=np.sqrt(np.maximum(clipped.var(axis=0), _MIN_VARIANCE)),
+        )
+        features = self._whiten(amplitude, raw)
+        self._set(limit=np.quantile(np.abs(features.numpy()), 1 - _RANGE, axis=0))
+        self.coordinates.fit(amplitude, features[:, 1:].double(), theta)
+
+    def _set(self, **statistics: NDArray[np.float64] | float) -> None:
+        for name, value in statistics.items():
+            getattr(self, name).copy_(torch.as_tensor(value))
+        self.products = torch.zeros(0, dtype=_DOUBLE)
+
+    def forward(self, observed: Tensor) -> Tensor:
+        """Features (n, 1 + shape_features) of observations (n, 2 wavelength + 1); amplitude first."""
+        with torch.autocast(observed.device.type, enabled=False):
+            return self._whiten(*self._raw(observed))
+
+    def _raw(self, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Amplitude (n, 1) in dex, and features (n, shape_features) before they are scaled; double precision."""
+        flux, inverse, redshift = split_observed(observed.double())
+        flux, weight = flux / self.unit, (inverse * self.unit) ** 2
+        # Above zero for any noise: far above it, as for all but the faintest, it is that of least squares.
+        among = (weight * self.mean**2).sum(dim=-1, keepdim=True).clamp_min(1e-300)
+        best = (weight * flux * self.mean).sum(dim=-1, keepdim=True) / among
+        amplitude = 0.5 * (best + torch.sqrt(best**2 + 4 / among))
+        residual, weight = flux / amplitude - self.mean, weight * amplitude**2
+        normal, right = self._normal_equations(weight, residual)
+        lower = torch.linalg.cholesky(normal)
+        covariance = torch.cholesky_inverse(lower)
+        coefficients = torch.cholesky_solve(right[..., None], lower)[..., 0]
+        count = (weight > 0).sum(dim=-1, keepdim=True).clamp_min(1)
+        square = (weight * residual**2).sum(dim=-1, keepdim=True) - (right * coefficients).sum(dim=-1, keepdim=True)
+        variance = torch.diagonal(covariance, dim1=-2, dim2=-1)[..., : self.components]
+        shape = [coefficients[..., : self.components], variance.log(), redshift[..., None]]
+        return amplitude.log10(), torch.cat([*shape, (square / count).clamp_min(1e-3).log()], dim=-1)
+
+    def _normal_equations(self, weight: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Matrix A (n, column, column) and vector b (n, column) of the least squares."""
+        if not len(self.products):
+            row, column = self._pairs
+            self.products = self.basis[:, row] * self.basis[:, column]
+        columns = self.basis.shape[1]
+        row, column = self._pairs.to(weight.device)
+        normal = weight.new_zeros(*weight.shape[:-1], columns, columns)
+        packed = weight @ self.products
+        normal[..., row, column] = packed
+        normal[..., column, row] = packed
+        return normal + torch.eye(columns, dtype=weight.dtype, device=weight.device), (weight * residual) @ self.basis
+
+    def _whiten(self, amplitude: Tensor, raw: Tensor) -> Tensor:
+        relative = (amplitude - self.amplitude_mean) / self.amplitude_std
+        return torch.cat([relative, (raw - self.centre) / self.scale], dim=-1).float()
+
+    def context(self, features: Tensor) -> Tensor:
+        """What the network sees (n, size) of features (n, 1 + shape_features)."""
+        return features if self.sees_amplitude else features[..., 1:]
+
+    def centring(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Centre c and scale s, each (n, ndim), of :class:`~digs_survey.estimator.coordinates.Coordinates`."""
+        return self.coordinates.centring(self._amplitude(features), features[..., 1:])
+
+    def outside(self, features: Tensor, factor: float = 1.2) -> Tensor:
+        """Tell which rows (n,) have a feature beyond ``factor`` times the training split's range: a shape, an error, a
+        redshift or a misfit that it has not; or an amplitude that no mass of the prior gives.
+        """
+        beyond = (self.asked(features).abs() > factor * self.limit[self._asked]).any(dim=-1)
+        return beyond | self.coordinates.impossible(self._amplitude(features), features[..., 1:])
+
+    def distance(self, features: Tensor) -> Tensor:
+        """Root mean square (n,) of features; of those that :meth:`outside` asks for."""
+        return self.asked(features).square().mean(dim=-1).sqrt()
+
+    def asked(self, features: Tensor) -> Tensor:
+        """Those of the features (n, 1 + shape_features) that :meth:`outside` asks for."""
+        return features[..., self._asked]
+
+    @property
+    def _asked(self) -> slice:
+        return slice(0 if self.coordinates.mass is None else 1, None)
+
+    def _amplitude(self, features: Tensor) -> Tensor:
+        return features[..., :1] * self.amplitude_std + self.amplitude_mean
+
+
+def _amplitude(flux: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Amplitudes (n, 1) of spectra (n, wavelength) over a mean spectrum, by least squares."""
+    return (flux @ mean / (mean @ mean))[:, None]
+
+
+def _components(shape: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Leading principal components (wavelength, count), each times the standard deviation of its coefficient."""
+    variance, vectors = np.linalg.eigh(shape.T @ shape / len(shape))
+    order = np.argsort(variance)[::-1][:count]
+    # The sign of an eigenvector is arbitrary; fixing it keeps the weights the same everywhere.
+    vectors = vectors[:, order] * np.sign(vectors[np.abs(vectors[:, order]).argmax(axis=0), order])
+    return vectors * np.sqrt(np.maximum(variance[order], _MIN_VARIANCE))

@@ -1,0 +1,301 @@
+r"""Noise of rows that differ: each has its own errors, gaps and redshift, and the posterior is shown them.
+
+What is observed of a galaxy of flux :math:`f_e` in the elements e of a rest-frame grid is
+
+.. math:: x_e = f_e \Big(1 + \sum_{p=1}^{P} c_p T_p(t_e)\Big) + \sigma_e n_e ,
+
+with independent standard normals n. The :math:`c_p`, of standard deviation ``calibration_width``, are those of a
+polynomial that stands for errors of the flux calibration: Chebyshev polynomials :math:`T_p` of the place
+:math:`t_e` of an element on the grid, from -1 to 1. :math:`\sigma_e^2 = 1/\mathrm{ivar}_e + (s F_e)^2` has the error
+floor s, a share of the row's own flux F, smoothed. The likelihood is that of the row's :math:`\sigma_e` in which the
+:math:`c_p` are integrated out, which for a given model is a Gaussian integral (a covariance with P more terms, whose
+inverse and determinant follow from P x P matrices).
+
+A simulation draws its own conditions: signal-to-noise ratio, ends of the spectrum, shape of the errors, sky lines, gaps
+and floor, as ``noise.observing`` describes the survey. They are relative to its amplitude, so that mass stays a
+pure scale.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtri
+
+from digs_survey.noise.model import NoiseModel
+from digs_survey.noise.observation import elements_of, join_observed, split_clean, split_observed
+from digs_survey.spectra import WavelengthGrid
+from digs_survey.sps.arrays import as_like, namespace
+
+__all__ = ["RowNoise", "calibration_terms", "smooth_flux", "with_floor"]
+
+_LOG_2PI = math.log(2 * math.pi)
+_WINDOW = 25
+"""Elements on either side over which the flux that the floor is a share of is smoothed."""
+_SLOPES = 3
+"""Terms of the smooth change of the errors with wavelength."""
+_FIXED = 7 + _SLOPES
+"""Random numbers of a simulation besides those of its gaps, of its calibration and of its elements."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowNoise(NoiseModel):
+    """Noise of kind "row"; observations are arrays as :mod:`~digs_survey.noise.observation` lays them out.
+
+    Attributes
+    ----------
+    wavelength : ndarray of float64, shape (wavelength,), or None
+        Rest-frame centres of the elements, in Angstrom. Without them nothing can be drawn.
+    """
+
+    wavelength: NDArray[np.float64] | None = None
+
+    def on(self, grid: WavelengthGrid) -> RowNoise:
+        """Return this noise for the elements of a grid."""
+        return RowNoise(self.config, self.table, self.keeps_negative, grid.wavelength)
+
+    # -- drawing ---------------------------------------------------------------------------------------
+
+    def normals(self, elements: int) -> int:
+        """Independent normals that the noise of so many elements takes, with those of the calibration."""
+        return elements + self.config.calibration_order
+
+    @property
+    def conditions(self) -> int:
+        """Random numbers of a simulation's conditions, without those that every element has."""
+        return _FIXED + 2 * self.config.observing.gaps
+
+    def columns(self, elements: int) -> int:
+        """Random numbers that :meth:`observe` takes for a spectrum; ``elements`` counts its redshift too."""
+        return self.conditions + 2 * (elements - 1) + self.config.calibration_order
+
+    def observe(
+        self, flux: ArrayLike, uniform: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64] | None]:
+        """Observe noiseless spectra with redshifts (n, wavelength + 1); see the base class.
+
+        Returns
+        -------
+        observed : ndarray, shape (n, 2 wavelength + 1)
+        good : ndarray of bool, shape (n, wavelength)
+        errors : ndarray, shape (1, n, wavelength)
+        """
+        clean = np.asarray(flux, dtype=float)
+        split = self.conditions + clean.shape[1] - 1
+        observed = self.observe_with(clean, uniform[:, :split], ndtri(uniform[:, split:]))
+        good = split_observed(observed)[1] > 0
+        return observed, good, self.errors_of(observed, good, good)
+
+    def observe_with(self, clean: Any, uniform: Any, normal: Any) -> Any:
+        """Observe spectra with given random numbers, for numpy arrays and torch tensors alike.
+
+        Parameters
+        ----------
+        clean : (n, wavelength + 1)
+            Noiseless flux and the redshift.
+        uniform : (n, self.conditions + wavelength)
+            Between 0 and 1.
+        normal : (n, self.normals(wavelength))
+
+        Returns
+        -------
+        (n, 2 wavelength + 1)
+            Observations, of the type of ``clean``.
+        """
+        xp = namespace(clean)
+        flux, redshift = split_clean(clean)
+        elements = flux.shape[-1]
+        sigma, good, floor = self._conditions(flux, redshift, uniform)
+        white, coefficients = normal[:, :elements], normal[:, elements:]
+        terms = as_like(calibration_terms(elements, self.config.calibration_order), flux)
+        scale = 1 + self.config.calibration_width * (coefficients @ terms)
+        noisy = scale * flux + xp.sqrt(sigma**2 + (floor * flux) ** 2) * white
+        nothing = xp.zeros_like(flux)
+        inverse = with_floor(xp.where(good, noisy, nothing), xp.where(good, 1 / sigma, nothing), floor)
+        return join_observed(xp.where(good, noisy, nothing), inverse, redshift)
+
+    def _conditions(self, flux: Any, redshift: Any, uniform: Any) -> tuple[Any, Any, Any]:
+        """Errors (n, wavelength) without the floor, which elements have data, and the floor (n, 1)."""
+        xp, config = namespace(flux), self.config.observing
+        if self.wavelength is None:
+            raise ValueError("noise of kind 'row' is drawn on the elements of a grid; use RowNoise.on")
+        elements = flux.shape[-1]
+        column = iter(range(uniform.shape[1]))
+        each = uniform[:, self.conditions :]
+
+        def between(interval: tuple[float, float], *, log: bool = False) -> Any:
+            low, high = (math.log(end) for end in interval) if log else interval
+            value = low + (high - low) * uniform[:, next(column)][:, None]
+            return xp.exp(value) if log else value
+
+        snr, floor = between(config.snr, log=True), between(config.floor, log=True)
+        begin, end = between(config.blue_end_angstrom), between(config.red_end_angstrom)
+        observed = as_like(self.wavelength, flux) * (1 + redshift[:, None])
+        # The cubic is one of the observed wavelength, from the first element that any row has to the last.
+        low, high = config.blue_end_angstrom[0], config.red_end_angstrom[1]
+        place = 2 * (observed - low) / (high - low) - 1
+        change = xp.zeros_like(flux)
+        for k in range(_SLOPES):
+            normal = _normal(uniform[:, next(column)])[:, None]
+            change = change + config.error_slope * normal * xp.cos((k + 1) * xp.arccos(xp.clip(place, -1, 1)))
+        sky = (config.sky_errors - 1) * uniform[:, next(column)][:, None] * each**4
+        errors = xp.exp(change) * (1 + xp.where(observed > config.sky_angstrom, sky, 0 * sky))
+        good = (observed >= begin) & (observed <= end)
+        good = good & (each > config.bad_elements * uniform[:, next(column)][:, None])
+        count = xp.floor(uniform[:, next(column)] * (config.gaps + 1))
+        element = xp.arange(elements, device=flux.device)
+        for k in range(config.gaps):
+            width = config.gap_share * elements * uniform[:, next(column)]
+            start = uniform[:, next(column)] * (elements + width) - width
+            inside = (element >= start[:, None]) & (element < (start + width)[:, None])
+            good = good & ~(inside & (k < count)[:, None])
+        weight = xp.asarray(good, dtype=flux.dtype)
+        number = xp.clip(weight.sum(-1), 1, None)[:, None]
+        level = xp.exp((weight * (xp.log(flux) - xp.log(errors))).sum(-1)[:, None] / number)
+        return errors * level / snr, good, floor
+
+    def from_uniform(self, flux: ArrayLike, uniform: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return observations (n, 2 wavelength + 1) for given random numbers (n, self.columns(...))."""
+        return self.observe(flux, uniform)[0]
+
+    def draw(self, flux: ArrayLike, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Return observations of noiseless spectra with redshifts (n, wavelength + 1)."""
+        clean = np.asarray(flux, dtype=float)
+        return self.from_uniform(clean, rng.random((len(clean), self.columns(clean.shape[1]))))
+
+    def negative_share(self, flux: ArrayLike) -> float:
+        """Share of the observed elements of spectra (n, wavelength + 1) that are not positive: one draw."""
+        observed, inverse, _ = split_observed(self.draw(flux, np.random.default_rng(0)))
+        return float((observed[inverse > 0] <= 0).mean())
+
+    def redraw(self, clean: NDArray[np.float64], observed: NDArray[np.float64], normal: Any) -> NDArray[np.float64]:
+        """Observe noiseless flux (n, wavelength) with the errors, gaps and redshift of rows (n, 2 wavelength + 1)."""
+        _, inverse, redshift = split_observed(observed)
+        elements = clean.shape[-1]
+        terms = calibration_terms(elements, self.config.calibration_order)
+        scale = 1 + self.config.calibration_width * (normal[:, elements:] @ terms)
+        sigma = np.divide(1, inverse, out=np.zeros_like(inverse), where=inverse > 0)
+        noisy = np.where(inverse > 0, scale * clean + sigma * normal[:, :elements], 0.0)
+        return join_observed(noisy, inverse, redshift)
+
+    # -- evaluating ------------------------------------------------------------------------------------
+
+    def errors_of(self, flux: ArrayLike, ivar: ArrayLike, good: ArrayLike) -> NDArray[np.float64]:
+        """Errors (1, n, wavelength) of observations (n, 2 wavelength + 1); 1 where there is no data."""
+        inverse = split_observed(np.asarray(flux, dtype=float))[1]
+        return np.divide(1, inverse, out=np.ones_like(inverse), where=inverse > 0)[None]
+
+    def sigma(self, flux: Any, errors: Any = None) -> Any:
+        """Return the row's own error, without that of the calibration; see the base class."""
+        return errors[0]
+
+    def residuals(
+        self, observed: ArrayLike, model: ArrayLike, good: ArrayLike | None = None, errors: ArrayLike | None = None
+    ) -> NDArray[np.float64]:
+        """Residuals (..., wavelength) in units of the noise, the calibration's part in them taken out; NaN where
+        there is no data.
+        """
+        residual, scaled, counts = self._over_errors(observed, model)
+        inner, along = self._calibration(residual, scaled)
+        # The inverse root of I + V V', for V of the calibration's terms, by the eigenvectors of V' V.
+        size, vectors = np.linalg.eigh(inner)
+        size = np.maximum(size, 1e-12)
+        part = (np.swapaxes(vectors, -1, -2) @ along[..., None])[..., 0] * (1 / np.sqrt(1 + size) - 1) / size
+        return np.where(counts, residual + scaled * ((vectors @ part[..., None])[..., 0] @ self._terms(counts)), np.nan)
+
+    def log_likelihood(
+        self, observed: ArrayLike, model: ArrayLike, good: ArrayLike | None = None, errors: ArrayLike | None = None
+    ) -> NDArray[np.float64]:
+        """Log density (...) of observations (..., 2 wavelength + 1) given a model's flux (..., wavelength).
+
+        Natural log of the density per unit of flux in each element with data. ``good`` and ``errors`` are in the
+        observation already.
+        """
+        residual, scaled, counts = self._over_errors(observed, model)
+        inner, along = self._calibration(residual, scaled)
+        inner = inner + np.eye(inner.shape[-1])
+        square = (residual**2).sum(axis=-1) - (along * np.linalg.solve(inner, along[..., None])[..., 0]).sum(axis=-1)
+        inverse = split_observed(np.asarray(observed, dtype=float))[1]
+        log_width = np.log(inverse, out=np.zeros_like(inverse), where=inverse > 0).sum(axis=-1)
+        density = log_width - 0.5 * (square + np.linalg.slogdet(inner)[1] + _LOG_2PI * (inverse > 0).sum(axis=-1))
+        possible = np.isfinite(model) & (np.asarray(model) > 0)
+        return np.where((possible | ~counts).all(axis=-1), density, -np.inf)
+
+    def _over_errors(
+        self, observed: ArrayLike, model: ArrayLike
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+        """Residuals and the model's flux over the errors (..., wavelength), 0 where there is no data, and where is."""
+        flux, inverse, _ = split_observed(np.asarray(observed, dtype=float))
+        predicted = np.asarray(model, dtype=float)
+        counts = np.broadcast_to(inverse > 0, np.broadcast_shapes(inverse.shape, predicted.shape))
+        scaled = np.where(counts, predicted * inverse, 0.0)
+        return np.where(counts, flux * inverse, 0.0) - scaled, scaled, counts
+
+    def _terms(self, like: NDArray[Any]) -> NDArray[np.float64]:
+        """Calibration terms (term, wavelength), each by the standard deviation of its coefficient."""
+        return self.config.calibration_width * calibration_terms(like.shape[-1], self.config.calibration_order)
+
+    def _calibration(
+        self, residual: NDArray[np.float64], scaled: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Products (..., term, term) of the calibration's terms V with each other, and (..., term) with residuals."""
+        terms = self._terms(scaled)
+        order = len(terms)
+        products = (terms[:, None] * terms).reshape(order * order, -1)
+        inner = (scaled**2 @ products.T).reshape(*scaled.shape[:-1], order, order)
+        return inner, (scaled * residual) @ terms.T
+
+
+def smooth_flux(flux: Any, inverse_error: Any) -> Any:
+    """Flux (n, wavelength) smoothed by a weighted running mean over 51 elements, not below 0; 0 far from any data.
+
+    Parameters
+    ----------
+    flux, inverse_error : ndarray or torch.Tensor, shape (n, wavelength)
+        The weights are the squares of the inverse errors.
+    """
+    xp, elements = namespace(flux), flux.shape[-1]
+    weight = inverse_error**2
+    place = np.arange(elements)
+    stop, start = np.minimum(place + _WINDOW + 1, elements), np.maximum(place - _WINDOW, 0)
+    sums = []
+    for values in (weight * flux, weight):
+        total = xp.concatenate([xp.zeros_like(values[:, :1]), xp.cumsum(values, -1)], -1)
+        sums.append(total[:, stop] - total[:, start])
+    known = sums[1] > 1e-9 * xp.amax(weight, -1)[:, None]
+    mean = sums[0] / xp.where(known, sums[1], xp.ones_like(weight))
+    return xp.where(known, xp.clip(mean, 0, None), xp.zeros_like(mean))
+
+
+def with_floor(flux: Any, inverse_error: Any, floor: Any) -> Any:
+    """Inverse errors (n, wavelength) with a share of the smoothed flux added in quadrature to the errors.
+
+    Parameters
+    ----------
+    flux, inverse_error : ndarray or torch.Tensor, shape (n, wavelength)
+    floor : float or array, shape (n, 1)
+    """
+    share = floor * smooth_flux(flux, inverse_error) * inverse_error
+    return inverse_error / namespace(flux).sqrt(1 + share**2)
+
+
+@lru_cache(maxsize=8)
+def calibration_terms(elements: int, order: int) -> NDArray[np.float64]:
+    """Chebyshev polynomials (order, elements) of orders 1 to ``order`` over the elements of a grid."""
+    place = np.linspace(-1, 1, elements)
+    terms = np.cos(np.arange(1, order + 1)[:, None] * np.arccos(place))
+    terms.setflags(write=False)
+    return terms
+
+
+def _normal(uniform: Any) -> Any:
+    if isinstance(uniform, np.ndarray):
+        return ndtri(uniform)
+    import torch
+
+    return torch.special.ndtri(uniform)

@@ -1,0 +1,67 @@
+"""Ages that know of the redshift: the age of the universe, and theta with ages in Gyr."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.interpolate import CubicSpline
+
+from digs_survey.parameters import Prior
+
+__all__ = ["age_of_universe", "physical_prior", "physical_theta"]
+
+_FARTHEST, _NODES = 30.0, 4_096
+
+
+def age_of_universe(redshift: ArrayLike) -> NDArray[np.float64]:
+    """Age of the universe (...) in Gyr at redshifts (...) from 0 to 30.
+
+    In the WMAP9 cosmology (Hinshaw et al. 2013, ApJS 208, 19), which is Prospector's.
+
+    Examples
+    --------
+    >>> round(float(age_of_universe(0.5)), 2)
+    8.66
+    """
+    return np.asarray(_spline()(np.log1p(np.asarray(redshift, dtype=float))))
+
+
+@cache
+def _spline() -> CubicSpline:
+    from astropy.cosmology import WMAP9
+
+    log = np.linspace(0, np.log1p(_FARTHEST), _NODES)
+    return CubicSpline(log, WMAP9.age(np.expm1(log)).to_value("Gyr"))
+
+
+def physical_prior(prior: Prior) -> Prior:
+    """Return the ranges that the model's spectra are asked for under a prior: its own, with ``tage`` in Gyr.
+
+    Where the prior has ``tage_tuniv``, ages reach from that share of the youngest universe to that of the oldest.
+    """
+    if "tage_tuniv" not in prior.names:
+        return prior
+    bounds = {p.name: (p.low, p.high) for p in prior.parameters}
+    low, high = bounds.pop("tage_tuniv")
+    bounds["tage"] = (low * float(age_of_universe(_FARTHEST)), high * float(age_of_universe(0)))
+    return Prior(bounds, [name for name in ("logtau", "tage_tuniv") if name not in bounds])
+
+
+def physical_theta(prior: Prior, theta: NDArray[np.float64], redshift: ArrayLike) -> NDArray[np.float64]:
+    """Return theta (..., ndim) of a prior as theta of its :func:`physical_prior`: with ``tage`` in Gyr.
+
+    Parameters
+    ----------
+    prior : Prior
+    theta : ndarray, shape (..., ndim)
+    redshift : array_like, shape (...)
+        Broadcast against the rows of theta; of no use where the prior has ``tage`` itself.
+    """
+    if "tage_tuniv" not in prior.names:
+        return theta
+    column = prior.index("tage_tuniv")
+    physical = np.array(theta, dtype=float)
+    physical[..., column] *= age_of_universe(redshift)
+    return physical
