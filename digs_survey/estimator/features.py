@@ -162,9 +162,7 @@ def _principal(shape: NDArray[np.float64], components: int) -> NDArray[np.float6
     return vectors / np.sqrt(np.maximum(variance[order], _MIN_VARIANCE))
 
 
-def build_features(
-    elements: int, network: TrainConfig, prior: Prior, noise: NoiseConfig
-) -> Features | FittedFeatures:
+def build_features(elements: int, network: TrainConfig, prior: Prior, noise: NoiseConfig) -> Features | FittedFeatures:
     """Return the features that a network is configured for, of spectra of so many elements, without statistics."""
     if network.whitening == "least_squares":
         return FittedFeatures(elements, network, prior, noise)

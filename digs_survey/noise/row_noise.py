@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
 from digs_survey.noise.model import NoiseModel
-from digs_survey.noise.observation import elements_of, join_observed, split_clean, split_observed
+from digs_survey.noise.observation import join_observed, split_clean, split_observed
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import as_like, namespace
 
@@ -139,12 +139,12 @@ class RowNoise(NoiseModel):
         # The cubic is one of the observed wavelength, from the first element that any row has to the last.
         low, high = config.blue_end_angstrom[0], config.red_end_angstrom[1]
         place = 2 * (observed - low) / (high - low) - 1
-        change = xp.zeros_like(flux)
-        for k in range(_SLOPES):
-            normal = _normal(uniform[:, next(column)])[:, None]
-            change = change + config.error_slope * normal * xp.cos((k + 1) * xp.arccos(xp.clip(place, -1, 1)))
-        sky = (config.sky_errors - 1) * uniform[:, next(column)][:, None] * each**4
-        errors = xp.exp(change) * (1 + xp.where(observed > config.sky_angstrom, sky, 0 * sky))
+        first, second, third = (config.error_slope * _normal(uniform[:, next(column)])[:, None] for _ in range(_SLOPES))
+        # Chebyshev polynomials of orders 1 to 3.
+        change = ((4 * third * place + 2 * second) * place + (first - 3 * third)) * place - second
+        sky = (config.sky_errors - 1) * uniform[:, next(column)][:, None]
+        lines = (each * each) ** 2 * (observed > config.sky_angstrom)
+        errors = xp.exp(change) * (1 + sky * lines)
         good = (observed >= begin) & (observed <= end)
         good = good & (each > config.bad_elements * uniform[:, next(column)][:, None])
         count = xp.floor(uniform[:, next(column)] * (config.gaps + 1))
@@ -156,7 +156,7 @@ class RowNoise(NoiseModel):
             good = good & ~(inside & (k < count)[:, None])
         weight = xp.asarray(good, dtype=flux.dtype)
         number = xp.clip(weight.sum(-1), 1, None)[:, None]
-        level = xp.exp((weight * (xp.log(flux) - xp.log(errors))).sum(-1)[:, None] / number)
+        level = xp.exp((weight * xp.log(flux / errors)).sum(-1)[:, None] / number)
         return errors * level / snr, good, floor
 
     def from_uniform(self, flux: ArrayLike, uniform: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -84,6 +84,7 @@ _QUANTITY_UCDS = {
     "logzsol": "phys.abund.Z",
     "dust2": "phys.absorption.opticalDepth;phys.dust",
     "tage": "time.age",
+    "tage_tuniv": "time.age;arith.ratio",
     "logtau": "time.scale",
     "surviving_mass": "phys.mass",
     "mass_weighted_age": "time.age;stat.mean",
