@@ -27,7 +27,7 @@ def sample_arrays(sample: Sample, npe: NDArray[np.float64]) -> dict[str, NDArray
         "snr": sample.snr,
         "truth": sample.truth,
         "npe": npe,
-        "flux": seen.flux,
+        "flux": seen.spectrum,
         "good": seen.good,
         "n_good": seen.n_good,
     }

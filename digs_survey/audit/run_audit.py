@@ -134,7 +134,7 @@ def run_audit(
         summary["domain"] = domain.summary()
     survey = None if domain is None else domain.arrays()
     quantiles = audit.config.map.quantiles
-    write_audit(run_dir / "audit.zarr", identity.prior, audit.catalog.grid, quantiles, calibration, galaxies, survey)
+    write_audit(run_dir / "audit.zarr", identity.prior, identity.grid, quantiles, calibration, galaxies, survey)
     write_json(run_dir / "audit.json", summary)
     return summary
 
@@ -240,7 +240,7 @@ def _galaxies(audit: _Audit, sampled: _Sampled, fits: Sequence[GalaxyFit]) -> di
     galaxies = sample_arrays(sampled.sample, sampled.npe) | stack_fits(audit.setup, fits)
     agreement = compare(sampled.npe, galaxies["mcmc"], galaxies["converged"])
     galaxies |= {"shift_sigma": agreement.shift_sigma, "width_ratio": agreement.width_ratio}
-    about = np.where(np.isfinite(galaxies["best_npe"]), galaxies["best_npe"], seen.flux)
+    about = np.where(np.isfinite(galaxies["best_npe"]), galaxies["best_npe"], seen.spectrum)
     galaxies["sigma"] = noise.sigma(about, sampled.errors)
     galaxies["chi2"] = chi_square(noise.residuals(seen.flux, galaxies["best_npe"], seen.good, sampled.errors))
     return galaxies
@@ -303,5 +303,5 @@ def _trust(audit: _Audit, sampled: _Sampled, galaxies: Mapping[str, NDArray[Any]
     worst = np.where(galaxies["converged"], galaxies["wasserstein_sigma"].max(axis=1), np.nan)
     mapped: Any = zarr.open_group(str(audit.posterior_path), mode="r")
     rows, prior = sampled.sample.selection.rows, audit.identity.prior
-    predictors = read_predictors(mapped, rows, prior, len(audit.catalog.grid))
+    predictors = read_predictors(mapped, rows, prior, len(audit.identity.grid))
     return fit_trust(predictors, worst, audit.config.audit.tolerance_sigma, audit.identity.seed)[1]

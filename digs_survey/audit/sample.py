@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from digs_survey.audit.select import Selection, mean_predictor, principal_position, select_rows, signal_to_noise
 from digs_survey.audit.trust import read_predictors
 from digs_survey.catalog import Catalog, CatalogRows
-from digs_survey.catalog.prepare import PreparedRows, prepare
+from digs_survey.catalog.prepare import PreparedRows
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import RunDirectoryError
 from digs_survey.identity import RunIdentity
+from digs_survey.noise.observed_rows import prepare_for
 from digs_survey.quality import NO_POSTERIOR
 
 __all__ = ["Sample", "prepare_rows", "read_rows", "read_sample"]
@@ -94,7 +95,7 @@ def read_sample(catalog: Catalog, posterior_path: Path, identity: RunIdentity, c
     for start in range(0, catalog.n_rows, _BLOCK):
         block = slice(start, min(start + _BLOCK, catalog.n_rows))
         medians[block] = result["percentiles"][block][:, :, middle]
-        for name, values in read_predictors(result, block, prior, len(catalog.grid)).items():
+        for name, values in read_predictors(result, block, prior, len(identity.grid)).items():
             predictors.setdefault(name, np.empty(catalog.n_rows, dtype=np.float32))[block] = values
         rows = catalog.rows(block.start, block.stop)
         usable = rows.good & np.isfinite(rows.flux) & np.isfinite(rows.ivar) & (rows.ivar > 0)
@@ -141,8 +142,7 @@ def prepare_rows(catalog: Catalog, rows: Sequence[int], identity: RunIdentity, c
 
 
 def _prepare(catalog: Catalog, raw: CatalogRows, identity: RunIdentity, config: SurveyConfig) -> PreparedRows:
-    least, keeps_negative = config.map.min_good_fraction, identity.noise.keeps_negative
-    return prepare(raw, catalog.grid.frame, identity.zred, least, keeps_negative=keeps_negative)
+    return prepare_for(identity.noise, identity.grid, identity.zred, config.map, raw, catalog.grid)
 
 
 def _read(

@@ -28,8 +28,9 @@ class PreparedRows:
     Attributes
     ----------
     flux : ndarray of float64, shape (galaxy, wavelength)
-        Finite throughout, and positive unless negative flux is kept: elements that are not good hold a fill, and
-        rows without a posterior hold ones.
+        What the posterior is shown. Finite throughout, and positive unless negative flux is kept: elements that are
+        not good hold a fill, and rows without a posterior hold ones. With row noise, observations
+        (galaxy, 2 wavelength + 1) as :mod:`~digs_survey.noise.observation` lays them out.
     ivar : ndarray of float64, shape (galaxy, wavelength)
         Inverse variance at the same amplitude; 0 where not good.
     good : ndarray of bool, shape (galaxy, wavelength)
@@ -42,6 +43,11 @@ class PreparedRows:
     ivar: NDArray[np.float64]
     good: NDArray[np.bool_]
     quality: NDArray[np.int64]
+
+    @property
+    def spectrum(self) -> NDArray[np.float64]:
+        """The flux alone (galaxy, wavelength)."""
+        return self.flux[:, : self.good.shape[1]]
 
     @property
     def n_good(self) -> NDArray[np.int32]:

@@ -79,14 +79,12 @@ class ObservingConfig(Section):
 class NoiseConfig(Section):
     """The survey's noise, drawn on simulations and used by every likelihood."""
 
-    added = frozenset({"floor", "calibration_order", "calibration_width", "observing"})
+    added = frozenset({"calibration_order", "calibration_width", "observing"})
 
     kind: Literal["fractional", "constant", "catalog", "row"] = "fractional"
     """A fraction of the flux; the same absolute error for every spectrum; the catalog's own ivar (rows drawn
     at random), over which the posterior averages; or each row's own ivar, gaps and redshift, which the posterior is
     shown."""
-    floor: Share = 0.02
-    """Of row noise: error as a share of the flux that is added in quadrature to every element."""
     calibration_order: Annotated[int, Field(ge=0, le=12)] = 6
     """Of row noise: order of the polynomial in wavelength that may multiply the model's flux; 0 for none. It is
     marginalised."""

@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, ImportanceConfig, MCMCConfig
 from digs_survey.config.noise_sections import MissingConfig, NoiseConfig
-from digs_survey.config.types import Count, Fraction, Positive, Section
+from digs_survey.config.types import Count, Fraction, Positive, Section, Share
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import PARAMETERS, Prior, percent
 from digs_survey.store.locations import is_file, location
@@ -210,6 +210,8 @@ MIN_RECALIBRATION = 1_000
 class MapConfig(Section):
     """Applying the frozen posterior to every row."""
 
+    added = frozenset({"error_floor"})
+
     draws: Annotated[int, Field(ge=16)] = 1_000
     quantiles: tuple[Fraction, ...] = (0.025, 0.16, 0.5, 0.84, 0.975)
     rows_per_shard: Annotated[int, Field(ge=0)] = 0
@@ -223,6 +225,9 @@ class MapConfig(Section):
     """Column of the catalog whose nonzero rows keep them; without one, every row does."""
     min_good_fraction: Fraction = 0.8
     """Rows with fewer good elements get a quality bit and no posterior."""
+    error_floor: Share = 0.02
+    """With noise.kind = "row": share of a row's own smoothed flux that is added in quadrature to its errors, for what
+    the model gets wrong and the catalog's errors leave out."""
     predictive_draws: Annotated[int, Field(ge=0)] = 0
     """Draws of each row whose spectra are held against it: chi-square, its p-value, the distance of its features from
     those of the simulations, and POOR_FIT; 0 leaves all of that out."""

@@ -171,14 +171,14 @@ def recorded_config(run_dir: Path, manifest: Mapping[str, Any], config: SurveyCo
     return identity.restore(config, mapped["key"])
 
 
-def check_grid(trained: WavelengthGrid, grid: WavelengthGrid) -> None:
-    """Refuse a catalog on another grid than the one that a posterior was trained for.
+def check_grid(trained: WavelengthGrid, grid: WavelengthGrid, noise: NoiseModel) -> None:
+    """Refuse a catalog on another grid than the one that a posterior was trained for, unless its noise takes any.
 
     Raises
     ------
     CatalogError
     """
-    if grid != trained:
+    if grid != trained and not noise.takes_any_grid:
         raise CatalogError(
             "the catalog's wavelength grid is not the one that the posterior was trained for:\n"
             f"  catalog:   {grid}\n  posterior: {trained}\n"

@@ -19,7 +19,7 @@ from digs_survey.estimator.fitted_features import FittedFeatures
 from digs_survey.estimator.robust import clip_outliers, ordinary_rows
 from digs_survey.parameters import Prior
 
-__all__ = ["Features", "build_features"]
+__all__ = ["AnyFeatures", "Features", "build_features"]
 
 _MIN_VARIANCE = 1e-12
 _RANGE = 1e-4
@@ -162,7 +162,11 @@ def _principal(shape: NDArray[np.float64], components: int) -> NDArray[np.float6
     return vectors / np.sqrt(np.maximum(variance[order], _MIN_VARIANCE))
 
 
-def build_features(elements: int, network: TrainConfig, prior: Prior, noise: NoiseConfig) -> Features | FittedFeatures:
+AnyFeatures = Features | FittedFeatures
+"""Both have the same methods."""
+
+
+def build_features(elements: int, network: TrainConfig, prior: Prior, noise: NoiseConfig) -> AnyFeatures:
     """Return the features that a network is configured for, of spectra of so many elements, without statistics."""
     if network.whitening == "least_squares":
         return FittedFeatures(elements, network, prior, noise)

@@ -128,7 +128,7 @@ class FrozenPosterior:
 
     def check_grid(self, grid: WavelengthGrid) -> None:
         """Refuse a catalog on another grid than the one that the posterior was trained for."""
-        check_grid(self.grid, grid)
+        check_grid(self.grid, grid, self.noise)
 
     def sample(
         self,

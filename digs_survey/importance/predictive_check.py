@@ -109,7 +109,7 @@ class Checker:
         with one_thread():
             for row, draws in enumerate(some):
                 own = None if errors is None else errors[:, row]
-                spectra = self.likelihood.model.spectra(draws)
+                spectra = self.likelihood.spectra(draws, flux[row])
                 log_weight = noise.log_likelihood(flux[row], spectra, good[row], own) - proposal[row]
                 found.scatter[row] = stats.median_abs_deviation(log_weight, scale="normal")
                 found.chi2[row], found.pvalue[row] = self.judge(flux[row], good[row], own, spectra)
@@ -119,9 +119,9 @@ class Checker:
         """Places of the draws, of so many, that are looked at."""
         return np.linspace(0, draws - 1, self.draws).round().astype(int)
 
-    def spectra(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+    def spectra(self, theta: NDArray[np.float64], observed: NDArray[np.float64]) -> NDArray[np.float64]:
         """Noiseless spectra (self.draws, wavelength) of evenly thinned draws (draws, ndim) of one row."""
-        return self.likelihood.model.spectra(np.ascontiguousarray(theta[self.thinned(len(theta))]))
+        return self.likelihood.spectra(theta[self.thinned(len(theta))], observed)
 
     def judge(
         self,

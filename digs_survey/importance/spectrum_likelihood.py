@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digs_survey.noise.model import NoiseModel
+from digs_survey.parameters import Prior
 from digs_survey.sps.arrays import one_thread
 from digs_survey.sps.batched import BatchedModel
+from digs_survey.sps.universe import physical_theta
 
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
@@ -26,10 +28,12 @@ class SpectrumLikelihood:
         What predicts spectra; anything with ``spectra(theta)`` will do.
     noise : NoiseModel
         The distribution that simulations were drawn from.
+    prior : Prior, optional
+        That theta are of, where that is not the model's own: one that has ``tage_tuniv``.
     """
 
-    def __init__(self, model: BatchedModel, noise: NoiseModel) -> None:
-        self.model, self.noise = model, noise
+    def __init__(self, model: BatchedModel, noise: NoiseModel, prior: Prior | None = None) -> None:
+        self.model, self.noise, self.prior = model, noise, prior
 
     @classmethod
     def of_posterior(cls, posterior: FrozenPosterior) -> SpectrumLikelihood:
@@ -41,7 +45,16 @@ class SpectrumLikelihood:
             If the populations do not cover the prior or are not there.
         """
         model = BatchedModel.from_config(posterior.model, posterior.prior, posterior.grid)
-        return cls(model, posterior.noise)
+        return cls(model, posterior.noise, posterior.prior)
+
+    def spectra(self, theta: NDArray[np.float64], observed: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Predict noiseless spectra (draws, wavelength) for theta (draws, ndim) of one galaxy.
+
+        ``observed`` (column,) is what the posterior was shown of it.
+        """
+        if self.prior is not None:
+            theta = physical_theta(self.prior, theta, self.noise.redshift_of(observed))
+        return self.model.spectra(np.ascontiguousarray(theta))
 
     def __call__(
         self,
@@ -71,6 +84,6 @@ class SpectrumLikelihood:
         with one_thread():
             for row, draws in enumerate(theta):
                 own = None if errors is None else errors[:, row]
-                spectra = self.model.spectra(np.ascontiguousarray(draws))
+                spectra = self.spectra(draws, flux[row])
                 out[row] = self.noise.log_likelihood(flux[row], spectra, good[row], own)
         return out

@@ -25,11 +25,14 @@ from numpy.typing import ArrayLike, NDArray
 from digs_survey.errors import ConfigError
 from digs_survey.importance.psis import smooth_tail
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
+from digs_survey.noise.observation import split_clean
 from digs_survey.simulate.seeding import row_uniforms
+from digs_survey.sps.universe import physical_theta
 
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
     from digs_survey.noise.model import NoiseModel
+    from digs_survey.sps.batched import BatchedModel
 
 __all__ = [
     "Importance",
@@ -268,16 +271,17 @@ def simulated_importance(
         If the posterior's model does not give these spectra for these theta.
     """
     known = SpectrumLikelihood.of_posterior(posterior) if likelihood is None else likelihood
-    likelihood = SpectrumLikelihood(known.model, noise)
+    likelihood = SpectrumLikelihood(known.model, noise, known.prior)
     weigher = Weigher(posterior, likelihood, draws)
     clean, truth = np.asarray(flux, dtype=float), np.asarray(theta, dtype=float)
-    _check_spectra(likelihood, truth, clean)
+    redshift, spectra = (split_clean(clean)[1], split_clean(clean)[0]) if noise.config.clean_columns else (0.0, clean)
+    _check_spectra(likelihood.model, physical_theta(posterior.prior, truth, redshift), spectra)
     random = row_uniforms(seed, "noise/calibration", start, start + len(clean), noise.columns(clean.shape[1]))
     return weigher(*noise.observe(clean, random))
 
 
-def _check_spectra(likelihood: SpectrumLikelihood, theta: NDArray[np.float64], flux: NDArray[np.float64]) -> None:
-    difference = np.abs(likelihood.model.spectra(theta) / flux - 1).max(axis=1)
+def _check_spectra(model: BatchedModel, theta: NDArray[np.float64], flux: NDArray[np.float64]) -> None:
+    difference = np.abs(model.spectra(theta) / flux - 1).max(axis=1)
     wrong = np.flatnonzero(~(difference < _SAME_FLUX))
     if wrong.size:
         raise ConfigError(

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import map_coordinates
 
 from digs_survey.parameters import Prior
 from digs_survey.sps.batched import BatchedModel
 from digs_survey.sps.history import formed_since, mass_weighted_age
+from digs_survey.sps.universe import physical_names, physical_theta
 
 __all__ = ["DerivedQuantities"]
 
@@ -32,6 +33,7 @@ class DerivedQuantities:
     names : tuple of str
         Of :data:`~digs_survey.parameters.DERIVED`.
     prior : Prior
+        That theta are of.
     sfh : str
         The model's history.
     log_tage, logtau, logzsol : ndarray
@@ -49,8 +51,10 @@ class DerivedQuantities:
     fraction: NDArray[np.float64]
 
     @classmethod
-    def of_model(cls, names: Sequence[str], sfh: str, model: BatchedModel) -> DerivedQuantities:
-        """Tabulate the surviving fraction of a model over its prior."""
+    def of_model(
+        cls, names: Sequence[str], sfh: str, model: BatchedModel, asked: Prior | None = None
+    ) -> DerivedQuantities:
+        """Tabulate the surviving fraction of a model over its prior; ``asked`` is the prior of theta, if another."""
         prior = model.prior
         tage = prior.index("tage")
         log_tage = np.linspace(np.log10(prior.low[tage]), np.log10(prior.high[tage]), _AGES)
@@ -62,16 +66,27 @@ class DerivedQuantities:
         ages = np.minimum(ages, prior.high[tage])
         logzsol, fraction = model.surviving_fraction(ages, times)
         return cls(
-            tuple(names), prior, sfh, log_tage, logtau, logzsol, fraction.reshape(_AGES, logtau.size, logzsol.size)
+            tuple(names),
+            asked or prior,
+            sfh,
+            log_tage,
+            logtau,
+            logzsol,
+            fraction.reshape(_AGES, logtau.size, logzsol.size),
         )
 
-    def __call__(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Quantities (..., name) of theta (..., ndim), inside the prior, in the units of DERIVED."""
-        column = {name: np.ascontiguousarray(theta[..., self.prior.index(name)]) for name in self.prior.names}
+    def __call__(self, theta: NDArray[np.float64], redshift: ArrayLike = np.nan) -> NDArray[np.float64]:
+        """Quantities (..., name) of theta (..., ndim), inside the prior, in the units of DERIVED.
+
+        ``redshift`` (...) is broadcast against the rows of theta; it counts where the prior has ``tage_tuniv``.
+        """
+        physical, names = physical_theta(self.prior, theta, redshift), physical_names(self.prior)
+        column = {name: np.ascontiguousarray(physical[..., k]) for k, name in enumerate(names)}
         tage, mass = column["tage"], _power_of_ten(column["logmass"])
         logtau = column.get("logtau", np.zeros_like(tage))
         tau = _power_of_ten(logtau)
         known = {
+            "tage": tage,
             "surviving_mass": mass * self._left(tage, logtau, column["logzsol"]),
             "mass_weighted_age": mass_weighted_age(self.sfh, tage, tau),
             "sfr_10": mass * formed_since(self.sfh, 0.01, tage, tau) / 1e7,

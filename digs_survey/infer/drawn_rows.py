@@ -26,7 +26,9 @@ class DrawnRows:
     posterior : FrozenPosterior
     rows : ndarray of int, shape (n,)
         Places among the prepared rows.
-    flux, ivar : ndarray of float64, shape (n, wavelength)
+    flux : ndarray of float64, shape (n, column)
+        What the posterior is shown.
+    ivar : ndarray of float64, shape (n, wavelength)
     good : ndarray of bool, shape (n, wavelength)
     u : ndarray, shape (n, ndim, draws)
         Unconstrained coordinates, a draw's in one place for all parameters; in increasing order if ``is_sorted``.
@@ -83,6 +85,11 @@ class DrawnRows:
     def theta(self) -> NDArray[np.float64]:
         """The draws (n, draws, ndim) in the parameters' units."""
         return self.posterior.prior.from_unconstrained(self.u.transpose(0, 2, 1))
+
+    @property
+    def redshift(self) -> NDArray[np.float64]:
+        """Of the rows (n,), where the posterior is shown it; else NaN."""
+        return self.posterior.noise.redshift_of(self.flux)
 
     @cached_property
     def errors(self) -> NDArray[np.float64] | None:

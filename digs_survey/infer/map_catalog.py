@@ -80,7 +80,7 @@ def map_catalog(
     """
     config = identity.adopt(config)
     catalog = Catalog.open(catalog_path.absolute())
-    check_grid(identity.grid, catalog.grid)
+    check_grid(identity.grid, catalog.grid, identity.noise)
     if config.map.samples_column:
         catalog.require_column(config.map.samples_column, "map.samples_column")
     task = _task(identity, catalog, out_path.absolute(), config, ledger.folder.absolute(), levels)
@@ -162,7 +162,7 @@ def derived_quantities(identity: RunIdentity, names: Sequence[str]) -> DerivedQu
     if not names:
         return None
     model = BatchedModel.from_config(identity.model, identity.prior, identity.grid)
-    return DerivedQuantities.of_model(names, identity.model.sfh, model)
+    return DerivedQuantities.of_model(names, identity.model.sfh, model, identity.prior)
 
 
 def _derived_elsewhere(identity: RunIdentity, names: Sequence[str]) -> DerivedQuantities | None:

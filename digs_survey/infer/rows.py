@@ -212,7 +212,7 @@ def infer_rows(
         if checker is not None and result.check is not None:
             _put_check(result.check, result.quality, known, checker, map_config.min_pvalue)
         if derive is not None and result.derived is not None:
-            result.derived[known.rows] = draw_quantiles(derive(known.theta), quantiles)
+            result.derived[known.rows] = draw_quantiles(derive(known.theta, known.redshift[:, None]), quantiles)
         if result.samples is not None:
             _put_samples(result.samples, drawn, keep)
     return result

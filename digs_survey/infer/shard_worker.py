@@ -13,7 +13,6 @@ import zarr
 from numpy.typing import NDArray
 
 from digs_survey.catalog import Catalog, CatalogRows
-from digs_survey.catalog.prepare import prepare
 from digs_survey.cluster import metrics
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import StageError
@@ -23,6 +22,7 @@ from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.importance.weights import Weigher
 from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.infer.rows import RowResult, infer_rows
+from digs_survey.noise.observed_rows import prepare_for
 from digs_survey.results.table import ResultTable, part_name
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.retry import retry_io
@@ -118,12 +118,9 @@ class RowInference:
     def __call__(self, rows: slice, block: CatalogRows) -> RowResult:
         """Infer some rows, of which ``block`` was read."""
         settings = self.config.map
-        prepared = prepare(
-            block,
-            self.catalog.grid.frame,
-            self.posterior.model.zred,
-            settings.min_good_fraction,
-            keeps_negative=self.posterior.noise.keeps_negative,
+        posterior = self.posterior
+        prepared = prepare_for(
+            posterior.noise, posterior.grid, posterior.model.zred, settings, block, self.catalog.grid
         )
         keep = None
         if settings.samples_column:

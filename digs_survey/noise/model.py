@@ -113,6 +113,32 @@ class NoiseModel:
         """Return this noise for spectra on a grid, which matters only where it knows of wavelengths."""
         return self
 
+    @property
+    def takes_any_grid(self) -> bool:
+        """Whether a posterior with this noise takes rows on any grid, and not on its own alone."""
+        return False
+
+    def redshift_of(self, observed: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Redshifts (...) of what is observed (..., column); NaN where it does not tell."""
+        return np.full(observed.shape[:-1], np.nan)
+
+    def spectrum_of(self, observed: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Flux (..., wavelength) of what is observed (..., column)."""
+        return observed
+
+    def redraw(
+        self,
+        clean: NDArray[np.float64],
+        observed: NDArray[np.float64],
+        normal: NDArray[np.float64],
+        errors: NDArray[np.float64] | None,
+    ) -> NDArray[np.float64]:
+        """Observe noiseless flux (n, wavelength) as rows were observed: with their errors (terms, n, wavelength).
+
+        ``normal`` has shape (n, self.normals(wavelength)).
+        """
+        return np.asarray(self.perturb(clean, normal, errors))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration, with the checksum of the table in place of its numbers."""
         return {

@@ -6,11 +6,23 @@ redshift. Noiseless spectra have flux and redshift alone. Both come as numpy arr
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from digs_survey.sps.arrays import namespace
 
-__all__ = ["elements_of", "join_clean", "join_observed", "split_clean", "split_observed"]
+__all__ = [
+    "CleanSpectra",
+    "clean_spectra",
+    "elements_of",
+    "join_clean",
+    "join_observed",
+    "split_clean",
+    "split_observed",
+]
 
 
 def join_observed(flux: Any, inverse_error: Any, redshift: Any) -> Any:
@@ -37,3 +49,40 @@ def join_clean(flux: Any, redshift: Any) -> Any:
 def split_clean(clean: Any) -> tuple[Any, Any]:
     """Return the flux (..., wavelength) and the redshifts (...) of noiseless spectra."""
     return clean[..., :-1], clean[..., -1]
+
+
+@dataclass(frozen=True)
+class CleanSpectra:
+    """Noiseless spectra with redshifts in a dataset of simulations, read by slices of rows.
+
+    Attributes
+    ----------
+    flux, redshift : Zarr arrays
+        Of shapes (n, wavelength) and (n,).
+    """
+
+    flux: Any
+    redshift: Any
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, and columns with that of the redshift."""
+        return self.flux.shape[0], self.flux.shape[1] + 1
+
+    @property
+    def shards(self) -> Any:
+        """Of the flux."""
+        return self.flux.shards
+
+    @property
+    def chunks(self) -> Any:
+        """Of the flux."""
+        return self.flux.chunks
+
+    def __getitem__(self, rows: slice) -> NDArray[np.float32]:
+        return np.asarray(join_clean(self.flux[rows], self.redshift[rows].astype(np.float32)))
+
+
+def clean_spectra(group: Any) -> Any:
+    """Return the noiseless spectra of a dataset of simulations: its flux, with redshifts where it has them."""
+    return CleanSpectra(group["flux"], group["redshift"]) if "redshift" in group else group["flux"]

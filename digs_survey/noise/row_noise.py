@@ -173,7 +173,26 @@ class RowNoise(NoiseModel):
         observed, inverse, _ = split_observed(self.draw(flux, np.random.default_rng(0)))
         return float((observed[inverse > 0] <= 0).mean())
 
-    def redraw(self, clean: NDArray[np.float64], observed: NDArray[np.float64], normal: Any) -> NDArray[np.float64]:
+    @property
+    def takes_any_grid(self) -> bool:
+        """Rows are rebinned to the posterior's grid."""
+        return True
+
+    def redshift_of(self, observed: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Redshifts (...) of observations (..., 2 wavelength + 1)."""
+        return np.asarray(split_observed(observed)[2])
+
+    def spectrum_of(self, observed: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Flux (..., wavelength) of observations (..., 2 wavelength + 1)."""
+        return np.asarray(split_observed(observed)[0])
+
+    def redraw(
+        self,
+        clean: NDArray[np.float64],
+        observed: NDArray[np.float64],
+        normal: NDArray[np.float64],
+        errors: NDArray[np.float64] | None,
+    ) -> NDArray[np.float64]:
         """Observe noiseless flux (n, wavelength) with the errors, gaps and redshift of rows (n, 2 wavelength + 1)."""
         _, inverse, redshift = split_observed(observed)
         elements = clean.shape[-1]

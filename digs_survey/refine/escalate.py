@@ -192,7 +192,7 @@ def in_words(summary: Mapping[str, Any]) -> str:
 
 
 def _trust_of_rows(result: Any, job: _Escalation, model: TrustModel | None) -> NDArray[np.float32]:
-    count, elements = job.catalog.n_rows, len(job.catalog.grid)
+    count, elements = job.catalog.n_rows, len(job.identity.grid)
     trust = np.full(count, np.nan, dtype=np.float32)
     if model is None:
         return trust
@@ -206,13 +206,17 @@ def _trust_of_rows(result: Any, job: _Escalation, model: TrustModel | None) -> N
 def _fitted_by_audit(run_dir: Path, config: SurveyConfig, derive: DerivedQuantities | None) -> dict[int, RefinedRow]:
     """Posteriors of the audited rows whose chain converged."""
     galaxies: Any = zarr.open_group(str(run_dir / "audit.zarr"), mode="r")["galaxies"]
-    found = zip(galaxies["row"][:].tolist(), galaxies["converged"][:], galaxies["mcmc"][:], strict=True)
-    return {row: _of_chain(draws, config, derive) for row, converged, draws in found if converged}
+    arrays = (galaxies[name][:] for name in ("row", "converged", "mcmc", "redshift"))
+    found = zip(*arrays, strict=True)
+    return {int(row): _of_chain(draws, z, config, derive) for row, converged, draws, z in found if converged}
 
 
-def _of_chain(draws: NDArray[np.float64], config: SurveyConfig, derive: DerivedQuantities | None) -> RefinedRow:
-    quantiles = config.map.quantiles
-    derived = np.empty((0, len(quantiles))) if derive is None else draw_quantiles(derive(draws)[None], quantiles)[0]
+def _of_chain(
+    draws: NDArray[np.float64], redshift: float, config: SurveyConfig, derive: DerivedQuantities | None
+) -> RefinedRow:
+    quantiles, derived = config.map.quantiles, np.empty((0, len(config.map.quantiles)))
+    if derive is not None:
+        derived = draw_quantiles(derive(draws, redshift)[None], quantiles)[0]
     return RefinedRow(2, draw_quantiles(draws[None], quantiles)[0], derived)
 
 
@@ -244,7 +248,8 @@ def _refine(
             cost["emcee"] += 0.0 if fit.error else fit.job_core_s
             if fit.converged:
                 told["converged"] += 1
-                refined[row] = _of_chain(fit.draws, job.config, derive)
+                redshift = float(job.catalog.rows(row, row + 1).redshift[0])
+                refined[row] = _of_chain(fit.draws, redshift, job.config, derive)
     return refined, told | {"core_s": cost, "budget_core_s": budget_s}
 
 

@@ -129,7 +129,8 @@ class _Worker:
         derived = np.full((rows.size, len(derive.names) if derive else 0, len(quantiles)), np.nan, dtype=np.float32)
         if derive is not None:
             for i in np.flatnonzero(np.isfinite(found.ess)):
-                derived[i] = weighted_quantiles(derive(theta[i]), smooth_tail(log_weights[i])[0], quantiles)
+                values = derive(theta[i], posterior.noise.redshift_of(seen.flux[i]))
+                derived[i] = weighted_quantiles(values, smooth_tail(log_weights[i])[0], quantiles)
         spent = time.process_time() - began
         return WeightedRows(rows, found.ess, found.pareto_k, found.percentiles, derived, spent)
 

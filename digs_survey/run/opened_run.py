@@ -149,8 +149,8 @@ class Run:
             If the catalog or the posterior is not there any more, or is another one now.
         """
         from digs_survey.catalog import Catalog
-        from digs_survey.catalog.prepare import prepare
         from digs_survey.estimator.posterior import FrozenPosterior
+        from digs_survey.noise.observed_rows import prepare_for
         from digs_survey.quality import NO_POSTERIOR
 
         identity = self.identity
@@ -160,8 +160,7 @@ class Run:
             where = f"expected one row of {catalog.path} to have it, found {len(found)}"
             raise CatalogError(f"galaxy_id {galaxy_id}: {where}")
         block = catalog.rows(found[0], found[0] + 1)
-        least = self.config.map.min_good_fraction
-        row = prepare(block, catalog.grid.frame, identity.zred, least, keeps_negative=identity.noise.keeps_negative)
+        row = prepare_for(identity.noise, identity.grid, identity.zred, self.config.map, block, catalog.grid)
         theta = FrozenPosterior.of(identity).sample(row.flux, draws or self.config.map.draws)[0]
         quality: Any = zarr.open_group(str(self._there("posterior.zarr", "map")), mode="r")["quality"]
         bits = int(quality[found[0]])

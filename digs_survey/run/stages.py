@@ -26,8 +26,8 @@ class Shards:
     kind : {"dataset", "table", "fits", "weights"}
         Shards of Zarr arrays, parts of a Parquet table, files of single galaxies, or files of blocks of rows.
     arrays : tuple of str
-        Of a dataset: the arrays whose checksum a marker holds, in this order; empty where it is that of all arrays
-        with rows.
+        Of a dataset: the arrays whose checksum a marker holds, as far as it has them, in this order; empty where it is
+        that of all arrays with rows.
     table : str
         Of a dataset: the table whose parts are written with its shards, if there is one.
     decides : tuple of str
@@ -82,7 +82,7 @@ class Stage:
         return tuple(shards.ledger for shards in self.shards)
 
 
-_SIMULATED = ("theta", "flux")
+_SIMULATED = ("theta", "flux", "redshift")
 _DECIDED = ("escalate-jobs/refined.npz", "escalate-jobs/told.json")
 
 STAGES = (

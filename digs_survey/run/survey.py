@@ -20,6 +20,7 @@ from digs_survey.estimator.artefact import check_grid, identify, load_artefact, 
 from digs_survey.identity import RunIdentity
 from digs_survey.logs.progress import ProgressReporter
 from digs_survey.noise.model import NoiseModel
+from digs_survey.noise.observation import clean_spectra
 from digs_survey.noise.survey_noise import survey_noise
 from digs_survey.run.run_directory import RunDirectory
 from digs_survey.run.stages import STAGES, stage_named
@@ -137,7 +138,8 @@ class Survey(RunDirectory):
         grid, entry = WavelengthGrid.from_config(self.config.grid), None
         if catalog is not None:
             opened = Catalog.open(catalog)
-            grid, entry = opened.grid, self._catalog_entry(opened, "simulated_for")
+            entry = self._catalog_entry(opened, "simulated_for")
+            grid = self._grid_of(opened)
         elif self.config.noise.needs_catalog:
             raise self._no_catalog()
         self.config.noise.check_elements(len(grid))
@@ -267,7 +269,7 @@ class Survey(RunDirectory):
         opened = Catalog.open(catalog)
         entry = self._catalog_entry(opened, "catalog")
         identity = identify(folder, seed=self.config.seed, catalog=entry["fingerprint"])
-        check_grid(identity.grid, opened.grid)
+        check_grid(identity.grid, opened.grid, identity.noise)
         self.config = identity.adopt(self.config)
         key = {"formats": self._formats("map"), **identity.key("seed", "catalog", "posterior"), **self._settings("map")}
         del key["map"]["workers"]
@@ -421,7 +423,7 @@ class Survey(RunDirectory):
         trained = self._recorded_key("train")
         if "simulate" in self.manifest.stages or (trained and "pretrained" not in trained):
             return None
-        return find_shipped(self.config, Catalog.open(catalog).grid)
+        return find_shipped(self.config, self._grid_of(Catalog.open(catalog)))
 
     def _take_lower_rates(self, settings: Mapping[str, Any]) -> None:
         """Let a training that diverged go on with other rates, though it was begun with those in the manifest."""
@@ -439,7 +441,11 @@ class Survey(RunDirectory):
         if catalog is None:
             return WavelengthGrid.from_config(self.config.grid)
         path = location(catalog["path"])
-        return Catalog.open(path).grid if exists(path) else None
+        return self._grid_of(Catalog.open(path)) if exists(path) else None
+
+    def _grid_of(self, catalog: Catalog) -> WavelengthGrid:
+        """Return the grid to simulate on for a catalog: its own, or with row noise the configured one."""
+        return WavelengthGrid.from_config(self.config.grid) if self.config.noise.kind == "row" else catalog.grid
 
     def _simulations_hash(self) -> str:
         return simulations_hash(self.run_dir / "simulations.zarr", self._ledger("simulate").records())
@@ -462,7 +468,8 @@ class Survey(RunDirectory):
         return pairs, simulations_hash(pairs, self._ledger("augment").records())
 
     def _noise(self, simulations: Path) -> NoiseModel:
-        flux: Any = zarr.open_group(str(simulations), mode="r")["flux"]
+        group: Any = zarr.open_group(str(simulations), mode="r")
+        flux = clean_spectra(group)
         self.config.noise.check_elements(flux.shape[1])
         noise = NoiseModel.from_config(self.config.noise, flux_transform=self.config.train.flux_transform)
         if self.config.noise.needs_catalog:
@@ -476,8 +483,10 @@ class Survey(RunDirectory):
                     "noise to train with; put it back, or simulate again (--redo simulate)"
                 )
             noise = survey_noise(self.config, catalog)
+        if noise.keeps_negative:
+            return noise
         negative = noise.negative_share(flux[:_NOISE_TRIAL_ROWS])
-        if negative > _MUCH_NEGATIVE and not noise.keeps_negative:
+        if negative > _MUCH_NEGATIVE:
             self.progress.say(
                 f"noise: it makes {negative:.0%} of the simulations' elements negative, where log10 flux tells the "
                 "network nothing; set train.flux_transform = 'asinh', which knows negative flux, or bring the prior "

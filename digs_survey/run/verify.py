@@ -120,7 +120,7 @@ def _damaged_shards(
 
     def stored(rows: slice) -> str:
         if shards.arrays:
-            return checksum(*(group[name][rows] for name in shards.arrays))
+            return checksum(*(group[name][rows] for name in shards.arrays if name in group))
         return stored_digest(path, rows, names)
 
     for shard, record in sorted(records.items()):

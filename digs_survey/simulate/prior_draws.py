@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import qmc
 
+from digs_survey.config import NoiseConfig
 from digs_survey.parameters import Prior
 from digs_survey.simulate.seeding import row_uniforms, stream_key
 
-__all__ = ["draw_theta", "sobol_uniforms"]
+__all__ = ["draw_redshift", "draw_theta", "sobol_uniforms"]
 
 _SOBOL_BITS = 30
 
@@ -41,6 +42,12 @@ def draw_theta(
     """
     uniforms = sobol_uniforms if draws == "sobol" else row_uniforms
     return prior.from_unit_cube(uniforms(seed, f"theta/{stream}", start, stop, prior.ndim))
+
+
+def draw_redshift(config: NoiseConfig, seed: int, stream: str, start: int, stop: int) -> NDArray[np.float64]:
+    """Draw the redshifts (stop - start,) of simulations, uniform over those that row noise is configured for."""
+    low, high = config.observing.redshift
+    return low + (high - low) * row_uniforms(seed, f"redshift/{stream}", start, stop, 1)[:, 0]
 
 
 def sobol_uniforms(seed: int, stream: str, start: int, stop: int, columns: int) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from digs_survey.config import ModelConfig, SurveyConfig
 from digs_survey.errors import StageError
 from digs_survey.parameters import Prior
-from digs_survey.simulate.prior_draws import draw_theta
+from digs_survey.simulate.prior_draws import draw_redshift, draw_theta
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.simulate.shard_work import Made, ShardWriter
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import one_thread
+from digs_survey.sps.universe import physical_theta
 
 if TYPE_CHECKING:
     from digs_survey.sps.batched import BatchedModel
@@ -49,9 +50,18 @@ class SpectrumShards(ShardWriter):
         recipe, prior = self.recipe, self.config.make_prior()
         for rows in parts:
             theta = draw_theta(prior, recipe["seed"], recipe["stream"], rows.start, rows.stop, recipe["sampling"])
-            flux, check = self._spectra(prior, theta, rows)
+            redshift = self._redshift(rows)
+            flux, check = self._spectra(prior, physical_theta(prior, theta, redshift), rows)
             _check(theta, flux, prior, rows.start)
-            yield {"theta": theta, "flux": flux}, check
+            made: dict[str, NDArray[Any]] = {"theta": theta, "flux": flux}
+            yield made | ({"redshift": redshift} if self.config.noise.clean_columns else {}), check
+
+    def _redshift(self, rows: slice) -> NDArray[np.float64]:
+        """Redshifts of some rows; NaN where simulations have none."""
+        if not self.config.noise.clean_columns:
+            return np.full(rows.stop - rows.start, np.nan)
+        recipe = self.recipe
+        return draw_redshift(self.config.noise, recipe["seed"], recipe["stream"], rows.start, rows.stop)
 
     def _spectra(
         self, prior: Prior, theta: NDArray[np.float64], rows: slice

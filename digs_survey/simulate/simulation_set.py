@@ -43,7 +43,8 @@ def simulate(
     """Write noiseless spectra of prior draws as a Zarr dataset; go on where an earlier call stopped.
 
     The dataset has ``theta`` (simulation, parameter) float64, ``flux`` (simulation, wavelength) float32 in
-    erg/s/cm2/Angstrom, ``wavelength`` in Angstrom and ``parameter``, and opens with
+    erg/s/cm2/Angstrom, with row noise ``redshift`` (simulation,), ``wavelength`` in Angstrom and ``parameter``, and
+    opens with
     ``xarray.open_zarr(path, consolidated=False)``. Its bytes do not depend on the number of workers.
 
     Parameters
@@ -88,6 +89,8 @@ def simulate(
         "sampling": config.simulate.sampling if stream == "simulate" else "random",
         "engine": "batched" if in_batches(config) else "prospector",
     }
+    if config.noise.clean_columns:
+        recipe["redshift"] = list(config.noise.observing.redshift)
     _lay_out(path, recipe, ledger, identity.prior, grid)
     advance(ledger.totals()[0])
     run_shards(
@@ -138,5 +141,8 @@ def _lay_out(path: Path, recipe: dict[str, Any], ledger: Ledger, prior: Prior, g
         ),
         "parameter": ArraySpec(("parameter",), (prior.ndim,), "str"),
     }
+    if "redshift" in recipe:
+        about = {"description": "redshift, which the ages follow where the prior has tage_tuniv"}
+        arrays["redshift"] = ArraySpec(("simulation",), (count,), "float64", shard, attrs=about)
     values = {"wavelength": grid.wavelength, "parameter": np.array(prior.names)}
     open_or_create(path, recipe, ledger, arrays, values)

@@ -10,7 +10,7 @@ from scipy.interpolate import CubicSpline
 
 from digs_survey.parameters import Prior
 
-__all__ = ["age_of_universe", "physical_prior", "physical_theta"]
+__all__ = ["age_of_universe", "physical_names", "physical_prior", "physical_theta"]
 
 _FARTHEST, _NODES = 30.0, 4_096
 
@@ -65,3 +65,8 @@ def physical_theta(prior: Prior, theta: NDArray[np.float64], redshift: ArrayLike
     physical = np.array(theta, dtype=float)
     physical[..., column] *= age_of_universe(redshift)
     return physical
+
+
+def physical_names(prior: Prior) -> tuple[str, ...]:
+    """Return the names of the columns that :func:`physical_theta` gives."""
+    return tuple("tage" if name == "tage_tuniv" else name for name in prior.names)

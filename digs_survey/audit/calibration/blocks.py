@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from digs_survey.cluster.actors import run_on_actors
 from digs_survey.cluster.ray_session import ray_session
 from digs_survey.errors import StageError
+from digs_survey.noise.observation import clean_spectra
 from digs_survey.store.storage import rows_of_shard, shard_count
 
 __all__ = ["BlockWorker", "SimulationBlocks", "run_blocks"]
@@ -63,7 +64,9 @@ class SimulationBlocks(ABC, Generic[T]):
         """Read a block and do it."""
         group: Any = zarr.open_group(str(self.path), mode="r")
         part = rows_of_shard(block, self.count, self.rows)
-        return self.work(part.start, *(np.asarray(group[name][part], dtype=float) for name in ("theta", "flux")))
+        return self.work(
+            part.start, *(np.asarray(array[part], dtype=float) for array in (group["theta"], clean_spectra(group)))
+        )
 
 
 class BlockWorker:

@@ -26,10 +26,13 @@ from digs_survey.catalog import CatalogRows
 from digs_survey.catalog.prepare import PreparedRows, prepare
 from digs_survey.config import MapConfig
 from digs_survey.errors import ConfigError, RunDirectoryError
+from digs_survey.noise.observation import join_clean, split_observed
+from digs_survey.noise.observed_rows import observed_rows
 from digs_survey.quality import NO_POSTERIOR
-from digs_survey.simulate.prior_draws import draw_theta
+from digs_survey.simulate.prior_draws import draw_redshift, draw_theta
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.sps.arrays import one_thread
+from digs_survey.sps.universe import physical_theta
 
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
@@ -71,11 +74,17 @@ def observe_rows(
         As :meth:`~digs_survey.noise.model.NoiseModel.observe` gives them.
     """
     noisy, good, errors = noise.observe(clean, uniform)
+    if noise.takes_any_grid:
+        flux, inverse, redshift = split_observed(noisy)
+        # The simulations have their own error floor.
+        settings = MapConfig(error_floor=0.0, min_good_fraction=min_good_fraction)
+        rows = observed_rows(flux, inverse, redshift, np.zeros(len(noisy), dtype=np.int64), settings)
+        return rows, errors
     # Of what is observed only: one that knows the noiseless flux would know of the truth.
     with np.errstate(divide="ignore", invalid="ignore"):
         ivar = noise.sigma(np.abs(noisy), errors) ** -2.0
     count = len(noisy)
-    rows = CatalogRows(
+    catalog_rows = CatalogRows(
         flux=noisy,
         ivar=ivar,
         good=good,
@@ -83,7 +92,7 @@ def observe_rows(
         galaxy_id=np.arange(count),
         quality=np.zeros(count, dtype=np.int64),
     )
-    return prepare(rows, "rest", _ANY_REDSHIFT, min_good_fraction, keeps_negative=noise.keeps_negative), errors
+    return prepare(catalog_rows, "rest", _ANY_REDSHIFT, min_good_fraction, keeps_negative=noise.keeps_negative), errors
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,7 @@ class Observer:
         again = row_uniforms(self.seed, "edges/calibration", start, stop, _AGAIN)
         kept = np.flatnonzero((rows.quality & NO_POSTERIOR) == 0)
         theta, references, flux = theta[kept], references[kept], rows.flux[kept]
-        snr = np.nanmedian(np.where(rows.good, rows.flux * np.sqrt(rows.ivar), np.nan)[kept], axis=1)
+        snr = np.nanmedian(np.where(rows.good, rows.spectrum * np.sqrt(rows.ivar), np.nan)[kept], axis=1)
         right, rng = self.posterior.sample(flux, self.draws), np.random.default_rng([self.seed, start])
         whole = calibrate(theta, right, self.quantiles, prior, references, snr, again[kept])
         found = {"": replace(whole, without_posterior=stop - start - kept.size)}
@@ -254,9 +263,15 @@ def calibrate_model(
     observer = Observer(posterior, posterior.noise, seed, draws, tuple(quantiles), least, plant)
 
     def block(start: int) -> _Figures:
-        theta = draw_theta(posterior.prior, seed, "calibration", start, min(start + _BLOCK, count))
+        stop = min(start + _BLOCK, count)
+        theta, by_row = draw_theta(posterior.prior, seed, "calibration", start, stop), posterior.noise.takes_any_grid
+        redshift = np.full(len(theta), np.nan)
+        if by_row:
+            redshift = draw_redshift(posterior.noise.config, seed, "calibration", start, stop)
         # Simulations on disk are in single precision.
-        return observer.block(start, theta, model.spectra(theta).astype(np.float32).astype(float))
+        flux = model.spectra(physical_theta(posterior.prior, theta, redshift)).astype(np.float32)
+        clean = join_clean(flux, redshift.astype(np.float32)) if by_row else flux
+        return observer.block(start, theta, clean.astype(float))
 
     return _joined([block(start) for start in range(0, count, _BLOCK)], posterior.prior.names)
 

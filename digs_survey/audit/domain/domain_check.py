@@ -39,6 +39,7 @@ from digs_survey.sps.arrays import one_thread
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
     from digs_survey.noise.model import NoiseModel
+from digs_survey.noise.observation import clean_spectra
 
 __all__ = ["POPULATIONS", "DomainCheck", "Population", "check_survey", "choose_rows"]
 
@@ -86,14 +87,14 @@ class Population:
         """Hold the rows of a block against spectra of draws theta (row, draw, ndim); each row by itself."""
         posterior, noise, flux = checker.posterior, checker.likelihood.noise, block.flux
         chi2, pvalue = np.full((2, len(flux)), np.nan)
-        sigma, percent = np.full((2, *flux.shape), np.nan, dtype=np.float32)
+        sigma, percent = np.full((2, *block.good.shape), np.nan, dtype=np.float32)
         with one_thread(), np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             for row in np.flatnonzero(np.isfinite(theta).all(axis=(1, 2))):
                 good, own = block.good[row], None if block.errors is None else block.errors[:, row]
-                spectra = checker.spectra(theta[row])
+                spectra = checker.spectra(theta[row], flux[row])
                 chi2[row], pvalue[row] = checker.judge(flux[row], good, own, spectra)
                 middle = np.median(spectra, axis=0)
-                residual = np.where(good, flux[row] - middle, np.nan)
+                residual = np.where(good, noise.spectrum_of(flux[row]) - middle, np.nan)
                 sigma[row], percent[row] = residual / noise.sigma(middle, own), 100 * residual / middle
         return cls(posterior.features(flux), posterior.feature_distance(flux), chi2, pvalue, sigma, percent)
 
@@ -235,9 +236,9 @@ def check_survey(
     for block in _simulated_blocks(run_dir / "calibration.zarr", count, posterior.noise, config):
         theta = posterior.sample(block.flux, checker.draws)
         parts["simulations"].append(Population.of(checker, block, theta))
-    populations = {name: Population.join(found, len(catalog.grid)) for name, found in parts.items()}
+    populations = {name: Population.join(found, len(identity.grid)) for name, found in parts.items()}
     stacks = {name: Stack.of(one.sigma, one.percent) for name, one in populations.items()}
-    return DomainCheck(rows, populations, stacks, catalog.grid, config.seed)
+    return DomainCheck(rows, populations, stacks, identity.grid, config.seed)
 
 
 def choose_rows(quality: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
@@ -262,7 +263,7 @@ def _simulated_blocks(path: Path, count: int, noise: NoiseModel, config: SurveyC
     count = min(count, group["flux"].shape[0])
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
-        clean = np.asarray(group["flux"][start:stop], dtype=float)
+        clean = np.asarray(clean_spectra(group)[start:stop], dtype=float)
         uniform = row_uniforms(config.seed, "noise/calibration", start, stop, noise.columns(clean.shape[1]))
         rows, errors = observe_rows(noise, clean, uniform, config.map.min_good_fraction)
         kept = (rows.quality & NO_POSTERIOR) == 0
@@ -273,16 +274,18 @@ def _replicate(
     checker: Checker, rows: NDArray[np.int64], block: _Block, theta: NDArray[np.float64], seed: int
 ) -> _Block:
     """Simulate a draw of each row's posterior with the row's noise and gaps; rows without finite draws stay."""
-    noise, elements = checker.likelihood.noise, block.flux.shape[1]
+    noise, elements = checker.likelihood.noise, block.good.shape[1]
     columns = 1 + noise.normals(elements)
     flux, good = block.flux.copy(), block.good.copy()
     with one_thread():
         for i in np.flatnonzero(np.isfinite(theta).all(axis=(1, 2))):
             row = int(rows[i])
             uniform = row_uniforms(seed, "inside/replicated", row, row + 1, columns)[0]
-            clean = checker.likelihood.model.spectra(theta[i, [int(uniform[0] * theta.shape[1])]])
+            clean = checker.likelihood.spectra(theta[i, [int(uniform[0] * theta.shape[1])]], flux[i])
             own = None if block.errors is None else block.errors[:, [i]]
-            flux[i] = noise.perturb(clean, ndtri(uniform[None, 1:]), own)[0]
+            flux[i] = noise.redraw(clean, flux[[i]], ndtri(uniform[None, 1:]), own)[0]
+    if noise.takes_any_grid:
+        return _Block(flux, good, block.errors)
     if not noise.keeps_negative:
         good &= flux > 0
     return _Block(fill_flux(flux, good, linear=noise.keeps_negative), good, block.errors)

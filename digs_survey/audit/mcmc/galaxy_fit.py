@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from digs_survey import formats
 from digs_survey.audit.mcmc.chain import prior_points, run_chain, start_points
 from digs_survey.audit.mcmc.distances import classifier_accuracy, sliced_distance, wasserstein_sigma
-from digs_survey.audit.mcmc.target import GalaxyPosterior, Simulator
+from digs_survey.audit.mcmc.target import AtRedshift, GalaxyPosterior, Simulator
 from digs_survey.audit.residuals import BAND, predictive_band
 from digs_survey.catalog.prepare import PreparedRows
 from digs_survey.config import MCMCConfig
@@ -235,8 +235,11 @@ def fit_with(simulator: Simulator, setup: FitSetup, job: GalaxyJob, other: Simul
     other : Simulator, optional
         Of the engine that the chain does not use: computes some of its draws again, for the check and for its cost.
     """
-    began = time.process_time()
-    about = (setup.identity.noise, setup.identity.prior, job.flux, job.good, job.errors)
+    began, identity = time.process_time(), setup.identity
+    about = (identity.noise, identity.prior, job.flux, job.good, job.errors)
+    redshift = identity.noise.redshift_of(job.flux)
+    simulator = AtRedshift(simulator, identity.prior, redshift)
+    other = None if other is None else AtRedshift(other, identity.prior, redshift)
     posterior = GalaxyPosterior(simulator, *about)
     chain = run_chain(posterior, _starts(setup, job), setup.mcmc, _seed(setup.identity.seed, "mcmc", job.row))
     rng = np.random.default_rng(_seed(setup.identity.seed, "thin", job.row))

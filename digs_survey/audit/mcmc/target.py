@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from digs_survey.parameters import Prior
+from digs_survey.sps.universe import physical_theta
 
 if TYPE_CHECKING:
     from digs_survey.noise.model import NoiseModel
 
-__all__ = ["GalaxyPosterior", "Simulator"]
+__all__ = ["AtRedshift", "GalaxyPosterior", "Simulator"]
 
 
 class Simulator(Protocol):
@@ -25,6 +26,25 @@ class Simulator(Protocol):
     def spectra(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
         """Predict noiseless spectra (n, wavelength) for theta (n, parameter) inside the prior."""
         ...
+
+
+class AtRedshift:
+    """A simulator of galaxies at one redshift, for theta of a prior that may depend on it.
+
+    Parameters
+    ----------
+    simulator : Simulator
+    prior : Prior
+        That theta are of.
+    redshift : float or ndarray of shape ()
+    """
+
+    def __init__(self, simulator: Simulator, prior: Prior, redshift: ArrayLike) -> None:
+        self._simulator, self._prior, self._redshift = simulator, prior, redshift
+
+    def spectra(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Predict noiseless spectra (n, wavelength) for theta (n, parameter) inside the prior."""
+        return self._simulator.spectra(physical_theta(self._prior, theta, self._redshift))
 
 
 class GalaxyPosterior:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import StageError
 from digs_survey.noise.model import NoiseModel
+from digs_survey.noise.observation import clean_spectra
 from digs_survey.parameters import Prior
 from digs_survey.simulate.seeding import stream_key
 
@@ -207,4 +208,4 @@ class TrainingFiles:
             copied: Any = zarr.open_group(str(self.pairs), mode="r")
             arrays = copied["theta"], copied["flux"], config.make_prior(), copied["simulation"]
             pairs = Pairs(*arrays, copied.attrs["recipe"]["draws_per_spectrum"], noise)
-        return group["theta"], group["flux"], pairs
+        return group["theta"], clean_spectra(group), pairs

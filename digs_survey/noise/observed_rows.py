@@ -1,0 +1,90 @@
+"""From rows of a catalog to what a posterior is shown of them, whichever kind of noise it was trained with."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digs_survey.catalog import CatalogRows
+from digs_survey.catalog.prepare import PreparedRows, prepare, reference_factor
+from digs_survey.catalog.schema import redshift_quality, usable_elements
+from digs_survey.config import MapConfig
+from digs_survey.noise.model import NoiseModel
+from digs_survey.noise.observation import join_observed
+from digs_survey.noise.row_noise import RowNoise, with_floor
+from digs_survey.quality import NO_POSTERIOR, QualityFlag
+from digs_survey.spectra import WavelengthGrid, air_to_vacuum
+
+__all__ = ["observed_rows", "prepare_for"]
+
+
+def prepare_for(
+    noise: NoiseModel,
+    trained: WavelengthGrid,
+    zred: float,
+    settings: MapConfig,
+    rows: CatalogRows,
+    grid: WavelengthGrid,
+) -> PreparedRows:
+    """Bring rows of a catalog to what a posterior takes; each row is treated by itself.
+
+    Parameters
+    ----------
+    noise : NoiseModel
+        Of the posterior.
+    trained : WavelengthGrid
+        The posterior's elements.
+    zred : float
+        Redshift of its reference distance.
+    settings : MapConfig
+        Its ``min_good_fraction`` and ``error_floor`` are used.
+    rows : CatalogRows
+    grid : WavelengthGrid
+        The catalog's.
+    """
+    least = settings.min_good_fraction
+    if not isinstance(noise, RowNoise):
+        return prepare(rows, grid.frame, zred, least, keeps_negative=noise.keeps_negative)
+    from digs_survey.catalog.rest_frame import to_rest_frame
+
+    quality = rows.quality | redshift_quality(rows.redshift)
+    usable, bits = usable_elements(rows.flux, rows.ivar, rows.good)
+    quality |= bits
+    known = (quality & QualityFlag.BAD_REDSHIFT) == 0
+    redshift = np.where(known, rows.redshift, 1.0)
+    if grid == trained:
+        flux, ivar = np.where(usable, rows.flux, 0.0), np.where(usable, rows.ivar, 0.0)
+    else:
+        edges = air_to_vacuum(grid.edges) if grid.medium == "air" else grid.edges
+        wanted = air_to_vacuum(trained.edges) if trained.medium == "air" else trained.edges
+        flux, ivar = to_rest_frame(edges, rows.flux, rows.ivar, usable, redshift, wanted, frame=grid.frame)
+    factor = reference_factor(redshift, zred)[:, None]
+    return observed_rows(flux * factor, np.sqrt(ivar) / factor, redshift, quality, settings)
+
+
+def observed_rows(
+    flux: NDArray[np.float64],
+    inverse_error: NDArray[np.float64],
+    redshift: NDArray[np.float64],
+    quality: NDArray[np.int64],
+    settings: MapConfig,
+) -> PreparedRows:
+    """Add the error floor to rows on the posterior's grid, at its distance, and set the bits of those that lack data.
+
+    Parameters
+    ----------
+    flux, inverse_error : ndarray, shape (n, wavelength)
+        0 where there is no data.
+    redshift : ndarray, shape (n,)
+    quality : ndarray of int64, shape (n,)
+        Bits that are known already.
+    settings : MapConfig
+    """
+    inverse = with_floor(flux, inverse_error, settings.error_floor)
+    good = inverse > 0
+    few = ~good.any(axis=1) | (good.mean(axis=1) < settings.min_good_fraction)
+    quality = quality | np.where(few, QualityFlag.FEW_GOOD_ELEMENTS, 0)
+    observed = join_observed(flux, inverse, redshift)
+    # A stand-in, which nothing is computed of.
+    observed[(quality & NO_POSTERIOR) != 0] = 1.0
+    return PreparedRows(observed, inverse**2, good, quality)
