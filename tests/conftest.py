@@ -26,10 +26,11 @@ BuildOnce = Callable[[str, Callable[[Path], object]], Path]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With ``--dist loadscope``, hand out a file as a whole only if its tests share a fixture of the module.
+    """With ``--dist loadscope``, hand out a file as a whole only if its tests share a fixture of the file.
 
-    All other tests go one by one, after such files, to whichever worker is free: no fixture is made twice, and no
-    worker waits at the end. (Marks of xdist's loadgroup do not reach pytest 9.2, and worksteal splits any file.)
+    All other tests go one by one, after such files, to whichever worker is free: no fixture is made twice, no worker
+    waits for what the other builds, and none waits at the end. (Marks of xdist's loadgroup do not reach pytest 9.2, and
+    worksteal splits any file.)
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -43,7 +44,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @cache
 def _shares_a_fixture(file: Path) -> bool:
-    return 'scope="module"' in file.read_text()
+    text = file.read_text()
+    return 'scope="module"' in text or "build_once" in text
 
 
 @pytest.fixture(scope="session")
