@@ -31,7 +31,7 @@ class DerivedQuantities:
     Attributes
     ----------
     names : tuple of str
-        Of :data:`~digs_survey.parameters.DERIVED`.
+        ``tage`` and those of :data:`~digs_survey.parameters.DERIVED`.
     prior : Prior
         That theta are of.
     sfh : str

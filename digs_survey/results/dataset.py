@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from digs_survey.config import MapConfig
 from digs_survey.errors import StageError
-from digs_survey.parameters import DERIVED, Prior
+from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
-from digs_survey.results.columns import ARRAYS, COLUMNS, Column, When
+from digs_survey.results.columns import ARRAYS, COLUMNS, QUANTITIES, Column, When
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.sharded import open_or_create
 from digs_survey.store.storage import ArraySpec, shard_count
@@ -117,7 +117,7 @@ def _attributes(column: Column, prior: Prior, config: MapConfig, importance_draw
     if "parameter" in column.dims:
         attrs["parameter_units"] = {p.name: p.unit for p in prior.parameters}
     if "quantity" in column.dims:
-        attrs["quantity_units"] = {name: DERIVED[name].unit for name in config.derived}
+        attrs["quantity_units"] = {name: QUANTITIES[name].unit for name in config.derived}
     if column.name == "quality":
         attrs["flag_masks"] = [flag.value for flag in QualityFlag]
         attrs["flag_meanings"] = " ".join(str(flag.name) for flag in QualityFlag)

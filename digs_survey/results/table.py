@@ -56,7 +56,7 @@ class ResultTable:
     prior : Prior
     quantiles : sequence of float
     derived : sequence of str
-        Of :data:`~digs_survey.parameters.DERIVED`.
+        ``tage`` and those of :data:`~digs_survey.parameters.DERIVED`.
     model_hash, fingerprint : str
         Of the posterior and of the catalog.
     importance_draws : int or None

@@ -57,7 +57,7 @@ def test_the_share_formed_lately():
 
 
 def test_names_are_known_to_configurations():
-    assert get_args(DerivedName) == tuple(DERIVED)
+    assert get_args(DerivedName) == ("tage", *DERIVED)
     with pytest.raises(ConfigError, match=r"map\.derived"):
         load_config(None, ['map.derived=["stellar_mass"]'])
     with pytest.raises(ConfigError, match="each quantity once"):
