@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from enum import IntFlag
 
-__all__ = ["DESCRIPTIONS", "NO_POSTERIOR", "QualityFlag", "describe"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["DESCRIPTIONS", "NO_POSTERIOR", "QualityFlag", "describe", "without_posterior"]
 
 
 class QualityFlag(IntFlag):
@@ -54,3 +57,37 @@ NO_POSTERIOR = QualityFlag.FEW_GOOD_ELEMENTS | QualityFlag.BAD_REDSHIFT | Qualit
 def describe(quality: int) -> list[str]:
     """Return the names of the bits that are set in ``quality``."""
     return [flag.name or str(flag.value) for flag in QualityFlag if quality & flag]
+
+
+_DECIDED_BY = {
+    QualityFlag.FEW_GOOD_ELEMENTS: "map.min_good_fraction = {min_good_fraction:g}",
+    QualityFlag.BAD_REDSHIFT: "column redshift",
+    QualityFlag.UNREADABLE: "damaged parts of the catalog",
+}
+
+
+def without_posterior(quality: NDArray[np.integer], min_good_fraction: float) -> str:
+    """Say in a line how many rows have no posterior, for which reason, and what decides it.
+
+    Parameters
+    ----------
+    quality : ndarray of int, shape (row,)
+    min_good_fraction : float
+        ``map.min_good_fraction`` of the run.
+
+    Examples
+    --------
+    >>> without_posterior(np.array([0, 4, 36]), 0.8)
+    '2 of 3 rows have no posterior: 2 FEW_GOOD_ELEMENTS (map.min_good_fraction = 0.8), 1 BAD_REDSHIFT (column redshift)'
+    >>> without_posterior(np.array([0]), 0.8)
+    'all 1 rows have a posterior'
+    """
+    count = int(((quality & int(NO_POSTERIOR)) != 0).sum())
+    if not count:
+        return f"all {quality.size:,} rows have a posterior"
+    reasons = [
+        f"{found:,} {flag.name} ({setting.format(min_good_fraction=min_good_fraction)})"
+        for flag, setting in _DECIDED_BY.items()
+        if (found := int(((quality & int(flag)) != 0).sum()))
+    ]
+    return f"{count:,} of {quality.size:,} rows have no posterior: {', '.join(reasons)}"

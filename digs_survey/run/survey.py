@@ -22,6 +22,7 @@ from digs_survey.logs.progress import ProgressReporter
 from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import clean_spectra
 from digs_survey.noise.survey_noise import survey_noise
+from digs_survey.quality import without_posterior
 from digs_survey.run.run_directory import RunDirectory
 from digs_survey.run.stages import STAGES, stage_named
 from digs_survey.spectra import WavelengthGrid
@@ -298,6 +299,9 @@ class Survey(RunDirectory):
                     levels=levels,
                 )
                 stage.record.rows, stage.record.core_s = ledger.totals()
+        if stage:
+            quality: Any = zarr.open_group(str(self.run_dir / "posterior.zarr"), mode="r")["quality"]
+            self.progress.say(f"map: {without_posterior(quality[:], self.config.map.min_good_fraction)}")
         return bool(stage)
 
     def audit(self) -> bool:
