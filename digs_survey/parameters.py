@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -124,15 +124,19 @@ class Prior:
         Bounds that replace the defaults in :data:`PARAMETERS`.
     left_out : sequence of str, optional
         Parameters that the model does not have.
+    age : {"tage", "tage_tuniv"}
+        Which of the two it has.
     """
 
     def __init__(
         self,
         bounds: Mapping[str, tuple[float, float]] | None = None,
-        left_out: Sequence[str] = ("tage_tuniv",),
+        left_out: Sequence[str] = (),
+        age: Literal["tage", "tage_tuniv"] = "tage",
     ) -> None:
         bounds = dict(bounds or {})
-        chosen = [p for p in PARAMETERS.values() if p.name not in left_out]
+        other = "tage" if age == "tage_tuniv" else "tage_tuniv"
+        chosen = [p for p in PARAMETERS.values() if p.name not in (*left_out, other)]
         names = [p.name for p in chosen]
         unknown = sorted(set(bounds) - set(names))
         if unknown:
@@ -223,4 +227,5 @@ class Prior:
     def from_dict(cls, items: list[dict[str, Any]]) -> Prior:
         """Rebuild a prior from :meth:`to_dict`."""
         bounds = {item["name"]: (item["low"], item["high"]) for item in items}
-        return cls(bounds, [name for name in PARAMETERS if name not in bounds])
+        age: Literal["tage", "tage_tuniv"] = "tage_tuniv" if "tage_tuniv" in bounds else "tage"
+        return cls(bounds, [name for name in PARAMETERS if name not in bounds], age)

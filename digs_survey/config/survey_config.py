@@ -356,10 +356,9 @@ class SurveyConfig(Section):
 
     def make_prior(self) -> Prior:
         """Return the prior with this configuration's bounds."""
-        left_out = ["tage" if self.model.age == "tage_tuniv" else "tage_tuniv"]
-        left_out += ["logtau"] if self.model.sfh == "constant" else []
+        left_out = ("logtau",) if self.model.sfh == "constant" else ()
         bounds = {name: (b.low, b.high) for name, b in self.prior.items() if name not in left_out}
-        return Prior(bounds, left_out)
+        return Prior(bounds, left_out, self.model.age)
 
     def hash(self, *sections: str) -> str:
         """SHA-256 of the named sections (all of them if none is named), independent of key order."""

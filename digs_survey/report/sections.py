@@ -155,7 +155,12 @@ def calibration_section(run: RunData) -> dict[str, list[Picture]] | None:
     if tarp := nested(run.audit, "calibration", "tarp"):
         level, covered = np.array(tarp["levels"]), np.array(tarp["coverage"])
         pictures["coverage"].append(calibration.tarp(level, covered, tarp["band"]))
-    for along, key in (("median of the posterior, {}", "by_median"), ("S/N, for {}", "by_snr")):
+    for along, key in (
+        ("median of the posterior, {}", "by_median"),
+        ("S/N, for {}", "by_snr"),
+        ("redshift, for {}", "by_redshift"),
+        ("share of good elements, for {}", "by_good_share"),
+    ):
         for name, bins in (nested(run.audit, "calibration", key) or {}).items():
             if bins:
                 pictures["bins"].append(calibration.conditional(name, along.format(label(name)), bins))

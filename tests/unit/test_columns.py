@@ -15,7 +15,7 @@ from digs_survey.config import MapConfig
 from digs_survey.importance.predictive_check import PredictiveCheck
 from digs_survey.importance.weights import Importance
 from digs_survey.infer.rows import RowResult
-from digs_survey.parameters import DERIVED, Prior
+from digs_survey.parameters import DERIVED, PARAMETERS, Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.results.columns import ARRAYS, COLUMNS, Column, When, percentile
 from digs_survey.results.dataset import lay_out
@@ -66,6 +66,8 @@ def _expected(config: MapConfig, present: set[When]) -> list[Column]:
     for column in COLUMNS:
         quantity, family, rest = column.name.partition("_p<percent>")
         if column.when not in present or (quantity in DERIVED and quantity not in config.derived):
+            continue
+        if quantity in PARAMETERS and quantity not in PRIOR.names:
             continue
         weighted = rest == "_weighted"
         every = [percentile(quantity, q, weighted=weighted) for q in config.quantiles] if family else [column]

@@ -140,11 +140,14 @@ class Observer:
         theta, references, flux = theta[kept], references[kept], rows.flux[kept]
         snr = np.nanmedian(np.where(rows.good, rows.spectrum * np.sqrt(rows.ivar), np.nan)[kept], axis=1)
         right, rng = self.posterior.sample(flux, self.draws), np.random.default_rng([self.seed, start])
-        whole = calibrate(theta, right, self.quantiles, prior, references, snr, again[kept])
+        about: dict[str, NDArray[np.float64]] = {"snr": snr}
+        if noise.takes_any_grid:
+            about |= {"redshift": noise.redshift_of(flux), "good_share": rows.good[kept].mean(axis=1)}
+        whole = calibrate(theta, right, self.quantiles, prior, references, again=again[kept], **about)
         found = {"": replace(whole, without_posterior=stop - start - kept.size)}
         for fault in standard_faults(prior.names) if self.plant else ():
             wrong = fault.plant(right[:, :_PLANTED_DRAWS], rng)
-            found[fault.name] = calibrate(theta, wrong, (), prior, references, snr)
+            found[fault.name] = calibrate(theta, wrong, (), prior, references, **about)
         return found
 
 

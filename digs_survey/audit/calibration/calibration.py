@@ -61,6 +61,8 @@ _BY_SIMULATION = (
     "joint",
     "place",
     "snr",
+    "redshift",
+    "good_share",
     "position",
     "again",
     "outside",
@@ -92,6 +94,8 @@ class Calibration:
         depend on it.
     snr : ndarray of float64, shape (simulation,)
         Median signal-to-noise of the noisy spectrum; NaN if there was none.
+    redshift, good_share : ndarray of float64, shape (simulation,)
+        Redshift, and share of the elements that have data, of simulations that differ in them; else NaN.
     position : ndarray of float64, shape (simulation, parameter)
         The prior's CDF at the truth; NaN if no prior was given.
     again : ndarray of float64, shape (simulation, draw, 3, parameter)
@@ -120,6 +124,8 @@ class Calibration:
     joint: NDArray[np.float64]
     place: NDArray[np.float64]
     snr: NDArray[np.float64]
+    redshift: NDArray[np.float64]
+    good_share: NDArray[np.float64]
     position: NDArray[np.float64]
     again: NDArray[np.float64]
     outside: NDArray[np.float64]
@@ -144,7 +150,10 @@ class Calibration:
         return (self.ranks + 0.5) / (self.draws + 1)
 
     def tests(self, names: Sequence[str]) -> list[RankTest]:
-        """Every test of the posterior on these simulations, everywhere and in bins of its median and of S/N."""
+        """Every test of the posterior on these simulations: everywhere, and in bins of its median and of S/N.
+
+        Where redshift and share of good elements differ, also in bins of these.
+        """
         # Ranks come in steps, where the tests expect a continuous distribution: a place within the step, the same each
         # time, makes it one.
         steps = np.random.default_rng(0).random((len(self.theta), self.ranks.shape[1] + self.joint.shape[1])) - 0.5
@@ -152,8 +161,15 @@ class Calibration:
         fraction = self.fraction + own
         found = rank_tests(fraction, self.joint + joint, self.credibility, names)
         for name, column, place in zip(names, fraction.T, self.place.T, strict=True):
-            found += bin_tests(place, column, "median", name) + bin_tests(self.snr, column, "S/N", name)
+            found += bin_tests(place, column, "median", name)
+            for along, values in self._conditions.items():
+                found += bin_tests(values, column, along, name)
         return found
+
+    @property
+    def _conditions(self) -> dict[str, NDArray[np.float64]]:
+        """What simulations (simulation,) were observed like, by the names of the tests in bins of it."""
+        return {"S/N": self.snr, "redshift": self.redshift, "share of good elements": self.good_share}
 
     def coverage(self, levels: Sequence[float] = LEVELS) -> NDArray[np.float64]:
         """Share (level, parameter) of truths inside the central interval of each level."""
@@ -173,8 +189,9 @@ class Calibration:
         tests (:mod:`~digs_survey.audit.calibration.uniformity`): ``calibrated`` is false for at most ``significance``
         of all right posteriors, and ``found`` names the tests that say so by themselves;
         ``planted`` tells for each fault that was planted whether these simulations would have shown it.
-        ``departures`` and, in bins of each parameter's median and of S/N, ``by_median`` and ``by_snr`` tell how far
-        the posterior is off; ``by_truth`` tells how it does in strips of the prior, and ``leakage`` which share of all
+        ``departures`` tells how far the posterior is off, and ``by_median``, ``by_snr``, ``by_redshift`` and
+        ``by_good_share`` the same in bins of each parameter's median and of what was observed; ``by_truth`` tells how
+        it does in strips of the prior, and ``leakage`` which share of all
         draws lies outside of it.
         """
         known = len(self.theta) > 0
@@ -212,8 +229,11 @@ class Calibration:
                 name: bin_summary(place, column)
                 for name, place, column in zip(names, self.place.T, self.fraction.T, strict=True)
             },
-            "by_snr": {
-                name: bin_summary(self.snr, column) for name, column in zip(names, self.fraction.T, strict=True)
+            **{
+                key: {name: bin_summary(values, column) for name, column in zip(names, self.fraction.T, strict=True)}
+                for key, values in zip(
+                    ("by_snr", "by_redshift", "by_good_share"), self._conditions.values(), strict=True
+                )
             },
             "by_truth": {
                 name: strip_summary(position, pull, column, again)
@@ -250,6 +270,8 @@ def calibrate(
     uniform: ArrayLike | None = None,
     snr: ArrayLike | None = None,
     again: ArrayLike | None = None,
+    redshift: ArrayLike | None = None,
+    good_share: ArrayLike | None = None,
 ) -> Calibration:
     """Hold truths against draws of their posteriors.
 
@@ -269,6 +291,8 @@ def calibrate(
         Signal-to-noise of each simulation.
     again : array_like, shape (simulation, n), optional
         With a prior: random numbers that choose draws to be looked at as truths.
+    redshift, good_share : array_like, shape (simulation,), optional
+        Of simulations that differ in them.
     """
     truth, sample = np.asarray(theta, dtype=float), np.asarray(draws, dtype=float)
     finite = np.isfinite(truth).all(axis=1) & np.isfinite(sample).all(axis=(1, 2))
@@ -300,10 +324,17 @@ def calibrate(
         credibility=credible,
         joint=joint_fractions(truth, sample),
         place=np.median(np.concatenate([truth[:, None], sample], axis=1), axis=1),
-        snr=np.full(len(truth), np.nan) if snr is None else np.asarray(snr, dtype=float)[finite],
+        snr=_known(snr, finite),
+        redshift=_known(redshift, finite),
+        good_share=_known(good_share, finite),
         position=position,
         again=retold,
         outside=outside,
         draws=sample.shape[1],
         excluded=int((~finite).sum()),
     )
+
+
+def _known(values: ArrayLike | None, finite: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Values of the simulations that count; NaN where there are none."""
+    return np.full(int(finite.sum()), np.nan) if values is None else np.asarray(values, dtype=float)[finite]
