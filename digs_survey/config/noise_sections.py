@@ -64,6 +64,8 @@ class ObservingConfig(Section):
     """Largest share of single elements that are masked; all shares below are equally likely."""
     floor: Interval = (0.005, 0.05)
     """Least and greatest error floor, as a share of the flux; its logarithm is uniform."""
+    masked_lines: Share = 0.5
+    """Share of the rows whose emission lines are masked, as map.mask_lines does it."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ObservingConfig:

@@ -210,7 +210,7 @@ MIN_RECALIBRATION = 1_000
 class MapConfig(Section):
     """Applying the frozen posterior to every row."""
 
-    added = frozenset({"error_floor"})
+    added = frozenset({"error_floor", "mask_lines"})
 
     draws: Annotated[int, Field(ge=16)] = 1_000
     quantiles: tuple[Fraction, ...] = (0.025, 0.16, 0.5, 0.84, 0.975)
@@ -225,9 +225,12 @@ class MapConfig(Section):
     """Column of the catalog whose nonzero rows keep them; without one, every row does."""
     min_good_fraction: Fraction = 0.8
     """Rows with fewer good elements get a quality bit and no posterior."""
-    error_floor: Share = 0.02
+    error_floor: Share | Literal["fit"] = 0.02
     """With noise.kind = "row": share of a row's own smoothed flux that is added in quadrature to its errors, for what
-    the model gets wrong and the catalog's errors leave out."""
+    the model gets wrong and the catalog's errors leave out. "fit" learns it from the residuals of the survey's rows."""
+    mask_lines: bool = True
+    """With noise.kind = "row": leave out the elements of strong emission lines, which the model's gas, of one
+    ionisation parameter, describes badly in many galaxies."""
     predictive_draws: Annotated[int, Field(ge=0)] = 0
     """Draws of each row whose spectra are held against it: chi-square, its p-value, the distance of its features from
     those of the simulations, and POOR_FIT; 0 leaves all of that out."""

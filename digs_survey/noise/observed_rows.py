@@ -37,7 +37,7 @@ def prepare_for(
     zred : float
         Redshift of its reference distance.
     settings : MapConfig
-        Its ``min_good_fraction`` and ``error_floor`` are used.
+        Its ``min_good_fraction``, ``error_floor`` and ``mask_lines`` are used.
     rows : CatalogRows
     grid : WavelengthGrid
         The catalog's.
@@ -58,6 +58,8 @@ def prepare_for(
         edges = air_to_vacuum(grid.edges) if grid.medium == "air" else grid.edges
         wanted = air_to_vacuum(trained.edges) if trained.medium == "air" else trained.edges
         flux, ivar = to_rest_frame(edges, rows.flux, rows.ivar, usable, redshift, wanted, frame=grid.frame)
+    if settings.mask_lines:
+        ivar[:, noise.lines] = 0.0
     factor = reference_factor(redshift, zred)[:, None]
     return observed_rows(flux * factor, np.sqrt(ivar) / factor, redshift, quality, settings)
 
@@ -80,6 +82,8 @@ def observed_rows(
         Bits that are known already.
     settings : MapConfig
     """
+    if settings.error_floor == "fit":
+        raise ValueError("map.error_floor: expected the number that was fitted")
     inverse = with_floor(flux, inverse_error, settings.error_floor)
     good = inverse > 0
     few = ~good.any(axis=1) | (good.mean(axis=1) < settings.min_good_fraction)

@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
+from digs_survey.noise.emission_lines import on_emission_lines
 from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import join_observed, split_clean, split_observed
 from digs_survey.spectra import WavelengthGrid
@@ -39,7 +40,7 @@ _WINDOW = 25
 """Elements on either side over which the flux that the floor is a share of is smoothed."""
 _SLOPES = 3
 """Terms of the smooth change of the errors with wavelength."""
-_FIXED = 7 + _SLOPES
+_FIXED = 8 + _SLOPES
 """Random numbers of a simulation besides those of its gaps, of its calibration and of its elements."""
 
 
@@ -49,15 +50,22 @@ class RowNoise(NoiseModel):
 
     Attributes
     ----------
-    wavelength : ndarray of float64, shape (wavelength,), or None
-        Rest-frame centres of the elements, in Angstrom. Without them nothing can be drawn.
+    grid : WavelengthGrid or None
+        The elements at rest. Without them nothing can be drawn.
     """
 
-    wavelength: NDArray[np.float64] | None = None
+    grid: WavelengthGrid | None = None
 
     def on(self, grid: WavelengthGrid) -> RowNoise:
         """Return this noise for the elements of a grid."""
-        return RowNoise(self.config, self.table, self.keeps_negative, grid.wavelength)
+        return RowNoise(self.config, self.table, self.keeps_negative, grid)
+
+    @cached_property
+    def lines(self) -> NDArray[np.bool_]:
+        """Which elements (wavelength,) emission lines lie on."""
+        if self.grid is None:
+            raise ValueError("noise of kind 'row' needs the elements of a grid; use RowNoise.on")
+        return on_emission_lines(self.grid)
 
     # -- drawing ---------------------------------------------------------------------------------------
 
@@ -122,8 +130,8 @@ class RowNoise(NoiseModel):
     def _conditions(self, flux: Any, redshift: Any, uniform: Any) -> tuple[Any, Any, Any]:
         """Errors (n, wavelength) without the floor, which elements have data, and the floor (n, 1)."""
         xp, config = namespace(flux), self.config.observing
-        if self.wavelength is None:
-            raise ValueError("noise of kind 'row' is drawn on the elements of a grid; use RowNoise.on")
+        if self.grid is None:
+            raise ValueError("noise of kind 'row' needs the elements of a grid; use RowNoise.on")
         elements = flux.shape[-1]
         column = iter(range(uniform.shape[1]))
         each = uniform[:, self.conditions :]
@@ -135,7 +143,7 @@ class RowNoise(NoiseModel):
 
         snr, floor = between(config.snr, log=True), between(config.floor, log=True)
         begin, end = between(config.blue_end_angstrom), between(config.red_end_angstrom)
-        observed = as_like(self.wavelength, flux) * (1 + redshift[:, None])
+        observed = as_like(self.grid.wavelength, flux) * (1 + redshift[:, None])
         # The cubic is one of the observed wavelength, from the first element that any row has to the last.
         low, high = config.blue_end_angstrom[0], config.red_end_angstrom[1]
         place = 2 * (observed - low) / (high - low) - 1
@@ -147,6 +155,8 @@ class RowNoise(NoiseModel):
         errors = xp.exp(change) * (1 + sky * lines)
         good = (observed >= begin) & (observed <= end)
         good = good & (each > config.bad_elements * uniform[:, next(column)][:, None])
+        masked = uniform[:, next(column)] < config.masked_lines
+        good = good & ~(masked[:, None] & (as_like(self.lines.astype(float), flux) > 0))
         count = xp.floor(uniform[:, next(column)] * (config.gaps + 1))
         element = xp.arange(elements, device=flux.device)
         for k in range(config.gaps):
@@ -226,6 +236,13 @@ class RowNoise(NoiseModel):
         size = np.maximum(size, 1e-12)
         part = (np.swapaxes(vectors, -1, -2) @ along[..., None])[..., 0] * (1 / np.sqrt(1 + size) - 1) / size
         return np.where(counts, residual + scaled * ((vectors @ part[..., None])[..., 0] @ self._terms(counts)), np.nan)
+
+    def calibrated(self, observed: ArrayLike, model: ArrayLike) -> NDArray[np.float64]:
+        """Return a model's flux (..., wavelength) times the likeliest calibration polynomial for what was observed."""
+        residual, scaled, _ = self._over_errors(observed, model)
+        inner, along = self._calibration(residual, scaled)
+        coefficients = np.linalg.solve(inner + np.eye(inner.shape[-1]), along[..., None])[..., 0]
+        return np.asarray(model, dtype=float) * (1 + coefficients @ self._terms(scaled))
 
     def log_likelihood(
         self, observed: ArrayLike, model: ArrayLike, good: ArrayLike | None = None, errors: ArrayLike | None = None

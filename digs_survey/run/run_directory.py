@@ -13,7 +13,7 @@ import tomli_w
 from digs_survey import formats
 from digs_survey.catalog import Catalog
 from digs_survey.cluster.dashboards import with_dashboards
-from digs_survey.config import SurveyConfig
+from digs_survey.config import MapConfig, SurveyConfig
 from digs_survey.errors import RunDirectoryError
 from digs_survey.identity import RunIdentity
 from digs_survey.logs.log import stage_log
@@ -74,6 +74,7 @@ class RunDirectory:
             there any more, or is another one now.
         """
         self._needs("map")
+        self.take_mapped_floor()
         # What follows from the table must be of the table's own settings.
         settings = self._settings("map")["map"]
         del settings["workers"]
@@ -81,6 +82,15 @@ class RunDirectory:
         identity = self.manifest.identity()
         self.config = identity.adopt(self.config)
         return identity
+
+    def take_mapped_floor(self) -> None:
+        """Take the error floor that the map has fitted, where the configuration asks for one to be fitted."""
+        recorded = self._recorded_key("map").get("map", {})
+        if self.config.map.error_floor == "fit" and "map" in self.manifest.stages:
+            self._set_error_floor(recorded.get("error_floor", MapConfig().error_floor))
+
+    def _set_error_floor(self, floor: float) -> None:
+        self.config = self.config.model_copy(update={"map": self.config.map.model_copy(update={"error_floor": floor})})
 
     def _settings(self, *sections: str) -> dict[str, Any]:
         """Return sections of the configuration as plain values, for a stage's key."""

@@ -15,7 +15,7 @@ import zarr
 
 from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
-from digs_survey.errors import CatalogError, RunDirectoryError
+from digs_survey.errors import CatalogError, ConfigError, RunDirectoryError
 from digs_survey.estimator.artefact import check_grid, identify, load_artefact, update_card
 from digs_survey.identity import RunIdentity
 from digs_survey.logs.progress import ProgressReporter
@@ -272,6 +272,7 @@ class Survey(RunDirectory):
         identity = identify(folder, seed=self.config.seed, catalog=entry["fingerprint"])
         check_grid(identity.grid, opened.grid, identity.noise)
         self.config = identity.adopt(self.config)
+        fitted = self._fit_error_floor(identity, opened)
         key = {"formats": self._formats("map"), **identity.key("seed", "catalog", "posterior"), **self._settings("map")}
         del key["map"]["workers"]
         if self.config.importance.rows == "all":
@@ -285,6 +286,7 @@ class Survey(RunDirectory):
             if stage:
                 from digs_survey.infer.map_catalog import map_catalog
 
+                stage.record.extra |= fitted
                 levels = None
                 if self.config.map.recalibrate:
                     levels, stage.record.extra["recalibration"] = self._recalibrate(identity)
@@ -405,6 +407,24 @@ class Survey(RunDirectory):
 
         self.progress.say(f"map: percentiles are recalibrated on {self.config.map.recalibrate:,} simulations")
         return recalibrate(FrozenPosterior.of(identity), self.config)
+
+    def _fit_error_floor(self, identity: RunIdentity, catalog: Catalog) -> dict[str, Any]:
+        """Put a number in the place of an error floor that is to be fitted; return what the manifest keeps of it."""
+        self.take_mapped_floor()
+        if self.config.map.error_floor != "fit":
+            return {}
+        if not identity.noise.takes_any_grid:
+            raise ConfigError(
+                "map.error_floor = 'fit' needs a posterior that is shown the errors of each row (noise.kind = 'row'), "
+                f"and that in {identity.posterior} is not; leave it out"
+            )
+        from digs_survey.estimator.posterior import FrozenPosterior
+        from digs_survey.infer.error_floor import fit_error_floor
+
+        found = fit_error_floor(FrozenPosterior.of(identity), catalog, self.config.map)
+        self.progress.say(f"map: {found}")
+        self._set_error_floor(found.floor)
+        return {"error_floor": found.to_dict()}
 
     def _ledger(self, stage: str) -> Ledger:
         return Ledger(self.run_dir / stage_named(stage).ledgers[0])
