@@ -9,8 +9,9 @@ columns :math:`\mu T_p` with the variance of their coefficients. For a row of fl
 
 c is the mean of the coefficients' Gaussian posterior, and :math:`A^{-1}` its covariance: of a spectrum that lies in
 the span of B, they hold everything that it says. Dropping the columns of the calibration marginalises them. Features
-are the first K of c, the logs of the diagonal of the covariance, the redshift and the reduced chi-square. Nothing here
-is learned by gradient, gaps need no filling, and what is left out of the span costs width but not calibration.
+are the first K of c, the logs of the diagonals of the covariance and of A (which together tell how correlated the
+errors of a coefficient are with others), the redshift and the reduced chi-square. Nothing here is learned by gradient,
+gaps need no filling, and what is left out of the span costs width but not calibration.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class FittedFeatures(nn.Module):
         super().__init__()
         self.components = min(network.components, elements)
         self.order, self.width = noise.calibration_order, noise.calibration_width
-        self.shape_features = 2 * self.components + _OTHERS
+        self.shape_features = 3 * self.components + _OTHERS
         self.sees_amplitude = network.amplitude != "equivariant"
         self.ndim = prior.ndim
         self.coordinates: Coordinates = Coordinates(network.amplitude, self.shape_features, prior)
@@ -151,8 +152,10 @@ class FittedFeatures(nn.Module):
         coefficients = torch.cholesky_solve(right[..., None], lower)[..., 0]
         count = (weight > 0).sum(dim=-1, keepdim=True).clamp_min(1)
         square = (weight * residual**2).sum(dim=-1, keepdim=True) - (right * coefficients).sum(dim=-1, keepdim=True)
-        variance = torch.diagonal(covariance, dim1=-2, dim2=-1)[..., : self.components]
-        shape = [coefficients[..., : self.components], variance.log(), redshift[..., None]]
+        variance, precision = (
+            torch.diagonal(matrix, dim1=-2, dim2=-1)[..., : self.components] for matrix in (covariance, normal)
+        )
+        shape = [coefficients[..., : self.components], variance.log(), precision.log(), redshift[..., None]]
         return amplitude.log10(), torch.cat([*shape, (square / count).clamp_min(1e-3).log()], dim=-1)
 
     def _normal_equations(self, weight: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
