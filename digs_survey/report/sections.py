@@ -71,6 +71,14 @@ def facts(run: RunData) -> dict[str, Any]:
 
 def _noise(noise: NoiseConfig) -> str:
     fraction = f"{100 * noise.fraction:g} % of the flux"
+    if noise.kind == "row":
+        text = "each row's own errors and gaps"
+        if noise.calibration_order:
+            text += (
+                f"; a calibration polynomial of order {noise.calibration_order}, with coefficients of "
+                f"{100 * noise.calibration_width:g} %, is marginalised"
+            )
+        return text
     if noise.kind == "fractional":
         text = fraction + (", Gaussian in log10 flux" if noise.space == "log10" else "")
     else:
