@@ -16,6 +16,8 @@ gaps need no filling, and what is left out of the span costs width but not calib
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -33,6 +35,8 @@ __all__ = ["FittedFeatures"]
 _MIN_VARIANCE = 1e-12
 _RANGE = 1e-4
 """Share of the training spectra that each feature's range leaves out."""
+_MOST = 1e10
+"""Largest weight of an element, its signal-to-noise ratio squared: far beyond it the matrix A has no numerical root."""
 _OTHERS = 2
 """Features of the shape besides those of the coefficients: redshift and chi-square."""
 _DOUBLE = torch.float64
@@ -132,6 +136,10 @@ class FittedFeatures(nn.Module):
             getattr(self, name).copy_(torch.as_tensor(value))
         self.products = torch.zeros(0, dtype=_DOUBLE)
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.products = torch.zeros(0, dtype=_DOUBLE)
+
     def forward(self, observed: Tensor) -> Tensor:
         """Features (n, 1 + shape_features) of observations (n, 2 wavelength + 1); amplitude first."""
         with torch.autocast(observed.device.type, enabled=False):
@@ -144,8 +152,10 @@ class FittedFeatures(nn.Module):
         # Above zero for any noise: far above it, as for all but the faintest, it is that of least squares.
         among = (weight * self.mean**2).sum(dim=-1, keepdim=True).clamp_min(1e-300)
         best = (weight * flux * self.mean).sum(dim=-1, keepdim=True) / among
-        amplitude = 0.5 * (best + torch.sqrt(best**2 + 4 / among))
-        residual, weight = flux / amplitude - self.mean, weight * amplitude**2
+        root = torch.sqrt(best**2 + 4 / among)
+        # The same number twice; where the flux is negative, the first is a small difference.
+        amplitude = torch.where(best > 0, 0.5 * (best + root), 2 / among / (root - best))
+        residual, weight = flux / amplitude - self.mean, (weight * amplitude**2).clamp_max(_MOST)
         normal, right = self._normal_equations(weight, residual)
         lower = torch.linalg.cholesky(normal)
         covariance = torch.cholesky_inverse(lower)

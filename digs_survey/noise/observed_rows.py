@@ -17,6 +17,10 @@ from digs_survey.spectra import WavelengthGrid, air_to_vacuum
 
 __all__ = ["observed_rows", "prepare_for"]
 
+_LIMIT = 1e30
+"""Flux and errors beyond it, and errors below its inverse, are no measurement: their squares may leave the range of
+numbers. In the unit of the flux, at the posterior's distance."""
+
 
 def prepare_for(
     noise: NoiseModel,
@@ -61,7 +65,9 @@ def prepare_for(
     if settings.mask_lines:
         ivar[:, noise.lines] = 0.0
     factor = reference_factor(redshift, zred)[:, None]
-    return observed_rows(flux * factor, np.sqrt(ivar) / factor, redshift, quality, settings)
+    with np.errstate(over="ignore"):
+        flux = flux * factor
+    return observed_rows(flux, np.sqrt(ivar) / factor, redshift, quality, settings)
 
 
 def observed_rows(
@@ -84,9 +90,17 @@ def observed_rows(
     """
     if settings.error_floor == "fit":
         raise ValueError("map.error_floor: expected the number that was fitted")
+    wild = ~(np.abs(flux) < _LIMIT)
+    extreme = (inverse_error != 0) & ~((inverse_error > 1 / _LIMIT) & (inverse_error < _LIMIT))
+    quality = quality | np.where(wild.any(axis=1), QualityFlag.NONFINITE_FLUX, 0)
+    quality = quality | np.where(extreme.any(axis=1), QualityFlag.BAD_IVAR, 0)
+    unusable = wild | extreme
+    flux, inverse_error = np.where(unusable, 0.0, flux), np.where(unusable, 0.0, inverse_error)
     inverse = with_floor(flux, inverse_error, settings.error_floor)
     good = inverse > 0
     few = ~good.any(axis=1) | (good.mean(axis=1) < settings.min_good_fraction)
+    # Of a row without a redshift nobody knows which elements it has.
+    few &= (quality & QualityFlag.BAD_REDSHIFT) == 0
     quality = quality | np.where(few, QualityFlag.FEW_GOOD_ELEMENTS, 0)
     observed = join_observed(flux, inverse, redshift)
     # A stand-in, which nothing is computed of.

@@ -120,12 +120,21 @@ class RowNoise(NoiseModel):
         elements = flux.shape[-1]
         sigma, good, floor = self._conditions(flux, redshift, uniform)
         white, coefficients = normal[:, :elements], normal[:, elements:]
-        terms = as_like(calibration_terms(elements, self.config.calibration_order), flux)
-        scale = 1 + self.config.calibration_width * (coefficients @ terms)
-        noisy = scale * flux + xp.sqrt(sigma**2 + (floor * flux) ** 2) * white
+        noisy = self._calibrated(flux, coefficients) + xp.sqrt(sigma**2 + (floor * flux) ** 2) * white
         nothing = xp.zeros_like(flux)
         inverse = with_floor(xp.where(good, noisy, nothing), xp.where(good, 1 / sigma, nothing), floor)
         return join_observed(xp.where(good, noisy, nothing), inverse, redshift)
+
+    def _calibrated(self, flux: Any, coefficients: Any) -> Any:
+        """Flux (n, wavelength) times the polynomials of standard normal coefficients (n, order).
+
+        Term by term: of a product of matrices, a row's last digits depend on how many rows there are.
+        """
+        terms = as_like(np.array(calibration_terms(flux.shape[-1], self.config.calibration_order)), flux)
+        scale = namespace(flux).ones_like(flux)
+        for p, term in enumerate(terms):
+            scale = scale + self.config.calibration_width * coefficients[:, p, None] * term
+        return scale * flux
 
     def _conditions(self, flux: Any, redshift: Any, uniform: Any) -> tuple[Any, Any, Any]:
         """Errors (n, wavelength) without the floor, which elements have data, and the floor (n, 1)."""
@@ -143,7 +152,7 @@ class RowNoise(NoiseModel):
 
         snr, floor = between(config.snr, log=True), between(config.floor, log=True)
         begin, end = between(config.blue_end_angstrom), between(config.red_end_angstrom)
-        observed = as_like(self.grid.wavelength, flux) * (1 + redshift[:, None])
+        observed = as_like(np.array(self.grid.wavelength), flux) * (1 + redshift[:, None])
         # The cubic is one of the observed wavelength, from the first element that any row has to the last.
         low, high = config.blue_end_angstrom[0], config.red_end_angstrom[1]
         place = 2 * (observed - low) / (high - low) - 1
@@ -166,7 +175,9 @@ class RowNoise(NoiseModel):
             good = good & ~(inside & (k < count)[:, None])
         weight = xp.asarray(good, dtype=flux.dtype)
         number = xp.clip(weight.sum(-1), 1, None)[:, None]
-        level = xp.exp((weight * xp.log(flux / errors)).sum(-1)[:, None] / number)
+        # In units of the brightest element, so that twice the flux has twice the errors to the last digit.
+        unit = xp.amax(flux, -1)[:, None]
+        level = unit * xp.exp((weight * xp.log(flux / unit / errors)).sum(-1)[:, None] / number)
         return errors * level / snr, good, floor
 
     def from_uniform(self, flux: ArrayLike, uniform: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -206,10 +217,9 @@ class RowNoise(NoiseModel):
         """Observe noiseless flux (n, wavelength) with the errors, gaps and redshift of rows (n, 2 wavelength + 1)."""
         _, inverse, redshift = split_observed(observed)
         elements = clean.shape[-1]
-        terms = calibration_terms(elements, self.config.calibration_order)
-        scale = 1 + self.config.calibration_width * (normal[:, elements:] @ terms)
         sigma = np.divide(1, inverse, out=np.zeros_like(inverse), where=inverse > 0)
-        noisy = np.where(inverse > 0, scale * clean + sigma * normal[:, :elements], 0.0)
+        calibrated = self._calibrated(clean, normal[:, elements:])
+        noisy = np.where(inverse > 0, calibrated + sigma * normal[:, :elements], 0.0)
         return join_observed(noisy, inverse, redshift)
 
     # -- evaluating ------------------------------------------------------------------------------------
@@ -232,7 +242,7 @@ class RowNoise(NoiseModel):
         residual, scaled, counts = self._over_errors(observed, model)
         inner, along = self._calibration(residual, scaled)
         # The inverse root of I + V V', for V of the calibration's terms, by the eigenvectors of V' V.
-        size, vectors = np.linalg.eigh(inner)
+        size, vectors = np.linalg.eigh(np.where(np.isfinite(inner), inner, 0.0))
         size = np.maximum(size, 1e-12)
         part = (np.swapaxes(vectors, -1, -2) @ along[..., None])[..., 0] * (1 / np.sqrt(1 + size) - 1) / size
         return np.where(counts, residual + scaled * ((vectors @ part[..., None])[..., 0] @ self._terms(counts)), np.nan)
@@ -282,7 +292,7 @@ class RowNoise(NoiseModel):
         """Products (..., term, term) of the calibration's terms V with each other, and (..., term) with residuals."""
         terms = self._terms(scaled)
         order = len(terms)
-        products = (terms[:, None] * terms).reshape(order * order, -1)
+        products = (terms[:, None] * terms).reshape(order * order, terms.shape[-1])
         inner = (scaled**2 @ products.T).reshape(*scaled.shape[:-1], order, order)
         return inner, (scaled * residual) @ terms.T
 

@@ -1,0 +1,153 @@
+"""Settings of row noise: what does not fit together is named, and what is as before is written as before."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from digs_survey.config import MapConfig, NoiseConfig, SurveyConfig, load_config
+from digs_survey.config.noise_sections import ObservingConfig
+from digs_survey.config.survey_config import ModelConfig
+from digs_survey.errors import ConfigError
+
+ROW = ["noise.kind=row", "train.whitening=least_squares"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["train.whitening=least_squares"],
+            "train.whitening = 'least_squares' needs noise.kind = 'row', found 'fractional'",
+        ),
+        (
+            ["noise.kind=catalog", "model.age=tage_tuniv"],
+            "model.age = 'tage_tuniv' needs noise.kind = 'row', found 'catalog'",
+        ),
+        (["noise.kind=row"], "expected train.whitening = 'least_squares', found 'pca'"),
+        (["noise.kind=row", "train.whitening=element"], "expected train.whitening = 'least_squares', found 'element'"),
+        ([*ROW, "train.pairs=disk"], "draws noise afresh; expected train.pairs = 'fresh', found 'disk'"),
+        ([*ROW, "map.derived=['tage']"], "map.derived: tage is a parameter of this model already"),
+        (["map.derived=['tage']"], "map.derived: tage is a parameter of this model already"),
+        ([*ROW, "noise.kernel=[1.0, 0.3]"], "has its gaps in noise.observing, and knows no kernel"),
+        ([*ROW, "noise.missing.probability=0.1"], "has its gaps in noise.observing, .* no noise.missing"),
+        ([*ROW, "noise.space=log10"], "kind = 'row' is Gaussian in flux; expected space = 'flux'"),
+        ([*ROW, "noise.sigma_flam=1e-9"], "sigma_flam belongs to kind = 'constant', found kind = 'row'"),
+        ([*ROW, "noise.poisson_share=0.5"], "poisson_share belongs to kind = 'catalog', found kind = 'row'"),
+        ([*ROW, "train.embedding=conv"], "expected whitening = 'element', found 'least_squares'"),
+        ([*ROW, "noise.calibration_order=13"], "noise.calibration_order: .* less than or equal to 12, found 13"),
+        ([*ROW, "noise.calibration_width=0.6"], "noise.calibration_width: .* less than or equal to 0.5, found 0.6"),
+        ([*ROW, "map.error_floor=-0.1"], "map.error_floor: .* greater than or equal to 0, found -0.1"),
+        ([*ROW, "model.age=gyr"], "model.age: .*'tage' or 'tage_tuniv', found 'gyr'"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused_by_name(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("redshift=[0.6, 0.1]", "observing: redshift: expected the least value first, found 0.6 and 0.1"),
+        ("redshift=[0.0, 0.1]", "observing.redshift.0: .* greater than 0, found 0.0"),
+        ("snr=[60, 2]", "observing: snr: expected the least value first, found 60 and 2"),
+        (
+            "blue_end_angstrom=[3900, 3550]",
+            "observing: blue_end_angstrom: expected the least value first, found 3900 and 3550",
+        ),
+        (
+            "red_end_angstrom=[9900, 9000]",
+            "observing: red_end_angstrom: expected the least value first, found 9900 and 9000",
+        ),
+        ("floor=[0.05, 0.005]", "observing: floor: expected the least value first, found 0.05 and 0.005"),
+        ("floor=[0.0, 0.05]", "observing.floor.0: .* greater than 0"),
+        ("blue_end_angstrom=[3550, 9000]", "observing: blue_end_angstrom: expected spectra to begin before they end"),
+        ("sky_errors=0.5", "observing.sky_errors: .* greater than or equal to 1"),
+        ("error_slope=-1", "observing.error_slope: .* greater than or equal to 0"),
+        ("gaps=-1", "observing.gaps: .* greater than or equal to 0"),
+        ("gap_share=1.5", "observing.gap_share: .* less than or equal to 1"),
+        ("bad_elements=2", "observing.bad_elements: .* less than or equal to 1"),
+        ("snrs=[1, 2]", r"observing.snrs: unknown key; did you mean noise.observing.snr\?"),
+    ],
+)
+def test_rows_that_no_survey_has_are_refused_by_name(override, message):
+    with pytest.raises(ConfigError, match=f"noise.{message}"):
+        load_config(None, [*ROW, f"noise.observing.{override}"])
+
+
+def test_a_single_value_is_a_range_too():
+    observing = load_config(None, [*ROW, "noise.observing.snr=[10, 10]"]).noise.observing
+    assert observing.snr == (10, 10)
+
+
+def test_what_fits_together_is_taken():
+    config = load_config(None, [*ROW, "model.age=tage_tuniv", "map.derived=['tage', 'sfr_10']", "noise.fraction=0"])
+    assert config.noise.kind == "row"
+    assert config.make_prior().names == ("logmass", "logzsol", "dust2", "tage_tuniv", "logtau")
+    assert config.noise.clean_columns == 1
+    assert load_config(None).noise.clean_columns == 0
+    assert (config.noise.needs_catalog, config.noise.scales_with_flux) == (False, True)
+    assert load_config(None, [*ROW, "train.amplitude=equivariant"]).train.amplitude == "equivariant"
+    constant = load_config(None, [*ROW, "model.age=tage_tuniv", "model.sfh=constant"])
+    assert constant.make_prior().names == ("logmass", "logzsol", "dust2", "tage_tuniv")
+    survey = load_config("survey")
+    assert (survey.noise.kind, survey.train.whitening, survey.model.age) == ("row", "least_squares", "tage_tuniv")
+
+
+ADDED = {
+    "noise.calibration_order": (NoiseConfig, "4", 4, 6),
+    "noise.calibration_width": (NoiseConfig, "0.01", 0.01, 0.03),
+    "noise.observing": (NoiseConfig, "{gaps=5}", ObservingConfig(gaps=5), ObservingConfig()),
+    "model.age": (ModelConfig, "tage_tuniv", "tage_tuniv", "tage"),
+    "map.error_floor": (MapConfig, "0.04", 0.04, 0.02),
+}
+
+
+def test_these_are_all_that_was_added():
+    sections = {"noise": NoiseConfig, "model": ModelConfig, "map": MapConfig}
+    assert set(ADDED) == {f"{name}.{key}" for name, section in sections.items() for key in section.added}
+    for name in SurveyConfig.model_fields:
+        if name not in (*sections, "prior", "seed"):
+            assert not type(getattr(load_config(None), name)).added
+
+
+@pytest.mark.parametrize("mode", ["python", "json"])
+@pytest.mark.parametrize("key", ADDED)
+def test_an_added_key_is_written_only_where_it_is_changed(key, mode):
+    section, _, name = key.partition(".")
+    model, text, changed, default = ADDED[key]
+    assert model.model_fields[name].get_default() == default
+    plain, other = load_config(None, ROW), load_config(None, [*ROW, f"{key}={text}"])
+    same = load_config(None, [*ROW, f"{key}={json.dumps(default)}"] if name != "observing" else ROW)
+    for config in (plain, same):
+        written = config.model_dump(mode=mode)
+        assert name not in written[section]
+        assert name not in getattr(config, section).model_dump(mode=mode)
+        assert getattr(getattr(SurveyConfig.model_validate(written), section), name) == default
+    written = other.model_dump(mode=mode)
+    assert name in written[section]
+    assert getattr(getattr(other, section), name) == changed
+    assert SurveyConfig.model_validate(written) == other
+    assert SurveyConfig.model_validate_json(other.model_dump_json()) == other
+    assert other.hash(section) != plain.hash(section) == same.hash(section)
+    # Of the others, what was known before is written as ever.
+    rest = {known: value for known, value in written[section].items() if known != name}
+    assert rest == plain.model_dump(mode=mode)[section]
+
+
+def test_a_part_of_an_added_section_that_is_changed_is_written_with_all_of_it():
+    config = load_config(None, [*ROW, "noise.observing.snr=[5, 20]"])
+    written = json.loads(config.model_dump_json())["noise"]["observing"]
+    assert written["snr"] == [5, 20]
+    assert set(written) == set(ObservingConfig.model_fields)
+
+
+def test_settings_without_row_noise_are_written_as_before_it():
+    written = load_config("digs2022").model_dump(mode="json")
+    assert set(written["noise"]) == {"kind", "fraction", "space", "sigma_flam", "poisson_share", "kernel", "missing"}
+    assert "age" not in written["model"]
+    assert "error_floor" not in written["map"]
+    names = [parameter["name"] for parameter in load_config("digs2022").make_prior().to_dict()]
+    assert "tage_tuniv" not in names
