@@ -3,7 +3,8 @@ r"""Features of spectra that differ in their errors, gaps and redshift: coeffici
 A noiseless spectrum, over its amplitude a, is the mean spectrum of the simulations plus K principal components,
 :math:`\mu + B c`, each scaled so that its coefficient has unit variance under the prior. Calibration errors add the
 columns :math:`\mu T_p` with the variance of their coefficients. For a row of flux x and inverse variances W, which are
-0 where there is no data, the amplitude is that of :math:`\mu` by weighted least squares, and with x/a and a²W
+0 where there is no data, the first guess of the amplitude is that of :math:`\mu` by weighted least squares. It is
+fitted once more with the coefficients, as the factor of another column :math:`\mu`. With x/a and a²W
 
 .. math:: A = B^T W B + I, \quad b = B^T W (x - \mu), \quad c = A^{-1} b .
 
@@ -37,8 +38,12 @@ _RANGE = 1e-4
 """Share of the training spectra that each feature's range leaves out."""
 _MOST = 1e10
 """Largest weight of an element, its signal-to-noise ratio squared: far beyond it the matrix A has no numerical root."""
-_OTHERS = 2
-"""Features of the shape besides those of the coefficients: redshift and chi-square."""
+_AMPLITUDE_WIDTH = 0.3
+"""Standard deviation of the amplitude, as a share of the first guess, in the fit of the coefficients."""
+_LEAST_AMPLITUDE = 0.1
+"""Of the fit over the first guess."""
+_OTHERS = 4
+"""Features of the shape besides those of the coefficients: redshift, chi-square, and two of the amplitude's error."""
 _DOUBLE = torch.float64
 
 
@@ -77,7 +82,7 @@ class FittedFeatures(nn.Module):
         self.sees_amplitude = network.amplitude != "equivariant"
         self.ndim = prior.ndim
         self.coordinates: Coordinates = Coordinates(network.amplitude, self.shape_features, prior)
-        columns = self.components + self.order
+        columns = 1 + self.components + self.order
         self._pairs = torch.tril_indices(columns, columns)
         for name, shape, kind in (
             ("unit", (), torch.float32),
@@ -115,7 +120,8 @@ class FittedFeatures(nn.Module):
         mean = shape.mean(axis=0)
         shape = clean / _amplitude(clean, mean)
         terms = calibration_terms(len(mean), self.order) * self.width * mean
-        self._set(mean=mean, basis=np.concatenate([_components(shape - mean, self.components), terms.T], axis=1))
+        columns = [_AMPLITUDE_WIDTH * mean[:, None], _components(shape - mean, self.components), terms.T]
+        self._set(mean=mean, basis=np.concatenate(columns, axis=1))
         observed = torch.as_tensor(np.asarray(noisy, dtype=np.float64))
         amplitude, raw = (torch.cat(part) for part in zip(*map(self._raw, observed.split(4096)), strict=True))
         ordinary = torch.as_tensor(ordinary_rows(np.concatenate([amplitude, raw], axis=1)))
@@ -162,11 +168,12 @@ class FittedFeatures(nn.Module):
         coefficients = torch.cholesky_solve(right[..., None], lower)[..., 0]
         count = (weight > 0).sum(dim=-1, keepdim=True).clamp_min(1)
         square = (weight * residual**2).sum(dim=-1, keepdim=True) - (right * coefficients).sum(dim=-1, keepdim=True)
-        variance, precision = (
-            torch.diagonal(matrix, dim1=-2, dim2=-1)[..., : self.components] for matrix in (covariance, normal)
-        )
-        shape = [coefficients[..., : self.components], variance.log(), precision.log(), redshift[..., None]]
-        return amplitude.log10(), torch.cat([*shape, (square / count).clamp_min(1e-3).log()], dim=-1)
+        kept = 1 + self.components
+        variance, precision = (torch.diagonal(matrix, dim1=-2, dim2=-1)[..., :kept] for matrix in (covariance, normal))
+        # What was fitted is the spectrum over the first guess of its amplitude.
+        more = (1 + _AMPLITUDE_WIDTH * coefficients[..., :1]).clamp_min(_LEAST_AMPLITUDE)
+        shape = [coefficients[..., 1:kept] / more, variance.log(), precision.log(), redshift[..., None]]
+        return (amplitude * more).log10(), torch.cat([*shape, (square / count).clamp_min(1e-3).log()], dim=-1)
 
     def _normal_equations(self, weight: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Matrix A (n, column, column) and vector b (n, column) of the least squares."""
