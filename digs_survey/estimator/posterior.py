@@ -33,6 +33,8 @@ _INSIDE_POINTS = 4096
 """Proposals that P(inside | x) of a density is measured with."""
 _PROBE_POINTS = 256
 """Proposals that tell first whether an edge is near at all: nearer to them than the width that they span."""
+_RECENT = 128
+"""Spectra whose features are kept at most."""
 _MIN_INSIDE = 1 / 256
 """P(inside | x) below which a spectrum is outside the simulations: a 2.7 sigma event at the very edge."""
 
@@ -95,6 +97,7 @@ class FrozenPosterior:
         tensors = {name: torch.as_tensor(value) for name, value in arrays.items()}
         self._features = build_features(len(self.grid), network, self.prior, noise)
         self._features.load_state_dict(_under(tensors, "features."))
+        self._recent: dict[bytes, _Seen] = {}
         self._members = []
         for k in range(network.ensemble):
             embedding = build_embedding(network, self._features)
@@ -238,13 +241,18 @@ class FrozenPosterior:
         for_each(draw, len(flux))
         return u, outside
 
-    def log_prob(self, theta: NDArray[np.floating], flux: NDArray[np.floating]) -> NDArray[np.float64]:
+    def log_prob(
+        self, theta: NDArray[np.floating], flux: NDArray[np.floating], *, normalised: bool = True
+    ) -> NDArray[np.float64]:
         """Log density of theta given spectra, normalised over the prior's support.
 
         Parameters
         ----------
         theta : array_like, shape (n, samples, ndim)
         flux : array_like, shape (n, wavelength)
+        normalised : bool
+            Without it a constant of each spectrum is left out, which takes thousands of proposals where its posterior
+            reaches the edge of the prior.
 
         Returns
         -------
@@ -256,7 +264,9 @@ class FrozenPosterior:
 
         def evaluate(row: int) -> None:
             seen = self._see(flux[row])
-            out[row] = self._log_mixture(theta[row], seen) - np.log(self._inside(seen))
+            out[row] = self._log_mixture(theta[row], seen)
+            if normalised:
+                out[row] -= np.log(self._inside(seen))
 
         for_each(evaluate, len(theta))
         return np.where(np.isfinite(self.prior.log_prob(theta)), out, -np.inf)
@@ -272,7 +282,7 @@ class FrozenPosterior:
 
         @torch.inference_mode()
         def measure(row: int) -> None:
-            distance[row] = float(self._features.distance(self._features(_tensor(flux[row]))))
+            distance[row] = float(self._features.distance(self._see(flux[row]).features))
 
         for_each(measure, len(flux))
         return distance
@@ -292,9 +302,20 @@ class FrozenPosterior:
 
     # -- one spectrum ------------------------------------------------------------------------------------------
 
+    def _see(self, spectrum: NDArray[np.floating]) -> _Seen:
+        """Return what a spectrum gives; draws, densities and distance of a row ask for it one after the other."""
+        key = np.asarray(spectrum, dtype=np.float32).tobytes()
+        seen = self._recent.get(key)
+        if seen is None:
+            seen = self._look(spectrum)
+            if len(self._recent) >= _RECENT:
+                self._recent = {}
+            self._recent[key] = seen
+        return seen
+
     # By itself, since a row's last bits may depend on its place in a product of several (MKL's small ones).
     @torch.inference_mode()
-    def _see(self, spectrum: NDArray[np.floating]) -> _Seen:
+    def _look(self, spectrum: NDArray[np.floating]) -> _Seen:
         features = self._features(_tensor(spectrum))
         centre, scale = self._features.centring(features)
         context = self._features.context(features)

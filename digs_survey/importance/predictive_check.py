@@ -105,7 +105,8 @@ class Checker:
         found = PredictiveCheck.unknown(len(theta))
         found.distance[:] = self.posterior.feature_distance(flux)
         noise, some = self.likelihood.noise, np.ascontiguousarray(theta[:, self.thinned(theta.shape[1])])
-        proposal = self.posterior.log_prob(some, flux) - self.posterior.prior.log_prob(some)
+        # Of the weights' logs their scatter counts, to which a constant adds nothing.
+        proposal = self.posterior.log_prob(some, flux, normalised=False) - self.posterior.prior.log_prob(some)
         with one_thread():
             for row, draws in enumerate(some):
                 own = None if errors is None else errors[:, row]

@@ -41,7 +41,7 @@ class ExactPosterior:
         mass = centre[:, None] + np.log10(1 + FRACTION) / np.sqrt(ELEMENTS) * rng.normal(size=(len(flux), draws))
         return PRIOR.to_unconstrained(mass[..., None]).transpose(0, 2, 1).astype(np.float32), np.zeros(len(flux), bool)
 
-    def log_prob(self, theta, flux):
+    def log_prob(self, theta, flux, *, normalised=True):
         centre = np.log10(flux).mean(axis=1)[:, None]
         return norm.logpdf(theta[..., 0], centre, self.width * np.log10(1 + FRACTION) / np.sqrt(ELEMENTS))
 
