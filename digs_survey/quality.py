@@ -40,8 +40,9 @@ DESCRIPTIONS: dict[QualityFlag, str] = {
     QualityFlag.DUPLICATE_ID: "another row of the catalog has the same galaxy_id",
     QualityFlag.OUTSIDE_SIMULATIONS: "features lie outside the range of the training simulations",
     QualityFlag.PRIOR_EDGE: "the posterior piles up at an edge of the prior in at least one parameter",
-    QualityFlag.UNEVEN_WEIGHTS: "a few draws have most of the importance weight (Pareto k above 0.7): the posterior "
-    "misses part of the exact one, and weighted percentiles and evidence are not to be trusted",
+    QualityFlag.UNEVEN_WEIGHTS: "a few draws have most of the importance weight (Pareto k above 0.7, or an effective "
+    "sample size below 20): the posterior misses part of the exact one, and weighted percentiles and evidence are not "
+    "to be trusted",
     QualityFlag.UNREADABLE: "the row's part of the catalog is damaged: its checksum fails or it cannot be decoded; "
     "no posterior",
     QualityFlag.POOR_FIT: "spectra of the row's posterior do not look like it (predictive p-value below "

@@ -12,8 +12,10 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["PARETO_K_LIMIT", "fit_pareto", "smooth_tail", "tail_length"]
+__all__ = ["MIN_ESS", "PARETO_K_LIMIT", "fit_pareto", "smooth_tail", "tail_length"]
 
+MIN_ESS = 20.0
+"""Effective sample size below which so few draws carry the weight that the shape of their tail cannot be told."""
 PARETO_K_LIMIT = 0.7
 """Shape of the tail above which averages with the weights are not to be trusted (Vehtari et al. 2024)."""
 

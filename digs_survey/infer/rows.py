@@ -12,7 +12,7 @@ from scipy.special import logit
 from digs_survey.catalog.prepare import PreparedRows
 from digs_survey.config import MapConfig
 from digs_survey.importance.predictive_check import Checker, PredictiveCheck
-from digs_survey.importance.psis import PARETO_K_LIMIT
+from digs_survey.importance.psis import MIN_ESS, PARETO_K_LIMIT
 from digs_survey.importance.weights import Importance, Weigher
 from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.infer.drawn_rows import DrawnRows
@@ -231,7 +231,7 @@ def _put_importance(importance: Importance, quality: NDArray[np.int64], drawn: D
     """Write what the importance weights say, and UNEVEN_WEIGHTS."""
     found = weigher(drawn.flux, drawn.good, drawn.errors, drawn.theta)
     importance.put(drawn.rows, found)
-    uneven = drawn.finite & ~(found.pareto_k <= PARETO_K_LIMIT)
+    uneven = drawn.finite & ~((found.pareto_k <= PARETO_K_LIMIT) & (found.ess >= MIN_ESS))
     quality[drawn.rows[uneven]] |= QualityFlag.UNEVEN_WEIGHTS
 
 
