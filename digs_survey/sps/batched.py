@@ -35,6 +35,9 @@ __all__ = ["BatchedModel"]
 
 _ROWS = 1_024
 """Galaxies computed together: many enough for the matrix products, few enough to stay in cache."""
+_COMPRESSED_FROM, _RESIDUE = 1_000, 3e-6
+"""Length of populations on the grid from which on they are kept as sums of fewer vectors, and what these leave out, as
+a share of the populations."""
 _TOLERANCE = 1e-6
 _MOST_TERMS = 8
 
@@ -252,27 +255,48 @@ class _Part:
     def __init__(self, log_z: NDArray[np.float64], degree: int, rows: NDArray[np.floating]) -> None:
         self._degree, self._edges, self._ages = degree, log_z[::degree].copy(), rows.shape[1]
         panels = [rows[i : i + degree + 1].reshape(-1, rows.shape[2]) for i in range(0, log_z.size - 1, degree)]
-        self._rows = np.stack(panels).astype(np.float32)
+        # Two products of matrices, the first narrow, in the place of one.
+        self._mixing: list[NDArray[np.float32]] | None = None
+        if rows.shape[2] >= _COMPRESSED_FROM:
+            factors = [_factors(panel) for panel in panels]
+            self._mixing, self._rows = [left for left, _ in factors], [right for _, right in factors]
+        else:
+            self._rows = list(np.stack(panels).astype(np.float32))
 
     def __call__(self, weights: Any, logzsol: Any) -> Any:
         """Sums (n, term * element) for weights (n, age) and metallicities (n,)."""
         xp = namespace(weights)
-        edges, rows = as_like(self._edges, logzsol), as_like(self._rows, weights)
+        edges, rows = as_like(self._edges, logzsol), [as_like(panel, weights) for panel in self._rows]
         panel = xp.clip(xp.searchsorted(edges, logzsol, side="right") - 1, 0, len(rows) - 1)
         shares = self._shares((logzsol - edges[panel]) / (edges[panel + 1] - edges[panel]))
         shares, weights = xp.asarray(xp.stack(shares, -1), dtype=weights.dtype), weights[:, : self._ages]
-        total = xp.zeros((len(weights), rows.shape[-1]), dtype=weights.dtype, device=weights.device)
+        total = xp.zeros((len(weights), rows[0].shape[-1]), dtype=weights.dtype, device=weights.device)
         for k in range(len(rows)):
             (chosen,) = xp.where(panel == k)
             if len(chosen):
                 mixed = shares[chosen][:, :, None] * weights[chosen][:, None, :]
-                total[chosen] = mixed.reshape(len(chosen), -1) @ rows[k]
+                mixed = mixed.reshape(len(chosen), -1)
+                if self._mixing is not None:
+                    mixed = mixed @ as_like(self._mixing[k], weights)
+                total[chosen] = mixed @ rows[k]
         return total
 
     def _shares(self, position: Any) -> list[Any]:
         """Lagrange's polynomials through equal steps from 0 to 1, at positions (n,)."""
         steps = range(self._degree + 1)
         return [math.prod((self._degree * position - j) / (k - j) for j in steps if j != k) for k in steps]
+
+
+def _factors(rows: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Matrices (row, vector) and (vector, column) whose product is rows (row, column), to :data:`_RESIDUE`."""
+    wide = np.asarray(rows, dtype=np.float64)
+    # Each population counts as much as any other, however bright a solar mass of it is.
+    size = np.abs(wide).mean(axis=1, keepdims=True)
+    size[size == 0] = 1.0
+    left, strength, right = np.linalg.svd(wide / size, full_matrices=False)
+    beyond = np.sqrt(np.cumsum(strength[::-1] ** 2))[::-1]
+    count = int((beyond > _RESIDUE * beyond[0]).sum())
+    return (size * left[:, :count] * strength[:count]).astype(np.float32), right[:count].astype(np.float32)
 
 
 def _populations(model: ModelConfig, prior: Prior, wavelength: NDArray[np.float64]) -> SSPGrid:
