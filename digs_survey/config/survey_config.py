@@ -358,8 +358,19 @@ class SurveyConfig(Section):
         return self
 
     def make_prior(self) -> Prior:
-        """Return the prior with this configuration's bounds."""
+        """Return the prior with this configuration's bounds.
+
+        Raises
+        ------
+        ConfigError
+            If bounds are given for a parameter that the model does not have, or do not make an interval.
+        """
         left_out = ("logtau",) if self.model.sfh == "constant" else ()
+        other = "tage" if self.model.age == "tage_tuniv" else "tage_tuniv"
+        if other in self.prior:
+            raise ConfigError(
+                f"prior.{other}: model.age = {self.model.age!r} needs prior.{self.model.age} in its place"
+            )
         bounds = {name: (b.low, b.high) for name, b in self.prior.items() if name not in left_out}
         return Prior(bounds, left_out, self.model.age)
 
@@ -454,6 +465,9 @@ def _explain(error: ValidationError) -> Iterator[str]:
     sections = sorted({key.rpartition(".")[0] for key in known} - {""})
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
+        # Of a value that may be of several kinds, the last part names a kind.
+        if (parent := key.rpartition(".")[0]) in known and isinstance(problem["loc"][-1], str):
+            key = parent
         if problem["type"] == "extra_forbidden" and (now := RENAMED.get(key)):
             yield f"{key}: this key is now called {now}"
         elif problem["type"] == "extra_forbidden":

@@ -39,7 +39,17 @@ ROW = ["noise.kind=row", "train.whitening=least_squares"]
         ([*ROW, "noise.calibration_order=13"], "noise.calibration_order: .* less than or equal to 12, found 13"),
         ([*ROW, "noise.calibration_width=0.6"], "noise.calibration_width: .* less than or equal to 0.5, found 0.6"),
         ([*ROW, "map.error_floor=-0.1"], "map.error_floor: .* greater than or equal to 0, found -0.1"),
+        ([*ROW, "map.error_floor=own"], "map.error_floor: .* 'fit', found 'own'"),
+        ([*ROW, "map.mask_lines=some"], "map.mask_lines: .* boolean, .* found 'some'"),
         ([*ROW, "model.age=gyr"], "model.age: .*'tage' or 'tage_tuniv', found 'gyr'"),
+        (
+            [*ROW, "model.age=tage_tuniv", "prior.tage={low=1, high=2}"],
+            "prior.tage: model.age = 'tage_tuniv' needs prior.tage_tuniv in its place",
+        ),
+        (
+            [*ROW, "prior.tage_tuniv={low=0.1, high=0.5}"],
+            "prior.tage_tuniv: model.age = 'tage' needs prior.tage in its place",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused_by_name(overrides, message):
@@ -69,6 +79,7 @@ def test_settings_that_do_not_fit_together_are_refused_by_name(overrides, messag
         ("gaps=-1", "observing.gaps: .* greater than or equal to 0"),
         ("gap_share=1.5", "observing.gap_share: .* less than or equal to 1"),
         ("bad_elements=2", "observing.bad_elements: .* less than or equal to 1"),
+        ("masked_lines=1.5", "observing.masked_lines: .* less than or equal to 1"),
         ("snrs=[1, 2]", r"observing.snrs: unknown key; did you mean noise.observing.snr\?"),
     ],
 )
@@ -82,6 +93,27 @@ def test_a_single_value_is_a_range_too():
     assert observing.snr == (10, 10)
 
 
+@pytest.mark.parametrize("value", [-0.1, 1.5, "own"])
+def test_a_key_of_several_kinds_is_named_as_it_is_written(value):
+    with pytest.raises(ConfigError) as raised:
+        load_config(None, [*ROW, f"map.error_floor={value}"])
+    # One line for each kind that the value might have been of.
+    lines = str(raised.value).splitlines()[1:]
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith("  - map.error_floor: ")
+        assert line.endswith(f", found {value!r}")
+
+
+def test_the_preset_of_one_age_is_not_taken_with_the_other():
+    with pytest.raises(ConfigError, match="prior.tage_tuniv: model.age = 'tage' needs prior.tage in its place"):
+        load_config("survey", ["model.age=tage", "map.derived=[]"])
+    chosen = [*ROW, "model.age=tage_tuniv", "prior.tage_tuniv={low=0.1, high=0.5}"]
+    prior = load_config(None, chosen).make_prior()
+    age = prior.index("tage_tuniv")
+    assert (prior.low[age], prior.high[age]) == (0.1, 0.5)
+
+
 def test_what_fits_together_is_taken():
     config = load_config(None, [*ROW, "model.age=tage_tuniv", "map.derived=['tage', 'sfr_10']", "noise.fraction=0"])
     assert config.noise.kind == "row"
@@ -90,6 +122,8 @@ def test_what_fits_together_is_taken():
     assert load_config(None).noise.clean_columns == 0
     assert (config.noise.needs_catalog, config.noise.scales_with_flux) == (False, True)
     assert load_config(None, [*ROW, "train.amplitude=equivariant"]).train.amplitude == "equivariant"
+    fitted = load_config(None, [*ROW, "map.error_floor=fit"])
+    assert SurveyConfig.model_validate_json(fitted.model_dump_json()).map.error_floor == "fit"
     constant = load_config(None, [*ROW, "model.age=tage_tuniv", "model.sfh=constant"])
     assert constant.make_prior().names == ("logmass", "logzsol", "dust2", "tage_tuniv")
     survey = load_config("survey")
@@ -102,6 +136,7 @@ ADDED = {
     "noise.observing": (NoiseConfig, "{gaps=5}", ObservingConfig(gaps=5), ObservingConfig()),
     "model.age": (ModelConfig, "tage_tuniv", "tage_tuniv", "tage"),
     "map.error_floor": (MapConfig, "0.04", 0.04, 0.02),
+    "map.mask_lines": (MapConfig, "false", False, True),
 }
 
 
@@ -148,6 +183,6 @@ def test_settings_without_row_noise_are_written_as_before_it():
     written = load_config("digs2022").model_dump(mode="json")
     assert set(written["noise"]) == {"kind", "fraction", "space", "sigma_flam", "poisson_share", "kernel", "missing"}
     assert "age" not in written["model"]
-    assert "error_floor" not in written["map"]
+    assert not {"error_floor", "mask_lines"} & set(written["map"])
     names = [parameter["name"] for parameter in load_config("digs2022").make_prior().to_dict()]
     assert "tage_tuniv" not in names

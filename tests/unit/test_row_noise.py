@@ -11,10 +11,11 @@ from scipy.special import ndtri
 
 from digs_survey.config import NoiseConfig
 from digs_survey.estimator.training.fresh_noise import noisy_rows
+from digs_survey.noise.emission_lines import EMISSION_LINES, on_emission_lines
 from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import clean_spectra, elements_of, join_clean, join_observed, split_observed
 from digs_survey.noise.row_noise import RowNoise, calibration_terms, smooth_flux, with_floor
-from digs_survey.spectra import WavelengthGrid
+from digs_survey.spectra import C_KMS, WavelengthGrid, vacuum_to_air
 
 GRID = WavelengthGrid(np.arange(3000.0, 9000.0, 20.0))
 ELEMENTS = len(GRID)
@@ -25,6 +26,7 @@ QUIET = {
     "sky_errors": 1.0,
     "gaps": 0,
     "bad_elements": 0.0,
+    "masked_lines": 0.0,
     "floor": (1e-9, 1e-9),
 }
 """Every element of every row has data, with errors that are all the same."""
@@ -148,8 +150,41 @@ def test_the_floor_that_a_row_tells_of_is_what_it_was_drawn_with_but_for_its_noi
     flux, redshift = spectra(500)
     observed = draw(noise, flux, redshift)
     assert np.nanstd(noise.residuals(observed, flux)) == pytest.approx(1, abs=0.03)
-    without = RowNoise(noise.config.model_copy(update={"calibration_width": 0.0}), wavelength=GRID.wavelength)
+    without = RowNoise(noise.config.model_copy(update={"calibration_width": 0.0}), grid=GRID)
     assert np.nanstd(without.residuals(observed, flux)) > 1.1
+
+
+@pytest.mark.parametrize("width", [0.03, 1e-3, 0.5])
+def test_the_calibrated_model_has_the_polynomial_of_least_squares(width):
+    noise = row_noise(calibration_order=4, calibration_width=width)
+    observed, models, good = small_row(40)
+    rows = np.stack([observed, observed])
+    rows[1, :40] *= np.linspace(0.8, 1.1, 40)
+    place = np.linspace(-1, 1, 40)
+    terms = np.stack([np.polynomial.Chebyshev.basis(p)(place) for p in range(1, 5)], axis=1)
+    found = noise.calibrated(rows[:, None], models)
+    assert found.shape == (2, 3, 40)
+    for i, row in enumerate(rows):
+        flux, inverse, _ = split_observed(row)
+        for model, its in zip(models, found[i], strict=True):
+            # Residuals over their errors, and coefficients over their width: what the prior of them adds.
+            equations = np.concatenate([terms[good] * (model * inverse)[good, None], np.eye(4) / width])
+            wanted = np.concatenate([((flux - model) * inverse)[good], np.zeros(4)])
+            polynomial = 1 + terms @ np.linalg.lstsq(equations, wanted, rcond=None)[0]
+            np.testing.assert_allclose(its, model * polynomial, rtol=1e-9)
+            np.testing.assert_allclose(noise.calibrated(row, model), model * polynomial, rtol=1e-9)
+
+
+def test_a_calibration_error_is_what_the_calibrated_model_follows():
+    noise = row_noise(calibration_order=3, calibration_width=0.1)
+    place = np.linspace(-1, 1, ELEMENTS)
+    flux, redshift = spectra(20)
+    bend = 1 + 0.08 * place - 0.05 * (2 * place**2 - 1)
+    inverse = 1e4 / flux * (np.arange(ELEMENTS) % 7 > 0)
+    observed = join_observed(np.where(inverse > 0, flux * bend, 0.0), inverse, redshift)
+    np.testing.assert_allclose(noise.calibrated(observed, flux), flux * bend, rtol=1e-5)
+    none = row_noise(calibration_order=0)
+    np.testing.assert_array_equal(none.calibrated(observed, flux), flux)
 
 
 # -- random numbers belong to a row --------------------------------------------------------------------------
@@ -290,6 +325,41 @@ def test_single_elements_are_masked_up_to_the_configured_share():
     assert bad.mean(axis=0).std() == pytest.approx(np.sqrt(0.1 * 0.9 / 2000), rel=0.25)
 
 
+@pytest.mark.parametrize("medium", ["vacuum", "air"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_configured_share_of_rows_lacks_all_elements_of_emission_lines_and_the_others_none(share, medium):
+    grid = WavelengthGrid(GRID.wavelength, medium=medium)
+    noise = row_noise(QUIET | {"masked_lines": share}).on(grid)
+    lines = on_emission_lines(grid)
+    np.testing.assert_array_equal(noise.lines, lines)
+    assert 0.05 < lines.mean() < 0.3
+    flux, redshift = spectra(2000)
+    observed, inverse, _ = split_observed(draw(noise, flux, redshift))
+    lacks = inverse == 0
+    assert not lacks[:, ~lines].any()
+    np.testing.assert_array_equal(lacks[:, lines].any(axis=1), lacks[:, lines].all(axis=1))
+    assert (observed[lacks] == 0).all()
+    assert lacks.any(axis=1).mean() == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / 2000))
+
+
+def test_lines_are_masked_on_top_of_gaps_and_leave_the_other_elements_as_they_are():
+    flux, redshift = spectra(400)
+    every, none = (
+        row_noise({"snr": (10.0, 10.0), "floor": (1e-9, 1e-9), "masked_lines": share}) for share in (1.0, 0.0)
+    )
+    lines = on_emission_lines(GRID)
+    uniform, normal = numbers(every, 400)
+    masked, whole = (split_observed(n.observe_with(join_clean(flux, redshift), uniform, normal)) for n in (every, none))
+    np.testing.assert_array_equal(masked[1] > 0, (whole[1] > 0) & ~lines)
+    # The signal-to-noise ratio is that of the elements that are left.
+    rows = masked[1] > 0
+    level = np.log(np.where(rows, flux * masked[1], 1.0)).sum(axis=1) / rows.sum(axis=1)
+    np.testing.assert_allclose(level, np.log(10), atol=1e-6)
+    # But for it, and for the noise, which goes with it, nothing else changed.
+    ratio = np.where(rows, masked[1] / np.where(rows, whole[1], 1.0), np.nan)
+    np.testing.assert_allclose(np.nanmax(ratio, axis=1) / np.nanmin(ratio, axis=1), 1, rtol=1e-9)
+
+
 def test_errors_follow_a_cubic_of_the_configured_size():
     flux, redshift = spectra(2000)
     noise = row_noise(
@@ -337,6 +407,7 @@ def test_the_floor_follows_the_observed_flux_as_it_does_for_a_catalogs_row():
 
 def test_each_condition_has_its_own_random_number_and_elements_have_others():
     noise = row_noise({"bad_elements": 0.0, "sky_errors": 1.0, "gaps": 2})
+    assert noise.conditions == 11 + 2 * 2
     flux, redshift = spectra(60)
     clean = join_clean(flux, redshift)
     uniform, normal = numbers(noise, 60)
@@ -366,8 +437,11 @@ def test_a_random_number_of_zero_gives_finite_noise(monkeypatch):
 def test_noise_without_a_grid_draws_nothing():
     noise = NoiseModel.from_config(NoiseConfig(kind="row"))
     flux, redshift = spectra(2)
-    with pytest.raises(ValueError, match=r"drawn on the elements of a grid; use RowNoise\.on"):
+    with pytest.raises(ValueError, match=r"needs the elements of a grid; use RowNoise\.on"):
         noise.draw(join_clean(flux, redshift), np.random.default_rng(0))
+    assert isinstance(noise, RowNoise)
+    with pytest.raises(ValueError, match=r"needs the elements of a grid; use RowNoise\.on"):
+        _ = noise.lines
 
 
 def test_the_share_of_negative_flux_is_that_of_the_signal_to_noise_ratio():
@@ -389,6 +463,70 @@ def test_a_redraw_has_the_errors_gaps_and_redshift_of_the_row():
     residuals = noise.residuals(again, other)
     assert stats.kstest(residuals[~np.isnan(residuals)], "norm").pvalue > 1e-3
     assert np.nanstd(noise.residuals(again, flux)) > 1.2
+
+
+# -- emission lines ------------------------------------------------------------------------------------------
+
+IN_AIR = {"Hbeta": 4861.33, "Halpha": 6562.80, "[OIII]": 5006.84, "[NII]": 6583.45, "[SII]": 6716.44, "[OI]": 6300.30}
+"""Wavelengths that laboratories give, in Angstrom."""
+CONTINUUM = (4000.0, 4102.9, 4341.7, 5175.0, 5500.0, 6100.0, 7000.0)
+"""The break, higher Balmer lines, the magnesium triplet, and places where there is nothing."""
+
+
+def elements_at(grid: WavelengthGrid, wavelength: float) -> int:
+    return int(np.searchsorted(grid.edges, wavelength)) - 1
+
+
+@pytest.mark.parametrize("step", [1.0, 10.0, 50.0])
+def test_elements_of_lines_are_on_them_and_those_of_the_continuum_are_not(step):
+    grid = WavelengthGrid(np.arange(3600.0, 9800.0, step))
+    found = on_emission_lines(grid)
+    assert found.shape == (len(grid),)
+    for lines in EMISSION_LINES.values():
+        for line in lines:
+            assert found[elements_at(grid, line)]
+    for wavelength in CONTINUUM:
+        assert not found[elements_at(grid, wavelength)]
+    # A line beyond the ends of a grid is on none of its elements.
+    assert not on_emission_lines(WavelengthGrid(np.arange(5050.0, 5800.0, step))).any()
+
+
+@pytest.mark.parametrize("name", ["Hbeta", "HeI", "[NeIII]"])
+def test_lines_reach_750_kilometres_a_second_to_either_side(name):
+    (line,) = EMISSION_LINES[name]
+    grid = WavelengthGrid(np.arange(line - 60, line + 60, 0.1))
+    found = on_emission_lines(grid)
+    near = np.flatnonzero(found)
+    assert (np.diff(near) == 1).all()
+    reach = C_KMS * (grid.edges[[near[0], near[-1] + 1]] / line - 1)
+    # Elements of 0.1 Angstrom, up to 8 km/s, are on the line where a part of them is.
+    np.testing.assert_allclose(np.abs(reach), 754, atol=4 + 1e-6)
+    # Elements of 50 Angstrom that end there.
+    for velocity, touches in ((740, True), (760, False)):
+        below, above = (line * (1 + v / C_KMS) for v in (-velocity, velocity))
+        for centres, element in ((below + np.array([-150, -50, 50]), 1), (above + np.array([-50, 50, 150]), 1)):
+            assert on_emission_lines(WavelengthGrid(centres))[element] == touches
+
+
+def test_lines_in_air_are_where_laboratories_have_them():
+    wavelength = np.arange(4500.0, 7000.0, 0.2)
+    air, vacuum = WavelengthGrid(wavelength, medium="air"), WavelengthGrid(wavelength)
+    found, other = on_emission_lines(air), on_emission_lines(vacuum)
+    for name, line in IN_AIR.items():
+        vacuum_line = min(EMISSION_LINES[name], key=lambda its: abs(its - line))
+        assert vacuum_to_air(vacuum_line) == pytest.approx(line, abs=0.1)
+        assert found[elements_at(air, line)]
+    # The ends of a line that stands alone lie the same way from it in both.
+    low, high = (IN_AIR["Hbeta"] * (1 + v / C_KMS) for v in (-750, 750))
+    for grid, shift in ((air, 0.0), (vacuum, EMISSION_LINES["Hbeta"][0] - IN_AIR["Hbeta"])):
+        on = on_emission_lines(grid)
+        for inside, end in ((low + 0.5, low - 0.5), (high - 0.5, high + 0.5)):
+            assert on[elements_at(grid, inside + shift)]
+            assert not on[elements_at(grid, end + shift)]
+    assert (found != other).any()
+    # The same elements, whose wavelengths are given in either medium.
+    same = WavelengthGrid(vacuum_to_air(vacuum.wavelength), medium="air")
+    assert (on_emission_lines(same) != other).mean() < 1e-3
 
 
 # -- the floor -----------------------------------------------------------------------------------------------

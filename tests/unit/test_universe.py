@@ -11,7 +11,7 @@ from digs_survey.parameters import Prior
 from digs_survey.sps.universe import age_of_universe, physical_names, physical_prior, physical_theta
 
 SHARE = Prior({"tage_tuniv": (0.05, 0.9), "logmass": (7.0, 12.0)}, age="tage_tuniv")
-CONSTANT = Prior({}, ["tage", "logtau"])
+CONSTANT = Prior({}, ["logtau"], age="tage_tuniv")
 
 
 def test_the_age_of_the_universe_is_that_of_wmap9():
