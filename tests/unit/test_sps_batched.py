@@ -21,6 +21,7 @@ from digs_survey.sps.bc03 import read_bc03
 from digs_survey.sps.history import bin_weights
 from digs_survey.sps.prospector import ProspectorSimulator
 from digs_survey.sps.sampling import GridSampling
+from digs_survey.sps.universe import physical_prior
 
 GRID = WavelengthGrid.from_config(GridConfig())
 
@@ -37,6 +38,16 @@ def test_spectra_are_prospectors(preset):
     prior, theta = config.make_prior(), rows_of(config.make_prior(), 500)
     batched = BatchedModel.from_config(config.model, prior, GRID).spectra(theta)
     np.testing.assert_allclose(batched, ProspectorSimulator(config.model, prior, GRID).spectra(theta), rtol=1e-4)
+
+
+def test_spectra_of_many_elements_from_fewer_vectors_are_prospectors():
+    config = load_config("survey")
+    grid, prior = WavelengthGrid.from_config(config.grid), physical_prior(config.make_prior())
+    theta, model = rows_of(prior, 60), BatchedModel.from_config(config.model, prior, grid)
+    assert all(len(panel) < 200 for part in model._parts for panel in part._rows)
+    np.testing.assert_allclose(
+        model.spectra(theta), ProspectorSimulator(config.model, prior, grid).spectra(theta), rtol=5e-4
+    )
 
 
 @pytest.mark.parametrize(
