@@ -20,6 +20,9 @@ __all__ = ["observed_rows", "prepare_for"]
 _LIMIT = 1e30
 """Flux and errors beyond it, and errors below its inverse, are no measurement: their squares may leave the range of
 numbers. In the unit of the flux, at the posterior's distance."""
+_BRIGHTEST = 1e6
+"""Median absolute fluxes of a row beyond which an element counts as that bright in the smoothed flux, whose cumulative
+sums keep 16 digits: a brighter one would take those of the elements after it."""
 
 
 def prepare_for(
@@ -96,7 +99,7 @@ def observed_rows(
     quality = quality | np.where(extreme.any(axis=1), QualityFlag.BAD_IVAR, 0)
     unusable = wild | extreme
     flux, inverse_error = np.where(unusable, 0.0, flux), np.where(unusable, 0.0, inverse_error)
-    inverse = with_floor(flux, inverse_error, settings.error_floor)
+    inverse = with_floor(_within_reason(flux, inverse_error > 0), inverse_error, settings.error_floor)
     good = inverse > 0
     few = ~good.any(axis=1) | (good.mean(axis=1) < settings.min_good_fraction)
     # Of a row without a redshift nobody knows which elements it has.
@@ -106,3 +109,11 @@ def observed_rows(
     # A stand-in, which nothing is computed of.
     observed[(quality & NO_POSTERIOR) != 0] = 1.0
     return PreparedRows(observed, inverse**2, good, quality)
+
+
+def _within_reason(flux: NDArray[np.float64], good: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Flux (n, wavelength) with what is :data:`_BRIGHTEST` or more times as bright as the row's elements clipped."""
+    limit = np.full((len(flux), 1), np.inf)
+    for row in np.flatnonzero(good.any(axis=1)):
+        limit[row] = _BRIGHTEST * np.median(np.abs(flux[row, good[row]])) or np.inf
+    return np.clip(flux, -limit, limit)

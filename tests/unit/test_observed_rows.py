@@ -11,9 +11,11 @@ from astropy.cosmology import WMAP9
 from digs_survey.catalog import CatalogRows
 from digs_survey.catalog.prepare import PreparedRows, prepare
 from digs_survey.config import MapConfig, NoiseConfig
+from digs_survey.noise.emission_lines import on_emission_lines
 from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import split_observed
-from digs_survey.noise.observed_rows import prepare_for
+from digs_survey.noise.observed_rows import observed_rows, prepare_for
+from digs_survey.noise.row_noise import RowNoise, with_floor
 from digs_survey.quality import QualityFlag
 from digs_survey.spectra import WavelengthGrid, air_to_vacuum, vacuum_to_air
 
@@ -21,7 +23,8 @@ ZRED = 1e-5
 TRAINED = WavelengthGrid(np.arange(3905.0, 6100.0, 10.0))
 ELEMENTS = len(TRAINED)
 PIXELS = WavelengthGrid(np.arange(3800.0, 9200.0, 1.2), frame="observed")
-NOISE = NoiseModel.from_config(NoiseConfig(kind="row")).on(TRAINED)
+NOISE = NoiseModel.from_config(NoiseConfig(kind="row"))
+assert isinstance(NOISE, RowNoise)
 SIGMA = 2e-18
 
 
@@ -59,8 +62,8 @@ def at_rest(rows: int = 5) -> CatalogRows:
 
 
 def run(rows: CatalogRows, grid: WavelengthGrid = TRAINED, trained: WavelengthGrid = TRAINED, **how) -> PreparedRows:
-    settings = MapConfig(**{"error_floor": 0.0, "min_good_fraction": 0.5} | how)
-    return prepare_for(NOISE, trained, ZRED, settings, rows, grid)
+    settings = MapConfig(**{"error_floor": 0.0, "min_good_fraction": 0.5, "mask_lines": False} | how)
+    return prepare_for(NOISE.on(trained), trained, ZRED, settings, rows, grid)
 
 
 def test_a_galaxy_in_the_observed_frame_is_what_it_is_at_rest_on_the_grid():
@@ -154,6 +157,85 @@ def test_masked_elements_and_their_values_are_left_out():
     np.testing.assert_array_equal(np.delete(flux[1], range(40, 60)), np.delete(clean.spectrum[1], range(40, 60)))
 
 
+@pytest.mark.parametrize("medium", ["vacuum", "air"])
+@pytest.mark.parametrize("frame", ["rest", "observed"])
+def test_elements_of_emission_lines_get_no_weight_in_any_frame_unless_asked_for(frame, medium):
+    trained = WavelengthGrid(TRAINED.wavelength, medium=medium)
+    lines = on_emission_lines(trained)
+    assert 0.02 < lines.mean() < 0.2
+    make, grid = (at_rest, trained) if frame == "rest" else FRAMES[frame]
+    whole, masked = (run(make(), grid, trained, mask_lines=mask) for mask in (False, True))
+    assert whole.good.all()
+    np.testing.assert_array_equal(masked.good, np.broadcast_to(~lines, masked.good.shape))
+    flux, inverse, redshift = split_observed(masked.flux)
+    assert (inverse[:, lines] == 0).all()
+    assert (masked.ivar[:, lines] == 0).all()
+    expected, expected_inverse, _ = split_observed(whole.flux)
+    np.testing.assert_array_equal(flux[:, ~lines], expected[:, ~lines])
+    np.testing.assert_array_equal(inverse[:, ~lines], expected_inverse[:, ~lines])
+    np.testing.assert_array_equal(redshift, whole.flux[:, -1])
+    # A catalog lacks nothing for it.
+    assert not masked.quality.any()
+    assert MapConfig().mask_lines
+
+
+def test_a_line_that_is_masked_does_not_raise_the_floor_of_its_neighbours():
+    lines = on_emission_lines(TRAINED)
+    rows, bright = at_rest(), at_rest()
+    bright.flux[:, lines] *= 100
+    for mask, same in ((True, True), (False, False)):
+        inverse, other = (
+            split_observed(run(r, error_floor=0.05, mask_lines=mask).flux)[1][:, ~lines] for r in (rows, bright)
+        )
+        assert (inverse == other).all() == same
+
+
+def test_elements_of_masked_lines_do_not_count_as_good():
+    rows, lines = at_rest(), on_emission_lines(TRAINED)
+    least = (ELEMENTS - lines.sum()) / ELEMENTS
+    rows.good[1, 0] = False
+    assert not lines[0]
+    assert run(rows, mask_lines=True, min_good_fraction=least - 1e-9).quality.tolist() == [0, FEW, 0, 0, 0]
+    assert not run(rows, mask_lines=False, min_good_fraction=least - 1e-9).quality.any()
+
+
+def test_the_rows_of_a_catalog_are_left_as_they_are():
+    rows, kept = at_rest(), at_rest()
+    run(rows, error_floor=0.02, mask_lines=True)
+    np.testing.assert_array_equal(rows.ivar, kept.ivar)
+    np.testing.assert_array_equal(rows.flux, kept.flux)
+
+
+def test_a_floor_that_is_to_be_fitted_must_have_been():
+    with pytest.raises(ValueError, match="map.error_floor: expected the number that was fitted"):
+        run(at_rest(), error_floor="fit")
+
+
+@pytest.mark.parametrize("factor", [1e7, 1e14, 1e25, -1e14])
+def test_an_element_that_is_absurdly_bright_takes_no_floor_from_those_far_from_it(factor):
+    flux = at_rest().flux / 1e-16
+    inverse, redshift, quality = np.full(flux.shape, 20.0), np.full(5, 0.1), np.zeros(5, dtype=np.int64)
+    settings = MapConfig(error_floor=0.05)
+    expected = split_observed(observed_rows(flux, inverse, redshift, quality, settings).flux)[1]
+    flux[2, 60] *= factor
+    found = observed_rows(flux, inverse, redshift, quality, settings)
+    assert not found.quality.any()
+    spoilt, others = split_observed(found.flux)[1], [0, 1, 3, 4]
+    assert spoilt[others].tobytes() == expected[others].tobytes()
+    far = np.abs(np.arange(ELEMENTS) - 60) > 25
+    np.testing.assert_allclose(spoilt[2, far], expected[2, far], rtol=1e-8)
+    # Its own flux is as it was.
+    assert found.flux[2, 60] == flux[2, 60]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_bright_elements_of_a_row_that_is_dark_elsewhere_have_their_floor(share):
+    flux = np.where(np.arange(ELEMENTS) < share * ELEMENTS, 1e-5, 0.0)[None]
+    inverse = np.full(flux.shape, 1e7)
+    found = observed_rows(flux, inverse, np.full(1, 0.1), np.zeros(1, dtype=np.int64), MapConfig(error_floor=0.05))
+    np.testing.assert_array_equal(split_observed(found.flux)[1], with_floor(flux, inverse, 0.05))
+
+
 def spoil(name: str, value: float, where: object = slice(None)) -> Callable[[CatalogRows], None]:
     def change(rows: CatalogRows) -> None:
         array = getattr(rows, name)
@@ -198,14 +280,16 @@ def test_a_bad_row_gets_its_bits_and_finite_numbers_and_leaves_the_others_to_the
         assert getattr(ready, part)[others].tobytes() == getattr(clean, part)[others].tobytes()
 
 
+@pytest.mark.parametrize("mask_lines", [False, True])
 @pytest.mark.parametrize("frame", FRAMES)
-def test_a_row_alone_is_what_it_is_among_others_to_the_byte(frame):
+def test_a_row_alone_is_what_it_is_among_others_to_the_byte(frame, mask_lines):
     make, grid = FRAMES[frame]
-    rows, together = make(), run(make(), grid, error_floor=0.02)
+    rows, together = make(), run(make(), grid, error_floor=0.02, mask_lines=mask_lines)
     for row in range(5):
         part = [row]
         alone = CatalogRows(*(getattr(rows, name)[part] for name in CatalogRows.__dataclass_fields__))
-        assert run(alone, grid, error_floor=0.02).flux.tobytes() == together.flux[part].tobytes()
+        found = run(alone, grid, error_floor=0.02, mask_lines=mask_lines)
+        assert found.flux.tobytes() == together.flux[part].tobytes()
 
 
 @pytest.mark.parametrize(
