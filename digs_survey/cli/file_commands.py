@@ -30,6 +30,11 @@ ingest_app = typer.Typer(help="Turn a survey's files into a catalog.", no_args_i
 app.add_typer(ingest_app, name="ingest")
 
 
+class _Frame(StrEnum):
+    rest = "rest"
+    observed = "observed"
+
+
 class TableFormat(StrEnum):
     """Formats that export writes."""
 
@@ -89,14 +94,15 @@ def ingest_sdss_command(
             help="spec-PLATE-MJD-FIBER.fits ..., then the catalog to write.", show_default=False, parser=location
         ),
     ],
-    step_angstrom: Annotated[float, typer.Option(help="Width of the elements, rest frame.")] = 50.0,
+    step_angstrom: Annotated[float, typer.Option(help="Width of the elements.")] = 50.0,
     start_angstrom: Annotated[
         float | None, typer.Option(help="First element; default: the range common to all files.")
     ] = None,
     stop_angstrom: Annotated[float | None, typer.Option(help="Last element.")] = None,
+    frame: Annotated[_Frame, typer.Option(help="Frame of the elements; the preset survey takes both.")] = _Frame.rest,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the catalog if it is there.")] = False,
 ) -> None:
-    """SDSS spec files to a rest-frame catalog: vacuum, flux conserved, ivar and masks carried."""
+    """SDSS spec files to a catalog: vacuum, flux conserved, ivar and masks carried."""
     from digs_survey.catalog.readers.sdss import ingest_sdss
 
     if len(files) < 2:
@@ -107,7 +113,14 @@ def ingest_sdss_command(
     check_reachable(out)
     if exists(out) and not overwrite:
         raise typer.BadParameter(f"{out} exists; choose another name or give --overwrite")
-    ingest_sdss(spectra, out, step_angstrom=step_angstrom, start_angstrom=start_angstrom, stop_angstrom=stop_angstrom)
+    ingest_sdss(
+        spectra,
+        out,
+        step_angstrom=step_angstrom,
+        start_angstrom=start_angstrom,
+        stop_angstrom=stop_angstrom,
+        frame="observed" if frame is _Frame.observed else "rest",
+    )
     print(out)
 
 

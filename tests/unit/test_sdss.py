@@ -12,6 +12,7 @@ from astropy.io import fits
 from digs_survey.catalog import Catalog, validate_catalog
 from digs_survey.catalog.readers.sdss import BRIGHTSKY, ingest_sdss, read_sdss
 from digs_survey.errors import CatalogError
+from digs_survey.spectra import rebin_spectrum
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "catalogs" / "sdss").glob("spec-*.fits"))
 
@@ -140,3 +141,15 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(CatalogError) as caught:
             read_sdss([path])
         assert expected in str(caught.value)
+
+
+def test_the_observed_frame_is_that_of_the_files(tmp_path: Path) -> None:
+    taken = ingest_sdss(FILES[:3], tmp_path / "sdss.zarr", step_angstrom=10.0, frame="observed")
+    assert taken.grid.frame == "observed"
+    rows = taken.rows(0, 3)
+    for row, path in enumerate(FILES[:3]):
+        edges, flux, variance, bad, _ = observed(path)
+        ours = rebin_spectrum(edges, flux, np.where(bad, 0.0, 1 / np.where(bad, 1.0, variance)), taken.grid.edges)
+        good = ours[2] == 0
+        np.testing.assert_allclose(rows.flux[row][good], 1e-17 * ours[0][good], rtol=1e-5)
+        assert (rows.good[row] == good).all()

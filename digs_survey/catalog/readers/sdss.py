@@ -1,11 +1,12 @@
-"""SDSS and BOSS ``spec-PLATE-MJD-FIBER.fits`` files: galaxy spectra to a rest-frame catalog.
+"""SDSS and BOSS ``spec-PLATE-MJD-FIBER.fits`` files: galaxy spectra to a catalog, at rest or as observed.
 
 Format: https://data.sdss.org/datamodel/files/BOSS_SPECTRO_REDUX/RUN2D/spectra/PLATE4/spec.html. HDU 1 holds
 the coadded spectrum (``flux`` in 1e-17 erg/s/cm2/Angstrom, ``loglam`` = log10 of the heliocentric vacuum
 wavelength in Angstrom, ``ivar``, ``and_mask``), HDU 2 the row of the redshift catalog.
 
-Brought to the rest frame by wavelength / (1 + z), flux * (1 + z), ivar / (1 + z)^2, so that the integral
-over a range of the spectrum is kept, and rebinned onto contiguous elements. Fluxes are those through
+Spectra are brought to the rest frame by wavelength / (1 + z), flux * (1 + z), ivar / (1 + z)^2, so that the integral
+over a range of the spectrum is kept, unless the observed frame is asked for, and rebinned onto contiguous elements.
+Fluxes are those through
 the fibre, and are not corrected for Galactic extinction, as in the files.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,7 @@ _COLUMNS: dict[str, tuple[tuple[str, ...], type, dict[str, str]]] = {
 
 @dataclass(frozen=True)
 class _Spectrum:
-    """One file, in the rest frame; ``ivar`` is 0 where a pixel is bad."""
+    """One file, in the frame of the catalog; ``ivar`` is 0 where a pixel is bad."""
 
     path: Path
     galaxy_id: str
@@ -71,7 +72,7 @@ class _Spectrum:
 
     @property
     def reach(self) -> tuple[float, float]:
-        """Rest wavelengths between which there are good pixels (all pixels if none is good)."""
+        """Wavelengths between which there are good pixels (all pixels if none is good)."""
         good = np.flatnonzero(self.ivar > 0)
         first, last = (good[0], good[-1]) if good.size else (0, self.ivar.size - 1)
         return float(self.pixel_edges[first]), float(self.pixel_edges[last + 1])
@@ -83,8 +84,9 @@ def read_sdss(
     step_angstrom: float = 50.0,
     start_angstrom: float | None = None,
     stop_angstrom: float | None = None,
+    frame: Literal["rest", "observed"] = "rest",
 ) -> dict[str, Any]:
-    """Read SDSS spectra and rebin them onto one rest-frame grid; every file gives one row, in their order.
+    """Read SDSS spectra and rebin them onto one grid; every file gives one row, in their order.
 
     Pixels with ``ivar`` = 0 or :data:`BRIGHTSKY` do not count; elements that good pixels cover to less than
     half are masked.
@@ -95,9 +97,10 @@ def read_sdss(
     step_angstrom : float
         Width of the elements.
     start_angstrom, stop_angstrom : float, optional
-        Centres of the first and the last element. By default the elements fill the rest-frame range
-        that all rows have, with edges on multiples of the step. Elements beyond a row's own range are
-        masked in it.
+        Centres of the first and the last element. By default the elements fill the range that all rows have,
+        with edges on multiples of the step. Elements beyond a row's own range are masked in it.
+    frame : {"rest", "observed"}
+        Of the grid.
 
     Returns
     -------
@@ -114,11 +117,11 @@ def read_sdss(
     if not files:
         raise CatalogError("SDSS spectra: expected at least one spec-PLATE-MJD-FIBER.fits file, found none")
     # read twice, so that no more than one spectrum is held at its full resolution
-    reach = {path: _read(path).reach for path in files}
-    grid = _common_grid(reach, step_angstrom, start_angstrom, stop_angstrom)
+    reach = {path: _read(path, frame).reach for path in files}
+    grid = _common_grid(reach, step_angstrom, start_angstrom, stop_angstrom, frame)
     spectra, rows = [], []
     for path in files:
-        spectrum = _read(path)
+        spectrum = _read(path, frame)
         rows.append(rebin_spectrum(spectrum.pixel_edges, spectrum.flux, spectrum.ivar, grid.edges))
         spectra.append((spectrum.galaxy_id, spectrum.redshift, spectrum.columns))
     flux, ivar, mask = (np.stack(parts) for parts in zip(*rows, strict=True))
@@ -136,7 +139,7 @@ def read_sdss(
         },
         "attrs": {
             "source": "SDSS spec-PLATE-MJD-FIBER files",
-            "rest_frame": "wavelength / (1 + z), flux * (1 + z), ivar / (1 + z)^2",
+            **({"rest_frame": "wavelength / (1 + z), flux * (1 + z), ivar / (1 + z)^2"} if frame == "rest" else {}),
             "bad_pixels": "ivar = 0, or bit BRIGHTSKY of and_mask",
             "galactic_extinction": "not corrected",
             "aperture": "flux through the fibre",
@@ -151,17 +154,26 @@ def ingest_sdss(
     step_angstrom: float = 50.0,
     start_angstrom: float | None = None,
     stop_angstrom: float | None = None,
+    frame: Literal["rest", "observed"] = "rest",
 ) -> Catalog:
     """Turn SDSS spectra into a catalog at ``out`` and open it; parameters and errors as :func:`read_sdss`."""
     arguments = read_sdss(
-        paths, step_angstrom=step_angstrom, start_angstrom=start_angstrom, stop_angstrom=stop_angstrom
+        paths,
+        step_angstrom=step_angstrom,
+        start_angstrom=start_angstrom,
+        stop_angstrom=stop_angstrom,
+        frame=frame,
     )
     write_catalog(out, **arguments)
     return Catalog.open(out)
 
 
 def _common_grid(
-    reach: dict[Path, tuple[float, float]], step: float, start: float | None, stop: float | None
+    reach: dict[Path, tuple[float, float]],
+    step: float,
+    start: float | None,
+    stop: float | None,
+    frame: Literal["rest", "observed"],
 ) -> WavelengthGrid:
     if not (np.isfinite(step) and step > 0):
         raise CatalogError(f"step_angstrom: expected a positive number, found {step}")
@@ -172,15 +184,15 @@ def _common_grid(
     last = step * (np.floor(high / step) - 0.5) if stop is None else stop
     if not (first > 0 and last >= first + step):
         raise CatalogError(
-            f"SDSS spectra: expected at least two elements of {step:g} Angstrom in the rest-frame range that "
+            f"SDSS spectra: expected at least two elements of {step:g} Angstrom in the {frame}-frame range that "
             f"all rows have, found {low:.1f} (where {lowest.name} begins) to {high:.1f} Angstrom (where "
             f"{highest.name} ends); leave such files out, or give start_angstrom and stop_angstrom"
         )
-    config = GridConfig(start_angstrom=first, stop_angstrom=last, step_angstrom=step, frame="rest", medium="vacuum")
+    config = GridConfig(start_angstrom=first, stop_angstrom=last, step_angstrom=step, frame=frame, medium="vacuum")
     return WavelengthGrid.from_config(config)
 
 
-def _read(path: Path) -> _Spectrum:
+def _read(path: Path, frame: Literal["rest", "observed"]) -> _Spectrum:
     from astropy.io import fits
 
     if not path.is_file():
@@ -202,6 +214,7 @@ def _read(path: Path) -> _Spectrum:
         raise CatalogError(f"{path}: Z: expected a positive redshift, found {redshift}; leave this file out")
     middle = 0.5 * (wave[1:] + wave[:-1])
     log_edges = np.concatenate([[2 * wave[0] - middle[0]], middle, [2 * wave[-1] - middle[-1]]])
+    stretch = 1 + redshift if frame == "rest" else 1.0
     good = np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0) & ~bright_sky
     plate, mjd, fiber = (int(record[name]) for name in ("PLATE", "MJD", "FIBERID"))
     return _Spectrum(
@@ -209,9 +222,9 @@ def _read(path: Path) -> _Spectrum:
         galaxy_id=f"{plate:04d}-{mjd:05d}-{fiber:04d}",
         redshift=redshift,
         columns={name: _column(record, keys, kind) for name, (keys, kind, _) in _COLUMNS.items()},
-        pixel_edges=10**log_edges / (1 + redshift),
-        flux=flux * (1 + redshift),
-        ivar=np.where(good, ivar, 0.0) / (1 + redshift) ** 2,
+        pixel_edges=10**log_edges / stretch,
+        flux=flux * stretch,
+        ivar=np.where(good, ivar, 0.0) / stretch**2,
     )
 
 
