@@ -151,5 +151,5 @@ def test_the_observed_frame_is_that_of_the_files(tmp_path: Path) -> None:
         edges, flux, variance, bad, _ = observed(path)
         ours = rebin_spectrum(edges, flux, np.where(bad, 0.0, 1 / np.where(bad, 1.0, variance)), taken.grid.edges)
         good = ours[2] == 0
-        np.testing.assert_allclose(rows.flux[row][good], 1e-17 * ours[0][good], rtol=1e-5)
+        np.testing.assert_allclose(rows.flux[row][good], 1e-17 * ours[0][good], rtol=1e-3)
         assert (rows.good[row] == good).all()
