@@ -243,7 +243,12 @@ def _galaxies(audit: _Audit, sampled: _Sampled, fits: Sequence[GalaxyFit]) -> di
     about = np.where(np.isfinite(galaxies["best_npe"]), galaxies["best_npe"], seen.spectrum)
     galaxies["sigma"] = noise.sigma(about, sampled.errors)
     galaxies["chi2"] = chi_square(noise.residuals(seen.flux, galaxies["best_npe"], seen.good, sampled.errors))
-    return galaxies
+    # Beside the observation the models are shown with their calibration.
+    about = galaxies["best_npe"]
+    shown = {name: noise.calibrated(seen.flux, galaxies[name]) for name in ("best_npe", "best_mcmc")}
+    if shown["best_npe"] is not about:
+        shown["predictive"] = galaxies["predictive"] * (shown["best_npe"] / about)[:, None]
+    return galaxies | shown
 
 
 def _compared(

@@ -126,6 +126,10 @@ class NoiseModel:
         """Flux (..., wavelength) of what is observed (..., column)."""
         return observed
 
+    def calibrated(self, observed: NDArray[Any], model: NDArray[Any]) -> NDArray[Any]:
+        """Return a model's flux (..., wavelength) with the likeliest errors of the calibration; here there are none."""
+        return model
+
     def redraw(
         self,
         clean: NDArray[np.float64],

@@ -247,7 +247,7 @@ class RowNoise(NoiseModel):
         part = (np.swapaxes(vectors, -1, -2) @ along[..., None])[..., 0] * (1 / np.sqrt(1 + size) - 1) / size
         return np.where(counts, residual + scaled * ((vectors @ part[..., None])[..., 0] @ self._terms(counts)), np.nan)
 
-    def calibrated(self, observed: ArrayLike, model: ArrayLike) -> NDArray[np.float64]:
+    def calibrated(self, observed: NDArray[Any], model: NDArray[Any]) -> NDArray[Any]:
         """Return a model's flux (..., wavelength) times the likeliest calibration polynomial for what was observed."""
         residual, scaled, _ = self._over_errors(observed, model)
         inner, along = self._calibration(residual, scaled)
