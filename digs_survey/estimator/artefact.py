@@ -55,6 +55,8 @@ NETWORK = {
     "ensemble": "ensemble",
 }
 """Settings of the network that rebuild it, and their names in the card's architecture."""
+_WIDER = 1.2
+"""How much wider than the posterior's the elements of a catalog may be; the observed frame's are narrower at rest."""
 _DECISIVE = ("format", "architecture", "parameters", "grid", "noise", "model", "training")
 
 
@@ -178,11 +180,25 @@ def check_grid(trained: WavelengthGrid, grid: WavelengthGrid, noise: NoiseModel)
     ------
     CatalogError
     """
-    if grid != trained and not noise.takes_any_grid:
+    if noise.takes_any_grid:
+        _check_fine_enough(trained, grid)
+    elif grid != trained:
         raise CatalogError(
             "the catalog's wavelength grid is not the one that the posterior was trained for:\n"
             f"  catalog:   {grid}\n  posterior: {trained}\n"
             "Train for this grid (digs-survey run with a new --run-dir), or resample the catalog."
+        )
+
+
+def _check_fine_enough(trained: WavelengthGrid, grid: WavelengthGrid) -> None:
+    """Refuse elements wider than those that they are to be rebinned to: one measurement would count several times."""
+    inside = (grid.wavelength > trained.edges[0]) & (grid.wavelength < trained.edges[-1])
+    widest, wanted = np.diff(grid.edges)[inside].max(initial=0.0), np.diff(trained.edges).min()
+    if widest > _WIDER * wanted:
+        raise CatalogError(
+            f"the catalog's elements are up to {widest:g} Angstrom wide, and the posterior's {wanted:g}: rebinned, each "
+            f"measurement would count several times.\n  catalog:   {grid}\n  posterior: {trained}\n"
+            f"Make the catalog with elements of {wanted:g} Angstrom or less (--step-angstrom of digs-survey ingest)."
         )
 
 

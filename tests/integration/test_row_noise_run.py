@@ -232,3 +232,24 @@ def test_the_error_floor_is_fitted_and_kept(made, tmp_path):
     other = run(*what, "-c", made / "survey.toml", "--set", "map.error_floor=0.2", *fit[2:])
     assert other.returncode == 6
     assert "map.error_floor" in other.stderr
+
+
+def test_elements_wider_than_the_posteriors_are_refused(made, tmp_path):
+    grid = WavelengthGrid(np.arange(3100.0, 6900.0, 200.0))
+    ds.write_catalog(
+        tmp_path / "wide.zarr",
+        grid=grid,
+        flux=np.ones((2, len(grid))),
+        ivar=np.ones((2, len(grid))),
+        mask=np.zeros((2, len(grid)), dtype=np.uint8),
+        redshift=np.array([0.1, 0.2]),
+        galaxy_id=np.arange(2),
+        flux_unit=f"1e-17 {FLUX_UNIT}",
+    )
+    done = run(
+        *("map", tmp_path / "wide.zarr", "--model", made / "run" / "model", "-o", tmp_path / "run"),
+        *("-c", made / "survey.toml"),
+    )
+    assert done.returncode == 4
+    assert "up to 200 Angstrom wide, and the posterior's 50" in done.stderr
+    assert "--step-angstrom" in done.stderr
