@@ -89,7 +89,8 @@ def require_rest_frame(frame: str) -> None:
     if frame != "rest":
         raise CatalogError(
             f"wavelength: expected frame 'rest' for inference, found {frame!r}; bring the spectra to the "
-            "rest frame first (wavelength / (1 + z), flux * (1 + z), ivar / (1 + z)^2)"
+            "rest frame first (wavelength / (1 + z), flux * (1 + z), ivar / (1 + z)^2), or take the preset survey, "
+            "whose posterior is for both frames"
         )
 
 

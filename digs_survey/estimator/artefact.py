@@ -196,7 +196,7 @@ def _check_fine_enough(trained: WavelengthGrid, grid: WavelengthGrid) -> None:
     widest, wanted = np.diff(grid.edges)[inside].max(initial=0.0), np.diff(trained.edges).min()
     if widest > _WIDER * wanted:
         raise CatalogError(
-            f"the catalog's elements are up to {widest:g} Angstrom wide, and the posterior's {wanted:g}: rebinned, each "
+            f"the catalog's elements are up to {widest:g} Angstrom wide, and the posterior's {wanted:g}: rebinned, a "
             f"measurement would count several times.\n  catalog:   {grid}\n  posterior: {trained}\n"
             f"Make the catalog with elements of {wanted:g} Angstrom or less (--step-angstrom of digs-survey ingest)."
         )

@@ -10,8 +10,10 @@ from digs_survey.catalog import Catalog, validate_catalog
 from digs_survey.catalog.prepare import require_rest_frame
 from digs_survey.cluster.dashboards import check_dashboards
 from digs_survey.config import SurveyConfig, load_config
+from digs_survey.estimator.artefact import check_grid
 from digs_survey.logs.log import run_log
 from digs_survey.logs.progress import ProgressReporter
+from digs_survey.noise.model import NoiseModel
 from digs_survey.run.lock import run_lock
 from digs_survey.run.manifest import RunManifest
 from digs_survey.run.survey import Survey
@@ -68,7 +70,9 @@ def open_survey(
         if catalog is not None:
             opened = Catalog.open(catalog)
             # Row noise brings every row to the configured grid.
-            if config.noise.kind != "row":
+            if config.noise.kind == "row":
+                check_grid(grid, opened.grid, NoiseModel.from_config(config.noise))
+            else:
                 grid = opened.grid
                 require_rest_frame(grid.frame)
             if opened.n_rows > _CHECKED_ROWS:
