@@ -177,6 +177,11 @@ class FittedFeatures(nn.Module):
 
     def _normal_equations(self, weight: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Matrix A (n, column, column) and vector b (n, column) of the least squares."""
+        right = (weight * residual) @ self.basis
+        unit = torch.eye(self.basis.shape[1], dtype=weight.dtype, device=weight.device)
+        if len(weight) == 1:
+            # The products of a batch are more than a cache holds.
+            return ((self.basis * weight[0, :, None]).T @ self.basis)[None] + unit, right
         if not len(self.products):
             row, column = self._pairs
             self.products = self.basis[:, row] * self.basis[:, column]
@@ -186,7 +191,7 @@ class FittedFeatures(nn.Module):
         packed = weight @ self.products
         normal[..., row, column] = packed
         normal[..., column, row] = packed
-        return normal + torch.eye(columns, dtype=weight.dtype, device=weight.device), (weight * residual) @ self.basis
+        return normal + unit, right
 
     def _whiten(self, amplitude: Tensor, raw: Tensor) -> Tensor:
         relative = (amplitude - self.amplitude_mean) / self.amplitude_std
