@@ -16,13 +16,18 @@ from numpy.typing import NDArray
 
 from benchmarks._form import finish, parser
 from digs_survey.audit.calibration.calibrate import observe_rows
+from digs_survey.config import load_config
 from digs_survey.errors import ConfigError
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.estimator.shipped import shipped
+from digs_survey.importance.predictive_check import Checker
 from digs_survey.importance.psis import smooth_tail
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.importance.weights import effective_sample_size, log_ratios, weighted_quantiles
-from digs_survey.noise.observation import join_clean
+from digs_survey.infer.derived import DerivedQuantities
+from digs_survey.infer.rows import infer_rows
+from digs_survey.noise.observation import join_clean, split_observed
+from digs_survey.noise.observed_rows import observed_rows
 from digs_survey.quality import NO_POSTERIOR
 from digs_survey.simulate.prior_draws import draw_redshift, draw_theta
 from digs_survey.simulate.seeding import row_uniforms
@@ -48,11 +53,28 @@ def main() -> None:
     posterior = FrozenPosterior.load(folder)
     count = args.simulations or (500 if args.quick else 5_000)
     seen = simulate(posterior, count, args.weighed or (50 if args.quick else 500))
-    figures = measure(posterior, *seen)
+    figures = {"rows per core-second, all that the preset asks for": rows_per_s(posterior)} | measure(posterior, *seen)
     rows = [(name, [value], "") for name, value in figures.items()]
     about = f"{count} simulations, {_DRAWS} draws each"
     result = {"benchmark": "survey_posterior", "model": posterior.hash, "simulations": count, **figures}
     finish(about, rows, result, args.json)
+
+
+def rows_per_s(posterior: FrozenPosterior, count: int = 256) -> float:
+    """Rows per core-second with the map settings of the preset: draws, predictive checks and derived quantities."""
+    settings = load_config("survey").map.model_copy(update={"error_floor": 0.0})
+    likelihood, noise = SpectrumLikelihood.of_posterior(posterior), posterior.noise
+    theta = draw_theta(posterior.prior, _SEED, "speed", 0, count)
+    redshift = draw_redshift(noise.config, _SEED, "speed", 0, count)
+    clean = join_clean(likelihood.model.spectra(physical_theta(posterior.prior, theta, redshift)), redshift)
+    flux, inverse, _ = split_observed(noise.draw(clean, np.random.default_rng(_SEED)))
+    rows = observed_rows(flux, inverse, redshift, np.zeros(count, dtype=np.int64), settings)
+    checker = Checker(posterior, likelihood, settings.predictive_draws)
+    derive = DerivedQuantities.of_model(settings.derived, posterior.model.sfh, likelihood.model, posterior.prior)
+    infer_rows(posterior, rows, settings, derive=derive, checker=checker)
+    began = time.process_time()
+    infer_rows(posterior, rows, settings, derive=derive, checker=checker)
+    return count / (time.process_time() - began)
 
 
 def simulate(posterior: FrozenPosterior, count: int, weighed: int) -> tuple[NDArray[Any], ...]:
