@@ -120,6 +120,8 @@ class RunIdentity:
             if bounds := config.prior.get(parameter.name):
                 trained = Bounds(low=parameter.low, high=parameter.high)
                 differences += _differences(f"prior.{parameter.name}", bounds, trained)
+        if (other := {"tage", "tage_tuniv"} & config.prior.keys() - set(self.prior.names)):
+            differences.append(f"prior.{other.pop()}: the posterior has prior.{self.model.age} in its place")
         if differences:
             lines = "\n".join(f"  - {line}" for line in differences)
             raise ConfigError(
@@ -153,7 +155,12 @@ class RunIdentity:
 
     def _imposed(self, config: SurveyConfig) -> SurveyConfig:
         prior = {p.name: Bounds(low=p.low, high=p.high) for p in self.prior.parameters}
-        return config.model_copy(update={"model": self.model, "noise": self.noise.config, "prior": prior})
+        update: dict[str, Any] = {"model": self.model, "noise": self.noise.config, "prior": prior}
+        if self.noise.config.kind == "row":
+            # Else the configuration could be written, and not be read again.
+            by_row = {"whitening": "least_squares", "pairs": "fresh"}
+            update["train"] = config.train.model_copy(update=by_row)
+        return config.model_copy(update=update)
 
     def _seed_key(self) -> int:
         return self.seed

@@ -39,6 +39,8 @@ class MissingConfig(Section):
 
 
 Interval = tuple[Positive, Positive]
+_FARTHEST = 20.0
+"""Redshift beyond which a catalog's row has BAD_REDSHIFT."""
 
 
 class ObservingConfig(Section):
@@ -73,6 +75,8 @@ class ObservingConfig(Section):
             low, high = getattr(self, name)
             if not low <= high:
                 raise ValueError(f"{name}: expected the least value first, found {low:g} and {high:g}")
+        if self.redshift[1] > _FARTHEST:
+            raise ValueError(f"redshift: expected at most {_FARTHEST:g}, as in a catalog, found {self.redshift[1]:g}")
         if self.blue_end_angstrom[1] >= self.red_end_angstrom[0]:
             raise ValueError("blue_end_angstrom: expected spectra to begin before they end (red_end_angstrom)")
         return self
@@ -123,6 +127,13 @@ class NoiseConfig(Section):
             raise ValueError(f"sigma_flam belongs to kind = 'constant', found kind = {self.kind!r}")
         if self.kind == "row" and (self.kernel != (1.0,) or self.missing.probability):
             raise ValueError("kind = 'row' has its gaps in noise.observing, and knows no kernel and no noise.missing")
+        if self.kind == "row" and self.fraction not in (0, type(self).model_fields["fraction"].default):
+            raise ValueError(
+                "kind = 'row' does not use fraction; the error floor of simulations is noise.observing.floor, and that "
+                "of a catalog's rows map.error_floor"
+            )
+        if self.kind != "row" and (by_row := sorted(self.added & self.model_dump().keys())):
+            raise ValueError(f"{by_row[0]} belongs to kind = 'row', found kind = {self.kind!r}")
         if self.kind != "catalog" and self.poisson_share is not None:
             raise ValueError(f"poisson_share belongs to kind = 'catalog', found kind = {self.kind!r}")
         angle = np.linspace(0, np.pi, 721)

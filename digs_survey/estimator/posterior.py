@@ -104,6 +104,10 @@ class FrozenPosterior:
             embedding.load_state_dict(_under(tensors, f"member.{k}.embedding."))
             self._members.append(_Member(embedding, MaskedFlow.from_arrays(arrays, f"member.{k}.flow.")))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is sent to other processes: without the spectra that were seen here."""
+        return self.__dict__ | {"_recent": {}}
+
     @property
     def hash(self) -> str:
         """SHA-256 of what decides results."""

@@ -48,7 +48,9 @@ class ReweighSetup:
             "posterior",
             format=formats.AUDIT,
             draws=self.config.escalate.draws,
-            map=self.config.map.model_dump(mode="json", include={"quantiles", "derived", "min_good_fraction"}),
+            map=self.config.map.model_dump(
+                mode="json", include={"quantiles", "derived", "min_good_fraction", "error_floor", "mask_lines"}
+            ),
             rows=rows.tolist(),
         )
 

@@ -146,7 +146,7 @@ class Survey(RunDirectory):
         self.config.noise.check_elements(len(grid))
         settings, identity = self.config.simulate, RunIdentity.of_config(self.config, grid)
         key = {"formats": self._formats("simulate"), **identity.key("seed", "model", "prior", "grid")}
-        key |= self._settings("simulate")
+        key |= self._settings("simulate") | redshift_key(self.config.noise)
         ledger = self._ledger("simulate")
         with self._stage("simulate", key, settings.simulations) as stage:
             recorded = self.manifest.data["inputs"].get("simulated_for")
@@ -172,6 +172,8 @@ class Survey(RunDirectory):
 
     def augment(self) -> bool:
         """Write noisy pairs to disk, for training with ``train.pairs = "disk"`` or for other programs."""
+        if self.config.noise.kind == "row":
+            raise ConfigError("augment: noise.kind = 'row' draws noise afresh in training, and has no pairs on disk")
         simulations = self._needs("simulate")
         draws = self.config.augment.draws_per_spectrum
         total = self.config.simulate.simulations * draws

@@ -87,6 +87,11 @@ def fake_catalog(
             f"noise.kind = {config.noise.kind!r} takes errors from a catalog, which a fake one has not; set "
             "noise.kind = 'fractional', or 'constant' with noise.sigma_flam"
         )
+    if config.noise.kind == "row":
+        raise ConfigError(
+            "noise.kind = 'row' is drawn at each row's redshift, which a fake catalog does not do; set noise.kind = "
+            "'fractional', or 'constant' with noise.sigma_flam"
+        )
     for name, value, right, expected in (
         ("rows", rows, rows >= 1, "at least 1"),
         ("models", models, models >= 1, "at least 1"),

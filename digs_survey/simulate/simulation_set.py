@@ -89,8 +89,7 @@ def simulate(
         "sampling": config.simulate.sampling if stream == "simulate" else "random",
         "engine": "batched" if in_batches(config) else "prospector",
     }
-    if config.noise.clean_columns:
-        recipe["redshift"] = list(config.noise.observing.redshift)
+    recipe |= redshift_key(config.noise)
     _lay_out(path, recipe, ledger, identity.prior, grid)
     advance(ledger.totals()[0])
     run_shards(

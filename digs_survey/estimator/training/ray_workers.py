@@ -40,7 +40,8 @@ def _ray_loop(settings: Mapping[str, Any]) -> None:
         return float(summed[0])
 
     config = SurveyConfig.model_validate_json(settings["config"])
-    noise = NoiseModel.from_config(config.noise, settings["noise_table"], config.train.flux_transform)
+    # As it is: a configuration tells neither a catalog's errors nor the grid that row noise is for.
+    noise: NoiseModel = settings["noise"]
     theta, flux, pairs = settings["files"].open(config, noise)
     # What diverged would diverge again: the checkpoint tells the driver, and Ray does not try anew.
     with suppress(Diverged):
@@ -90,7 +91,7 @@ def fit_on_ray(
             train_loop_config={
                 "config": config.model_dump_json(),
                 "files": files,
-                "noise_table": noise.table,
+                "noise": noise,
                 "checkpoint": str(checkpoint.absolute()),
                 "key": key,
                 "member": member,
