@@ -120,7 +120,7 @@ class RunIdentity:
             if bounds := config.prior.get(parameter.name):
                 trained = Bounds(low=parameter.low, high=parameter.high)
                 differences += _differences(f"prior.{parameter.name}", bounds, trained)
-        if (other := {"tage", "tage_tuniv"} & config.prior.keys() - set(self.prior.names)):
+        if other := {"tage", "tage_tuniv"} & config.prior.keys() - set(self.prior.names):
             differences.append(f"prior.{other.pop()}: the posterior has prior.{self.model.age} in its place")
         if differences:
             lines = "\n".join(f"  - {line}" for line in differences)
@@ -159,6 +159,8 @@ class RunIdentity:
         if self.noise.config.kind == "row":
             # Else the configuration could be written, and not be read again.
             by_row = {"whitening": "least_squares", "pairs": "fresh"}
+            if config.train.embedding == "conv":
+                by_row["embedding"] = "none"
             update["train"] = config.train.model_copy(update=by_row)
         return config.model_copy(update=update)
 

@@ -91,6 +91,7 @@ def survey_at(
     ray: str | None = None,
     redo: str | None = None,
     catalog: Path | None = None,
+    model: Path | None = None,
     simulates: bool = False,
     dashboards: bool = False,
 ) -> Iterator[Survey]:
@@ -110,6 +111,7 @@ def survey_at(
         dashboards=dashboards,
         redo=redo,
         catalog=catalog,
+        model=model,
         simulates=simulates,
     ) as survey:
         yield survey

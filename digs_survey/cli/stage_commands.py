@@ -180,7 +180,7 @@ def map_(
     """Apply the frozen posterior to every row of a catalog on Ray."""
     stage = "map" if redo else None
     with survey_at(
-        run_dir, config, overrides, quiet, ray=ray, redo=stage, catalog=catalog, dashboards=dashboards
+        run_dir, config, overrides, quiet, ray=ray, redo=stage, catalog=catalog, model=model, dashboards=dashboards
     ) as survey:
         survey.map(catalog, model)
     print_results(run_dir, "posterior.zarr", "percentiles.parquet")

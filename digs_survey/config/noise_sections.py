@@ -151,6 +151,11 @@ class NoiseConfig(Section):
         return 1 if self.kind == "row" else 0
 
     @property
+    def redshift_key(self) -> dict[str, list[float]]:
+        """What decides the redshifts of simulations, for keys and recipes; empty where they have none."""
+        return {"redshift": list(self.observing.redshift)} if self.clean_columns else {}
+
+    @property
     def needs_catalog(self) -> bool:
         """Whether a catalog's inverse variances are part of the noise."""
         return self.kind == "catalog" or (self.kind == "constant" and not self.sigma_flam)

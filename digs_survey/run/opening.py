@@ -10,10 +10,10 @@ from digs_survey.catalog import Catalog, validate_catalog
 from digs_survey.catalog.prepare import require_rest_frame
 from digs_survey.cluster.dashboards import check_dashboards
 from digs_survey.config import SurveyConfig, load_config
-from digs_survey.estimator.artefact import check_grid
+from digs_survey.estimator.artefact import check_grid, identify
+from digs_survey.identity import RunIdentity
 from digs_survey.logs.log import run_log
 from digs_survey.logs.progress import ProgressReporter
-from digs_survey.noise.model import NoiseModel
 from digs_survey.run.lock import run_lock
 from digs_survey.run.manifest import RunManifest
 from digs_survey.run.survey import Survey
@@ -38,6 +38,7 @@ def open_survey(
     dashboards: bool = False,
     redo: str | None = None,
     catalog: Path | None = None,
+    model: Path | None = None,
     simulates: bool = False,
 ) -> Iterator[Survey]:
     """Open a run directory for work: its lock, configuration and manifest.
@@ -69,9 +70,12 @@ def open_survey(
         manifest = RunManifest(run_dir)
         if catalog is not None:
             opened = Catalog.open(catalog)
-            # Row noise brings every row to the configured grid.
-            if config.noise.kind == "row":
-                check_grid(grid, opened.grid, NoiseModel.from_config(config.noise))
+            # Of a posterior from elsewhere its own noise counts, of which the configuration may say nothing.
+            asked = RunIdentity.of_config(config, grid) if model is None else identify(model, seed=config.seed)
+            # Row noise brings every row to the posterior's grid.
+            if asked.noise.takes_any_grid:
+                grid = asked.grid
+                check_grid(grid, opened.grid, asked.noise)
             else:
                 grid = opened.grid
                 require_rest_frame(grid.frame)

@@ -84,10 +84,16 @@ class RunDirectory:
         return identity
 
     def take_mapped_floor(self) -> None:
-        """Take the error floor that the map has fitted, where the configuration asks for one to be fitted."""
-        recorded = self._recorded_key("map").get("map", {})
-        if self.config.map.error_floor == "fit" and "map" in self.manifest.stages:
-            self._set_error_floor(recorded.get("error_floor", MapConfig().error_floor))
+        """Take the error floor that the map has fitted, where the configuration asks for one to be fitted.
+
+        One that was given for the map is not taken: it was not fitted.
+        """
+        if self.config.map.error_floor != "fit" or "map" not in self.manifest.stages:
+            return
+        recorded = self._recorded_key("map").get("map", {}).get("error_floor", MapConfig().error_floor)
+        fitted = self.manifest.data["inputs"].get("error_floor") or self.manifest.stages["map"].get("error_floor", {})
+        if fitted.get("floor") == recorded:
+            self._set_error_floor(recorded)
 
     def _set_error_floor(self, floor: float) -> None:
         self.config = self.config.model_copy(update={"map": self.config.map.model_copy(update={"error_floor": floor})})

@@ -57,6 +57,7 @@ class Survey(RunDirectory):
         dashboards: bool = False,
         redo: str | None = None,
         catalog: Path | str | None = None,
+        model: Path | str | None = None,
         simulates: bool = False,
     ) -> Iterator[Survey]:
         """Open a run directory for work, and keep other processes out of it meanwhile.
@@ -79,6 +80,8 @@ class Survey(RunDirectory):
             A stage whose results, and all that follow from them, are deleted first.
         catalog : path-like, optional
             A catalog that the work is for: it is checked before anything is written.
+        model : path-like, optional
+            Folder of a frozen posterior that is to be applied to it, if not that of the run.
         simulates : bool
             The work needs stellar populations: whether they are there is checked before anything is written.
 
@@ -104,6 +107,7 @@ class Survey(RunDirectory):
             dashboards=dashboards,
             redo=redo,
             catalog=None if catalog is None else location(catalog),
+            model=None if model is None else location(model),
             simulates=simulates,
         ) as survey:
             yield survey
@@ -146,7 +150,7 @@ class Survey(RunDirectory):
         self.config.noise.check_elements(len(grid))
         settings, identity = self.config.simulate, RunIdentity.of_config(self.config, grid)
         key = {"formats": self._formats("simulate"), **identity.key("seed", "model", "prior", "grid")}
-        key |= self._settings("simulate") | redshift_key(self.config.noise)
+        key |= self._settings("simulate") | self.config.noise.redshift_key
         ledger = self._ledger("simulate")
         with self._stage("simulate", key, settings.simulations) as stage:
             recorded = self.manifest.data["inputs"].get("simulated_for")
@@ -284,11 +288,13 @@ class Survey(RunDirectory):
             # In a run directory that is moved its own posterior moves too.
             own = folder.absolute() == (self.run_dir / "model").absolute()
             path = "model" if own else str(folder.absolute())
-            self._record(catalog=entry, posterior={"path": path, "hash": identity.posterior_hash})
+            self._record(catalog=entry, posterior={"path": path, "hash": identity.posterior_hash}, **fitted)
             if stage:
                 from digs_survey.infer.map_catalog import map_catalog
 
-                stage.record.extra |= fitted
+                floor = self.manifest.data["inputs"].get("error_floor", {})
+                if floor.get("floor") == self.config.map.error_floor:
+                    stage.record.extra["error_floor"] = floor
                 levels = None
                 if self.config.map.recalibrate:
                     levels, stage.record.extra["recalibration"] = self._recalibrate(identity)

@@ -13,7 +13,7 @@ from digs_survey.config import NoiseConfig
 from digs_survey.parameters import Prior
 from digs_survey.simulate.seeding import row_uniforms, stream_key
 
-__all__ = ["draw_redshift", "draw_theta", "redshift_key", "sobol_uniforms"]
+__all__ = ["draw_redshift", "draw_theta", "sobol_uniforms"]
 
 _SOBOL_BITS = 30
 
@@ -48,11 +48,6 @@ def draw_redshift(config: NoiseConfig, seed: int, stream: str, start: int, stop:
     """Draw the redshifts (stop - start,) of simulations, uniform over those that row noise is configured for."""
     low, high = config.observing.redshift
     return low + (high - low) * row_uniforms(seed, f"redshift/{stream}", start, stop, 1)[:, 0]
-
-
-def redshift_key(config: NoiseConfig) -> dict[str, list[float]]:
-    """Return what decides the redshifts of simulations, for keys and recipes; empty where they have none."""
-    return {"redshift": list(config.observing.redshift)} if config.clean_columns else {}
 
 
 def sobol_uniforms(seed: int, stream: str, start: int, stop: int, columns: int) -> NDArray[np.float64]:

@@ -89,7 +89,7 @@ def simulate(
         "sampling": config.simulate.sampling if stream == "simulate" else "random",
         "engine": "batched" if in_batches(config) else "prospector",
     }
-    recipe |= redshift_key(config.noise)
+    recipe |= config.noise.redshift_key
     _lay_out(path, recipe, ledger, identity.prior, grid)
     advance(ledger.totals()[0])
     run_shards(

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
+import pickle
 
+import numpy as np
 import pytest
 
+from digs_survey import formats
+from digs_survey.catalog.schema import MAX_REDSHIFT
 from digs_survey.config import MapConfig, NoiseConfig, SurveyConfig, load_config
-from digs_survey.config.noise_sections import ObservingConfig
+from digs_survey.config.noise_sections import _FARTHEST, ObservingConfig
 from digs_survey.config.survey_config import ModelConfig
-from digs_survey.errors import ConfigError
+from digs_survey.errors import ConfigError, StageError
+from digs_survey.estimator.artefact import identify
+from digs_survey.estimator.posterior import FrozenPosterior
+from digs_survey.estimator.shipped import shipped
+from digs_survey.estimator.training.recipes import check_recipe
+from digs_survey.identity import RunIdentity
+from digs_survey.run.survey import Survey
+from digs_survey.simulate.mock_catalog import fake_catalog
+from digs_survey.spectra import WavelengthGrid
 
 ROW = ["noise.kind=row", "train.whitening=least_squares"]
 
@@ -36,6 +48,9 @@ ROW = ["noise.kind=row", "train.whitening=least_squares"]
         ([*ROW, "noise.sigma_flam=1e-9"], "sigma_flam belongs to kind = 'constant', found kind = 'row'"),
         ([*ROW, "noise.poisson_share=0.5"], "poisson_share belongs to kind = 'catalog', found kind = 'row'"),
         ([*ROW, "train.embedding=conv"], "expected whitening = 'element', found 'least_squares'"),
+        ([*ROW, "noise.fraction=0.1"], "does not use fraction; .* noise.observing.floor, .* map.error_floor"),
+        (["noise.calibration_order=2"], "calibration_order belongs to kind = 'row', found kind = 'fractional'"),
+        (["noise.observing.gaps=2"], "observing belongs to kind = 'row', found kind = 'fractional'"),
         ([*ROW, "noise.calibration_order=13"], "noise.calibration_order: .* less than or equal to 12, found 13"),
         ([*ROW, "noise.calibration_width=0.6"], "noise.calibration_width: .* less than or equal to 0.5, found 0.6"),
         ([*ROW, "map.error_floor=-0.1"], "map.error_floor: .* greater than or equal to 0, found -0.1"),
@@ -61,6 +76,7 @@ def test_settings_that_do_not_fit_together_are_refused_by_name(overrides, messag
     ("override", "message"),
     [
         ("redshift=[0.6, 0.1]", "observing: redshift: expected the least value first, found 0.6 and 0.1"),
+        ("redshift=[0.1, 40]", "observing: redshift: expected at most 20, as in a catalog, found 40"),
         ("redshift=[0.0, 0.1]", "observing.redshift.0: .* greater than 0, found 0.0"),
         ("snr=[60, 2]", "observing: snr: expected the least value first, found 60 and 2"),
         (
@@ -138,6 +154,60 @@ ADDED = {
     "map.error_floor": (MapConfig, "0.04", 0.04, 0.02),
     "map.mask_lines": (MapConfig, "false", False, True),
 }
+
+
+def test_redshifts_of_a_catalog_and_of_simulations_have_one_limit():
+    assert _FARTHEST == MAX_REDSHIFT
+
+
+def test_the_range_of_redshifts_is_part_of_what_simulations_are():
+    assert load_config(None).noise.redshift_key == {}
+    config = load_config(None, [*ROW, "noise.observing.redshift=[0.1, 0.2]"])
+    recipe = {"format": formats.SIMULATIONS, "stream": "simulate", "redshift": [0.1, 0.2]}
+    recipe |= RunIdentity.of_config(config, WavelengthGrid.from_config(config.grid)).key("model", "prior")
+    check_recipe(recipe, config)
+    for other in (load_config(None, ROW), load_config(None)):
+        with pytest.raises(StageError, match="redshift: simulations"):
+            check_recipe(recipe, other)
+
+
+def test_what_needs_spectra_without_redshifts_is_refused(tmp_path):
+    config = load_config(None, ROW)
+    with pytest.raises(ConfigError, match="a fake catalog does not do"):
+        fake_catalog(tmp_path / "fake.zarr", config, 10)
+    with Survey.open(tmp_path / "run", config, quiet=True) as survey, pytest.raises(ConfigError, match="no pairs"):
+        survey.augment()
+
+
+def test_settings_taken_from_a_posterior_can_be_written_and_read():
+    identity = identify(shipped()["survey"], seed=1)
+    for train in ({}, {"embedding": "conv", "whitening": "element", "pairs": "disk"}):
+        config = identity.adopt(SurveyConfig.model_validate({"train": train}))
+        assert SurveyConfig.model_validate_json(config.model_dump_json()) == config
+    with pytest.raises(ConfigError, match="prior.tage: the posterior has prior.tage_tuniv in its place"):
+        identity.adopt(SurveyConfig.model_validate({"prior": {"tage": {"low": 0.1, "high": 3.0}}}))
+
+
+def test_only_a_floor_that_was_fitted_is_taken_for_a_fit(tmp_path):
+    config = load_config(None, [*ROW, "map.error_floor=fit"])
+    with Survey.open(tmp_path / "run", config, quiet=True) as survey:
+        survey.manifest.stages["map"] = {"key": {"map": {}}, "status": "done"}
+        survey.take_mapped_floor()
+        assert survey.config.map.error_floor == "fit"
+        survey.manifest.data["inputs"]["error_floor"] = {"floor": 0.02}
+        survey.take_mapped_floor()
+        assert survey.config.map.error_floor == 0.02
+
+
+def test_a_row_posterior_and_its_noise_go_to_other_processes():
+    posterior = FrozenPosterior.load(shipped()["survey"])
+    elements = len(posterior.grid)
+    row = np.concatenate([np.full(elements, 1e-17), np.full(elements, 1e18), [0.1]])[None]
+    drawn = posterior.sample(row, 16)
+    sent = pickle.loads(pickle.dumps(posterior))
+    assert not sent._recent
+    np.testing.assert_array_equal(sent.sample(row, 16), drawn)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(posterior.noise)).lines, posterior.noise.lines)
 
 
 def test_these_are_all_that_was_added():

@@ -38,7 +38,7 @@ def check_recipe(recipe: Mapping[str, Any] | None, config: SurveyConfig, grid: W
     ours = {"format": formats.SIMULATIONS, "stream": "simulate"}
     ours |= identity.key("model", "prior", *([] if grid is None else ["grid"]))
     # Simulations that have redshifts are of row noise, and others are not.
-    ours["redshift"] = redshift_key(config.noise).get("redshift")
+    ours["redshift"] = config.noise.redshift_key.get("redshift")
     theirs = {name: recipe.get(name) for name in ours}
     _refuse(_flat(theirs), _flat(ours), "simulations", "--redo simulate")
 
