@@ -19,7 +19,9 @@ from digs_survey.config import SurveyConfig
 from digs_survey.errors import RunDirectoryError
 from digs_survey.identity import RunIdentity
 from digs_survey.noise.observed_rows import prepare_for
+from digs_survey.parameters import Prior
 from digs_survey.quality import NO_POSTERIOR
+from digs_survey.sps.universe import age_of_universe
 
 __all__ = ["Sample", "prepare_rows", "read_rows", "read_sample"]
 
@@ -154,16 +156,26 @@ def _read(
 ) -> Sample:
     raw, prior = read_rows(catalog, selection.rows), identity.prior
     prepared = _prepare(catalog, raw, identity, config)
-    truth = np.full((selection.rows.size, prior.ndim), np.nan)
-    for k, name in enumerate(prior.names):
-        if (column := f"true_{name}") in catalog.survey_columns:
-            for i, row in enumerate(selection.rows.tolist()):
-                truth[i, k] = float(catalog.column(column, row, row + 1)[0])
     return Sample(
         selection=selection,
         prepared=prepared,
         galaxy_id=raw.galaxy_id,
         redshift=raw.redshift,
         snr=snr[selection.rows],
-        truth=truth,
+        truth=_truth(catalog, selection.rows, raw.redshift, prior),
     )
+
+
+def _truth(
+    catalog: Catalog, rows: NDArray[np.int64], redshift: NDArray[np.float64], prior: Prior
+) -> NDArray[np.float64]:
+    """True parameters (row, parameter) where the catalog has them; an age in Gyr tells its share of the universe's."""
+    truth = np.full((rows.size, prior.ndim), np.nan)
+    for k, name in enumerate(prior.names):
+        column, unit = f"true_{name}", np.ones(rows.size)
+        if name == "tage_tuniv" and column not in catalog.survey_columns:
+            column, unit = "true_tage", age_of_universe(redshift)
+        if column in catalog.survey_columns:
+            for i, row in enumerate(rows.tolist()):
+                truth[i, k] = float(catalog.column(column, row, row + 1)[0]) / unit[i]
+    return truth

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from astropy.cosmology import WMAP9, Planck18
 
+from digs_survey.audit.sample import _truth
 from digs_survey.config import load_config
 from digs_survey.parameters import Prior
 from digs_survey.sps.universe import age_of_universe, physical_names, physical_prior, physical_theta
@@ -76,3 +79,18 @@ def test_the_configured_age_chooses_the_parameter():
     assert "tage" in load_config(None, row).make_prior().names
     names = load_config(None, [*row, "model.age=tage_tuniv"]).make_prior().names
     assert names == ("logmass", "logzsol", "dust2", "tage_tuniv", "logtau")
+
+
+@pytest.mark.parametrize("name", ["true_tage", "true_tage_tuniv"])
+def test_a_catalogs_true_age_may_be_in_gyr_or_a_share(name):
+    redshift, share = np.array([0.1, 0.5]), np.array([0.3, 0.7])
+    values = share * age_of_universe(redshift) if name == "true_tage" else share
+    columns = {name: values, "true_logmass": np.array([10.0, 11.0])}
+    catalog = SimpleNamespace(
+        survey_columns=tuple(columns), column=lambda column, start, stop: columns[column][start:stop]
+    )
+    prior = Prior(age="tage_tuniv")
+    truth = _truth(catalog, np.arange(2), redshift, prior)
+    np.testing.assert_allclose(truth[:, prior.index("tage_tuniv")], share, rtol=1e-12)
+    np.testing.assert_array_equal(truth[:, prior.index("logmass")], [10.0, 11.0])
+    assert np.isnan(truth[:, prior.index("dust2")]).all()
