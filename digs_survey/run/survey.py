@@ -14,7 +14,7 @@ from typing import Any
 import zarr
 
 from digs_survey.catalog import Catalog
-from digs_survey.config import SurveyConfig
+from digs_survey.config import MapConfig, SurveyConfig
 from digs_survey.errors import CatalogError, ConfigError, RunDirectoryError
 from digs_survey.estimator.artefact import check_grid, identify, load_artefact, update_card
 from digs_survey.identity import RunIdentity
@@ -418,14 +418,15 @@ class Survey(RunDirectory):
 
     def _fit_error_floor(self, identity: RunIdentity, catalog: Catalog) -> dict[str, Any]:
         """Put a number in the place of an error floor that is to be fitted; return what the manifest keeps of it."""
+        unused = sorted(MapConfig.added & self._settings("map")["map"].keys())
+        if unused and not identity.noise.takes_any_grid:
+            raise ConfigError(
+                f"map.{unused[0]} needs a posterior that is shown the errors of each row (noise.kind = 'row'), "
+                f"and that in {identity.posterior} is not; leave it out"
+            )
         self.take_mapped_floor()
         if self.config.map.error_floor != "fit":
             return {}
-        if not identity.noise.takes_any_grid:
-            raise ConfigError(
-                "map.error_floor = 'fit' needs a posterior that is shown the errors of each row (noise.kind = 'row'), "
-                f"and that in {identity.posterior} is not; leave it out"
-            )
         from digs_survey.estimator.posterior import FrozenPosterior
         from digs_survey.infer.error_floor import fit_error_floor
 

@@ -199,6 +199,17 @@ def test_only_a_floor_that_was_fitted_is_taken_for_a_fit(tmp_path):
         assert survey.config.map.error_floor == 0.02
 
 
+@pytest.mark.parametrize("setting", ["error_floor=fit", "error_floor=0.03", "mask_lines=false"])
+def test_settings_of_the_map_that_the_posterior_has_no_use_for_are_refused(setting, tmp_path):
+    identity = identify(shipped()["digs2022"], seed=1)
+    config = load_config("digs2022", [f"map.{setting}"])
+    with (
+        Survey.open(tmp_path / "run", config, quiet=True) as survey,
+        pytest.raises(ConfigError, match=f"map.{setting.partition('=')[0]} needs a posterior that is shown"),
+    ):
+        survey._fit_error_floor(identity, None)
+
+
 def test_a_row_posterior_and_its_noise_go_to_other_processes():
     posterior = FrozenPosterior.load(shipped()["survey"])
     elements = len(posterior.grid)
