@@ -86,13 +86,16 @@ def _coverage(run: RunData) -> Headline:
     held = f"68 % intervals hold {first}–{last} % of the true values"
     verdict = nested(run.audit, "calibration", "verdict") or {"found": [], "tests": 0}
     if outside:
-        words = f"The posterior is NOT calibrated in {', '.join(outside)}: its {held}."
+        words = f"On simulations of the model the posterior is NOT calibrated in {', '.join(outside)}: its {held}."
     elif verdict["found"]:
         # A shift by a third of sigma, or a lost correlation, leaves these intervals almost as they were.
         departures = nested(run.audit, "calibration", "departures") or {}
-        words = f"The {held}, as they should, but {_found(verdict, departures)}"
+        words = f"On simulations of the model the {held}, as they should, but {_found(verdict, departures)}"
     else:
-        words = f"The posterior is calibrated: its {held}, and none of {verdict['tests']} tests finds a fault."
+        words = (
+            f"On simulations of the model the posterior is calibrated: its {held}, and none of {verdict['tests']} "
+            "tests finds a fault."
+        )
     if planted := verdict.get("planted"):
         seen = "all" if all(planted.values()) else f"only {sum(planted.values())}"
         words += f" Of {len(planted)} faults planted in the same draws, these tests find {seen}."
