@@ -183,7 +183,10 @@ def test_the_frame_of_the_catalog_does_not_matter(made, tmp_path):
         assert done.returncode == 0, done.stderr
     observed, rest = table_of(tmp_path / "clean"), table_of(tmp_path / "rest")
     width = (observed.logmass_p84 - observed.logmass_p16) / 2
-    assert ((observed.logmass_p50 - rest.logmass_p50).abs() < 0.25 * width + 0.02).all()
+    difference = observed.logmass_p50 - rest.logmass_p50
+    # A factor of 1 + z that is missing would be 0.06 dex on average.
+    assert abs(difference.mean()) < 0.03
+    assert (difference.abs() < 0.6 * width + 0.02).all()
 
 
 def test_emcee_and_weights_know_the_redshift(made):
