@@ -8,28 +8,25 @@ POOR_FIT or OUTSIDE_SIMULATIONS, as a row of a catalog would with ``map.predicti
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._form import finish, parser
+from benchmarks._survey import add_model_option, survey_posterior
 from digs_survey.config import MapConfig
-from digs_survey.errors import ConfigError
 from digs_survey.estimator.posterior import FrozenPosterior
-from digs_survey.estimator.shipped import shipped
 from digs_survey.importance.predictive_check import Checker
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.infer.rows import infer_rows
-from digs_survey.noise.observation import join_clean, split_observed
+from digs_survey.noise.observation import split_observed
 from digs_survey.noise.observed_rows import observed_rows
 from digs_survey.quality import QualityFlag
-from digs_survey.simulate.prior_draws import draw_redshift, draw_theta
 from digs_survey.simulate.seeding import row_uniforms
+from digs_survey.simulate.simulated_spectra import simulated_spectra
 from digs_survey.spectra import C_KMS, WavelengthGrid
 from digs_survey.sps.batched import BatchedModel
-from digs_survey.sps.universe import physical_theta
 
 _SEED, _FAR = 78, 3.0
 Rows = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
@@ -38,28 +35,26 @@ Rows = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 def main() -> None:
     options = parser("survey_faults", __doc__ or "")
-    options.add_argument("--model", type=Path, help="folder of a posterior (default: the shipped one of survey)")
+    add_model_option(options)
     options.add_argument("--rows", type=int, help="simulated rows (default: 300)")
     args = options.parse_args()
-    folder = args.model or shipped().get("survey")
-    if folder is None:
-        raise ConfigError("no posterior of the preset survey ships with this version; give --model")
-    posterior = FrozenPosterior.load(folder)
+    posterior = survey_posterior(args.model)
     count = args.rows or (40 if args.quick else 300)
-    theta = draw_theta(posterior.prior, _SEED, "faults", 0, count)
-    redshift = draw_redshift(posterior.noise.config, _SEED, "faults", 0, count)
-    physical = physical_theta(posterior.prior, theta, redshift)
+    noise = posterior.noise
     checker = Checker(posterior, SpectrumLikelihood.of_posterior(posterior), 32)
+    uniform = row_uniforms(_SEED, "noise/faults", 0, count, noise.columns(len(posterior.grid) + 1))
 
-    def observe(velocity_kms: float = 0.0, **settings: Any) -> Rows:
-        """Observe the galaxies, with the model or the redshift of the data off."""
+    def simulate(velocity_kms: float = 0.0, **settings: Any) -> tuple[NDArray[np.float64], Rows]:
+        """Return theta, and the galaxies observed with the model or the redshift of the data off."""
         seen = WavelengthGrid(posterior.grid.wavelength * (1 + velocity_kms / C_KMS))
         model = BatchedModel.from_config(posterior.model.model_copy(update=settings), posterior.prior, seen)
-        clean = join_clean(model.spectra(physical), redshift)
-        uniform = row_uniforms(_SEED, "noise/faults", 0, count, posterior.noise.columns(clean.shape[1]))
-        return split_observed(posterior.noise.observe(clean, uniform)[0])
+        theta, clean = simulated_spectra(model, posterior.prior, noise.config, _SEED, "faults", 0, count)
+        return theta, split_observed(noise.observe(clean, uniform)[0])
 
-    plain = observe()
+    def observe(velocity_kms: float = 0.0, **settings: Any) -> Rows:
+        return simulate(velocity_kms, **settings)[1]
+
+    theta, plain = simulate()
     without = _bias(posterior, checker, plain, theta)
     rows: list[tuple[str, list[float], str]] = []
     result: dict[str, Any] = {"benchmark": "survey_faults", "model": posterior.hash, "rows": count}

@@ -8,31 +8,28 @@ draws or more, and how many rows that leaves out is shown.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks._form import finish, parser
+from benchmarks._survey import add_model_option, survey_posterior
 from digs_survey.audit.calibration.calibrate import observe_rows
 from digs_survey.config import load_config
-from digs_survey.errors import ConfigError
 from digs_survey.estimator.posterior import FrozenPosterior
-from digs_survey.estimator.shipped import shipped
 from digs_survey.importance.predictive_check import Checker
 from digs_survey.importance.psis import smooth_tail
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.importance.weights import effective_sample_size, log_ratios, weighted_quantiles
 from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.infer.rows import infer_rows
-from digs_survey.noise.observation import join_clean, split_observed
+from digs_survey.noise.observation import split_clean, split_observed
 from digs_survey.noise.observed_rows import observed_rows
 from digs_survey.quality import NO_POSTERIOR
-from digs_survey.simulate.prior_draws import draw_redshift, draw_theta
 from digs_survey.simulate.seeding import row_uniforms
+from digs_survey.simulate.simulated_spectra import simulated_spectra
 from digs_survey.sps.batched import BatchedModel
-from digs_survey.sps.universe import physical_theta
 
 LEVELS = (0.5, 0.68, 0.9, 0.95)
 EDGES = (0.0, 5.0, 10.0, 15.0, 30.0, np.inf)
@@ -43,14 +40,11 @@ _SEED, _DRAWS, _BLOCK, _MIN_ESS = 77, 1_000, 500, 50
 
 def main() -> None:
     options = parser("survey_posterior", __doc__ or "")
-    options.add_argument("--model", type=Path, help="folder of a posterior (default: the shipped one of survey)")
+    add_model_option(options)
     options.add_argument("--simulations", type=int, help="for coverage (default: 5,000)")
     options.add_argument("--weighed", type=int, help="of these, for importance weights (default: 500)")
     args = options.parse_args()
-    folder = args.model or shipped().get("survey")
-    if folder is None:
-        raise ConfigError("no posterior of the preset survey ships with this version; give --model")
-    posterior = FrozenPosterior.load(folder)
+    posterior = survey_posterior(args.model)
     count = args.simulations or (500 if args.quick else 5_000)
     seen = simulate(posterior, count, args.weighed or (50 if args.quick else 500))
     figures = {"rows per core-second, all that the preset asks for": rows_per_s(posterior)} | measure(posterior, *seen)
@@ -64,10 +58,8 @@ def rows_per_s(posterior: FrozenPosterior, count: int = 256) -> float:
     """Rows per core-second with the map settings of the preset: draws, predictive checks and derived quantities."""
     settings = load_config("survey").map.model_copy(update={"error_floor": 0.0})
     likelihood, noise = SpectrumLikelihood.of_posterior(posterior), posterior.noise
-    theta = draw_theta(posterior.prior, _SEED, "speed", 0, count)
-    redshift = draw_redshift(noise.config, _SEED, "speed", 0, count)
-    clean = join_clean(likelihood.model.spectra(physical_theta(posterior.prior, theta, redshift)), redshift)
-    flux, inverse, _ = split_observed(noise.draw(clean, np.random.default_rng(_SEED)))
+    _, clean = simulated_spectra(likelihood.model, posterior.prior, noise.config, _SEED, "speed", 0, count)
+    flux, inverse, redshift = split_observed(noise.draw(clean, np.random.default_rng(_SEED)))
     rows = observed_rows(flux, inverse, redshift, np.zeros(count, dtype=np.int64), settings)
     checker = Checker(posterior, likelihood, settings.predictive_draws)
     derive = DerivedQuantities.of_model(settings.derived, posterior.model.sfh, likelihood.model, posterior.prior)
@@ -85,9 +77,8 @@ def simulate(posterior: FrozenPosterior, count: int, weighed: int) -> tuple[NDAr
     spent, done = 0.0, 0
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
-        theta = draw_theta(posterior.prior, _SEED, "benchmark", start, stop)
-        redshift = draw_redshift(noise.config, _SEED, "benchmark", start, stop)
-        clean = join_clean(model.spectra(physical_theta(posterior.prior, theta, redshift)), redshift)
+        theta, clean = simulated_spectra(model, posterior.prior, noise.config, _SEED, "benchmark", start, stop)
+        redshift = split_clean(clean)[1]
         uniform = row_uniforms(_SEED, "noise/benchmark", start, stop, noise.columns(clean.shape[1]))
         rows, _ = observe_rows(noise, clean, uniform, 0.1)
         known = np.flatnonzero((rows.quality & NO_POSTERIOR) == 0)

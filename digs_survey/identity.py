@@ -156,7 +156,7 @@ class RunIdentity:
     def _imposed(self, config: SurveyConfig) -> SurveyConfig:
         prior = {p.name: Bounds(low=p.low, high=p.high) for p in self.prior.parameters}
         update: dict[str, Any] = {"model": self.model, "noise": self.noise.config, "prior": prior}
-        if self.noise.config.kind == "row":
+        if self.noise.config.by_row:
             # Else the configuration could be written, and not be read again.
             by_row = {"whitening": "least_squares", "pairs": "fresh"}
             if config.train.embedding == "conv":

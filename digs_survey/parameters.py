@@ -21,8 +21,10 @@ from digs_survey.errors import ConfigError
 if TYPE_CHECKING:
     from torch.distributions import Distribution
 
-__all__ = ["DERIVED", "PARAMETERS", "Parameter", "Prior", "Quantity", "percent"]
+__all__ = ["DERIVED", "MAX_REDSHIFT", "PARAMETERS", "Parameter", "Prior", "Quantity", "percent"]
 
+MAX_REDSHIFT = 20.0
+"""A greater redshift in a catalog is taken for a failed measurement, and simulations have none."""
 _EDGE = 1e-9
 """Distance from 0 and 1, in the prior's CDF, to which values are drawn before the logit."""
 

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from digs_survey import formats
 from digs_survey.catalog.column_names import name_violations
 from digs_survey.errors import CatalogError
+from digs_survey.parameters import MAX_REDSHIFT
 from digs_survey.quality import QualityFlag
 from digs_survey.store.locations import check_reachable, exists
 
 __all__ = [
     "FLUX_UNIT",
     "FORMAT_ATTRIBUTE",
-    "MAX_REDSHIFT",
     "ValidationReport",
     "array_dims",
     "open_group",
@@ -39,9 +39,6 @@ __all__ = [
 
 FLUX_UNIT = units.erg / units.s / units.cm**2 / units.AA
 """What fluxes are converted to when they are read."""
-
-MAX_REDSHIFT = 20.0
-"""Redshifts above this are taken for a failed measurement."""
 
 FORMAT_ATTRIBUTE = "catalog_format"
 """Attribute of a catalog with the number of its format; those that others write may leave it out."""

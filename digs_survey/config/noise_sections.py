@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from digs_survey.config.types import Count, Positive, Section, Share
 from digs_survey.errors import ConfigError
+from digs_survey.parameters import MAX_REDSHIFT
 
 __all__ = ["MissingConfig", "NoiseConfig"]
 
@@ -39,8 +40,6 @@ class MissingConfig(Section):
 
 
 Interval = tuple[Positive, Positive]
-_FARTHEST = 20.0
-"""Redshift beyond which a catalog's row has BAD_REDSHIFT."""
 
 
 class ObservingConfig(Section):
@@ -75,8 +74,10 @@ class ObservingConfig(Section):
             low, high = getattr(self, name)
             if not low <= high:
                 raise ValueError(f"{name}: expected the least value first, found {low:g} and {high:g}")
-        if self.redshift[1] > _FARTHEST:
-            raise ValueError(f"redshift: expected at most {_FARTHEST:g}, as in a catalog, found {self.redshift[1]:g}")
+        if self.redshift[1] > MAX_REDSHIFT:
+            raise ValueError(
+                f"redshift: expected at most {MAX_REDSHIFT:g}, as in a catalog, found {self.redshift[1]:g}"
+            )
         if self.blue_end_angstrom[1] >= self.red_end_angstrom[0]:
             raise ValueError("blue_end_angstrom: expected spectra to begin before they end (red_end_angstrom)")
         return self
@@ -125,15 +126,15 @@ class NoiseConfig(Section):
             raise ValueError(f"kind = {self.kind!r} is Gaussian in flux; expected space = 'flux'")
         if self.kind != "constant" and self.sigma_flam:
             raise ValueError(f"sigma_flam belongs to kind = 'constant', found kind = {self.kind!r}")
-        if self.kind == "row" and (self.kernel != (1.0,) or self.missing.probability):
+        if self.by_row and (self.kernel != (1.0,) or self.missing.probability):
             raise ValueError("kind = 'row' has its gaps in noise.observing, and knows no kernel and no noise.missing")
-        if self.kind == "row" and self.fraction not in (0, type(self).model_fields["fraction"].default):
+        if self.by_row and self.fraction not in (0, type(self).model_fields["fraction"].default):
             raise ValueError(
                 "kind = 'row' does not use fraction; the error floor of simulations is noise.observing.floor, and that "
                 "of a catalog's rows map.error_floor"
             )
-        if self.kind != "row" and (by_row := sorted(self.added & self.model_dump().keys())):
-            raise ValueError(f"{by_row[0]} belongs to kind = 'row', found kind = {self.kind!r}")
+        if not self.by_row and (unused := sorted(self.added & self.model_dump().keys())):
+            raise ValueError(f"{unused[0]} belongs to kind = 'row', found kind = {self.kind!r}")
         if self.kind != "catalog" and self.poisson_share is not None:
             raise ValueError(f"poisson_share belongs to kind = 'catalog', found kind = {self.kind!r}")
         angle = np.linspace(0, np.pi, 721)
@@ -146,14 +147,14 @@ class NoiseConfig(Section):
         return self
 
     @property
-    def clean_columns(self) -> int:
-        """Columns of a noiseless spectrum after those of its flux: the redshift, where rows differ in it."""
-        return 1 if self.kind == "row" else 0
+    def by_row(self) -> bool:
+        """Whether each row has its own errors, gaps and redshift, and simulations a column with their redshift."""
+        return self.kind == "row"
 
     @property
     def redshift_key(self) -> dict[str, list[float]]:
         """What decides the redshifts of simulations, for keys and recipes; empty where they have none."""
-        return {"redshift": list(self.observing.redshift)} if self.clean_columns else {}
+        return {"redshift": list(self.observing.redshift)} if self.by_row else {}
 
     @property
     def needs_catalog(self) -> bool:

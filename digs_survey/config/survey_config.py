@@ -328,7 +328,7 @@ class SurveyConfig(Section):
 
     @model_validator(mode="after")
     def _row_noise(self) -> SurveyConfig:
-        by_row = self.noise.kind == "row"
+        by_row = self.noise.by_row
         for key, value, needed in (
             ("train.whitening", self.train.whitening, "least_squares"),
             ("model.age", self.model.age, "tage_tuniv"),

@@ -180,7 +180,7 @@ def check_grid(trained: WavelengthGrid, grid: WavelengthGrid, noise: NoiseModel)
     ------
     CatalogError
     """
-    if noise.takes_any_grid:
+    if noise.config.by_row:
         _check_fine_enough(trained, grid)
     elif grid != trained:
         raise CatalogError(

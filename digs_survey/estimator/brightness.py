@@ -25,13 +25,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from digs_survey.estimator.robust import GAUSSIAN_MEDIAN
+
 __all__ = ["AsinhFlux", "LogFlux"]
 
 _FAINTEST, _BRIGHTEST = 1e-20, 1e20
 _SOFTEST = 1e-9
 """Least softening; with the bound on the flux it keeps asinh within single precision."""
-_GAUSSIAN_MEDIAN = 0.6744897501960817
-"""Median of the absolute value of a standard normal variate."""
 _TAIL = 0.1
 """Share of the training spectra, by amplitude, that are faint or bright."""
 
@@ -109,4 +109,4 @@ def _soft_log10(x: Tensor, softening: Tensor) -> Tensor:
 
 def _width(noise: NDArray[np.float64]) -> NDArray[np.float64]:
     """Standard deviation over the rows, whatever a minority of them holds."""
-    return np.median(np.abs(noise), axis=0) / _GAUSSIAN_MEDIAN
+    return np.median(np.abs(noise), axis=0) / GAUSSIAN_MEDIAN

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from digs_survey.config import TrainConfig
-from digs_survey.estimator.features import AnyFeatures
+from digs_survey.estimator.feature_base import FeatureBase
 
 __all__ = ["ConvolutionalEmbedding", "ResidualEmbedding", "build_embedding"]
 
@@ -78,7 +78,7 @@ def _convolution(channels: int, stride: int = 1) -> nn.Conv1d:
     return nn.Conv1d(channels, _CHANNELS, _KERNEL, stride=stride, padding=_KERNEL // 2)
 
 
-def build_embedding(network: TrainConfig, features: AnyFeatures) -> nn.Module:
+def build_embedding(network: TrainConfig, features: FeatureBase) -> nn.Module:
     """Return the untrained embedding that a configuration asks for; nn.Identity where it asks for none."""
     width, layers = network.embedding_features, network.embedding_layers
     if network.embedding == "none":

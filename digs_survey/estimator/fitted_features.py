@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from digs_survey.config import NoiseConfig, TrainConfig
-from digs_survey.estimator.coordinates import Coordinates
+from digs_survey.estimator.feature_base import MIN_VARIANCE, RANGE, FeatureBase
 from digs_survey.estimator.robust import clip_outliers, ordinary_rows
 from digs_survey.noise.observation import split_clean, split_observed
 from digs_survey.noise.row_noise import calibration_terms
@@ -33,9 +33,6 @@ from digs_survey.parameters import Prior
 
 __all__ = ["FittedFeatures"]
 
-_MIN_VARIANCE = 1e-12
-_RANGE = 1e-4
-"""Share of the training spectra that each feature's range leaves out."""
 _MOST = 1e10
 """Largest weight of an element, its signal-to-noise ratio squared: far beyond it the matrix A has no numerical root."""
 _AMPLITUDE_WIDTH = 0.3
@@ -47,11 +44,8 @@ _OTHERS = 4
 _DOUBLE = torch.float64
 
 
-class FittedFeatures(nn.Module):
-    """Amplitude and fitted coefficients of observations; buffers only, nothing is trained by gradient.
-
-    It has the interface of :class:`~digs_survey.estimator.features.Features`, and takes observations
-    (n, 2 wavelength + 1) as :mod:`~digs_survey.noise.observation` lays them out in place of flux.
+class FittedFeatures(FeatureBase):
+    """Amplitude and fitted coefficients of observations, which :mod:`~digs_survey.noise.observation` lays out.
 
     Parameters
     ----------
@@ -68,20 +62,14 @@ class FittedFeatures(nn.Module):
     mean: Tensor
     basis: Tensor
     products: Tensor
-    amplitude_mean: Tensor
-    amplitude_std: Tensor
     centre: Tensor
     scale: Tensor
-    limit: Tensor
 
     def __init__(self, elements: int, network: TrainConfig, prior: Prior, noise: NoiseConfig) -> None:
-        super().__init__()
-        self.components = min(network.components, elements)
+        components = min(network.components, elements)
+        super().__init__(3 * components + _OTHERS, network, prior)
+        self.components = components
         self.order, self.width = noise.calibration_order, noise.calibration_width
-        self.shape_features = 3 * self.components + _OTHERS
-        self.sees_amplitude = network.amplitude != "equivariant"
-        self.ndim = prior.ndim
-        self.coordinates: Coordinates = Coordinates(network.amplitude, self.shape_features, prior)
         columns = 1 + self.components + self.order
         self._pairs = torch.tril_indices(columns, columns)
         for name, shape, kind in (
@@ -98,11 +86,6 @@ class FittedFeatures(nn.Module):
         # Products of the columns with each other, which weights make the matrix A of: the basis gives them.
         self.register_buffer("products", torch.zeros(0, dtype=_DOUBLE), persistent=False)
 
-    @property
-    def size(self) -> int:
-        """Number of features that the network sees."""
-        return self.sees_amplitude + self.shape_features
-
     def fit(self, noisy: NDArray[np.floating], flux: NDArray[np.floating], theta: NDArray[np.floating]) -> None:
         """Set the basis and the statistics from the training split.
 
@@ -116,8 +99,7 @@ class FittedFeatures(nn.Module):
         """
         clean = np.asarray(split_clean(np.asarray(flux))[0], dtype=np.float64)
         self._set(unit=float(2.0 ** np.round(np.log2(np.median(clean)))))
-        shape = clean / clean.mean(axis=1, keepdims=True)
-        mean = shape.mean(axis=0)
+        mean = (clean / clean.mean(axis=1, keepdims=True)).mean(axis=0)
         shape = clean / _amplitude(clean, mean)
         terms = calibration_terms(len(mean), self.order) * self.width * mean
         columns = [_AMPLITUDE_WIDTH * mean[:, None], _components(shape - mean, self.components), terms.T]
@@ -131,15 +113,14 @@ class FittedFeatures(nn.Module):
             amplitude_mean=steady.mean(),
             amplitude_std=steady.std(),
             centre=clipped.mean(axis=0),
-            scale=np.sqrt(np.maximum(clipped.var(axis=0), _MIN_VARIANCE)),
+            scale=np.sqrt(np.maximum(clipped.var(axis=0), MIN_VARIANCE)),
         )
         features = self._whiten(amplitude, raw)
-        self._set(limit=np.quantile(np.abs(features.numpy()), 1 - _RANGE, axis=0))
+        self._set(limit=np.quantile(np.abs(features.numpy()), 1 - RANGE, axis=0))
         self.coordinates.fit(amplitude, features[:, 1:].double(), theta)
 
     def _set(self, **statistics: NDArray[np.float64] | float) -> None:
-        for name, value in statistics.items():
-            getattr(self, name).copy_(torch.as_tensor(value))
+        super()._set(**statistics)
         self.products = torch.zeros(0, dtype=_DOUBLE)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -159,7 +140,7 @@ class FittedFeatures(nn.Module):
         among = (weight * self.mean**2).sum(dim=-1, keepdim=True).clamp_min(1e-300)
         best = (weight * flux * self.mean).sum(dim=-1, keepdim=True) / among
         root = torch.sqrt(best**2 + 4 / among)
-        # The same number twice; where the flux is negative, the first is a small difference.
+        # Two forms of the same number: where the flux is negative, the first one is a difference of near numbers.
         amplitude = torch.where(best > 0, 0.5 * (best + root), 2 / among / (root - best))
         residual, weight = flux / amplitude - self.mean, (weight * amplitude**2).clamp_max(_MOST)
         normal, right = self._normal_equations(weight, residual)
@@ -197,36 +178,6 @@ class FittedFeatures(nn.Module):
         relative = (amplitude - self.amplitude_mean) / self.amplitude_std
         return torch.cat([relative, (raw - self.centre) / self.scale], dim=-1).float()
 
-    def context(self, features: Tensor) -> Tensor:
-        """What the network sees (n, size) of features (n, 1 + shape_features)."""
-        return features if self.sees_amplitude else features[..., 1:]
-
-    def centring(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Centre c and scale s, each (n, ndim), of :class:`~digs_survey.estimator.coordinates.Coordinates`."""
-        return self.coordinates.centring(self._amplitude(features), features[..., 1:])
-
-    def outside(self, features: Tensor, factor: float = 1.2) -> Tensor:
-        """Tell which rows (n,) have a feature beyond ``factor`` times the training split's range: a shape, an error, a
-        redshift or a misfit that it has not; or an amplitude that no mass of the prior gives.
-        """
-        beyond = (self.asked(features).abs() > factor * self.limit[self._asked]).any(dim=-1)
-        return beyond | self.coordinates.impossible(self._amplitude(features), features[..., 1:])
-
-    def distance(self, features: Tensor) -> Tensor:
-        """Root mean square (n,) of features; of those that :meth:`outside` asks for."""
-        return self.asked(features).square().mean(dim=-1).sqrt()
-
-    def asked(self, features: Tensor) -> Tensor:
-        """Those of the features (n, 1 + shape_features) that :meth:`outside` asks for."""
-        return features[..., self._asked]
-
-    @property
-    def _asked(self) -> slice:
-        return slice(0 if self.coordinates.mass is None else 1, None)
-
-    def _amplitude(self, features: Tensor) -> Tensor:
-        return features[..., :1] * self.amplitude_std + self.amplitude_mean
-
 
 def _amplitude(flux: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
     """Amplitudes (n, 1) of spectra (n, wavelength) over a mean spectrum, by least squares."""
@@ -239,4 +190,4 @@ def _components(shape: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     order = np.argsort(variance)[::-1][:count]
     # The sign of an eigenvector is arbitrary; fixing it keeps the weights the same everywhere.
     vectors = vectors[:, order] * np.sign(vectors[np.abs(vectors[:, order]).argmax(axis=0), order])
-    return vectors * np.sqrt(np.maximum(variance[order], _MIN_VARIANCE))
+    return vectors * np.sqrt(np.maximum(variance[order], MIN_VARIANCE))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from digs_survey.config import TrainConfig
 from digs_survey.estimator.embedding import build_embedding
-from digs_survey.estimator.features import AnyFeatures
+from digs_survey.estimator.feature_base import FeatureBase
 from digs_survey.estimator.flows.maf import flow_log_prob
 
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ class Estimator(nn.Module):
 
     Parameters
     ----------
-    features : Features or FittedFeatures
+    features : FeatureBase
     flow : NFlowsFlow or ZukoFlow
         Density of v, shape (ndim,), given the context that ``features`` gives.
     """
 
-    def __init__(self, features: AnyFeatures, flow: NFlowsFlow | ZukoFlow) -> None:
+    def __init__(self, features: FeatureBase, flow: NFlowsFlow | ZukoFlow) -> None:
         super().__init__()
-        self.features: AnyFeatures = features
+        self.features: FeatureBase = features
         self.flow: NFlowsFlow | ZukoFlow = flow
 
     def log_prob(self, u: Tensor, flux: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class Estimator(nn.Module):
         return -self.log_prob(u, flux).mean()
 
 
-def build_estimator(config: TrainConfig, features: AnyFeatures, seed: int) -> Estimator:
+def build_estimator(config: TrainConfig, features: FeatureBase, seed: int) -> Estimator:
     """Build one untrained estimator; the same seed gives the same initial weights and permutations."""
     # Here, since a worker that only samples should not wait seconds for sbi.
     from sbi.neural_nets.net_builders import build_maf, build_zuko_maf, build_zuko_nsf

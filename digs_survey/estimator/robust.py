@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["clip_outliers", "ordinary_rows"]
+__all__ = ["GAUSSIAN_MEDIAN", "clip_outliers", "ordinary_rows"]
+
+GAUSSIAN_MEDIAN = 0.6744897501960817
+"""Median of the absolute value of a standard normal variate."""
 
 _WIDTHS = 8.0
 """Half-widths of the central 68 % beyond which a value is an outlier: no Gaussian or uniform value is."""

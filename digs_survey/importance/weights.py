@@ -274,7 +274,7 @@ def simulated_importance(
     likelihood = SpectrumLikelihood(known.model, noise, known.prior)
     weigher = Weigher(posterior, likelihood, draws)
     clean, truth = np.asarray(flux, dtype=float), np.asarray(theta, dtype=float)
-    redshift, spectra = (split_clean(clean)[1], split_clean(clean)[0]) if noise.config.clean_columns else (0.0, clean)
+    spectra, redshift = split_clean(clean) if noise.config.by_row else (clean, 0.0)
     _check_spectra(likelihood.model, physical_theta(posterior.prior, truth, redshift), spectra)
     random = row_uniforms(seed, "noise/calibration", start, start + len(clean), noise.columns(clean.shape[1]))
     return weigher(*noise.observe(clean, random))

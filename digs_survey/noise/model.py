@@ -85,7 +85,7 @@ class NoiseModel:
             negative flux, it is filled; so it is where noise is Gaussian in log10 flux and no model gives it. Without a
             posterior spectra are as they were measured.
         """
-        if config.kind == "row":
+        if config.by_row:
             from digs_survey.noise.row_noise import RowNoise
 
             return RowNoise(config)
@@ -112,11 +112,6 @@ class NoiseModel:
     def on(self, grid: WavelengthGrid) -> NoiseModel:
         """Return this noise for spectra on a grid, which matters only where it knows of wavelengths."""
         return self
-
-    @property
-    def takes_any_grid(self) -> bool:
-        """Whether a posterior with this noise takes rows on any grid, and not on its own alone."""
-        return False
 
     def redshift_of(self, observed: NDArray[np.float64]) -> NDArray[np.float64]:
         """Redshifts (...) of what is observed (..., column); NaN where it does not tell."""

@@ -180,24 +180,10 @@ class RowNoise(NoiseModel):
         level = unit * xp.exp((weight * xp.log(flux / unit / errors)).sum(-1)[:, None] / number)
         return errors * level / snr, good, floor
 
-    def from_uniform(self, flux: ArrayLike, uniform: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return observations (n, 2 wavelength + 1) for given random numbers (n, self.columns(...))."""
-        return self.observe(flux, uniform)[0]
-
     def draw(self, flux: ArrayLike, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return observations of noiseless spectra with redshifts (n, wavelength + 1)."""
         clean = np.asarray(flux, dtype=float)
         return self.from_uniform(clean, rng.random((len(clean), self.columns(clean.shape[1]))))
-
-    def negative_share(self, flux: ArrayLike) -> float:
-        """Share of the observed elements of spectra (n, wavelength + 1) that are not positive: one draw."""
-        observed, inverse, _ = split_observed(self.draw(flux, np.random.default_rng(0)))
-        return float((observed[inverse > 0] <= 0).mean())
-
-    @property
-    def takes_any_grid(self) -> bool:
-        """Rows are rebinned to the posterior's grid."""
-        return True
 
     def redshift_of(self, observed: NDArray[np.float64]) -> NDArray[np.float64]:
         """Redshifts (...) of observations (..., 2 wavelength + 1)."""

@@ -71,7 +71,7 @@ def facts(run: RunData) -> dict[str, Any]:
 
 def _noise(noise: NoiseConfig) -> str:
     fraction = f"{100 * noise.fraction:g} % of the flux"
-    if noise.kind == "row":
+    if noise.by_row:
         text = "each row's own errors and gaps"
         if noise.calibration_order:
             text += (

@@ -73,7 +73,7 @@ def open_survey(
             # Of a posterior from elsewhere its own noise counts, of which the configuration may say nothing.
             asked = RunIdentity.of_config(config, grid) if model is None else identify(model, seed=config.seed)
             # Row noise brings every row to the posterior's grid.
-            if asked.noise.takes_any_grid:
+            if asked.noise.config.by_row:
                 grid = asked.grid
                 check_grid(grid, opened.grid, asked.noise)
             else:

@@ -91,8 +91,7 @@ class RunDirectory:
         if self.config.map.error_floor != "fit" or "map" not in self.manifest.stages:
             return
         recorded = self._recorded_key("map").get("map", {}).get("error_floor", MapConfig().error_floor)
-        fitted = self.manifest.data["inputs"].get("error_floor") or self.manifest.stages["map"].get("error_floor", {})
-        if fitted.get("floor") == recorded:
+        if self.manifest.data["inputs"].get("error_floor", {}).get("floor") == recorded:
             self._set_error_floor(recorded)
 
     def _set_error_floor(self, floor: float) -> None:

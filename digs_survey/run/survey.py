@@ -176,7 +176,7 @@ class Survey(RunDirectory):
 
     def augment(self) -> bool:
         """Write noisy pairs to disk, for training with ``train.pairs = "disk"`` or for other programs."""
-        if self.config.noise.kind == "row":
+        if self.config.noise.by_row:
             raise ConfigError("augment: noise.kind = 'row' draws noise afresh in training, and has no pairs on disk")
         simulations = self._needs("simulate")
         draws = self.config.augment.draws_per_spectrum
@@ -292,9 +292,6 @@ class Survey(RunDirectory):
             if stage:
                 from digs_survey.infer.map_catalog import map_catalog
 
-                floor = self.manifest.data["inputs"].get("error_floor", {})
-                if floor.get("floor") == self.config.map.error_floor:
-                    stage.record.extra["error_floor"] = floor
                 levels = None
                 if self.config.map.recalibrate:
                     levels, stage.record.extra["recalibration"] = self._recalibrate(identity)
@@ -419,7 +416,7 @@ class Survey(RunDirectory):
     def _fit_error_floor(self, identity: RunIdentity, catalog: Catalog) -> dict[str, Any]:
         """Put a number in the place of an error floor that is to be fitted; return what the manifest keeps of it."""
         unused = sorted(MapConfig.added & self._settings("map")["map"].keys())
-        if unused and not identity.noise.takes_any_grid:
+        if unused and not identity.noise.config.by_row:
             raise ConfigError(
                 f"map.{unused[0]} needs a posterior that is shown the errors of each row (noise.kind = 'row'), "
                 f"and that in {identity.posterior} is not; leave it out"
@@ -478,7 +475,7 @@ class Survey(RunDirectory):
 
     def _grid_of(self, catalog: Catalog) -> WavelengthGrid:
         """Return the grid to simulate on for a catalog: its own, or with row noise the configured one."""
-        return WavelengthGrid.from_config(self.config.grid) if self.config.noise.kind == "row" else catalog.grid
+        return WavelengthGrid.from_config(self.config.grid) if self.config.noise.by_row else catalog.grid
 
     def _simulations_hash(self) -> str:
         return simulations_hash(self.run_dir / "simulations.zarr", self._ledger("simulate").records())

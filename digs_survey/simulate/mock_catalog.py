@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from digs_survey.catalog import new_catalog
 from digs_survey.catalog.prepare import reference_factor
-from digs_survey.catalog.schema import MAX_REDSHIFT
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import ConfigError
 from digs_survey.noise.model import NoiseModel
+from digs_survey.parameters import MAX_REDSHIFT
 from digs_survey.simulate.prior_draws import draw_theta
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.spectra import WavelengthGrid
@@ -87,7 +87,7 @@ def fake_catalog(
             f"noise.kind = {config.noise.kind!r} takes errors from a catalog, which a fake one has not; set "
             "noise.kind = 'fractional', or 'constant' with noise.sigma_flam"
         )
-    if config.noise.kind == "row":
+    if config.noise.by_row:
         raise ConfigError(
             "noise.kind = 'row' is drawn at each row's redshift, which a fake catalog does not do; set noise.kind = "
             "'fractional', or 'constant' with noise.sigma_flam"

@@ -54,11 +54,11 @@ class SpectrumShards(ShardWriter):
             flux, check = self._spectra(prior, physical_theta(prior, theta, redshift), rows)
             _check(theta, flux, prior, rows.start)
             made: dict[str, NDArray[Any]] = {"theta": theta, "flux": flux}
-            yield made | ({"redshift": redshift} if self.config.noise.clean_columns else {}), check
+            yield made | ({"redshift": redshift} if self.config.noise.by_row else {}), check
 
     def _redshift(self, rows: slice) -> NDArray[np.float64]:
         """Redshifts of some rows; NaN where simulations have none."""
-        if not self.config.noise.clean_columns:
+        if not self.config.noise.by_row:
             return np.full(rows.stop - rows.start, np.nan)
         recipe = self.recipe
         return draw_redshift(self.config.noise, recipe["seed"], recipe["stream"], rows.start, rows.stop)

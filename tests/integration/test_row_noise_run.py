@@ -225,8 +225,10 @@ def test_the_error_floor_is_fitted_and_kept(made, tmp_path):
     first = run(*what, "-c", made / "survey.toml", *fit)
     assert first.returncode == 0, first.stderr
     assert "error floor" in first.stderr
-    record = json.loads((tmp_path / "run" / "manifest.json").read_text())["stages"]["map"]
-    assert record["key"]["map"]["error_floor"] == record["error_floor"]["floor"]
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    fitted = manifest["inputs"]["error_floor"]
+    assert manifest["stages"]["map"]["key"]["map"]["error_floor"] == fitted["floor"]
+    assert fitted["rows"] == ROWS
     before = contents(tmp_path / "run" / "posterior.zarr")
     again = run(*what, "-c", made / "survey.toml", *fit)
     assert again.returncode == 0, again.stderr

@@ -9,8 +9,7 @@ from digs_survey.audit.calibration.calibrate import calibrate_model
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.estimator.shipped import shipped
 from digs_survey.importance.weights import simulated_importance
-from digs_survey.noise.observation import join_clean
-from digs_survey.simulate.prior_draws import draw_redshift, draw_theta
+from digs_survey.simulate.simulated_spectra import simulated_spectra
 from digs_survey.sps.batched import BatchedModel
 from digs_survey.sps.universe import physical_theta
 
@@ -37,10 +36,8 @@ def test_coverage_is_right_in_every_bin_of_what_was_observed(posterior):
 
 
 def test_draws_are_near_those_of_the_exact_posterior(posterior):
-    theta = draw_theta(posterior.prior, SEED, "weigh", 0, 80)
-    redshift = draw_redshift(posterior.noise.config, SEED, "weigh", 0, 80)
     model = BatchedModel.from_config(posterior.model, posterior.prior, posterior.grid)
-    clean = join_clean(model.spectra(physical_theta(posterior.prior, theta, redshift)), redshift)
+    theta, clean = simulated_spectra(model, posterior.prior, posterior.noise.config, SEED, "weigh", 0, 80)
     found = simulated_importance(posterior, theta, clean, posterior.noise, 500, SEED)
     assert np.isfinite(found.ess).all()
     assert np.median(found.ess) / 500 > 0.3

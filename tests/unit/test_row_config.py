@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from digs_survey import formats
-from digs_survey.catalog.schema import MAX_REDSHIFT
 from digs_survey.config import MapConfig, NoiseConfig, SurveyConfig, load_config
 from digs_survey.config.noise_sections import _FARTHEST, ObservingConfig
 from digs_survey.config.survey_config import ModelConfig
@@ -19,6 +18,7 @@ from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.estimator.shipped import shipped
 from digs_survey.estimator.training.recipes import check_recipe
 from digs_survey.identity import RunIdentity
+from digs_survey.parameters import MAX_REDSHIFT
 from digs_survey.run.survey import Survey
 from digs_survey.simulate.mock_catalog import fake_catalog
 from digs_survey.spectra import WavelengthGrid
@@ -134,8 +134,8 @@ def test_what_fits_together_is_taken():
     config = load_config(None, [*ROW, "model.age=tage_tuniv", "map.derived=['tage', 'sfr_10']", "noise.fraction=0"])
     assert config.noise.kind == "row"
     assert config.make_prior().names == ("logmass", "logzsol", "dust2", "tage_tuniv", "logtau")
-    assert config.noise.clean_columns == 1
-    assert load_config(None).noise.clean_columns == 0
+    assert config.noise.by_row
+    assert not load_config(None).noise.by_row
     assert (config.noise.needs_catalog, config.noise.scales_with_flux) == (False, True)
     assert load_config(None, [*ROW, "train.amplitude=equivariant"]).train.amplitude == "equivariant"
     fitted = load_config(None, [*ROW, "map.error_floor=fit"])

@@ -26,13 +26,12 @@ from digs_survey.catalog import CatalogRows
 from digs_survey.catalog.prepare import PreparedRows, prepare
 from digs_survey.config import MapConfig
 from digs_survey.errors import ConfigError, RunDirectoryError
-from digs_survey.noise.observation import join_clean, split_observed
+from digs_survey.noise.observation import split_observed
 from digs_survey.noise.observed_rows import observed_rows
 from digs_survey.quality import NO_POSTERIOR
-from digs_survey.simulate.prior_draws import draw_redshift, draw_theta
 from digs_survey.simulate.seeding import row_uniforms
+from digs_survey.simulate.simulated_spectra import simulated_spectra
 from digs_survey.sps.arrays import one_thread
-from digs_survey.sps.universe import physical_theta
 
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
@@ -74,7 +73,7 @@ def observe_rows(
         As :meth:`~digs_survey.noise.model.NoiseModel.observe` gives them.
     """
     noisy, good, errors = noise.observe(clean, uniform)
-    if noise.takes_any_grid:
+    if noise.config.by_row:
         flux, inverse, redshift = split_observed(noisy)
         # The simulations have their own error floor.
         settings = MapConfig(error_floor=0.0, min_good_fraction=min_good_fraction)
@@ -141,7 +140,7 @@ class Observer:
         snr = np.nanmedian(np.where(rows.good, rows.spectrum * np.sqrt(rows.ivar), np.nan)[kept], axis=1)
         right, rng = self.posterior.sample(flux, self.draws), np.random.default_rng([self.seed, start])
         about: dict[str, NDArray[np.float64]] = {"snr": snr}
-        if noise.takes_any_grid:
+        if noise.config.by_row:
             about |= {"redshift": noise.redshift_of(flux), "good_share": rows.good[kept].mean(axis=1)}
         whole = calibrate(theta, right, self.quantiles, prior, references, again=again[kept], **about)
         found = {"": replace(whole, without_posterior=stop - start - kept.size)}
@@ -266,15 +265,8 @@ def calibrate_model(
     observer = Observer(posterior, posterior.noise, seed, draws, tuple(quantiles), least, plant)
 
     def block(start: int) -> _Figures:
-        stop = min(start + _BLOCK, count)
-        theta, by_row = draw_theta(posterior.prior, seed, "calibration", start, stop), posterior.noise.takes_any_grid
-        redshift = np.full(len(theta), np.nan)
-        if by_row:
-            redshift = draw_redshift(posterior.noise.config, seed, "calibration", start, stop)
-        # Simulations on disk are in single precision.
-        flux = model.spectra(physical_theta(posterior.prior, theta, redshift)).astype(np.float32)
-        clean = join_clean(flux, redshift.astype(np.float32)) if by_row else flux
-        return observer.block(start, theta, clean.astype(float))
+        what = model, posterior.prior, posterior.noise.config, seed, "calibration"
+        return observer.block(start, *simulated_spectra(*what, start, min(start + _BLOCK, count)))
 
     return _joined([block(start) for start in range(0, count, _BLOCK)], posterior.prior.names)
 

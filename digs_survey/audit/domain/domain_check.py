@@ -31,6 +31,7 @@ from digs_survey.config import SurveyConfig
 from digs_survey.identity import RunIdentity
 from digs_survey.importance.predictive_check import Checker
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
+from digs_survey.noise.observation import clean_spectra
 from digs_survey.quality import NO_POSTERIOR
 from digs_survey.simulate.seeding import row_uniforms, stream_key
 from digs_survey.spectra import WavelengthGrid
@@ -39,7 +40,6 @@ from digs_survey.sps.arrays import one_thread
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
     from digs_survey.noise.model import NoiseModel
-from digs_survey.noise.observation import clean_spectra
 
 __all__ = ["POPULATIONS", "DomainCheck", "Population", "check_survey", "choose_rows"]
 
@@ -284,7 +284,7 @@ def _replicate(
             clean = checker.likelihood.spectra(theta[i, [int(uniform[0] * theta.shape[1])]], flux[i])
             own = None if block.errors is None else block.errors[:, [i]]
             flux[i] = noise.redraw(clean, flux[[i]], ndtri(uniform[None, 1:]), own)[0]
-    if noise.takes_any_grid:
+    if noise.config.by_row:
         return _Block(flux, good, block.errors)
     if not noise.keeps_negative:
         good &= flux > 0

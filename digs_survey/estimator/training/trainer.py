@@ -175,7 +175,7 @@ class Trainer:
 
 
 def _with_statistics(config: SurveyConfig, prepared: Prepared, member: int) -> Estimator:
-    estimator = blank_estimator(config, prepared.flux.shape[1] - config.noise.clean_columns, member)
+    estimator = blank_estimator(config, prepared.flux.shape[1] - config.noise.by_row, member)
     estimator.features.fit(prepared.noisy, prepared.noiseless, prepared.statistics_theta)
     return estimator
 

@@ -1,0 +1,52 @@
+"""Noiseless simulations that are made at hand, and not kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from digs_survey.config import NoiseConfig
+from digs_survey.noise.observation import join_clean
+from digs_survey.parameters import Prior
+from digs_survey.simulate.prior_draws import draw_redshift, draw_theta
+from digs_survey.sps.universe import physical_theta
+
+if TYPE_CHECKING:
+    from digs_survey.sps.batched import BatchedModel
+
+__all__ = ["simulated_spectra"]
+
+
+def simulated_spectra(
+    model: BatchedModel, prior: Prior, noise: NoiseConfig, seed: int, stream: str, start: int, stop: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Simulate the rows ``start`` to ``stop`` of a stream, as they would be read from disk.
+
+    Parameters
+    ----------
+    model : BatchedModel
+    prior : Prior
+        That theta are drawn from.
+    noise : NoiseConfig
+        With row noise, simulations have redshifts.
+    seed : int
+        Of the run.
+    stream : str
+        Such as "calibration"; streams are independent of each other.
+    start, stop : int
+        Range of rows; any range is a slice of the whole.
+
+    Returns
+    -------
+    theta : ndarray, shape (stop - start, ndim)
+    clean : ndarray, shape (stop - start, wavelength), or (stop - start, wavelength + 1) with redshifts
+        In single precision, as on disk.
+    """
+    theta = draw_theta(prior, seed, stream, start, stop)
+    if not noise.by_row:
+        return theta, model.spectra(theta).astype(np.float32).astype(float)
+    redshift = draw_redshift(noise, seed, stream, start, stop)
+    clean = join_clean(model.spectra(physical_theta(prior, theta, redshift)), redshift)
+    return theta, clean.astype(np.float32).astype(float)
