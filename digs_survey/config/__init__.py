@@ -1,6 +1,7 @@
 """The configuration of a survey: frozen pydantic models, read from TOML."""
 
 from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, ImportanceConfig, MCMCConfig
+from digs_survey.config.loading import load_config, preset_path, presets
 from digs_survey.config.noise_sections import MissingConfig, NoiseConfig
 from digs_survey.config.survey_config import (
     GridConfig,
@@ -10,9 +11,6 @@ from digs_survey.config.survey_config import (
     SurveyConfig,
     TrainConfig,
     grid_centres,
-    load_config,
-    preset_path,
-    presets,
 )
 
 __all__ = [

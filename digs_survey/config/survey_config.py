@@ -1,30 +1,20 @@
-"""The configuration of a survey: frozen models read from TOML, with units in the names of the keys.
-
-A configuration is a file, or the name of a preset that ships under ``catalogs/``, and overrides of the
-form ``section.key=value``. Unknown keys are refused and the nearest known key is named.
-"""
+"""The configuration of a survey: frozen models, with units in the names of the keys."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
-import tomllib
-from collections.abc import Iterable, Iterator
-from importlib.resources import files
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, ImportanceConfig, MCMCConfig
 from digs_survey.config.noise_sections import MissingConfig, NoiseConfig
 from digs_survey.config.types import Count, Fraction, Positive, Section, Share
 from digs_survey.errors import ConfigError
-from digs_survey.parameters import PARAMETERS, Prior, percent
-from digs_survey.store.locations import is_file, location
+from digs_survey.parameters import Prior, percent
 
 __all__ = [
     "AuditConfig",
@@ -39,9 +29,6 @@ __all__ = [
     "SimulateConfig",
     "SurveyConfig",
     "TrainConfig",
-    "load_config",
-    "preset_path",
-    "presets",
 ]
 
 ResolvingPower = Annotated[float, Field(ge=10.0, allow_inf_nan=False)]
@@ -283,18 +270,6 @@ class MapConfig(Section):
         return self
 
 
-RENAMED = {
-    "simulate.draws": "simulate.sampling",
-    "train.features": "train.flux_transform",
-    "infer": "importance (with the keys rows, draws and simulations)",
-    "map.least_pvalue": "map.min_pvalue",
-    "audit.mcmc.limit_s": "audit.mcmc.timeout_s",
-    "escalate.below": "escalate.trust_threshold",
-    "escalate.least_ess": "escalate.min_ess",
-}
-"""Keys and sections of earlier versions, and what they are called now."""
-
-
 class Bounds(Section):
     """Bounds of a uniform prior, in the parameter's own unit."""
 
@@ -380,104 +355,6 @@ class SurveyConfig(Section):
         if not sections or "prior" in sections:
             data["prior"] = self.make_prior().to_dict()
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-
-
-def _catalogs() -> Path:
-    packaged = Path(str(files("digs_survey"))) / "catalogs"
-    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "catalogs"
-
-
-def presets() -> list[str]:
-    """Names of the presets that ship with the package."""
-    return sorted(path.stem for path in _catalogs().glob("*.toml"))
-
-
-def preset_path(name: str) -> Path:
-    """Path of the preset ``name``; a :class:`ConfigError` names the nearest one if it is unknown."""
-    path = _catalogs() / f"{name}.toml"
-    if not path.is_file():
-        known = presets()
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"configuration {name!r} is neither a file nor a preset{hint} Presets: {', '.join(known)}")
-    return path
-
-
-def load_config(source: str | Path | None = None, overrides: Iterable[str] = ()) -> SurveyConfig:
-    """Read a configuration from a TOML file or a preset's name, and apply ``section.key=value`` overrides.
-
-    Raises
-    ------
-    ConfigError
-        Naming every unknown key (with the nearest known one), wrong type and impossible value.
-    """
-    data: dict[str, Any] = {}
-    name = "defaults"
-    if source is not None:
-        path = location(source)
-        if path.suffix != ".toml" and not is_file(path):
-            path = preset_path(str(source))
-        name = str(source)
-        try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"configuration {path}: no such file") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"configuration {path} is not valid TOML: {error}") from error
-    for override in overrides:
-        _apply(data, override)
-    try:
-        return SurveyConfig.model_validate(data)
-    except ValidationError as error:
-        lines = "\n".join(f"  - {line}" for line in _explain(error))
-        raise ConfigError(f"configuration {name} cannot be used:\n{lines}") from error
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    parts = [part.strip() for part in key.split(".")]
-    if not equals or not all(parts):
-        raise ConfigError(f"--set {override!r}: expected section.key=value, for example train.epochs=5")
-    try:
-        value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    node = data
-    for part in parts[:-1]:
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
-    node[parts[-1]] = value
-
-
-def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, info in model.model_fields.items():
-        if name == "prior" and model is SurveyConfig:
-            yield from (f"prior.{p}.{bound}" for p in PARAMETERS for bound in ("low", "high"))
-        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from _known_keys(info.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def _explain(error: ValidationError) -> Iterator[str]:
-    known = list(_known_keys(SurveyConfig))
-    sections = sorted({key.rpartition(".")[0] for key in known} - {""})
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
-        # Of a value that may be of several kinds, the last part names a kind.
-        if (parent := key.rpartition(".")[0]) in known and isinstance(problem["loc"][-1], str):
-            key = parent
-        if problem["type"] == "extra_forbidden" and (now := RENAMED.get(key)):
-            yield f"{key}: this key is now called {now}"
-        elif problem["type"] == "extra_forbidden":
-            candidates = sections + known if isinstance(problem["input"], dict) else known
-            near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.4)
-            yield f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
-        else:
-            found = "" if isinstance(problem["input"], dict) else f", found {problem['input']!r}"
-            message = problem["msg"].removeprefix("Value error, ")
-            yield f"{key}: {message}{found}" if key else f"{message}{found}"
 
 
 def grid_centres(grid: GridConfig) -> np.ndarray:

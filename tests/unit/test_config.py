@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from digs_survey.config import load_config, presets
-from digs_survey.config.survey_config import RENAMED
+from digs_survey.config.loading import RENAMED
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import Prior
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from digs_survey import formats
+from digs_survey.catalog.schema import redshift_quality
 from digs_survey.config import MapConfig, NoiseConfig, SurveyConfig, load_config
-from digs_survey.config.noise_sections import _FARTHEST, ObservingConfig
+from digs_survey.config.noise_sections import ObservingConfig
 from digs_survey.config.survey_config import ModelConfig
 from digs_survey.errors import ConfigError, StageError
 from digs_survey.estimator.artefact import identify
@@ -157,7 +158,11 @@ ADDED = {
 
 
 def test_redshifts_of_a_catalog_and_of_simulations_have_one_limit():
-    assert _FARTHEST == MAX_REDSHIFT
+    bits = redshift_quality(np.array([MAX_REDSHIFT, MAX_REDSHIFT + 0.1]))
+    assert (bits != 0).tolist() == [False, True]
+    load_config(None, [*ROW, f"noise.observing.redshift=[0.1, {MAX_REDSHIFT}]"])
+    with pytest.raises(ConfigError, match="expected at most 20, as in a catalog, found 20.1"):
+        load_config(None, [*ROW, f"noise.observing.redshift=[0.1, {MAX_REDSHIFT + 0.1}]"])
 
 
 def test_the_range_of_redshifts_is_part_of_what_simulations_are():

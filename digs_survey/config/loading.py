@@ -1,0 +1,131 @@
+"""Configurations from files: TOML or a preset that ships under ``catalogs/``, with overrides ``section.key=value``.
+
+Unknown keys are refused, and the nearest known key is named.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from digs_survey.config.survey_config import SurveyConfig
+from digs_survey.errors import ConfigError
+from digs_survey.parameters import PARAMETERS
+from digs_survey.store.locations import is_file, location
+
+__all__ = ["RENAMED", "load_config", "preset_path", "presets"]
+
+RENAMED = {
+    "simulate.draws": "simulate.sampling",
+    "train.features": "train.flux_transform",
+    "infer": "importance (with the keys rows, draws and simulations)",
+    "map.least_pvalue": "map.min_pvalue",
+    "audit.mcmc.limit_s": "audit.mcmc.timeout_s",
+    "escalate.below": "escalate.trust_threshold",
+    "escalate.least_ess": "escalate.min_ess",
+}
+"""Keys and sections of earlier versions, and what they are called now."""
+
+
+def _catalogs() -> Path:
+    packaged = Path(str(files("digs_survey"))) / "catalogs"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "catalogs"
+
+
+def presets() -> list[str]:
+    """Names of the presets that ship with the package."""
+    return sorted(path.stem for path in _catalogs().glob("*.toml"))
+
+
+def preset_path(name: str) -> Path:
+    """Path of the preset ``name``; a :class:`ConfigError` names the nearest one if it is unknown."""
+    path = _catalogs() / f"{name}.toml"
+    if not path.is_file():
+        known = presets()
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"configuration {name!r} is neither a file nor a preset{hint} Presets: {', '.join(known)}")
+    return path
+
+
+def load_config(source: str | Path | None = None, overrides: Iterable[str] = ()) -> SurveyConfig:
+    """Read a configuration from a TOML file or a preset's name, and apply ``section.key=value`` overrides.
+
+    Raises
+    ------
+    ConfigError
+        Naming every unknown key (with the nearest known one), wrong type and impossible value.
+    """
+    data: dict[str, Any] = {}
+    name = "defaults"
+    if source is not None:
+        path = location(source)
+        if path.suffix != ".toml" and not is_file(path):
+            path = preset_path(str(source))
+        name = str(source)
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"configuration {path}: no such file") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"configuration {path} is not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(data, override)
+    try:
+        return SurveyConfig.model_validate(data)
+    except ValidationError as error:
+        lines = "\n".join(f"  - {line}" for line in _explain(error))
+        raise ConfigError(f"configuration {name} cannot be used:\n{lines}") from error
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override!r}: expected section.key=value, for example train.epochs=5")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    node = data
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
+    node[parts[-1]] = value
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, info in model.model_fields.items():
+        if name == "prior" and model is SurveyConfig:
+            yield from (f"prior.{p}.{bound}" for p in PARAMETERS for bound in ("low", "high"))
+        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _known_keys(info.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    known = list(_known_keys(SurveyConfig))
+    sections = sorted({key.rpartition(".")[0] for key in known} - {""})
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        # Of a value that may be of several kinds, the last part names a kind.
+        if (parent := key.rpartition(".")[0]) in known and isinstance(problem["loc"][-1], str):
+            key = parent
+        if problem["type"] == "extra_forbidden" and (now := RENAMED.get(key)):
+            yield f"{key}: this key is now called {now}"
+        elif problem["type"] == "extra_forbidden":
+            candidates = sections + known if isinstance(problem["input"], dict) else known
+            near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.4)
+            yield f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+        else:
+            found = "" if isinstance(problem["input"], dict) else f", found {problem['input']!r}"
+            message = problem["msg"].removeprefix("Value error, ")
+            yield f"{key}: {message}{found}" if key else f"{message}{found}"

@@ -1,0 +1,155 @@
+"""What the stages of a run work with: grids, noise, pairs, and settings that the data decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+from digs_survey.catalog import Catalog
+from digs_survey.config import MapConfig, SurveyConfig
+from digs_survey.errors import CatalogError, ConfigError, RunDirectoryError
+from digs_survey.identity import RunIdentity
+from digs_survey.noise.model import NoiseModel
+from digs_survey.noise.observation import clean_spectra
+from digs_survey.noise.survey_noise import survey_noise
+from digs_survey.run.run_directory import RunDirectory
+from digs_survey.run.stages import stage_named
+from digs_survey.spectra import WavelengthGrid
+from digs_survey.store.ledger import Ledger
+from digs_survey.store.locations import exists, location
+from digs_survey.store.sharded import simulations_hash
+
+__all__ = ["StageInputs"]
+
+_NOISE_TRIAL_ROWS, _MUCH_NEGATIVE = 2_000, 0.01
+"""Simulations on which the noise is tried, and the share of negative elements from which on that is told."""
+
+
+class StageInputs(RunDirectory):
+    """A run directory whose inputs can be asked for; the stages themselves are a subclass's."""
+
+    def _recalibrate(self, identity: RunIdentity) -> tuple[dict[str, list[float]], dict[str, Any]]:
+        from digs_survey.audit.calibration.recalibration import recalibrate
+        from digs_survey.estimator.posterior import FrozenPosterior
+
+        self.progress.say(f"map: percentiles are recalibrated on {self.config.map.recalibrate:,} simulations")
+        return recalibrate(FrozenPosterior.of(identity), self.config)
+
+    def _fit_error_floor(self, identity: RunIdentity, catalog: Catalog) -> dict[str, Any]:
+        """Put a number in the place of an error floor that is to be fitted; return what the manifest keeps of it."""
+        unused = sorted(MapConfig.added & self._settings("map")["map"].keys())
+        if unused and not identity.noise.config.by_row:
+            raise ConfigError(
+                f"map.{unused[0]} needs a posterior that is shown the errors of each row (noise.kind = 'row'), "
+                f"and that in {identity.posterior} is not; leave it out"
+            )
+        self.take_mapped_floor()
+        if self.config.map.error_floor != "fit":
+            return {}
+        from digs_survey.estimator.posterior import FrozenPosterior
+        from digs_survey.infer.error_floor import fit_error_floor
+
+        found = fit_error_floor(FrozenPosterior.of(identity), catalog, self.config.map)
+        self.progress.say(f"map: {found}")
+        self._set_error_floor(found.floor)
+        return {"error_floor": found.to_dict()}
+
+    def _ledger(self, stage: str) -> Ledger:
+        return Ledger(self.run_dir / stage_named(stage).ledgers[0])
+
+    def _catalog_path(self) -> Path:
+        """Return the catalog that was mapped."""
+        return location(self.manifest.data["inputs"]["catalog"]["path"])
+
+    def _training_identity(self, simulations: Path) -> RunIdentity:
+        wave: Any = zarr.open_group(str(simulations), mode="r")["wavelength"]
+        grid = WavelengthGrid.from_array(wave)
+        return RunIdentity.of_config(self.config, grid, self._noise(simulations))
+
+    def _shipped(self, catalog: Path | str) -> Path | None:
+        from digs_survey.estimator.shipped import find_shipped
+
+        # Who asks for pairs asks for a posterior that is trained on them.
+        if self.config.train.pairs == "disk":
+            return None
+        trained = self._recorded_key("train")
+        if "simulate" in self.manifest.stages or (trained and "pretrained" not in trained):
+            return None
+        return find_shipped(self.config, self._grid_of(Catalog.open(catalog)))
+
+    def _take_lower_rates(self, settings: Mapping[str, Any]) -> None:
+        """Let a training that diverged go on with other rates, though it was begun with those in the manifest."""
+        record = self.manifest.stages.get("train")
+        if not record or record["status"] == "done":
+            return
+        from digs_survey.estimator.training.loop import RATES, has_diverged
+
+        if any(map(has_diverged, (self.run_dir / "checkpoint").glob("train*.pt"))):
+            record["key"]["train"] |= {name: settings[name] for name in RATES}
+
+    def _grid(self) -> WavelengthGrid | None:
+        """Return the grid that simulations must have: the catalog's, or without one the configured one."""
+        catalog = self.manifest.data["inputs"].get("simulated_for")
+        if catalog is None:
+            return WavelengthGrid.from_config(self.config.grid)
+        path = location(catalog["path"])
+        return self._grid_of(Catalog.open(path)) if exists(path) else None
+
+    def _grid_of(self, catalog: Catalog) -> WavelengthGrid:
+        """Return the grid to simulate on for a catalog: its own, or with row noise the configured one."""
+        return WavelengthGrid.from_config(self.config.grid) if self.config.noise.by_row else catalog.grid
+
+    def _simulations_hash(self) -> str:
+        return simulations_hash(self.run_dir / "simulations.zarr", self._ledger("simulate").records())
+
+    def _augment_key(self, identity: RunIdentity) -> dict[str, Any]:
+        key = {"formats": self._formats("augment"), **identity.key("seed", "noise"), **self._settings("augment")}
+        return key | {"simulations": self._simulations_hash()}
+
+    def _pairs(self, identity: RunIdentity) -> tuple[Path, str] | tuple[None, None]:
+        """Return the pairs that training reads, and what identifies them; none where noise is fresh."""
+        if self.config.train.pairs == "fresh":
+            if self._is_done("augment") or self.config.augment != SurveyConfig().augment:
+                self.progress.say(
+                    "train: noise is drawn afresh for each batch; [augment] and its pairs are not used, as they are "
+                    "with train.pairs = 'disk'"
+                )
+            return None, None
+        pairs = self._needs("augment")
+        self.manifest.reusable("augment", self._augment_key(identity))
+        return pairs, simulations_hash(pairs, self._ledger("augment").records())
+
+    def _noise(self, simulations: Path) -> NoiseModel:
+        group: Any = zarr.open_group(str(simulations), mode="r")
+        flux = clean_spectra(group)
+        self.config.noise.check_elements(flux.shape[1])
+        noise = NoiseModel.from_config(self.config.noise, flux_transform=self.config.train.flux_transform)
+        if self.config.noise.needs_catalog:
+            entry = self.manifest.data["inputs"].get("simulated_for")
+            if entry is None:
+                raise self._no_catalog()
+            catalog = Catalog.open(location(entry["path"]))
+            if not self.manifest.knows(catalog, "simulated_for") and catalog.fingerprint() != entry["fingerprint"]:
+                raise RunDirectoryError(
+                    f"{catalog.path} has changed since {self.run_dir} was simulated for it, and its errors are the "
+                    "noise to train with; put it back, or simulate again (--redo simulate)"
+                )
+            noise = survey_noise(self.config, catalog)
+        if noise.keeps_negative:
+            return noise
+        negative = noise.negative_share(flux[:_NOISE_TRIAL_ROWS])
+        if negative > _MUCH_NEGATIVE:
+            self.progress.say(
+                f"noise: it makes {negative:.0%} of the simulations' elements negative, where log10 flux tells the "
+                "network nothing; set train.flux_transform = 'asinh', which knows negative flux, or bring the prior "
+                "nearer to the survey's brightness"
+            )
+        return noise
+
+    def _no_catalog(self) -> CatalogError:
+        kind = self.config.noise.kind
+        hint = " (or noise.sigma_flam)" if kind == "constant" else ""
+        return CatalogError(f"noise.kind = {kind!r} needs a catalog{hint}: digs-survey simulate CATALOG.zarr ...")
