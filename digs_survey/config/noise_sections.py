@@ -48,7 +48,8 @@ class ObservingConfig(Section):
     redshift: Interval = (0.001, 0.6)
     """Least and greatest redshift; all between are equally likely."""
     snr: Interval = (2.0, 60.0)
-    """Least and greatest signal-to-noise ratio, the median over a row's elements; its logarithm is uniform."""
+    """Least and greatest signal-to-noise ratio, the geometric mean over a row's elements, without the error floor; its
+    logarithm is uniform."""
     blue_end_angstrom: Interval = (3550.0, 3900.0)
     red_end_angstrom: Interval = (9000.0, 9900.0)
     """Ranges of the observed wavelengths at which spectra begin and end."""
