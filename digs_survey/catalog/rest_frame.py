@@ -9,7 +9,6 @@ whatever rows come with it. It runs without the GIL, so that threads can take bl
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,17 +16,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from digs_survey.jit import cached
+
 __all__ = ["to_rest_frame"]
 
 _jit: Any = partial(njit, nogil=True, fastmath=False, error_model="numpy")
-
-
-def _cached_jit(function: Callable[..., Any]) -> Any:
-    try:
-        return _jit(cache=True)(function)
-    except RuntimeError:
-        # numba finds no folder that it may write to: neither beside this file, nor in the user's cache.
-        return _jit(function)
+_cached_jit = cached(_jit)
 
 
 @_jit

@@ -29,7 +29,7 @@ def test_negative_flux_is_data(tmp_path):
         *("train.hidden_features=32", "train.epochs=30", "train.batch_size=512"),
     )
     noise = NoiseModel.from_config(config.noise, flux_transform=config.train.flux_transform)
-    theta, flux = simulations(config, 40_000)
+    theta, flux = simulations(config, 80_000)
     estimator = blank_estimator(config, len(GRID))
     estimator.load_state_dict(fit(config, theta, flux, noise, tmp_path / "last.pt", "faint")["best"])
     posterior = freeze_posterior(tmp_path, [estimator], config, GRID, noise, training={})
@@ -58,8 +58,7 @@ def test_negative_flux_is_data(tmp_path):
     assert np.isfinite(kept.percentiles).all()
     assert (kept.n_good == len(GRID)).all()
     assert not (kept.quality & (QualityFlag.NONPOSITIVE_FLUX | QualityFlag.FILLED_ELEMENTS)).any()
-    # How near to the exact posterior 30 epochs get depends in the last digits on the processor.
-    assert kstest(ranks, "uniform").pvalue > 1e-3
+    assert kstest(ranks, "uniform").pvalue > 0.01
     inside = (kept.percentiles[:, 0, 1] < truth[:, 0]) & (truth[:, 0] < kept.percentiles[:, 0, 3])
     assert inside.mean() == pytest.approx(0.68, abs=0.06)
 

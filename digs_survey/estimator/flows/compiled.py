@@ -19,6 +19,8 @@ from numba import njit
 from numpy.polynomial import Chebyshev, Polynomial
 from numpy.typing import NDArray
 
+from digs_survey.jit import cached
+
 __all__ = [
     "BLOCK",
     "EXPONENTIAL",
@@ -63,14 +65,7 @@ class Packed(NamedTuple):
 
 
 _jit: Any = partial(njit, nogil=True, fastmath={"contract"}, error_model="numpy")
-
-
-def _cached_jit(function: Callable[..., Any]) -> Any:
-    try:
-        return _jit(cache=True)(function)
-    except RuntimeError:
-        # numba finds no folder that it may write to: neither beside this file, nor in the user's cache.
-        return _jit(function)
+_cached_jit = cached(_jit)
 
 
 def _polynomial(function: Callable[[Any], Any], degree: int, low: float, high: float) -> tuple[np.float32, ...]:
