@@ -9,14 +9,17 @@ fitted once more with the coefficients, as the factor of another column :math:`\
 .. math:: A = B^T W B + I, \quad b = B^T W (x - \mu), \quad c = A^{-1} b .
 
 c is the mean of the coefficients' Gaussian posterior, and :math:`A^{-1}` its covariance: of a spectrum that lies in
-the span of B, they hold everything that it says. Dropping the columns of the calibration marginalises them. Features
-are the first K of c, the logs of the diagonals of the covariance and of A (which together tell how correlated the
-errors of a coefficient are with others), the redshift and the reduced chi-square. Nothing here is learned by gradient,
-gaps need no filling, and what is left out of the span costs width but not calibration.
+the span of B, they hold everything that it says. Dropping the columns of the calibration marginalises them. These
+multiply the spectrum, so that the fit is made twice: the second time with :math:`(\mu + B c) T_p` of the row's own
+spectrum. Features are the first K of c, the logs of the diagonals of the covariance and of A without the calibration
+(which together tell how correlated the errors of a coefficient are with others), the redshift and the reduced
+chi-square. Nothing here is learned by gradient, gaps need no filling, and what is left out of the span costs width but
+not calibration.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,7 @@ from torch import Tensor
 from digs_survey.config import NoiseConfig, TrainConfig
 from digs_survey.estimator.feature_base import MIN_VARIANCE, RANGE, FeatureBase
 from digs_survey.estimator.robust import clip_outliers, ordinary_rows
+from digs_survey.estimator.row_fit import fit_row
 from digs_survey.noise.observation import split_clean, split_observed
 from digs_survey.noise.row_noise import calibration_terms
 from digs_survey.parameters import Prior
@@ -39,6 +43,8 @@ _AMPLITUDE_WIDTH = 0.3
 """Standard deviation of the amplitude, as a share of the first guess, in the fit of the coefficients."""
 _LEAST_AMPLITUDE = 0.1
 """Of the fit over the first guess."""
+_FITS = 2
+"""With the calibration: of the mean spectrum first, then of the row's own."""
 _OTHERS = 4
 """Features of the shape besides those of the coefficients: redshift, chi-square, and two of the amplitude's error."""
 _DOUBLE = torch.float64
@@ -61,7 +67,7 @@ class FittedFeatures(FeatureBase):
     unit: Tensor
     mean: Tensor
     basis: Tensor
-    products: Tensor
+    terms: Tensor
     centre: Tensor
     scale: Tensor
 
@@ -70,7 +76,7 @@ class FittedFeatures(FeatureBase):
         super().__init__(3 * components + _OTHERS, network, prior)
         self.components = components
         self.order, self.width = noise.calibration_order, noise.calibration_width
-        columns = 1 + self.components + self.order
+        columns = 1 + self.components
         self._pairs = torch.tril_indices(columns, columns)
         for name, shape, kind in (
             ("unit", (), torch.float32),
@@ -83,8 +89,9 @@ class FittedFeatures(FeatureBase):
             ("limit", (1 + self.shape_features,), torch.float32),
         ):
             self.register_buffer(name, torch.zeros(shape, dtype=kind))
-        # Products of the columns with each other, which weights make the matrix A of: the basis gives them.
-        self.register_buffer("products", torch.zeros(0, dtype=_DOUBLE), persistent=False)
+        terms = calibration_terms(elements, self.order) * self.width
+        self.register_buffer("terms", torch.as_tensor(terms.T.copy()), persistent=False)
+        self._tables: _Tables | None = None
 
     def fit(self, noisy: NDArray[np.floating], flux: NDArray[np.floating], theta: NDArray[np.floating]) -> None:
         """Set the basis and the statistics from the training split.
@@ -101,8 +108,7 @@ class FittedFeatures(FeatureBase):
         self._set(unit=float(2.0 ** np.round(np.log2(np.median(clean)))))
         mean = (clean / clean.mean(axis=1, keepdims=True)).mean(axis=0)
         shape = clean / _amplitude(clean, mean)
-        terms = calibration_terms(len(mean), self.order) * self.width * mean
-        columns = [_AMPLITUDE_WIDTH * mean[:, None], _components(shape - mean, self.components), terms.T]
+        columns = [_AMPLITUDE_WIDTH * mean[:, None], _components(shape - mean, self.components)]
         self._set(mean=mean, basis=np.concatenate(columns, axis=1))
         observed = torch.as_tensor(np.asarray(noisy, dtype=np.float64))
         amplitude, raw = (torch.cat(part) for part in zip(*map(self._raw, observed.split(4096)), strict=True))
@@ -121,11 +127,15 @@ class FittedFeatures(FeatureBase):
 
     def _set(self, **statistics: NDArray[np.float64] | float) -> None:
         super()._set(**statistics)
-        self.products = torch.zeros(0, dtype=_DOUBLE)
+        self._tables = None
+
+    def _apply(self, *args: Any, **kwargs: Any) -> FittedFeatures:
+        self._tables = None
+        return super()._apply(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.products = torch.zeros(0, dtype=_DOUBLE)
+        self._tables = None
 
     def forward(self, observed: Tensor) -> Tensor:
         """Features (n, 1 + shape_features) of observations (n, 2 wavelength + 1); amplitude first."""
@@ -143,40 +153,96 @@ class FittedFeatures(FeatureBase):
         # Two forms of the same number: where the flux is negative, the first one is a difference of near numbers.
         amplitude = torch.where(best > 0, 0.5 * (best + root), 2 / among / (root - best))
         residual, weight = flux / amplitude - self.mean, (weight * amplitude**2).clamp_max(_MOST)
-        normal, right = self._normal_equations(weight, residual)
-        lower = torch.linalg.cholesky(normal)
-        covariance = torch.cholesky_inverse(lower)
-        coefficients = torch.cholesky_solve(right[..., None], lower)[..., 0]
+        coefficients, variance, precision, square = self._least_squares(weight, residual)
         count = (weight > 0).sum(dim=-1, keepdim=True).clamp_min(1)
-        square = (weight * residual**2).sum(dim=-1, keepdim=True) - (right * coefficients).sum(dim=-1, keepdim=True)
-        kept = 1 + self.components
-        variance, precision = (torch.diagonal(matrix, dim1=-2, dim2=-1)[..., :kept] for matrix in (covariance, normal))
         # What was fitted is the spectrum over the first guess of its amplitude.
         more = (1 + _AMPLITUDE_WIDTH * coefficients[..., :1]).clamp_min(_LEAST_AMPLITUDE)
-        shape = [coefficients[..., 1:kept] / more, variance.log(), precision.log(), redshift[..., None]]
+        shape = [coefficients[..., 1:] / more, variance.log(), precision.log(), redshift[..., None]]
         return (amplitude * more).log10(), torch.cat([*shape, (square / count).clamp_min(1e-3).log()], dim=-1)
 
-    def _normal_equations(self, weight: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Matrix A (n, column, column) and vector b (n, column) of the least squares."""
+    def _least_squares(self, weight: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Coefficients, their variances and the diagonal of A (n, column), and chi-square (n, 1), all with the
+        calibration marginalised; by Schur's complement, since only its columns differ between the two fits.
+        """
+        if len(weight) == 1 and weight.device.type == "cpu":
+            basis, terms, mean = self.basis.numpy(), self.terms.numpy(), self.mean.numpy()
+            found = fit_row(basis, terms, mean, weight[0].numpy(), residual[0].numpy(), _FITS)
+            coefficients, variance, precision, square = (torch.as_tensor(values)[None] for values in found)
+            return coefficients, variance, precision, square[:, None]
+        if self._tables is None:
+            self._tables = _Tables.of(self.basis, self.terms, self._pairs)
+        normal = self._normal(weight, self._tables.basis)
         right = (weight * residual) @ self.basis
-        unit = torch.eye(self.basis.shape[1], dtype=weight.dtype, device=weight.device)
-        if len(weight) == 1:
-            # The products of a batch are more than a cache holds.
-            return ((self.basis * weight[0, :, None]).T @ self.basis)[None] + unit, right
-        if not len(self.products):
-            row, column = self._pairs
-            self.products = self.basis[:, row] * self.basis[:, column]
+        covariance = torch.cholesky_inverse(torch.linalg.cholesky(normal))
+        alone = (covariance @ right[..., None])[..., 0]
+        coefficients, spectrum = alone, self.mean.expand_as(residual)
+        along, gain, inner, part = right.new_zeros(()), covariance, covariance, alone
+        for _ in range(_FITS if self.order else 0):
+            cross, inner, along = self._with_calibration(weight, residual, spectrum, self._tables)
+            gain = covariance @ cross
+            inner = torch.linalg.inv(inner - cross.mT @ gain)
+            part = (inner @ (along[..., None] - cross.mT @ alone[..., None]))[..., 0]
+            coefficients = alone - (gain @ part[..., None])[..., 0]
+            spectrum = self.mean + coefficients @ self.basis.T
+        variance, precision = (torch.diagonal(matrix, dim1=-2, dim2=-1) for matrix in (covariance, normal))
+        square = (weight * residual**2).sum(dim=-1, keepdim=True) - (right * coefficients).sum(dim=-1, keepdim=True)
+        if self.order:
+            variance = variance + ((gain @ inner) * gain).sum(dim=-1)
+            square = square - (along * part).sum(dim=-1, keepdim=True)
+        return coefficients, variance, precision, square
+
+    def _normal(self, weight: Tensor, products: Tensor) -> Tensor:
+        """Matrix A (n, column, column) without the calibration."""
         columns = self.basis.shape[1]
-        row, column = self._pairs.to(weight.device)
         normal = weight.new_zeros(*weight.shape[:-1], columns, columns)
-        packed = weight @ self.products
+        row, column = self._pairs.to(weight.device)
+        packed = weight @ products
         normal[..., row, column] = packed
         normal[..., column, row] = packed
-        return normal + unit, right
+        return normal + torch.eye(columns, dtype=weight.dtype, device=weight.device)
+
+    def _with_calibration(
+        self, weight: Tensor, residual: Tensor, spectrum: Tensor, tables: _Tables
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Blocks of A that the calibration of a spectrum (n, wavelength) adds: with the columns (n, column, term) and
+        with itself (n, term, term); and its part of b (n, term).
+        """
+        once, twice = weight * spectrum, weight * spectrum**2
+        along = (once * residual) @ self.terms
+        unit = torch.eye(self.order, dtype=weight.dtype, device=weight.device)
+        cross = (once @ tables.cross).unflatten(-1, (self.basis.shape[1], self.order))
+        return cross, (twice @ tables.terms).unflatten(-1, (self.order, self.order)) + unit, along
 
     def _whiten(self, amplitude: Tensor, raw: Tensor) -> Tensor:
         relative = (amplitude - self.amplitude_mean) / self.amplitude_std
         return torch.cat([relative, (raw - self.centre) / self.scale], dim=-1).float()
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Products of columns with each other, element by element, which make blocks of A one product for many rows.
+
+    Attributes
+    ----------
+    basis : Tensor, shape (wavelength, pair)
+        Of the basis with itself, its lower triangle.
+    cross : Tensor, shape (wavelength, column * term)
+        Of the basis with the calibration's terms.
+    terms : Tensor, shape (wavelength, term * term)
+    """
+
+    basis: Tensor
+    cross: Tensor
+    terms: Tensor
+
+    @classmethod
+    def of(cls, basis: Tensor, terms: Tensor, pairs: Tensor) -> _Tables:
+        row, column = pairs
+        return cls(
+            basis[:, row] * basis[:, column],
+            (basis[:, :, None] * terms[:, None]).flatten(1),
+            (terms[:, :, None] * terms[:, None]).flatten(1),
+        )
 
 
 def _amplitude(flux: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
