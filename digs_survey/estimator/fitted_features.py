@@ -76,12 +76,10 @@ class FittedFeatures(FeatureBase):
         super().__init__(3 * components + _OTHERS, network, prior)
         self.components = components
         self.order, self.width = noise.calibration_order, noise.calibration_width
-        columns = 1 + self.components
-        self._pairs = torch.tril_indices(columns, columns)
         for name, shape, kind in (
             ("unit", (), torch.float32),
             ("mean", (elements,), _DOUBLE),
-            ("basis", (elements, columns), _DOUBLE),
+            ("basis", (elements, 1 + self.components), _DOUBLE),
             ("amplitude_mean", (), torch.float32),
             ("amplitude_std", (), torch.float32),
             ("centre", (self.shape_features,), torch.float32),
@@ -170,8 +168,8 @@ class FittedFeatures(FeatureBase):
             coefficients, variance, precision, square = (torch.as_tensor(values)[None] for values in found)
             return coefficients, variance, precision, square[:, None]
         if self._tables is None:
-            self._tables = _Tables.of(self.basis, self.terms, self._pairs)
-        normal = self._normal(weight, self._tables.basis)
+            self._tables = _Tables.of(self.basis, self.terms)
+        normal = self._normal(weight, self._tables)
         right = (weight * residual) @ self.basis
         covariance = torch.cholesky_inverse(torch.linalg.cholesky(normal))
         alone = (covariance @ right[..., None])[..., 0]
@@ -191,14 +189,11 @@ class FittedFeatures(FeatureBase):
             square = square - (along * part).sum(dim=-1, keepdim=True)
         return coefficients, variance, precision, square
 
-    def _normal(self, weight: Tensor, products: Tensor) -> Tensor:
+    def _normal(self, weight: Tensor, tables: _Tables) -> Tensor:
         """Matrix A (n, column, column) without the calibration."""
         columns = self.basis.shape[1]
-        normal = weight.new_zeros(*weight.shape[:-1], columns, columns)
-        row, column = self._pairs.to(weight.device)
-        packed = weight @ products
-        normal[..., row, column] = packed
-        normal[..., column, row] = packed
+        packed = weight @ tables.basis
+        normal = packed.index_select(-1, tables.places).unflatten(-1, (columns, columns))
         return normal + torch.eye(columns, dtype=weight.dtype, device=weight.device)
 
     def _with_calibration(
@@ -226,20 +221,27 @@ class _Tables:
     ----------
     basis : Tensor, shape (wavelength, pair)
         Of the basis with itself, its lower triangle.
+    places : Tensor, shape (column * column,)
+        Of the elements of the whole matrix among those pairs.
     cross : Tensor, shape (wavelength, column * term)
         Of the basis with the calibration's terms.
     terms : Tensor, shape (wavelength, term * term)
     """
 
     basis: Tensor
+    places: Tensor
     cross: Tensor
     terms: Tensor
 
     @classmethod
-    def of(cls, basis: Tensor, terms: Tensor, pairs: Tensor) -> _Tables:
-        row, column = pairs
+    def of(cls, basis: Tensor, terms: Tensor) -> _Tables:
+        columns = basis.shape[1]
+        row, column = torch.tril_indices(columns, columns, device=basis.device)
+        places = torch.empty((columns, columns), dtype=torch.long, device=basis.device)
+        places[row, column] = places[column, row] = torch.arange(len(row), device=basis.device)
         return cls(
             basis[:, row] * basis[:, column],
+            places.flatten(),
             (basis[:, :, None] * terms[:, None]).flatten(1),
             (terms[:, :, None] * terms[:, None]).flatten(1),
         )
