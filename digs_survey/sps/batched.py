@@ -31,7 +31,7 @@ from digs_survey.sps.history import HistoryWeights, formed_since, mass_weighted_
 from digs_survey.sps.parts import Part, SpreadPart
 from digs_survey.sps.prospector import import_prospector
 from digs_survey.sps.sampling import GridSampling
-from digs_survey.sps.spread import onto_grid, spread_nodes
+from digs_survey.sps.spread import TOLERANCE, onto_grid, spread_nodes
 from digs_survey.sps.universe import physical_prior
 
 __all__ = ["BatchedModel"]
@@ -98,7 +98,7 @@ class BatchedModel:
         curve = calzetti_curve(populations.wavelength)
         self._curve = (curve @ matrix) / matrix.sum(axis=0)
         offset = curve[:, None] - self._curve
-        self._terms = _terms(offset[_seen(matrix)], dust2)
+        self._terms = _terms(offset[_seen(matrix)], dust2, _TOLERANCE)
         to_lnu = populations.lnu_factor()[:, None]
         ways = [(to_lnu * matrix * offset**j / math.factorial(j)).astype(np.float32) for j in range(self._terms)]
         stars = _onto_grid(populations.spectra, ways)
@@ -125,7 +125,9 @@ class BatchedModel:
             return entries, curve[entries.row] - self._curve[entries.col]
 
         entries, offset = offsets(widest)
-        self._terms = _terms(offset[entries.data > _UNSEEN * widest.max(axis=0).toarray()[entries.col]], dust2)
+        self._terms = _terms(
+            offset[entries.data > _UNSEEN * widest.max(axis=0).toarray()[entries.col]], dust2, 0.1 * TOLERANCE
+        )
 
         def ways(sigma: float) -> list[csr_array]:
             entries, offset = offsets(sampling.matrix_at(wavelength, sigma))
@@ -134,22 +136,22 @@ class BatchedModel:
             return [csr_array((power, (entries.row, entries.col)), shape=entries.shape) for power in powers]
 
         nodes, edges = spread_nodes(populations, sampling, low, high)
-        both = [[ways(sigma) for sigma in np.exp(panel)] for panel in nodes]
-        stars = [np.stack([onto_grid(populations.spectra, way) for way in panel]) for panel in both]
-        gas = [np.stack([onto_grid(populations.nebular, way) for way in panel]) for panel in both]
-        self._unit = float(np.median(stars[0][:, :, :, : len(self.grid)]))
-        for rows in (*stars, *gas):
+        follows = populations.gas_follows_stars
+        stars = SpreadPart(populations.log_z, 1, nodes, edges)
+        gas = SpreadPart(populations.gas_log_z, populations.gas_degree, nodes, edges)
+        for i, panel in enumerate(nodes):
+            of_panel = [ways(sigma) for sigma in np.exp(panel)]
+            rows = np.stack([onto_grid(populations.spectra, way) for way in of_panel])
+            if i == 0:
+                self._unit = float(np.median(rows[..., : len(self.grid)]))
+            shining = np.stack([onto_grid(populations.nebular, way) for way in of_panel])
+            if follows:
+                rows[:, :, : shining.shape[2]] += shining
+            else:
+                gas.fill(i, shining / self._unit)
             rows /= self._unit
-        if populations.gas_follows_stars:
-            for star, shining in zip(stars, gas, strict=True):
-                star[:, :, : shining.shape[2]] += shining
-            self._parts = [SpreadPart(populations.log_z, 1, nodes, edges, stars)]
-        else:
-            of_gas = populations.gas_log_z, populations.gas_degree
-            self._parts = [
-                SpreadPart(populations.log_z, 1, nodes, edges, stars),
-                SpreadPart(*of_gas, nodes, edges, gas),
-            ]
+            stars.fill(i, rows)
+        self._parts = [stars] if follows else [stars, gas]
 
     @classmethod
     def from_config(cls, model: ModelConfig, prior: Prior, grid: WavelengthGrid) -> BatchedModel:
@@ -313,10 +315,10 @@ def _seen(matrix: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.asarray(np.abs(matrix) > _UNSEEN * np.abs(matrix).max(axis=0))
 
 
-def _terms(offset: NDArray[np.float64], dust2: float) -> int:
+def _terms(offset: NDArray[np.float64], dust2: float, tolerance: float) -> int:
     """Return how many powers of the attenuation's offset within an element the largest ``dust2`` needs."""
     largest = dust2 * float(np.abs(offset).max())
     for terms in range(1, _MOST_TERMS):
-        if largest**terms / math.factorial(terms) < _TOLERANCE:
+        if largest**terms / math.factorial(terms) < tolerance:
             return terms
     return _MOST_TERMS

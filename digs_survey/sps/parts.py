@@ -78,10 +78,11 @@ class SpreadPart:
         Log sigma at the nodes of each panel of line spreads, through which a polynomial goes.
     edges : ndarray, shape (panel + 1,)
         Log sigma between which the panels lie.
-    rows : sequence of ndarray, each (spread node, node, age, term * element)
 
     Notes
     -----
+    Each panel of line spreads is filled by itself, so that one at a time is in memory.
+
     The wide product is as in :class:`Part`. Before it, a galaxy's weights times its shares of the metallicities become
     its weights of a few sums of populations, and these times its shares of the line spreads become its weights of the
     vectors that the wide product takes.
@@ -93,16 +94,17 @@ class SpreadPart:
         degree: int,
         nodes: Sequence[NDArray[np.float64]],
         edges: NDArray[np.float64],
-        rows: Sequence[NDArray[np.floating]],
     ) -> None:
-        self._degree, self._edges, self._ages = degree, log_z[::degree].copy(), rows[0].shape[2]
+        self._degree, self._edges = degree, log_z[::degree].copy()
         self._nodes, self._spread_edges = list(nodes), edges
-        self._products: dict[tuple[int, int], list[NDArray[np.float32]]] = {
-            (panel, spread): _products(of_spread[:, i : i + degree + 1])
-            for spread, of_spread in enumerate(rows)
-            for panel, i in enumerate(range(0, log_z.size - 1, degree))
-        }
-        self._width = rows[0].shape[3]
+        self._products: dict[tuple[int, int], list[NDArray[np.float32]]] = {}
+
+    def fill(self, spread: int, rows: NDArray[np.floating]) -> None:
+        """Take the populations (spread node, node, age, term * element) of one panel of line spreads."""
+        self._ages, self._width = rows.shape[2:]
+        for panel in range(len(self._edges) - 1):
+            nodes = slice(panel * self._degree, (panel + 1) * self._degree + 1)
+            self._products[panel, spread] = _products(rows[:, nodes])
 
     def __call__(self, weights: Any, logzsol: Any, log_sigma: Any) -> Any:
         """Sums (n, term * element) for weights (n, age), metallicities (n,) and logs of sigma (n,)."""
