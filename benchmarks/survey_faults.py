@@ -22,6 +22,7 @@ from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.infer.rows import infer_rows
 from digs_survey.noise.observation import split_observed
 from digs_survey.noise.observed_rows import observed_rows
+from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.simulate.simulated_spectra import simulated_spectra
@@ -44,11 +45,20 @@ def main() -> None:
     checker = Checker(posterior, SpectrumLikelihood.of_posterior(posterior), 32)
     uniform = row_uniforms(_SEED, "noise/faults", 0, count, noise.columns(len(posterior.grid) + 1))
 
-    def simulate(velocity_kms: float = 0.0, **settings: Any) -> tuple[NDArray[np.float64], Rows]:
-        """Return theta, and the galaxies observed with the model or the redshift of the data off."""
+    def simulate(
+        velocity_kms: float = 0.0, sigma_kms: float | None = None, **settings: Any
+    ) -> tuple[NDArray[np.float64], Rows]:
+        """Return theta, and the galaxies observed with the model, the redshift or the line spread of the data off."""
         seen = WavelengthGrid(posterior.grid.wavelength * (1 + velocity_kms / C_KMS))
-        model = BatchedModel.from_config(posterior.model.model_copy(update=settings), posterior.prior, seen)
-        theta, clean = simulated_spectra(model, posterior.prior, noise.config, _SEED, "faults", 0, count)
+        prior = posterior.prior
+        if sigma_kms is not None:
+            if "sigma_smooth" in prior.names:
+                bounds = {p.name: (p.low, p.high) for p in prior.parameters}
+                prior = Prior.of_bounds({**bounds, "sigma_smooth": (sigma_kms, 1.001 * sigma_kms)})
+            else:
+                settings["smoothing_kms"] = sigma_kms
+        model = BatchedModel.from_config(posterior.model.model_copy(update=settings), prior, seen)
+        theta, clean = simulated_spectra(model, prior, noise.config, _SEED, "faults", 0, count)
         return theta, split_observed(noise.observe(clean, uniform)[0])
 
     def observe(velocity_kms: float = 0.0, **settings: Any) -> Rows:
@@ -58,7 +68,7 @@ def main() -> None:
     without = _bias(posterior, checker, plain, theta)
     rows: list[tuple[str, list[float], str]] = []
     result: dict[str, Any] = {"benchmark": "survey_faults", "model": posterior.hash, "rows": count}
-    for name, make in _faults(posterior.grid, plain, observe).items():
+    for name, make in _faults(posterior.grid, plain, observe, posterior.prior.bounds("sigma_smooth")).items():
         flux, inverse, z = make()
         bias, flagged = _bias(posterior, checker, (flux, inverse, z), theta)
         biased = (bias > _FAR) & (without[0] <= _FAR)
@@ -70,9 +80,13 @@ def main() -> None:
     finish(f"{count} rows, shares", rows, result, args.json)
 
 
-def _faults(grid: WavelengthGrid, plain: Rows, observe: Callable[..., Rows]) -> dict[str, Callable[[], Rows]]:
-    """Return rows with each fault by its name."""
+def _faults(
+    grid: WavelengthGrid, plain: Rows, observe: Callable[..., Rows], free: tuple[float, float] | None
+) -> dict[str, Callable[[], Rows]]:
+    """Return rows with each fault by its name; ``free`` are the bounds of a line spread that is a parameter."""
     flux, inverse, redshift = plain
+    # Beyond the prior, where the line spread is a parameter.
+    wide = 350.0 if free is None else 1.5 * free[1]
     observed = grid.wavelength * (1 + redshift[:, None])
     ramp = np.clip((observed - 6000) / 3900, 0, 1)
 
@@ -96,7 +110,7 @@ def _faults(grid: WavelengthGrid, plain: Rows, observe: Callable[..., Rows]) -> 
         "errors said to be half of what they are": lambda: errors(2.0),
         "errors said to be twice what they are": lambda: errors(0.5),
         "15 % masked at the blue end": blue_gap,
-        "line spread of 350 km/s": lambda: observe(smoothing_kms=350.0),
+        f"line spread of {wide:g} km/s": lambda: observe(sigma_kms=wide),
         "gas of another ionisation": lambda: observe(gas_logu=-3.5),
     }
 
@@ -111,6 +125,8 @@ def _bias(
     found = infer_rows(posterior, prepared, settings, checker=checker)
     low, middle, high = np.moveaxis(found.percentiles[..., 1:4], -1, 0)
     pull = np.abs(middle - theta) / np.maximum(0.5 * (high - low), 1e-6)
+    # It is what the fault with the line spread changes.
+    pull = pull[:, [name != "sigma_smooth" for name in posterior.prior.names]]
     bits = int(QualityFlag.POOR_FIT | QualityFlag.OUTSIDE_SIMULATIONS)
     return np.nan_to_num(pull, nan=0.0).max(axis=1), (found.quality & bits) != 0
 

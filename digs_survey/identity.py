@@ -115,6 +115,16 @@ class RunIdentity:
             Naming each field that differs, with both values.
         """
         differences = [*_differences("model", config.model, self.model)]
+        if "sigma_smooth" in self.prior.names:
+            differences = [
+                "model.smoothing_kms: the posterior has prior.sigma_smooth in its place"
+                if line.startswith("model.smoothing_kms:")
+                else line
+                for line in differences
+            ]
+        elif "sigma_smooth" in config.prior:
+            fixed = f"model.smoothing_kms = {self.model.smoothing_kms:g}"
+            differences.append(f"prior.sigma_smooth: the posterior has {fixed} in its place")
         differences += _differences("noise", config.noise, self.noise.config)
         for parameter in self.prior.parameters:
             if bounds := config.prior.get(parameter.name):

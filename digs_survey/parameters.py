@@ -21,10 +21,13 @@ from digs_survey.errors import ConfigError
 if TYPE_CHECKING:
     from torch.distributions import Distribution
 
-__all__ = ["DERIVED", "MAX_REDSHIFT", "PARAMETERS", "Parameter", "Prior", "Quantity", "percent"]
+__all__ = ["DERIVED", "MAX_REDSHIFT", "PARAMETERS", "SIGMA_KMS", "Parameter", "Prior", "Quantity", "percent"]
 
 MAX_REDSHIFT = 20.0
 """A greater redshift in a catalog is taken for a failed measurement, and simulations have none."""
+SIGMA_KMS = (10.0, 12_000.0)
+"""Least and largest sigma of a free line spread. Less cannot be told from none: the populations have some 60 km/s of
+their own."""
 _EDGE = 1e-9
 """Distance from 0 and 1, in the prior's CDF, to which values are drawn before the logit."""
 
@@ -73,11 +76,20 @@ PARAMETERS: dict[str, Parameter] = {
             r"$\log_{10}\tau/{\rm Gyr}$",
             "e-folding time of the star formation history",
         ),
+        Parameter(
+            "sigma_smooth",
+            60.0,
+            400.0,
+            "km / s",
+            r"$\sigma\;[{\rm km\,s^{-1}}]$",
+            "velocity dispersion of stars, gas and spectrograph together, beyond the resolution of the populations",
+        ),
     )
 }
 """The parameters of the galaxy model with the bounds of the preset ``digs2022``. A model has ``tage`` or
 ``tage_tuniv``, the age itself or its share of the age of the universe at the galaxy's redshift; both names are
-Prospector's."""
+Prospector's, and so is ``sigma_smooth``, which a model has only where a prior gives its bounds."""
+_OPTIONAL = ("sigma_smooth",)
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,7 @@ class Prior:
     Parameters
     ----------
     bounds : mapping of str to (low, high), optional
-        Bounds that replace the defaults in :data:`PARAMETERS`.
+        Bounds that replace the defaults in :data:`PARAMETERS`. Bounds of ``sigma_smooth`` make it a parameter.
     left_out : sequence of str, optional
         Parameters that the model does not have.
     age : {"tage", "tage_tuniv"}
@@ -138,7 +150,8 @@ class Prior:
     ) -> None:
         bounds = dict(bounds or {})
         other = "tage" if age == "tage_tuniv" else "tage_tuniv"
-        chosen = [p for p in PARAMETERS.values() if p.name not in (*left_out, other)]
+        absent = {*left_out, other, *(name for name in _OPTIONAL if name not in bounds)}
+        chosen = [p for p in PARAMETERS.values() if p.name not in absent]
         names = [p.name for p in chosen]
         unknown = sorted(set(bounds) - set(names))
         if unknown:
@@ -151,6 +164,11 @@ class Prior:
         for p in self.parameters:
             if not (np.isfinite([p.low, p.high]).all() and p.low < p.high):
                 raise ConfigError(f"prior.{p.name}: expected finite low < high, found [{p.low}, {p.high}]")
+            if p.name == "sigma_smooth" and not SIGMA_KMS[0] <= p.low < p.high <= SIGMA_KMS[1]:
+                raise ConfigError(
+                    f"prior.sigma_smooth: expected {SIGMA_KMS[0]:g} to {SIGMA_KMS[1]:g} km/s, "
+                    f"found [{p.low:g}, {p.high:g}]"
+                )
         self.low = np.array([p.low for p in self.parameters])
         self.high = np.array([p.high for p in self.parameters])
 
@@ -177,6 +195,15 @@ class Prior:
     def index(self, name: str) -> int:
         """Column of the parameter ``name`` in theta."""
         return self.names.index(name)
+
+    def bounds(self, name: str) -> tuple[float, float] | None:
+        """Bounds of the parameter ``name``; None if it is not one."""
+        found = [(p.low, p.high) for p in self.parameters if p.name == name]
+        return found[0] if found else None
+
+    def without(self, name: str) -> Prior:
+        """Return the prior of all parameters but ``name``."""
+        return Prior.from_dict([item for item in self.to_dict() if item["name"] != name])
 
     def from_unit_cube(self, cube: ArrayLike) -> NDArray[np.float64]:
         """Map points (..., ndim) of the unit cube to theta."""
@@ -228,6 +255,10 @@ class Prior:
     @classmethod
     def from_dict(cls, items: list[dict[str, Any]]) -> Prior:
         """Rebuild a prior from :meth:`to_dict`."""
-        bounds = {item["name"]: (item["low"], item["high"]) for item in items}
+        return cls.of_bounds({item["name"]: (item["low"], item["high"]) for item in items})
+
+    @classmethod
+    def of_bounds(cls, bounds: Mapping[str, tuple[float, float]]) -> Prior:
+        """Return the prior that has the parameters named, and no others."""
         age: Literal["tage", "tage_tuniv"] = "tage_tuniv" if "tage_tuniv" in bounds else "tage"
         return cls(bounds, [name for name in PARAMETERS if name not in bounds], age)

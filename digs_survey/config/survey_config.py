@@ -51,7 +51,8 @@ class ModelConfig(Section):
     line_spread: Literal["velocity", "resolving_power", "table"] = "velocity"
     """Which of the following smooths spectra, on top of the populations' own resolution (MILES: 2.5 Angstrom FWHM)."""
     smoothing_kms: Annotated[float, Field(gt=0, le=12_000)] = 350.0
-    """For "velocity": Gaussian sigma. 350 km/s is wavelength / sigma = 857, which is wavelength / FWHM = 364."""
+    """For "velocity": Gaussian sigma. 350 km/s is wavelength / sigma = 857, which is wavelength / FWHM = 364. Not used
+    where prior.sigma_smooth makes it a parameter."""
     resolving_power: ResolvingPower = 100.0
     """For "resolving_power": wavelength / FWHM at all wavelengths. 100 is a sigma of 1273 km/s."""
     line_spread_angstrom: tuple[Positive, ...] = ()
@@ -346,8 +347,23 @@ class SurveyConfig(Section):
             raise ConfigError(
                 f"prior.{other}: model.age = {self.model.age!r} needs prior.{self.model.age} in its place"
             )
+        if "sigma_smooth" in self.prior:
+            self._check_free_spread()
         bounds = {name: (b.low, b.high) for name, b in self.prior.items() if name not in left_out}
         return Prior(bounds, left_out, self.model.age)
+
+    def _check_free_spread(self) -> None:
+        """Refuse a fixed line spread beside a free one."""
+        default = type(self.model).model_fields["smoothing_kms"].get_default()
+        if self.model.smoothing_kms != default:
+            raise ConfigError(
+                "prior.sigma_smooth makes the line spread a parameter, and model.smoothing_kms fixes it; leave out one "
+                f"of the two, found model.smoothing_kms = {self.model.smoothing_kms:g}"
+            )
+        if self.model.line_spread != "velocity":
+            raise ConfigError(
+                f"prior.sigma_smooth needs model.line_spread = 'velocity', found {self.model.line_spread!r}"
+            )
 
     def hash(self, *sections: str) -> str:
         """SHA-256 of the named sections (all of them if none is named), independent of key order."""

@@ -161,7 +161,8 @@ def derived_quantities(identity: RunIdentity, names: Sequence[str]) -> DerivedQu
 
     if not names:
         return None
-    model = BatchedModel.from_config(identity.model, identity.prior, identity.grid)
+    # Nothing derived depends on the line spread, and a model without it is made sooner.
+    model = BatchedModel.from_config(identity.model, identity.prior.without("sigma_smooth"), identity.grid)
     return DerivedQuantities.of_model(names, identity.model.sfh, model, identity.prior)
 
 

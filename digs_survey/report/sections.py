@@ -48,7 +48,7 @@ def facts(run: RunData) -> dict[str, Any]:
         "fingerprint": str(catalog.get("fingerprint", "unknown")),
         "source": _source(run),
         "history": _HISTORIES[config.model.sfh],
-        "smoothing": describe(config.model),
+        "smoothing": describe(config.model, config.make_prior()),
         "nebular": config.model.nebular,
         "noise": _noise(config.noise),
         "grid": str(_grid(run)) if run.card else "not known: there is no model/card.json",

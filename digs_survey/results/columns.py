@@ -86,6 +86,7 @@ _QUANTITY_UCDS = {
     "tage": "time.age",
     "tage_tuniv": "time.age;arith.ratio",
     "logtau": "time.scale",
+    "sigma_smooth": "phys.veloc.dispersion",
     "surviving_mass": "phys.mass",
     "mass_weighted_age": "time.age;stat.mean",
     "sfr_10": "phys.SFR",

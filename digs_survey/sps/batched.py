@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array, csr_array
 
 from digs_survey.config import ModelConfig
 from digs_survey.parameters import Prior
@@ -27,19 +28,20 @@ from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import as_like, namespace, one_thread
 from digs_survey.sps.grid import SSPGrid, calzetti_curve, check_coverage
 from digs_survey.sps.history import HistoryWeights, formed_since, mass_weighted_age, star_formation_rate
+from digs_survey.sps.parts import Part, SpreadPart
 from digs_survey.sps.prospector import import_prospector
 from digs_survey.sps.sampling import GridSampling
+from digs_survey.sps.spread import TOLERANCE, onto_grid, spread_nodes
 from digs_survey.sps.universe import physical_prior
 
 __all__ = ["BatchedModel"]
 
 _ROWS = 1_024
 """Galaxies computed together: many enough for the matrix products, few enough to stay in cache."""
-_COMPRESSED_FROM, _RESIDUE = 1_000, 3e-6
-"""Length of populations on the grid from which on they are kept as sums of fewer vectors, and what these leave out, as
-a share of the populations."""
 _TOLERANCE = 1e-6
 _MOST_TERMS = 8
+_UNSEEN = 1e-6
+"""Share of an element's largest weight below which the attenuation may be anything."""
 
 
 def _luminosity_to_flux(zred: float) -> float:
@@ -81,28 +83,75 @@ class BatchedModel:
         shortest = 10 ** prior.low[prior.index("logtau")] if "logtau" in prior.names else math.inf
         self._history = HistoryWeights(populations.log_age, shortest)
         self._living_nodes = populations.log_z
-        self._living = _Part(populations.log_z, 1, populations.living_fraction[..., None])
+        self._living = Part(populations.log_z, 1, populations.living_fraction[..., None])
+        dust2 = prior.high[prior.index("dust2")]
+        self._parts: list[Any]
+        if "sigma_smooth" in prior.names:
+            self._spread(populations, sampling, dust2)
+        else:
+            self._smoothed(populations, sampling, dust2)
+        self._unit *= _luminosity_to_flux(model.zred)
+
+    def _smoothed(self, populations: SSPGrid, sampling: GridSampling, dust2: float) -> None:
+        """Prepare populations whose line spread is the model's."""
         matrix = sampling.matrix(populations.wavelength)
         curve = calzetti_curve(populations.wavelength)
         self._curve = (curve @ matrix) / matrix.sum(axis=0)
         offset = curve[:, None] - self._curve
-        self._terms = _terms(offset, matrix, prior.high[prior.index("dust2")])
+        self._terms = _terms(offset[_seen(matrix)], dust2, _TOLERANCE)
         to_lnu = populations.lnu_factor()[:, None]
         ways = [(to_lnu * matrix * offset**j / math.factorial(j)).astype(np.float32) for j in range(self._terms)]
         stars = _onto_grid(populations.spectra, ways)
         gas = _onto_grid(populations.nebular, ways)
         # In single precision the flux of a solar mass far away would be lost; the unit is put back at the end.
-        unit = float(np.median(stars[:, :, : len(self.grid)]))
-        self._unit = unit * _luminosity_to_flux(model.zred)
-        stars, gas = stars / unit, gas / unit
+        self._unit = float(np.median(stars[:, :, : len(self.grid)]))
+        stars, gas = stars / self._unit, gas / self._unit
         if populations.gas_follows_stars:
             stars[:, : gas.shape[1]] += gas
-            self._parts = [_Part(populations.log_z, 1, stars)]
+            self._parts = [Part(populations.log_z, 1, stars)]
         else:
-            self._parts = [
-                _Part(populations.log_z, 1, stars),
-                _Part(populations.gas_log_z, populations.gas_degree, gas),
-            ]
+            self._parts = [Part(populations.log_z, 1, stars), Part(populations.gas_log_z, populations.gas_degree, gas)]
+
+    def _spread(self, populations: SSPGrid, sampling: GridSampling, dust2: float) -> None:
+        """Prepare populations at several sigmas, for a line spread that is a parameter."""
+        wavelength, curve = populations.wavelength, calzetti_curve(populations.wavelength)
+        low, high = (float(end[self.prior.index("sigma_smooth")]) for end in (self.prior.low, self.prior.high))
+        widest = sampling.matrix_at(wavelength, high)
+        self._curve = (curve @ widest) / widest.sum(axis=0)
+        to_lnu = populations.lnu_factor()
+
+        def offsets(matrix: csr_array) -> tuple[coo_array, NDArray[np.float64]]:
+            entries = coo_array(matrix)
+            return entries, curve[entries.row] - self._curve[entries.col]
+
+        entries, offset = offsets(widest)
+        self._terms = _terms(
+            offset[entries.data > _UNSEEN * widest.max(axis=0).toarray()[entries.col]], dust2, 0.1 * TOLERANCE
+        )
+
+        def ways(sigma: float) -> list[csr_array]:
+            entries, offset = offsets(sampling.matrix_at(wavelength, sigma))
+            light = to_lnu[entries.row] * entries.data
+            powers = (light * offset**j / math.factorial(j) for j in range(self._terms))
+            return [csr_array((power, (entries.row, entries.col)), shape=entries.shape) for power in powers]
+
+        nodes, edges = spread_nodes(populations, sampling, low, high)
+        follows = populations.gas_follows_stars
+        stars = SpreadPart(populations.log_z, 1, nodes, edges)
+        gas = SpreadPart(populations.gas_log_z, populations.gas_degree, nodes, edges)
+        for i, panel in enumerate(nodes):
+            of_panel = [ways(sigma) for sigma in np.exp(panel)]
+            rows = np.stack([onto_grid(populations.spectra, way) for way in of_panel])
+            if i == 0:
+                self._unit = float(np.median(rows[..., : len(self.grid)]))
+            shining = np.stack([onto_grid(populations.nebular, way) for way in of_panel])
+            if follows:
+                rows[:, :, : shining.shape[2]] += shining
+            else:
+                gas.fill(i, shining / self._unit)
+            rows /= self._unit
+            stars.fill(i, rows)
+        self._parts = [stars] if follows else [stars, gas]
 
     @classmethod
     def from_config(cls, model: ModelConfig, prior: Prior, grid: WavelengthGrid) -> BatchedModel:
@@ -118,7 +167,7 @@ class BatchedModel:
         import_prospector()
         # So that processes with any number of threads build the same model to the bit.
         with one_thread():
-            sampling, prior = GridSampling(model, grid), physical_prior(prior)
+            sampling, prior = GridSampling(model, grid, prior.bounds("sigma_smooth")), physical_prior(prior)
             return cls(_populations(model, prior, sampling.wavelength), sampling, model, prior)
 
     def spectra(self, theta: Any) -> Any:
@@ -143,7 +192,7 @@ class BatchedModel:
         blocks = [self._block(theta[start : start + _ROWS]) for start in range(0, len(theta), _ROWS)]
         return xp.concatenate(blocks) if blocks else theta[:, :1] * as_like(self._curve, theta)
 
-    def composite(self, weights: Any, logmass: Any, logzsol: Any, dust2: Any) -> Any:
+    def composite(self, weights: Any, logmass: Any, logzsol: Any, dust2: Any, sigma_smooth: Any = None) -> Any:
         """Spectra (n, wavelength) in erg/s/cm2/Angstrom of galaxies with any star formation history.
 
         Parameters
@@ -153,11 +202,14 @@ class BatchedModel:
             :class:`~digs_survey.sps.history.HistoryWeights` and :func:`~digs_survey.sps.history.bin_weights` give them.
         logmass, logzsol, dust2 : ndarray or torch.Tensor of float64, shape (n,)
             Inside the prior: nothing is checked here.
+        sigma_smooth : ndarray or torch.Tensor of float64, shape (n,), optional
+            In km/s, where the prior has it.
         """
         xp = namespace(weights)
-        terms = self._parts[0](weights, logzsol)
+        where = (logzsol,) if sigma_smooth is None else (logzsol, xp.log(sigma_smooth))
+        terms = self._parts[0](weights, *where)
         for part in self._parts[1:]:
-            terms += part(weights, logzsol)
+            terms += part(weights, *where)
         elements, dust = len(self._curve), xp.asarray(dust2, dtype=weights.dtype)[:, None]
         flux = terms[:, -elements:]
         for j in range(self._terms - 2, -1, -1):
@@ -237,66 +289,9 @@ class BatchedModel:
     def _block(self, theta: Any) -> Any:
         # All that is large is computed in single precision.
         xp = namespace(theta)
-        columns = xp.stack([theta[:, self._columns[name]] for name in ("logmass", "logzsol", "dust2")])
+        names = ("logmass", "logzsol", "dust2", "sigma_smooth")
+        columns = xp.stack([theta[:, self._columns[name]] for name in names if name in self._columns])
         return self.composite(self._weights(theta, xp.float32), *columns)
-
-
-class _Part:
-    """Rows of populations on the grid, interpolated in metallicity and summed with weights.
-
-    Parameters
-    ----------
-    log_z : ndarray, shape (node,)
-    degree : int
-        Of the polynomial through the nodes of a panel.
-    rows : ndarray, shape (node, age, term * element)
-    """
-
-    def __init__(self, log_z: NDArray[np.float64], degree: int, rows: NDArray[np.floating]) -> None:
-        self._degree, self._edges, self._ages = degree, log_z[::degree].copy(), rows.shape[1]
-        panels = [rows[i : i + degree + 1].reshape(-1, rows.shape[2]) for i in range(0, log_z.size - 1, degree)]
-        # Two products of matrices, the first narrow, in the place of one.
-        self._mixing: list[NDArray[np.float32]] | None = None
-        if rows.shape[2] >= _COMPRESSED_FROM:
-            factors = [_factors(panel) for panel in panels]
-            self._mixing, self._rows = [left for left, _ in factors], [right for _, right in factors]
-        else:
-            self._rows = list(np.stack(panels).astype(np.float32))
-
-    def __call__(self, weights: Any, logzsol: Any) -> Any:
-        """Sums (n, term * element) for weights (n, age) and metallicities (n,)."""
-        xp = namespace(weights)
-        edges, rows = as_like(self._edges, logzsol), [as_like(panel, weights) for panel in self._rows]
-        panel = xp.clip(xp.searchsorted(edges, logzsol, side="right") - 1, 0, len(rows) - 1)
-        shares = self._shares((logzsol - edges[panel]) / (edges[panel + 1] - edges[panel]))
-        shares, weights = xp.asarray(xp.stack(shares, -1), dtype=weights.dtype), weights[:, : self._ages]
-        total = xp.zeros((len(weights), rows[0].shape[-1]), dtype=weights.dtype, device=weights.device)
-        for k in range(len(rows)):
-            (chosen,) = xp.where(panel == k)
-            if len(chosen):
-                mixed = shares[chosen][:, :, None] * weights[chosen][:, None, :]
-                mixed = mixed.reshape(len(chosen), -1)
-                if self._mixing is not None:
-                    mixed = mixed @ as_like(self._mixing[k], weights)
-                total[chosen] = mixed @ rows[k]
-        return total
-
-    def _shares(self, position: Any) -> list[Any]:
-        """Lagrange's polynomials through equal steps from 0 to 1, at positions (n,)."""
-        steps = range(self._degree + 1)
-        return [math.prod((self._degree * position - j) / (k - j) for j in steps if j != k) for k in steps]
-
-
-def _factors(rows: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Matrices (row, vector) and (vector, column) whose product is rows (row, column), to :data:`_RESIDUE`."""
-    wide = np.asarray(rows, dtype=np.float64)
-    # Each population counts as much as any other, however bright a solar mass of it is.
-    size = np.abs(wide).mean(axis=1, keepdims=True)
-    size[size == 0] = 1.0
-    left, strength, right = np.linalg.svd(wide / size, full_matrices=False)
-    beyond = np.sqrt(np.cumsum(strength[::-1] ** 2))[::-1]
-    count = int((beyond > _RESIDUE * beyond[0]).sum())
-    return (size * left[:, :count] * strength[:count]).astype(np.float32), right[:count].astype(np.float32)
 
 
 def _populations(model: ModelConfig, prior: Prior, wavelength: NDArray[np.float64]) -> SSPGrid:
@@ -315,11 +310,15 @@ def _onto_grid(spectra: NDArray[np.floating], ways: list[NDArray[np.float32]]) -
     return np.concatenate([spectra @ way for way in ways], axis=2)
 
 
-def _terms(offset: NDArray[np.float64], matrix: NDArray[np.float64], dust2: float) -> int:
+def _seen(matrix: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which entries (wavelength, element) matter to their element."""
+    return np.asarray(np.abs(matrix) > _UNSEEN * np.abs(matrix).max(axis=0))
+
+
+def _terms(offset: NDArray[np.float64], dust2: float, tolerance: float) -> int:
     """Return how many powers of the attenuation's offset within an element the largest ``dust2`` needs."""
-    seen = np.abs(matrix) > 1e-6 * np.abs(matrix).max(axis=0)
-    largest = dust2 * float(np.abs(offset[seen]).max())
+    largest = dust2 * float(np.abs(offset).max())
     for terms in range(1, _MOST_TERMS):
-        if largest**terms / math.factorial(terms) < _TOLERANCE:
+        if largest**terms / math.factorial(terms) < tolerance:
             return terms
     return _MOST_TERMS

@@ -54,7 +54,7 @@ def check_source(model: ModelConfig, prior: Prior, grid: WavelengthGrid) -> None
     check_coverage(physical_prior(prior), log_z, log_age, model.source)
     needed = grid.edges
     if wavelength[0] <= needed[0] and needed[-1] <= wavelength[-1]:
-        needed = GridSampling(model, grid).wavelength
+        needed = GridSampling(model, grid, prior.bounds("sigma_smooth")).wavelength
     if needed[0] < wavelength[0] or needed[-1] > wavelength[-1]:
         raise ConfigError(
             f"grid: source {model.source!r} covers {wavelength[0]:g} to {wavelength[-1]:g} Angstrom, found {grid}, "

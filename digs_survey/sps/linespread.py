@@ -26,6 +26,7 @@ from scipy.special import ndtr
 
 from digs_survey.config import ModelConfig
 from digs_survey.errors import ConfigError
+from digs_survey.parameters import Prior
 from digs_survey.spectra import C_KMS, WavelengthGrid, air_to_vacuum
 
 __all__ = ["FWHM", "REACH", "TabulatedSpread", "check_line_spread", "constant_sigma_kms", "describe"]
@@ -43,8 +44,10 @@ def constant_sigma_kms(model: ModelConfig) -> float:
     return C_KMS / (FWHM * model.resolving_power) if model.line_spread == "resolving_power" else model.smoothing_kms
 
 
-def describe(model: ModelConfig) -> str:
+def describe(model: ModelConfig, prior: Prior) -> str:
     """Say in a few words how a model smooths its spectra."""
+    if bounds := prior.bounds("sigma_smooth"):
+        return f"smoothed by σ = {bounds[0]:g} to {bounds[1]:g} km/s (sigma_smooth)"
     if model.line_spread == "velocity":
         return f"smoothed by σ = {model.smoothing_kms:g} km/s"
     if model.line_spread == "resolving_power":

@@ -74,17 +74,26 @@ class ProspectorSimulator:
 
         prior = physical_prior(prior)
         self.config, self.prior, self.grid = model, prior, grid
-        sampling = GridSampling(model, grid)
+        self._sampling = sampling = GridSampling(model, grid, prior.bounds("sigma_smooth"))
         self.sps = _source(model, prior, sampling.wavelength)
         _check_prior(prior, self.sps, model.source)
-        points, self._to_grid = sampling.points(self.sps.wavelengths)
-        self._to_grid *= 1 + model.zred
-        self.obs: dict[str, Any] = {"wavelength": points * (1 + model.zred), "filters": None}
+        self.obs: dict[str, Any] = {"filters": None}
+        self._sigma = prior.index("sigma_smooth") if "sigma_smooth" in prior.names else None
+        self._ask(None if self._sigma is None else float(prior.low[self._sigma]))
         self.model = SedModel(_parameters(model, prior))
+
+    def _ask(self, sigma_kms: float | None) -> None:
+        """Choose where Prospector predicts spectra smoothed by a sigma, the model's if None."""
+        points, self._to_grid = self._sampling.points(self.sps.wavelengths, sigma_kms)
+        self._to_grid *= 1 + self.config.zred
+        self.obs["wavelength"] = points * (1 + self.config.zred)
 
     def spectrum(self, theta: ArrayLike) -> NDArray[np.float64]:
         """Predict one spectrum (wavelength,) in erg/s/cm2/Angstrom for theta (ndim,)."""
         values = np.asarray(theta, dtype=float)
+        if self._sigma is not None and self.config.source == "fsps":
+            # Where Prospector holds a smoothed spectrum depends on sigma, for populations on wavelengths of their own.
+            self._ask(float(values[self._sigma]))
         if self.config.line_spread == "table":
             # predict() would lift what is slightly negative, as beside a line that nothing has smoothed yet.
             self.model.set_parameters(values)
@@ -169,6 +178,8 @@ def _parameters(model: ModelConfig, prior: Prior) -> list[dict[str, Any]]:
     }
     if model.line_spread != "table":
         fixed |= {"smoothtype": "vel", "fftsmooth": True, "sigma_smooth": constant_sigma_kms(model)}
+    if "sigma_smooth" in prior.names:
+        del fixed["sigma_smooth"]
     # A constant rate is FSPS's tau model with all of the mass in its constant.
     fixed |= {"sfh": 4 if model.sfh == "delayed_tau" else 1, "const": float(model.sfh == "constant"), "tau": 1.0}
     derived: dict[str, Any] = {"mass": _mass}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.fft import next_fast_len
 from scipy.sparse import csr_array
 
 from digs_survey.config import ModelConfig
@@ -34,6 +35,8 @@ _MAX_STEP_KMS = 100.0
 """However strong the smoothing, the grid stays near the resolution of the libraries."""
 _POINTS_PER_SIGMA = 3.5
 _PROBES = 4_096
+_NOTHING = 1e-13
+"""Share of an element's largest weight below which a weight is left out."""
 
 
 class GridSampling:
@@ -48,6 +51,8 @@ class GridSampling:
         Its line-spread function and resampling.
     grid : WavelengthGrid
         Rest frame.
+    sigmas : (float, float), optional
+        Least and largest sigma in km/s of a smoothing that differs from galaxy to galaxy; it replaces the model's.
 
     Attributes
     ----------
@@ -60,12 +65,14 @@ class GridSampling:
         If the grid is in the observed frame, or the line-spread function does not cover it.
     """
 
-    def __init__(self, model: ModelConfig, grid: WavelengthGrid) -> None:
+    def __init__(self, model: ModelConfig, grid: WavelengthGrid, sigmas: tuple[float, float] | None = None) -> None:
         if grid.frame != "rest":
             raise ConfigError(
                 f"grid: the simulator needs a rest-frame grid, found {grid}; "
                 "resample the catalog to the rest frame of each galaxy (digs-survey ingest does)"
             )
+        if sigmas is not None and model.line_spread != "velocity":
+            raise ConfigError(f"prior.sigma_smooth needs model.line_spread = 'velocity', found {model.line_spread!r}")
         to_vacuum = air_to_vacuum if grid.medium == "air" else np.asarray
         check_line_spread(model, grid)
         self.grid, self._mean = grid, model.resampling == "mean"
@@ -76,12 +83,23 @@ class GridSampling:
             self._table = TabulatedSpread(model)
             self.wavelength = spread_grid(self._table, low, high)
         else:
-            self._sigma = constant_sigma_kms(model)
-            self._range = padded_range(low, high, self._sigma)
-            self.wavelength = smoothing_grid(*self._range, self._sigma)
+            narrowest, widest = sigmas or (constant_sigma_kms(model),) * 2
+            self._sigma = narrowest
+            self._own: csr_array | None = None
+            self._range = padded_range(low, high, narrowest)
+            self.wavelength = smoothing_grid(*padded_range(low, high, widest), narrowest, widest)
 
-    def points(self, wavelength: NDArray[np.float64]) -> tuple[NDArray[np.float64], csr_array]:
+    def points(
+        self, wavelength: NDArray[np.float64], sigma_kms: float | None = None
+    ) -> tuple[NDArray[np.float64], csr_array]:
         """Return where Prospector is asked for a spectrum sampled at ``wavelength``, and the way to the grid.
+
+        Parameters
+        ----------
+        wavelength : ndarray, shape (wavelength,)
+        sigma_kms : float, optional
+            Of a smoothing that differs from galaxy to galaxy. For populations sampled at :attr:`wavelength` the points
+            are the same at any sigma.
 
         Returns
         -------
@@ -93,7 +111,17 @@ class GridSampling:
         """
         if self._table is not None:
             return self._spread(wavelength, self._table)
-        points = smoothing_points(wavelength, *self._range, self._sigma)
+        if sigma_kms is None:
+            points = smoothing_points(wavelength, *self._range, self._sigma)
+        elif np.array_equal(wavelength, self.wavelength):
+            # Asked for all of it, Prospector smooths all of it, which it needs not resample.
+            if self._own is None:
+                inner = wavelength[1:-1]
+                self._own = element_matrix(inner, self._edges) if self._mean else lagrange_matrix(inner, self._centres)
+            return wavelength, self._own.copy()
+        else:
+            low, high = padded_range(self._edges[0], self._edges[-1], sigma_kms)
+            points = smoothing_points(wavelength, low, high, sigma_kms)
         inner = points[1:-1]
         return points, element_matrix(inner, self._edges) if self._mean else lagrange_matrix(inner, self._centres)
 
@@ -133,6 +161,32 @@ class GridSampling:
         matrix[inside] = _linear_matrix(part, nodes).T @ at_nodes.T
         return matrix
 
+    def matrix_at(self, wavelength: NDArray[np.float64], sigma_kms: float) -> csr_array:
+        """Return the matrix of :meth:`matrix` at one sigma in km/s of several, without the zeros beyond its reach."""
+        from prospect.sources.constants import ckms, lightspeed
+        from prospect.utils.smoothing import mask_wave, resample_wave
+
+        points, to_grid = self.points(wavelength, sigma_kms)
+        if points is wavelength:
+            inside, nodes = slice(0, wavelength.size), wavelength
+            resampling = None
+        else:
+            (near,) = np.nonzero(mask_wave(wavelength, width=ckms / sigma_kms, outwave=points[[0, -1]]))
+            inside = slice(int(near[0]), int(near[-1]) + 1)
+            nodes, _ = resample_wave(wavelength[inside], wavelength[inside])
+            resampling = _linear_matrix(wavelength[inside], nodes)
+        weights = csr_array(to_grid * (lightspeed / points[1:-1] ** 2))
+        first = int(np.searchsorted(nodes, points[0], side="right"))
+        weights = csr_array((weights.data, weights.indices + first, weights.indptr), shape=(len(self.grid), nodes.size))
+        step = ckms * np.median(np.diff(np.log(nodes)))
+        # The filter is symmetric: smoothing a spectrum before the sum or the summands' weights is the same.
+        smoothed = _smoothed_rows(weights, sigma_kms / step)
+        if resampling is not None:
+            smoothed = csr_array(smoothed @ resampling)
+        columns = smoothed.indices + inside.start
+        shape = (len(self.grid), wavelength.size)
+        return csr_array(csr_array((smoothed.data, columns, smoothed.indptr), shape=shape).T)
+
     def _spread(self, wavelength: NDArray[np.float64], table: TabulatedSpread) -> tuple[NDArray[np.float64], csr_array]:
         """Return the samples within reach of the grid, and the matrix (element, sample - 2) that smooths them."""
         nodes = self.wavelength
@@ -141,6 +195,22 @@ class GridSampling:
             return wavelength, to_grid[:, 1:-1]
         points = wavelength[(wavelength > nodes[0]) & (wavelength < nodes[-1])]
         return points, to_grid @ projection_matrix(nodes, points)[:, 1:-1]
+
+
+def _smoothed_rows(rows: csr_array, sigma: float) -> csr_array:
+    """Smooth each row of a matrix (row, node), nonzero over few nodes, by a Gaussian whose sigma is in nodes."""
+    rows.sort_indices()
+    reach = int(np.ceil(REACH * sigma)) + 1
+    first = rows.indices[rows.indptr[:-1]] - reach
+    count = next_fast_len(int((rows.indices[rows.indptr[1:] - 1] - first).max()) + reach + 1, real=True)
+    row = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+    near = np.zeros((rows.shape[0], count))
+    near[row, rows.indices - first[row]] = rows.data
+    taper = np.exp(-2 * (np.pi * sigma * np.fft.rfftfreq(count)) ** 2)
+    near = np.fft.irfft(np.fft.rfft(near, axis=1) * taper, count, axis=1)
+    column = first[:, None] + np.arange(count)
+    seen = (np.abs(near) > _NOTHING * near.max(axis=1, keepdims=True)) & (column >= 0) & (column < rows.shape[1])
+    return csr_array((near[seen], (np.nonzero(seen)[0], column[seen])), shape=rows.shape)
 
 
 def _linear_matrix(nodes: NDArray[np.float64], points: NDArray[np.float64]) -> csr_array:
@@ -158,7 +228,7 @@ def padded_range(low: float, high: float, sigma_kms: float) -> tuple[float, floa
     return low * (1 - pad), high * (1 + pad)
 
 
-def smoothing_grid(low: float, high: float, sigma_kms: float) -> NDArray[np.float64]:
+def smoothing_grid(low: float, high: float, sigma_kms: float, widest_kms: float | None = None) -> NDArray[np.float64]:
     """Log-spaced wavelengths (2**k,) on which Prospector smooths without resampling.
 
     Parameters
@@ -167,10 +237,12 @@ def smoothing_grid(low: float, high: float, sigma_kms: float) -> NDArray[np.floa
         Ends of the wavelengths that Prospector is asked for.
     sigma_kms : float
         Standard deviation of the smoothing.
+    widest_kms : float, optional
+        The largest one, where ``sigma_kms`` is the least of several.
     """
     from prospect.sources.constants import ckms
 
-    pad = _PAD_SIGMA * sigma_kms / ckms
+    pad = _PAD_SIGMA * (widest_kms or sigma_kms) / ckms
     first, last = low * (1 - pad) * (1 + 1e-9), high * (1 + pad) * (1 - 1e-9)
     step = min(sigma_kms / _POINTS_PER_SIGMA, _MAX_STEP_KMS) / ckms
     count = 2 ** int(np.ceil(np.log2(np.log(last / first) / step + 1)))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import CubicSpline
 
-from digs_survey.parameters import PARAMETERS, Prior
+from digs_survey.parameters import Prior
 
 __all__ = ["age_of_universe", "physical_names", "physical_prior", "physical_theta"]
 
@@ -46,7 +46,7 @@ def physical_prior(prior: Prior) -> Prior:
     bounds = {p.name: (p.low, p.high) for p in prior.parameters}
     low, high = bounds.pop("tage_tuniv")
     bounds["tage"] = (low * float(age_of_universe(_FARTHEST)), high * float(age_of_universe(0)))
-    return Prior(bounds, [name for name in PARAMETERS if name not in bounds])
+    return Prior.of_bounds(bounds)
 
 
 def physical_theta(prior: Prior, theta: NDArray[np.float64], redshift: ArrayLike) -> NDArray[np.float64]:

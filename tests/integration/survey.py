@@ -64,10 +64,10 @@ max_steps = 6
 """
 
 
-def make_survey(folder: Path) -> tuple[Path, Path, SurveyConfig]:
+def make_survey(folder: Path, text: str = TOML) -> tuple[Path, Path, SurveyConfig]:
     """Write a catalog and a configuration; returns catalog, TOML and the configuration."""
     toml = folder / "survey.toml"
-    toml.write_text(TOML)
+    toml.write_text(text)
     config = load_config(toml)
     prior, grid = config.make_prior(), WavelengthGrid.from_config(config.grid)
     noiseless = ProspectorSimulator(config.model, prior, grid).spectra(draw_theta(prior, 1, "test", 0, ROWS))

@@ -33,6 +33,8 @@ age = "tage_tuniv"
 start_angstrom = 3025.0
 stop_angstrom = 6975.0
 step_angstrom = 50.0
+[prior]
+sigma_smooth = { low = 100.0, high = 400.0 }
 [noise]
 kind = "row"
 calibration_order = 2
