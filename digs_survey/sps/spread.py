@@ -92,7 +92,7 @@ def _nodes(
     for count in range(_FEWEST, _MOST):
         nodes = _chebyshev(count, low, high)
         ways = lagrange_shares(nodes, probes) @ lagrange_shares(dense, nodes)
-        if np.abs(np.tensordot(ways, exact, 1) / expected - 1).max() < TOLERANCE:
+        if (np.abs(np.tensordot(ways, exact, 1) - expected) <= TOLERANCE * np.abs(expected)).all():
             return nodes
     raise ConfigError(
         f"prior.sigma_smooth: spectra between {math.exp(low):.4g} and {math.exp(high):.4g} km/s cannot be "
