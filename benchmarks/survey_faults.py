@@ -48,7 +48,7 @@ def main() -> None:
         """Return theta, and the galaxies observed with the model or the redshift of the data off."""
         seen = WavelengthGrid(posterior.grid.wavelength * (1 + velocity_kms / C_KMS))
         model = BatchedModel.from_config(posterior.model.model_copy(update=settings), posterior.prior, seen)
-        theta, clean = simulated_spectra(model, posterior.prior, noise.config, _SEED, "faults", 0, count)
+        theta, clean = simulated_spectra(model, posterior.prior, noise, _SEED, "faults", 0, count)
         return theta, split_observed(noise.observe(clean, uniform)[0])
 
     def observe(velocity_kms: float = 0.0, **settings: Any) -> Rows:
