@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from digs_survey import formats
 from digs_survey.audit.audit_store import write_audit
 from digs_survey.audit.audited_rows import chain_summary, distance_summary, sample_arrays, stack_fits
-from digs_survey.audit.calibration.calibrate import calibrate_posterior
+from digs_survey.audit.calibration.calibrate import calibrate_model, calibrate_posterior
 from digs_survey.audit.calibration.calibration import Calibration
 from digs_survey.audit.calibration.recalibration import (
     central_coverage,

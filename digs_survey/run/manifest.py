@@ -219,17 +219,18 @@ def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
         for key in sorted({*old, *new}):
             inner = f"{name}.{key}" if name else str(key)
             yield from _differences(old.get(key, _ABSENT), new.get(key, _ABSENT), inner)
-    elif isinstance(old, Mapping) and new is _ABSENT:
-        yield from _differences(old, _defaults_of(old, name), name)
-    elif isinstance(new, Mapping) and old is _ABSENT:
-        yield from _differences(_defaults_of(new, name), new, name)
     elif old != new:
-        yield f"{name}: was {_told(old, name)}, now {_told(new, name)}"
+        yield from _changed(old, new, name) or [f"{name}: was {_told(old, name)}, now {_told(new, name)}"]
 
 
-def _defaults_of(section: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the fields of a section that differ by nothing from their defaults, which is why a key lacks it."""
-    return {key: value for key, value in section.items() if value == default_of(f"{name}.{key}")}
+def _changed(old: Any, new: Any, name: str) -> list[str]:
+    """Name the fields that a section, which one of two keys does not have, has otherwise than by default."""
+    section = new if old is _ABSENT else old
+    if not isinstance(section, Mapping) or _ABSENT not in (old, new):
+        return []
+    fields = {key: value for key, value in section.items() if value != default_of(f"{name}.{key}")}
+    lacking = dict.fromkeys(fields, _ABSENT)
+    return list(_differences(*((lacking, fields) if old is _ABSENT else (fields, lacking)), name))
 
 
 def _told(value: Any, name: str) -> str:
