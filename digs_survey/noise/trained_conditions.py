@@ -30,7 +30,7 @@ _SHARE_MARGIN = 0.05
 NOISE_FACTOR = 1.5
 """Where a posterior is not shown a row's errors: how far they may be from those that it was trained for."""
 _TABLE_SHARE = 0.005
-"""Share of a table of errors beyond whose quantiles an error is unusual for the catalog."""
+"""Share of a catalog's rows beyond whose quantiles errors are unusual: too few had them to train for."""
 
 
 def outside_conditions(noise: NoiseModel, rows: PreparedRows) -> NDArray[np.bool_]:
@@ -72,7 +72,8 @@ def _snr_range(noise: RowNoise) -> tuple[float, float]:
     low, high = observing.snr
     if noise.donors is not None:
         factor = observing.donor_snr_factor
-        low, high = noise.donors.snr.min() * factor[0], noise.donors.snr.max() * factor[1]
+        least, most = np.quantile(noise.donors.snr, [_TABLE_SHARE, 1 - _TABLE_SHARE])
+        low, high = least * factor[0], most * factor[1]
     return float(1 / math.hypot(1 / low, observing.floor[1])), float(1 / math.hypot(1 / high, observing.floor[0]))
 
 

@@ -230,7 +230,7 @@ def _changed(old: Any, new: Any, name: str) -> list[str]:
         return []
     fields = {key: value for key, value in section.items() if value != default_of(f"{name}.{key}")}
     lacking = dict.fromkeys(fields, _ABSENT)
-    return list(_differences(*((lacking, fields) if old is _ABSENT else (fields, lacking)), name))
+    return list(_differences(lacking, fields, name) if old is _ABSENT else _differences(fields, lacking, name))
 
 
 def _told(value: Any, name: str) -> str:
