@@ -58,7 +58,7 @@ def main() -> None:
             else:
                 settings["smoothing_kms"] = sigma_kms
         model = BatchedModel.from_config(posterior.model.model_copy(update=settings), prior, seen)
-        theta, clean = simulated_spectra(model, prior, noise.config, _SEED, "faults", 0, count)
+        theta, clean = simulated_spectra(model, prior, noise, _SEED, "faults", 0, count)
         return theta, split_observed(noise.observe(clean, uniform)[0])
 
     def observe(velocity_kms: float = 0.0, **settings: Any) -> Rows:

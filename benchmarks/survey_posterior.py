@@ -58,7 +58,7 @@ def rows_per_s(posterior: FrozenPosterior, count: int = 256) -> float:
     """Rows per core-second with the map settings of the preset: draws, predictive checks and derived quantities."""
     settings = load_config("survey").map.model_copy(update={"error_floor": 0.0})
     likelihood, noise = SpectrumLikelihood.of_posterior(posterior), posterior.noise
-    _, clean = simulated_spectra(likelihood.model, posterior.prior, noise.config, _SEED, "speed", 0, count)
+    _, clean = simulated_spectra(likelihood.model, posterior.prior, noise, _SEED, "speed", 0, count)
     flux, inverse, redshift = split_observed(noise.draw(clean, np.random.default_rng(_SEED)))
     rows = observed_rows(flux, inverse, redshift, np.zeros(count, dtype=np.int64), settings)
     checker = Checker(posterior, likelihood, settings.predictive_draws)
@@ -77,7 +77,7 @@ def simulate(posterior: FrozenPosterior, count: int, weighed: int) -> tuple[NDAr
     spent, done = 0.0, 0
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
-        theta, clean = simulated_spectra(model, posterior.prior, noise.config, _SEED, "benchmark", start, stop)
+        theta, clean = simulated_spectra(model, posterior.prior, noise, _SEED, "benchmark", start, stop)
         redshift = split_clean(clean)[1]
         uniform = row_uniforms(_SEED, "noise/benchmark", start, stop, noise.columns(clean.shape[1]))
         rows, _ = observe_rows(noise, clean, uniform, 0.1)

@@ -26,6 +26,7 @@ class QualityFlag(IntFlag):
     UNREADABLE = 1 << 10
     POOR_FIT = 1 << 11
     LOW_TRUST = 1 << 12
+    OUTSIDE_CONDITIONS = 1 << 13
 
 
 DESCRIPTIONS: dict[QualityFlag, str] = {
@@ -49,6 +50,8 @@ DESCRIPTIONS: dict[QualityFlag, str] = {
     "map.min_pvalue): the model or the noise is not the galaxy's",
     QualityFlag.LOW_TRUST: "emcee would probably not agree with the row's neural posterior (trust below "
     "escalate.trust_threshold), and the budget had no better one",
+    QualityFlag.OUTSIDE_CONDITIONS: "the row's errors, gaps or redshift are not those that the posterior was trained "
+    "for; it may be too wide or too narrow",
 }
 
 NO_POSTERIOR = QualityFlag.FEW_GOOD_ELEMENTS | QualityFlag.BAD_REDSHIFT | QualityFlag.UNREADABLE

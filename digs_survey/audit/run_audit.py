@@ -17,9 +17,14 @@ from numpy.typing import NDArray
 from digs_survey import formats
 from digs_survey.audit.audit_store import write_audit
 from digs_survey.audit.audited_rows import chain_summary, distance_summary, sample_arrays, stack_fits
-from digs_survey.audit.calibration.calibrate import calibrate_posterior
+from digs_survey.audit.calibration.calibrate import calibrate_model, calibrate_posterior
 from digs_survey.audit.calibration.calibration import Calibration
-from digs_survey.audit.calibration.recalibration import central_coverage, coverage_told, shares_below
+from digs_survey.audit.calibration.recalibration import (
+    central_coverage,
+    coverage_told,
+    shares_below,
+    survey_conditions,
+)
 from digs_survey.audit.cost import cost_summary
 from digs_survey.audit.domain.domain_check import check_survey
 from digs_survey.audit.mcmc.agreement import compare, median_of
@@ -298,6 +303,16 @@ def _recalibrated(audit: _Audit, calibration: Calibration) -> dict[str, Any]:
     levels = (recorded_recipe(audit.posterior_path) or {}).get("levels")
     if not levels:
         return {}
+    if audit.identity.noise.config.by_row:
+        # They are for the conditions of the catalog's rows, and not for all that the posterior was trained for.
+        calibration = calibrate_model(
+            audit.posterior,
+            audit.config.audit.calibration_simulations,
+            audit.identity.seed,
+            draws=audit.config.audit.calibration_draws,
+            min_good_fraction=audit.config.map.min_good_fraction,
+            noise=survey_conditions(audit.posterior, audit.config, audit.catalog),
+        )
     names, shares = audit.identity.prior.names, shares_below(calibration)
     after = central_coverage(shares, [levels[name] for name in names])
     return {"recalibration": coverage_told(shares, audit.config.map.quantiles, names, after)}

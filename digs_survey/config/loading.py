@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
 
 from digs_survey.config.survey_config import SurveyConfig
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import PARAMETERS
 from digs_survey.store.locations import is_file, location
 
-__all__ = ["RENAMED", "load_config", "preset_path", "presets"]
+__all__ = ["RENAMED", "default_of", "load_config", "preset_path", "presets"]
 
 RENAMED = {
     "simulate.draws": "simulate.sampling",
@@ -82,6 +83,22 @@ def load_config(source: str | Path | None = None, overrides: Iterable[str] = ())
     except ValidationError as error:
         lines = "\n".join(f"  - {line}" for line in _explain(error))
         raise ConfigError(f"configuration {name} cannot be used:\n{lines}") from error
+
+
+def default_of(key: str) -> Any:
+    """Return the default of a setting, as plain values; None for what is no setting.
+
+    Examples
+    --------
+    >>> default_of("noise.observing.snr")
+    [2.0, 60.0]
+    """
+    value: Any = SurveyConfig()
+    for name in key.split("."):
+        if not isinstance(value, BaseModel) or name not in type(value).model_fields:
+            return None
+        value = getattr(value, name)
+    return to_jsonable_python(value)
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

@@ -45,6 +45,15 @@ Interval = tuple[Positive, Positive]
 class ObservingConfig(Section):
     """For noise of kind "row": what the simulated rows are like. Each simulation draws a row of its own kind."""
 
+    added = frozenset({"donors", "donor_snr_factor", "arms", "missing_arm"})
+
+    donors: Literal["none", "catalog"] = "none"
+    """Where errors, gaps and redshift of simulations come from: the settings below, or, together, rows of the survey's
+    catalog. Of the settings below such simulations use redshift (rows elsewhere are no donors), floor and
+    masked_lines."""
+    donor_snr_factor: Interval = (0.5, 2.0)
+    """Least and greatest factor on a donor's signal-to-noise ratio, so that the posterior serves deeper and shallower
+    rows of the same survey; its logarithm is uniform."""
     redshift: Interval = (0.001, 0.6)
     """Least and greatest redshift; all between are equally likely."""
     snr: Interval = (2.0, 60.0)
@@ -68,10 +77,25 @@ class ObservingConfig(Section):
     """Least and greatest error floor, as a share of the flux; its logarithm is uniform."""
     masked_lines: Share = 0.5
     """Share of the rows whose emission lines are masked, as map.mask_lines does it."""
+    arms: tuple[Interval, ...] = ()
+    """Observed wavelengths at which each arm of the spectrograph begins and ends; they may overlap."""
+    missing_arm: Share = 0.0
+    """Share of the rows that lack one of the arms, whichever it is: what no other arm covers has no data."""
+
+    @model_validator(mode="after")
+    def _whole_arms(self) -> ObservingConfig:
+        for low, high in self.arms:
+            if not low < high:
+                raise ValueError(f"arms: expected each to begin before it ends, found {low:g} to {high:g}")
+        if self.missing_arm and len(self.arms) < 2:
+            raise ValueError(f"missing_arm: expected two arms or more in arms, found {len(self.arms)}")
+        if self.donors != "none" and self.arms:
+            raise ValueError("arms: expected none with donors = 'catalog', whose rows lack what they lack")
+        return self
 
     @model_validator(mode="after")
     def _ordered(self) -> ObservingConfig:
-        for name in ("redshift", "snr", "blue_end_angstrom", "red_end_angstrom", "floor"):
+        for name in ("redshift", "donor_snr_factor", "snr", "blue_end_angstrom", "red_end_angstrom", "floor"):
             low, high = getattr(self, name)
             if not low <= high:
                 raise ValueError(f"{name}: expected the least value first, found {low:g} and {high:g}")
@@ -153,14 +177,14 @@ class NoiseConfig(Section):
         return self.kind == "row"
 
     @property
-    def redshift_key(self) -> dict[str, list[float]]:
-        """What decides the redshifts of simulations, for keys and recipes; empty where they have none."""
-        return {"redshift": list(self.observing.redshift)} if self.by_row else {}
+    def has_donors(self) -> bool:
+        """Whether simulations take errors, gaps and redshift of a catalog's rows."""
+        return self.by_row and self.observing.donors == "catalog"
 
     @property
     def needs_catalog(self) -> bool:
         """Whether a catalog's inverse variances are part of the noise."""
-        return self.kind == "catalog" or (self.kind == "constant" and not self.sigma_flam)
+        return self.kind == "catalog" or self.has_donors or (self.kind == "constant" and not self.sigma_flam)
 
     @property
     def scales_with_flux(self) -> bool:

@@ -16,6 +16,7 @@ from digs_survey.importance.psis import MIN_ESS, PARETO_K_LIMIT
 from digs_survey.importance.weights import Importance, Weigher
 from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.infer.drawn_rows import DrawnRows
+from digs_survey.noise.trained_conditions import outside_conditions
 from digs_survey.parameters import Prior
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
 
@@ -185,9 +186,9 @@ def infer_rows(
     Returns
     -------
     RowResult
-        Adds PRIOR_EDGE, OUTSIDE_SIMULATIONS, UNEVEN_WEIGHTS and POOR_FIT to the bits of ``prepared``. Rows whose bits
-        say that they have no posterior hold NaN. So do rows so far outside the simulations that the network gives no
-        finite draws; they have OUTSIDE_SIMULATIONS.
+        Adds PRIOR_EDGE, OUTSIDE_SIMULATIONS, OUTSIDE_CONDITIONS, UNEVEN_WEIGHTS and POOR_FIT to the bits of
+        ``prepared``. Rows whose bits say that they have no posterior hold NaN. So do rows so far outside the
+        simulations that the network gives no finite draws; they have OUTSIDE_SIMULATIONS.
     """
     size, ndim, quantiles = prepared.quality.size, posterior.prior.ndim, map_config.quantiles
     result = RowResult(
@@ -202,6 +203,8 @@ def infer_rows(
     # Percentiles alone take each parameter by itself, and sorted draws are quicker to make.
     is_sorted = all(part is None for part in (weigher, derive, checker, result.samples))
     with_posterior = np.flatnonzero((result.quality & NO_POSTERIOR) == 0)
+    unlike = outside_conditions(posterior.noise, prepared)
+    result.quality[with_posterior[unlike[with_posterior]]] |= QualityFlag.OUTSIDE_CONDITIONS
     for start in range(0, with_posterior.size, _BLOCK_ROWS):
         rows = with_posterior[start : start + _BLOCK_ROWS]
         drawn = DrawnRows.of(posterior, prepared, rows, map_config.draws, is_sorted)

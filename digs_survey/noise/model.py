@@ -37,6 +37,7 @@ from scipy.special import ndtri
 from digs_survey.catalog.gaps import fill_flux
 from digs_survey.config import NoiseConfig
 from digs_survey.noise.correlation import Correlation
+from digs_survey.noise.donors import Redshifts
 from digs_survey.noise.error_table import row_errors
 from digs_survey.noise.missing import missing_elements
 from digs_survey.spectra import WavelengthGrid
@@ -56,7 +57,8 @@ class NoiseModel:
     config : NoiseConfig
     table : ndarray of float64, shape (terms, rows, wavelength), or None
         Errors that draws pick rows from, as :func:`~digs_survey.noise.error_table.noise_table` gives them;
-        one row for constant noise, None for fractional noise.
+        one row for constant noise, None for fractional noise. With donors that of
+        :class:`~digs_survey.noise.donors.Donors`, of one term and a column more.
     keeps_negative : bool
         Whether flux that is not positive is shown to the posterior as it is, or filled like a masked element.
     """
@@ -78,8 +80,8 @@ class NoiseModel:
         ----------
         config : NoiseConfig
         table : array_like, shape (terms, rows, wavelength), optional
-            Where ``config.needs_catalog``: what :func:`~digs_survey.noise.error_table.noise_table` gives.
-            Without it the noise cannot be drawn.
+            Where ``config.needs_catalog``: what :func:`~digs_survey.noise.error_table.noise_table` gives, or the
+            table of donors. Without it the noise cannot be drawn.
         flux_transform : {"log10", "asinh"}, optional
             ``train.flux_transform`` of the posterior that is shown the noisy spectra: with log10, which does not know
             negative flux, it is filled; so it is where noise is Gaussian in log10 flux and no model gives it. Without a
@@ -88,30 +90,27 @@ class NoiseModel:
         if config.by_row:
             from digs_survey.noise.row_noise import RowNoise
 
-            return RowNoise(config)
+            return RowNoise(config, _checked(table, 1) if config.has_donors and table is not None else None)
         keeps_negative = flux_transform != "log10" and config.space == "flux"
         if config.sigma_flam:
             table = np.reshape(config.sigma_flam, (1, 1, -1))
         if config.kind == "fractional" or table is None:
             return cls(config, keeps_negative=keeps_negative)
-        values = np.array(table, dtype=np.float64)
-        terms = 1 if config.poisson_share is None else 2
-        if (
-            values.ndim != 3
-            or len(values) != terms
-            or not values.size
-            or not (np.isfinite(values) & (values >= 0)).all()
-        ):
-            raise ValueError(
-                f"table: expected ({terms}, rows, wavelength) finite errors >= 0, found an array of shape "
-                f"{values.shape}; noise_table makes such a table"
-            )
-        values.setflags(write=False)
-        return cls(config, values, keeps_negative)
+        return cls(config, _checked(table, 1 if config.poisson_share is None else 2), keeps_negative)
 
     def on(self, grid: WavelengthGrid) -> NoiseModel:
         """Return this noise for spectra on a grid, which matters only where it knows of wavelengths."""
         return self
+
+    @property
+    def redshifts(self) -> Redshifts | None:
+        """Which redshifts simulations have; None where they have none."""
+        return None
+
+    @property
+    def redshift_key(self) -> dict[str, Any]:
+        """What decides the redshifts of simulations, for keys and recipes; empty where they have none."""
+        return {} if self.redshifts is None else {"redshift": self.redshifts.key}
 
     def redshift_of(self, observed: NDArray[np.float64]) -> NDArray[np.float64]:
         """Redshifts (...) of what is observed (..., column); NaN where it does not tell."""
@@ -360,3 +359,15 @@ class NoiseModel:
         residual, counts = np.broadcast_arrays(residual, mask)
         white, log_det = self.correlation.whiten(residual, counts)
         return white, log_width, log_det, counts
+
+
+def _checked(table: ArrayLike, terms: int) -> NDArray[np.float64]:
+    """Return a table (terms, rows, column), which nobody can write to; refuse another one."""
+    values = np.array(table, dtype=np.float64)
+    if values.ndim != 3 or len(values) != terms or not values.size or not (np.isfinite(values) & (values >= 0)).all():
+        raise ValueError(
+            f"table: expected ({terms}, rows, wavelength) finite errors >= 0, found an array of shape {values.shape}; "
+            "noise_table makes such a table"
+        )
+    values.setflags(write=False)
+    return values

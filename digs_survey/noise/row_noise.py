@@ -12,8 +12,8 @@ floor s, a share of the row's own flux F, smoothed. The likelihood is that of th
 inverse and determinant follow from P x P matrices).
 
 A simulation draws its own conditions: signal-to-noise ratio, ends of the spectrum, shape of the errors, sky lines, gaps
-and floor, as ``noise.observing`` describes the survey. They are relative to its amplitude, so that mass stays a
-pure scale.
+and floor, as ``noise.observing`` describes the survey; or errors and gaps of a row of a catalog
+(:mod:`~digs_survey.noise.donors`). They are relative to its amplitude, so that mass stays a pure scale.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
+from digs_survey.noise.donors import Donors, Redshifts
 from digs_survey.noise.emission_lines import on_emission_lines
 from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import join_observed, split_clean, split_observed
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.sps.arrays import as_like, namespace
+from digs_survey.sps.arrays import as_like, as_numpy, namespace
 
 __all__ = ["RowNoise", "calibration_terms", "smooth_flux", "with_floor"]
 
@@ -42,6 +43,8 @@ _SLOPES = 3
 """Terms of the smooth change of the errors with wavelength."""
 _FIXED = 8 + _SLOPES
 """Random numbers of a simulation besides those of its gaps, of its calibration and of its elements."""
+_WITH_DONOR = 4
+"""The same of a simulation that has a donor: its floor, the donor, its signal-to-noise ratio and masked lines."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,29 @@ class RowNoise(NoiseModel):
         """Return this noise for the elements of a grid."""
         return RowNoise(self.config, self.table, self.keeps_negative, grid)
 
+    def with_donors(self, donors: Donors) -> RowNoise:
+        """Return this noise with donors, which ``config.has_donors`` asks for."""
+        return RowNoise(self.config, donors.table[None], self.keeps_negative, self.grid)
+
+    @cached_property
+    def donors(self) -> Donors | None:
+        """Rows of a catalog that simulations take their conditions of; None where these are drawn."""
+        if not self.config.has_donors:
+            return None
+        if self.table is None:
+            raise ValueError("noise.observing.donors = 'catalog' has no donors; survey_noise takes them of a catalog")
+        return Donors(self.table[0])
+
+    @property
+    def redshift_range(self) -> tuple[float, float]:
+        """Least and greatest redshift of simulations, as configured."""
+        return self.config.observing.redshift
+
+    @property
+    def redshifts(self) -> Redshifts:
+        """Which redshifts simulations have."""
+        return Redshifts(*self.redshift_range) if self.donors is None else self.donors.redshifts
+
     @cached_property
     def lines(self) -> NDArray[np.bool_]:
         """Which elements (wavelength,) emission lines lie on."""
@@ -76,7 +102,8 @@ class RowNoise(NoiseModel):
     @property
     def conditions(self) -> int:
         """Random numbers of a simulation's conditions, without those that every element has."""
-        return _FIXED + 2 * self.config.observing.gaps
+        observing = self.config.observing
+        return _WITH_DONOR if self.config.has_donors else _FIXED + 2 * observing.gaps + bool(observing.arms)
 
     def columns(self, elements: int) -> int:
         """Random numbers that :meth:`observe` takes for a spectrum; ``elements`` counts its redshift too."""
@@ -138,6 +165,30 @@ class RowNoise(NoiseModel):
 
     def _conditions(self, flux: Any, redshift: Any, uniform: Any) -> tuple[Any, Any, Any]:
         """Errors (n, wavelength) without the floor, which elements have data, and the floor (n, 1)."""
+        if self.donors is None:
+            return self._drawn(flux, redshift, uniform)
+        return self._donated(self.donors, flux, redshift, uniform)
+
+    def _donated(self, donors: Donors, flux: Any, redshift: Any, uniform: Any) -> tuple[Any, Any, Any]:
+        """Conditions of donors near in redshift; see :meth:`_conditions`."""
+        xp, config = namespace(flux), self.config.observing
+        floor, factor = (
+            xp.exp(math.log(low) + (math.log(high) - math.log(low)) * uniform[:, column, None])
+            for column, (low, high) in enumerate((config.floor, config.donor_snr_factor))
+        )
+        row = donors.near(as_numpy(redshift), as_numpy(uniform[:, 2]))
+        shape = as_like(donors.shape_of(row), flux)
+        amplitude = ((shape * flux).sum(-1) / shape.sum(-1))[:, None]
+        good = (shape > 0) & ~self._masked(uniform[:, 3], flux)
+        return amplitude / (xp.where(good, shape, xp.ones_like(shape)) * factor), good, floor
+
+    def _masked(self, uniform: Any, flux: Any) -> Any:
+        """Which elements (n, wavelength) have no data since lines are masked, for random numbers (n,)."""
+        masked = uniform < self.config.observing.masked_lines
+        return masked[:, None] & (as_like(self.lines.astype(float), flux) > 0)
+
+    def _drawn(self, flux: Any, redshift: Any, uniform: Any) -> tuple[Any, Any, Any]:
+        """Conditions as ``noise.observing`` describes them; see :meth:`_conditions`."""
         xp, config = namespace(flux), self.config.observing
         if self.grid is None:
             raise ValueError("noise of kind 'row' needs the elements of a grid; use RowNoise.on")
@@ -164,8 +215,7 @@ class RowNoise(NoiseModel):
         errors = xp.exp(change) * (1 + sky * lines)
         good = (observed >= begin) & (observed <= end)
         good = good & (each > config.bad_elements * uniform[:, next(column)][:, None])
-        masked = uniform[:, next(column)] < config.masked_lines
-        good = good & ~(masked[:, None] & (as_like(self.lines.astype(float), flux) > 0))
+        good = good & ~self._masked(uniform[:, next(column)], flux)
         count = xp.floor(uniform[:, next(column)] * (config.gaps + 1))
         element = xp.arange(elements, device=flux.device)
         for k in range(config.gaps):
@@ -173,12 +223,28 @@ class RowNoise(NoiseModel):
             start = uniform[:, next(column)] * (elements + width) - width
             inside = (element >= start[:, None]) & (element < (start + width)[:, None])
             good = good & ~(inside & (k < count)[:, None])
+        if config.arms:
+            good = self._without_an_arm(good, observed, uniform[:, next(column)])
         weight = xp.asarray(good, dtype=flux.dtype)
         number = xp.clip(weight.sum(-1), 1, None)[:, None]
         # In units of the brightest element, so that twice the flux has twice the errors to the last digit.
         unit = xp.amax(flux, -1)[:, None]
         level = unit * xp.exp((weight * xp.log(flux / unit / errors)).sum(-1)[:, None] / number)
         return errors * level / snr, good, floor
+
+    def _without_an_arm(self, good: Any, observed: Any, uniform: Any) -> Any:
+        """Take an arm out of some rows (n, wavelength) of observed wavelengths; none out of a row that has no other."""
+        config = self.config.observing
+        if not config.missing_arm:
+            return good
+        # Of the rows that lack one, the same number says which.
+        lacking = namespace(good).floor(uniform / config.missing_arm * len(config.arms))[:, None]
+        seen, lost = good & False, good & False
+        for k, (low, high) in enumerate(config.arms):
+            inside = (observed >= low) & (observed <= high)
+            seen, lost = seen | (inside & (lacking != k)), lost | (inside & (lacking == k))
+        left = good & ~(lost & ~seen)
+        return namespace(good).where(left.any(-1)[:, None], left, good)
 
     def draw(self, flux: ArrayLike, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return observations of noiseless spectra with redshifts (n, wavelength + 1)."""

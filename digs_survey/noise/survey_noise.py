@@ -7,9 +7,12 @@ import numpy as np
 from digs_survey.catalog import Catalog
 from digs_survey.catalog.prepare import prepare
 from digs_survey.config import SurveyConfig
+from digs_survey.noise.donor_rows import catalog_donors
 from digs_survey.noise.error_table import noise_table, row_errors
 from digs_survey.noise.model import NoiseModel
+from digs_survey.noise.row_noise import RowNoise
 from digs_survey.quality import NO_POSTERIOR
+from digs_survey.spectra import WavelengthGrid
 
 __all__ = ["survey_noise"]
 
@@ -23,9 +26,22 @@ def survey_noise(config: SurveyConfig, catalog: Catalog) -> NoiseModel:
     ------
     CatalogError
         If the catalog is in the observed frame, or none of these rows has errors for half its elements.
+    ConfigError
+        With row noise: if too few rows of the catalog can be donors.
     """
     flux_transform = config.train.flux_transform
-    keeps_negative = NoiseModel.from_config(config.noise, flux_transform=flux_transform).keeps_negative
+    noise = NoiseModel.from_config(config.noise, flux_transform=flux_transform)
+    if isinstance(noise, RowNoise):
+        donors = catalog_donors(
+            noise,
+            WavelengthGrid.from_config(config.grid),
+            config.model.zred,
+            catalog,
+            seed=config.seed,
+            min_good_fraction=config.map.min_good_fraction,
+        )
+        return noise.with_donors(donors)
+    keeps_negative = noise.keeps_negative
     last = max(0, catalog.n_rows - _BLOCK_ROWS)
     errors, goods = [], []
     for start in np.unique(np.linspace(0, last, _BLOCKS).astype(int)):

@@ -13,6 +13,7 @@ from typing import Any
 
 from digs_survey import formats
 from digs_survey.catalog import Catalog
+from digs_survey.config import default_of
 from digs_survey.errors import RunDirectoryError
 from digs_survey.estimator.artefact import check_hash, identify, recorded_folder
 from digs_survey.identity import RunIdentity
@@ -209,13 +210,35 @@ class RunManifest:
         self.update(command=safe_command(), git_commit=git_commit(), **entries)
 
 
+_ABSENT = object()
+"""A field that a key does not have."""
+
+
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
             inner = f"{name}.{key}" if name else str(key)
-            yield from _differences(old.get(key), new.get(key), inner)
+            yield from _differences(old.get(key, _ABSENT), new.get(key, _ABSENT), inner)
     elif old != new:
-        yield f"{name}: was {_short(old)}, now {_short(new)}"
+        yield from _changed(old, new, name) or [f"{name}: was {_told(old, name)}, now {_told(new, name)}"]
+
+
+def _changed(old: Any, new: Any, name: str) -> list[str]:
+    """Name the fields that a section, which one of two keys does not have, has otherwise than by default."""
+    section = new if old is _ABSENT else old
+    if not isinstance(section, Mapping) or _ABSENT not in (old, new):
+        return []
+    fields = {key: value for key, value in section.items() if value != default_of(f"{name}.{key}")}
+    lacking = dict.fromkeys(fields, _ABSENT)
+    return list(_differences(lacking, fields, name) if old is _ABSENT else _differences(fields, lacking, name))
+
+
+def _told(value: Any, name: str) -> str:
+    if value is not _ABSENT:
+        return _short(value)
+    # Keys leave out what a later version added and nobody changed.
+    default = default_of(name)
+    return "not recorded" if default is None else f"{_short(default)} (the default)"
 
 
 def _short(value: Any) -> str:

@@ -31,12 +31,15 @@ _NOISE_TRIAL_ROWS, _MUCH_NEGATIVE = 2_000, 0.01
 class StageInputs(RunDirectory):
     """A run directory whose inputs can be asked for; the stages themselves are a subclass's."""
 
-    def _recalibrate(self, identity: RunIdentity) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    _read_noise: tuple[tuple[str, ...], NoiseModel] | None = None
+
+    def _recalibrate(self, identity: RunIdentity, catalog: Catalog) -> tuple[dict[str, list[float]], dict[str, Any]]:
         from digs_survey.audit.calibration.recalibration import recalibrate
         from digs_survey.estimator.posterior import FrozenPosterior
 
-        self.progress.say(f"map: percentiles are recalibrated on {self.config.map.recalibrate:,} simulations")
-        return recalibrate(FrozenPosterior.of(identity), self.config)
+        like = " with the errors, gaps and redshifts of the catalog's rows" if identity.noise.config.by_row else ""
+        self.progress.say(f"map: percentiles are recalibrated on {self.config.map.recalibrate:,} simulations{like}")
+        return recalibrate(FrozenPosterior.of(identity), self.config, catalog)
 
     def _fit_error_floor(self, identity: RunIdentity, catalog: Catalog) -> dict[str, Any]:
         """Put a number in the place of an error floor that is to be fitted; return what the manifest keeps of it."""
@@ -137,7 +140,7 @@ class StageInputs(RunDirectory):
                     f"{catalog.path} has changed since {self.run_dir} was simulated for it, and its errors are the "
                     "noise to train with; put it back, or simulate again (--redo simulate)"
                 )
-            noise = survey_noise(self.config, catalog)
+            noise = self._noise_of(catalog)
         if noise.keeps_negative:
             return noise
         negative = noise.negative_share(flux[:_NOISE_TRIAL_ROWS])
@@ -149,7 +152,15 @@ class StageInputs(RunDirectory):
             )
         return noise
 
+    def _noise_of(self, catalog: Catalog) -> NoiseModel:
+        """Return the configured noise with what it takes of a catalog, which is read once for all stages."""
+        about = self.config.hash(), str(catalog.path), catalog.state()
+        if self._read_noise is None or self._read_noise[0] != about:
+            self._read_noise = about, survey_noise(self.config, catalog)
+        return self._read_noise[1]
+
     def _no_catalog(self) -> CatalogError:
         kind = self.config.noise.kind
         hint = " (or noise.sigma_flam)" if kind == "constant" else ""
-        return CatalogError(f"noise.kind = {kind!r} needs a catalog{hint}: digs-survey simulate CATALOG.zarr ...")
+        what = "noise.observing.donors = 'catalog'" if self.config.noise.has_donors else f"noise.kind = {kind!r}"
+        return CatalogError(f"{what} needs a catalog{hint}: digs-survey simulate CATALOG.zarr ...")

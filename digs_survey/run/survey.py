@@ -133,17 +133,18 @@ class Survey(StageInputs):
 
     def simulate(self, catalog: Path | str | None = None) -> bool:
         """Compute the noiseless simulations on the catalog's grid, or on the configured one."""
-        grid, entry = WavelengthGrid.from_config(self.config.grid), None
+        grid, entry, noise = WavelengthGrid.from_config(self.config.grid), None, None
         if catalog is not None:
             opened = Catalog.open(catalog)
             entry = self._catalog_entry(opened, "simulated_for")
             grid = self._grid_of(opened)
+            noise = self._noise_of(opened) if self.config.noise.has_donors else None
         elif self.config.noise.needs_catalog:
             raise self._no_catalog()
         self.config.noise.check_elements(len(grid))
-        settings, identity = self.config.simulate, RunIdentity.of_config(self.config, grid)
+        settings, identity = self.config.simulate, RunIdentity.of_config(self.config, grid, noise)
         key = {"formats": self._formats("simulate"), **identity.key("seed", "model", "prior", "grid")}
-        key |= self._settings("simulate") | self.config.noise.redshift_key
+        key |= self._settings("simulate") | identity.noise.redshift_key
         ledger = self._ledger("simulate")
         with self._stage("simulate", key, settings.simulations) as stage:
             recorded = self.manifest.data["inputs"].get("simulated_for")
@@ -160,6 +161,7 @@ class Survey(StageInputs):
                     count=settings.simulations,
                     stream="simulate",
                     ledger=ledger,
+                    noise=identity.noise,
                     address=self.dask_address,
                     advance=stage.advance,
                 )
@@ -287,7 +289,7 @@ class Survey(StageInputs):
 
                 levels = None
                 if self.config.map.recalibrate:
-                    levels, stage.record.extra["recalibration"] = self._recalibrate(identity)
+                    levels, stage.record.extra["recalibration"] = self._recalibrate(identity, opened)
                 map_catalog(
                     identity,
                     opened.path,
@@ -332,6 +334,7 @@ class Survey(StageInputs):
                         count=count,
                         stream="calibration",
                         ledger=ledger,
+                        noise=identity.noise,
                         address=self.dask_address,
                         advance=advance,
                     )

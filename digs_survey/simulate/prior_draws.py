@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import qmc
 
-from digs_survey.config import NoiseConfig
+from digs_survey.noise.donors import Redshifts
 from digs_survey.parameters import Prior
 from digs_survey.simulate.seeding import row_uniforms, stream_key
 
@@ -44,10 +44,9 @@ def draw_theta(
     return prior.from_unit_cube(uniforms(seed, f"theta/{stream}", start, stop, prior.ndim))
 
 
-def draw_redshift(config: NoiseConfig, seed: int, stream: str, start: int, stop: int) -> NDArray[np.float64]:
-    """Draw the redshifts (stop - start,) of simulations, uniform over those that row noise is configured for."""
-    low, high = config.observing.redshift
-    return low + (high - low) * row_uniforms(seed, f"redshift/{stream}", start, stop, 1)[:, 0]
+def draw_redshift(redshifts: Redshifts, seed: int, stream: str, start: int, stop: int) -> NDArray[np.float64]:
+    """Draw the redshifts (stop - start,) of simulations; see :func:`draw_theta`."""
+    return redshifts.from_uniform(row_uniforms(seed, f"redshift/{stream}", start, stop, redshifts.columns))
 
 
 def sobol_uniforms(seed: int, stream: str, start: int, stop: int, columns: int) -> NDArray[np.float64]:

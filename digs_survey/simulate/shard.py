@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from digs_survey.config import ModelConfig, SurveyConfig
 from digs_survey.errors import StageError
+from digs_survey.noise.donors import Redshifts
 from digs_survey.parameters import Prior
 from digs_survey.simulate.prior_draws import draw_redshift, draw_theta
 from digs_survey.simulate.seeding import row_uniforms
@@ -38,12 +39,15 @@ class SpectrumShards(ShardWriter):
     ----------
     config : SurveyConfig
     grid : WavelengthGrid
+    redshifts : Redshifts or None
+        Of simulations that have one.
     """
 
     stage: ClassVar[str] = "simulate"
 
     config: SurveyConfig
     grid: WavelengthGrid
+    redshifts: Redshifts | None
 
     def compute(self, parts: Sequence[slice]) -> Iterator[Made]:
         """Draw parameters, and compute and check their spectra."""
@@ -54,14 +58,14 @@ class SpectrumShards(ShardWriter):
             flux, check = self._spectra(prior, physical_theta(prior, theta, redshift), rows)
             _check(theta, flux, prior, rows.start)
             made: dict[str, NDArray[Any]] = {"theta": theta, "flux": flux}
-            yield made | ({"redshift": redshift} if self.config.noise.by_row else {}), check
+            yield made | ({} if self.redshifts is None else {"redshift": redshift}), check
 
     def _redshift(self, rows: slice) -> NDArray[np.float64]:
         """Redshifts of some rows; NaN where simulations have none."""
-        if not self.config.noise.by_row:
+        if self.redshifts is None:
             return np.full(rows.stop - rows.start, np.nan)
         recipe = self.recipe
-        return draw_redshift(self.config.noise, recipe["seed"], recipe["stream"], rows.start, rows.stop)
+        return draw_redshift(self.redshifts, recipe["seed"], recipe["stream"], rows.start, rows.stop)
 
     def _spectra(
         self, prior: Prior, theta: NDArray[np.float64], rows: slice

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from digs_survey.config import NoiseConfig
+from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import join_clean
 from digs_survey.parameters import Prior
 from digs_survey.simulate.prior_draws import draw_redshift, draw_theta
@@ -20,7 +20,7 @@ __all__ = ["simulated_spectra"]
 
 
 def simulated_spectra(
-    model: BatchedModel, prior: Prior, noise: NoiseConfig, seed: int, stream: str, start: int, stop: int
+    model: BatchedModel, prior: Prior, noise: NoiseModel, seed: int, stream: str, start: int, stop: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Simulate the rows ``start`` to ``stop`` of a stream, as they would be read from disk.
 
@@ -29,7 +29,7 @@ def simulated_spectra(
     model : BatchedModel
     prior : Prior
         That theta are drawn from.
-    noise : NoiseConfig
+    noise : NoiseModel
         With row noise, simulations have redshifts.
     seed : int
         Of the run.
@@ -45,8 +45,8 @@ def simulated_spectra(
         In single precision, as on disk.
     """
     theta = draw_theta(prior, seed, stream, start, stop)
-    if not noise.by_row:
+    if noise.redshifts is None:
         return theta, model.spectra(theta).astype(np.float32).astype(float)
-    redshift = draw_redshift(noise, seed, stream, start, stop)
+    redshift = draw_redshift(noise.redshifts, seed, stream, start, stop)
     clean = join_clean(model.spectra(physical_theta(prior, theta, redshift)), redshift)
     return theta, clean.astype(np.float32).astype(float)

@@ -12,6 +12,7 @@ from digs_survey import formats
 from digs_survey.cluster.dask_session import run_shards
 from digs_survey.config import SurveyConfig
 from digs_survey.identity import RunIdentity
+from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import Prior
 from digs_survey.simulate.shard import SpectrumShards, in_batches
 from digs_survey.spectra import WavelengthGrid
@@ -36,6 +37,7 @@ def simulate(
     count: int,
     stream: str,
     ledger: Ledger,
+    noise: NoiseModel | None = None,
     address: str | None = None,
     workers: int | None = None,
     advance: Callable[[int], None] = lambda rows: None,
@@ -63,6 +65,8 @@ def simulate(
         so that only "simulate" follows ``simulate.sampling``; every other stream is random.
     ledger : Ledger
         Shards in it are done already; workers mark the others.
+    noise : NoiseModel, optional
+        Needed where its donors give the redshifts of simulations.
     address : str, optional
         A running Dask scheduler, like ``tcp://host:8786``; without it, this machine's cores are used.
     workers : int, optional
@@ -79,7 +83,7 @@ def simulate(
         If a shard fails, with the worker's own error as its cause.
     """
     path, ledger = path.absolute(), Ledger(ledger.folder.absolute())
-    identity = RunIdentity.of_config(config, grid)
+    identity = RunIdentity.of_config(config, grid, noise)
     recipe = {
         "format": formats.SIMULATIONS,
         **identity.key("seed", "model", "prior", "grid"),
@@ -89,12 +93,12 @@ def simulate(
         "sampling": config.simulate.sampling if stream == "simulate" else "random",
         "engine": "batched" if in_batches(config) else "prospector",
     }
-    recipe |= config.noise.redshift_key
+    recipe |= identity.noise.redshift_key
     _lay_out(path, recipe, ledger, identity.prior, grid)
     advance(ledger.totals()[0])
     run_shards(
         "simulate",
-        SpectrumShards(path, ledger.folder, recipe, count, config, grid),
+        SpectrumShards(path, ledger.folder, recipe, count, config, grid, identity.noise.redshifts),
         ledger.pending(shard_count(count, config.simulate.rows_per_shard)),
         shards_per_task=_TASK_ROWS // config.simulate.rows_per_shard if in_batches(config) else 1,
         address=address,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["as_like", "namespace", "one_thread"]
+__all__ = ["as_like", "as_numpy", "namespace", "one_thread"]
 
 
 def namespace(array: Any) -> Any:
@@ -25,6 +25,11 @@ def namespace(array: Any) -> Any:
 def as_like(values: NDArray[Any], like: Any) -> Any:
     """Return values as an array of the kind and type, and on the device, of another."""
     return namespace(like).asarray(values, dtype=like.dtype, device=like.device)
+
+
+def as_numpy(array: Any) -> NDArray[Any]:
+    """Return a numpy array, or a torch tensor of any device, as a numpy array."""
+    return array if isinstance(array, np.ndarray) else np.asarray(array.detach().cpu())
 
 
 def one_thread() -> AbstractContextManager[Any]:

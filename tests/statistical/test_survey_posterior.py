@@ -37,7 +37,7 @@ def test_coverage_is_right_in_every_bin_of_what_was_observed(posterior):
 
 def test_draws_are_near_those_of_the_exact_posterior(posterior):
     model = BatchedModel.from_config(posterior.model, posterior.prior, posterior.grid)
-    theta, clean = simulated_spectra(model, posterior.prior, posterior.noise.config, SEED, "weigh", 0, 80)
+    theta, clean = simulated_spectra(model, posterior.prior, posterior.noise, SEED, "weigh", 0, 80)
     found = simulated_importance(posterior, theta, clean, posterior.noise, 500, SEED)
     assert np.isfinite(found.ess).all()
     assert np.median(found.ess) / 500 > 0.3

@@ -19,6 +19,7 @@ from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.estimator.shipped import shipped
 from digs_survey.estimator.training.recipes import check_recipe
 from digs_survey.identity import RunIdentity
+from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import MAX_REDSHIFT
 from digs_survey.run.survey import Survey
 from digs_survey.simulate.mock_catalog import fake_catalog
@@ -97,6 +98,10 @@ def test_settings_that_do_not_fit_together_are_refused_by_name(overrides, messag
         ("gap_share=1.5", "observing.gap_share: .* less than or equal to 1"),
         ("bad_elements=2", "observing.bad_elements: .* less than or equal to 1"),
         ("masked_lines=1.5", "observing.masked_lines: .* less than or equal to 1"),
+        ("donors=all", "observing.donors: .* 'none' or 'catalog', found 'all'"),
+        ("donor_snr_factor=[2, 1]", "observing: donor_snr_factor: expected the least value first, found 2 and 1"),
+        ("missing_arm=0.1", "observing: missing_arm: expected two arms or more in arms, found 0"),
+        ("arms=[[5000, 4000], [3000, 4000]]", "observing: arms: expected each to begin before it ends, found 5000 to"),
         ("snrs=[1, 2]", r"observing.snrs: unknown key; did you mean noise.observing.snr\?"),
     ],
 )
@@ -166,7 +171,7 @@ def test_redshifts_of_a_catalog_and_of_simulations_have_one_limit():
 
 
 def test_the_range_of_redshifts_is_part_of_what_simulations_are():
-    assert load_config(None).noise.redshift_key == {}
+    assert NoiseModel.from_config(load_config(None).noise).redshift_key == {}
     config = load_config(None, [*ROW, "noise.observing.redshift=[0.1, 0.2]"])
     recipe = {"format": formats.SIMULATIONS, "stream": "simulate", "redshift": [0.1, 0.2]}
     recipe |= RunIdentity.of_config(config, WavelengthGrid.from_config(config.grid)).key("model", "prior")
@@ -262,7 +267,7 @@ def test_a_part_of_an_added_section_that_is_changed_is_written_with_all_of_it():
     config = load_config(None, [*ROW, "noise.observing.snr=[5, 20]"])
     written = json.loads(config.model_dump_json())["noise"]["observing"]
     assert written["snr"] == [5, 20]
-    assert set(written) == set(ObservingConfig.model_fields)
+    assert set(written) == set(ObservingConfig.model_fields) - ObservingConfig.added
 
 
 def test_settings_without_row_noise_are_written_as_before_it():

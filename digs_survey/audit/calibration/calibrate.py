@@ -227,6 +227,7 @@ def calibrate_model(
     quantiles: Sequence[float] = RECOVERY,
     min_good_fraction: float | None = None,
     plant: bool = False,
+    noise: NoiseModel | None = None,
 ) -> Calibration:
     """Calibrate a frozen posterior on simulations that are made here, in batches, and not kept.
 
@@ -248,6 +249,8 @@ def calibrate_model(
         Share of good elements below which a row gets no posterior; by default that of ``map.min_good_fraction``.
     plant : bool
         Also tell which planted faults these simulations would show.
+    noise : NoiseModel, optional
+        In the place of the posterior's own, such as that of other conditions.
 
     Raises
     ------
@@ -262,10 +265,11 @@ def calibrate_model(
         raise ConfigError(f"expected at least one simulation to calibrate on, found {count}")
     model = BatchedModel.from_config(posterior.model, posterior.prior, posterior.grid)
     least = _good_fraction(min_good_fraction)
-    observer = Observer(posterior, posterior.noise, seed, draws, tuple(quantiles), least, plant)
+    noise = posterior.noise if noise is None else noise
+    observer = Observer(posterior, noise, seed, draws, tuple(quantiles), least, plant)
 
     def block(start: int) -> _Figures:
-        what = model, posterior.prior, posterior.noise.config, seed, "calibration"
+        what = model, posterior.prior, noise, seed, "calibration"
         return observer.block(start, *simulated_spectra(*what, start, min(start + _BLOCK, count)))
 
     return _joined([block(start) for start in range(0, count, _BLOCK)], posterior.prior.names)

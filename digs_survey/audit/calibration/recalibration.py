@@ -9,6 +9,10 @@ p = k / (n + 1) this holds in expectation for a new simulation, whatever the pos
 It corrects each parameter on average over the prior: a posterior that is too narrow in one place and too wide in
 another stays so. Draws stay as they are, so that joint regions and what is derived from draws are not corrected. No
 level holds a truth that lies beyond all draws.
+
+A posterior that is shown the errors of each row was trained for more conditions than a survey has. Its levels are
+learned on simulations with the errors, gaps and redshifts of the rows that are mapped, treated as the map treats them
+(:func:`~digs_survey.noise.donor_rows.noise_of_rows`): the average is then one over the survey's rows.
 """
 
 from __future__ import annotations
@@ -22,7 +26,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from digs_survey.audit.calibration.calibrate import calibrate_model
 from digs_survey.audit.calibration.calibration import Calibration
+from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
+from digs_survey.noise.donor_rows import noise_of_rows
+from digs_survey.noise.model import NoiseModel
+from digs_survey.noise.row_noise import RowNoise
 from digs_survey.sps.arrays import one_thread
 
 if TYPE_CHECKING:
@@ -35,6 +43,7 @@ __all__ = [
     "cross_validated_coverage",
     "recalibrate",
     "shares_below",
+    "survey_conditions",
 ]
 
 _FOLDS = 5
@@ -82,10 +91,19 @@ def cross_validated_coverage(fraction: ArrayLike, quantiles: Sequence[float]) ->
     return np.average(found, axis=0, weights=np.bincount(fold))
 
 
-def recalibrate(posterior: FrozenPosterior, config: SurveyConfig) -> tuple[dict[str, list[float]], dict[str, Any]]:
+def recalibrate(
+    posterior: FrozenPosterior, config: SurveyConfig, catalog: Catalog | None = None
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Learn the levels of ``config.map.quantiles`` on ``config.map.recalibrate`` simulations of their own.
 
     They are apart from those of the training set and of the audit, so that the audit is a test of them.
+
+    Parameters
+    ----------
+    posterior : FrozenPosterior
+    config : SurveyConfig
+    catalog : Catalog, optional
+        That is mapped; needed with row noise.
 
     Returns
     -------
@@ -94,6 +112,11 @@ def recalibrate(posterior: FrozenPosterior, config: SurveyConfig) -> tuple[dict[
     told : dict
         ``simulations``, ``intervals`` (the nominal shares of pairs of opposite quantiles), and for each parameter
         ``coverage_before`` and, cross-validated, ``coverage_after``.
+
+    Raises
+    ------
+    ConfigError
+        With row noise, if no row of the catalog can be used.
     """
     seed = int.from_bytes(hashlib.sha256(f"{config.seed}/recalibrate".encode()).digest()[:8], "little") >> 1
     settings = config.map
@@ -106,11 +129,22 @@ def recalibrate(posterior: FrozenPosterior, config: SurveyConfig) -> tuple[dict[
             seed,
             draws=settings.draws,
             min_good_fraction=settings.min_good_fraction,
+            noise=survey_conditions(posterior, config, catalog),
         )
         fraction = shares_below(simulated)
     levels = corrected_levels(fraction, quantiles)
     after = cross_validated_coverage(fraction, quantiles)
     return dict(zip(names, levels.tolist(), strict=True)), coverage_told(fraction, quantiles, names, after)
+
+
+def survey_conditions(posterior: FrozenPosterior, config: SurveyConfig, catalog: Catalog | None) -> NoiseModel:
+    """Return a posterior's noise, under the conditions of the catalog's rows where it is shown these."""
+    noise = posterior.noise
+    if not isinstance(noise, RowNoise):
+        return noise
+    if catalog is None:
+        raise ValueError("expected a catalog, whose errors, gaps and redshifts row noise is recalibrated for")
+    return noise_of_rows(noise, posterior.grid, posterior.model.zred, catalog, config.map, config.seed)
 
 
 def coverage_told(

@@ -15,7 +15,12 @@ from digs_survey.spectra import WavelengthGrid
 __all__ = ["check_pairs", "check_recipe"]
 
 
-def check_recipe(recipe: Mapping[str, Any] | None, config: SurveyConfig, grid: WavelengthGrid | None = None) -> None:
+def check_recipe(
+    recipe: Mapping[str, Any] | None,
+    config: SurveyConfig,
+    grid: WavelengthGrid | None = None,
+    noise: NoiseModel | None = None,
+) -> None:
     """Refuse simulations that were made with another model, prior or grid than those asked for.
 
     Parameters
@@ -25,6 +30,8 @@ def check_recipe(recipe: Mapping[str, Any] | None, config: SurveyConfig, grid: W
     config : SurveyConfig
     grid : WavelengthGrid, optional
         That the survey's spectra have.
+    noise : NoiseModel, optional
+        Needed where its donors give the redshifts of simulations.
 
     Raises
     ------
@@ -33,12 +40,12 @@ def check_recipe(recipe: Mapping[str, Any] | None, config: SurveyConfig, grid: W
     """
     if recipe is None:
         return
-    identity = RunIdentity.of_config(config, grid or WavelengthGrid.from_config(config.grid))
+    identity = RunIdentity.of_config(config, grid or WavelengthGrid.from_config(config.grid), noise)
     # Those of another stream are what the posterior will be tested on.
     ours = {"format": formats.SIMULATIONS, "stream": "simulate"}
     ours |= identity.key("model", "prior", *([] if grid is None else ["grid"]))
     # Simulations that have redshifts are of row noise, and others are not.
-    ours["redshift"] = config.noise.redshift_key.get("redshift")
+    ours["redshift"] = identity.noise.redshift_key.get("redshift")
     theirs = {name: recipe.get(name) for name in ours}
     _refuse(_flat(theirs), _flat(ours), "simulations", "--redo simulate")
 

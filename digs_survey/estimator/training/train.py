@@ -93,7 +93,7 @@ def train(
         raise ValueError(f"train.pairs = {config.train.pairs!r}: expected pairs and their hash with 'disk' alone")
     checkpoints = folder.parent / "checkpoint"
     group: Any = zarr.open_group(str(simulations), mode="r")
-    check_recipe(group.attrs.get("recipe"), config, grid)
+    check_recipe(group.attrs.get("recipe"), config, grid, noise)
     files = TrainingFiles(simulations.absolute(), None if pairs is None else pairs.absolute())
     copied: dict[str, Any] = {}
     if pairs is not None:
