@@ -124,9 +124,9 @@ def test_the_final_table_adds_the_columns_that_it_alone_has(tmp_path: Path) -> N
     config = MapConfig(**ALL)
     (tmp_path / "part.parquet").write_bytes(_part(config, 128))
     none = RefinedRows.of({}, PRIOR.ndim, len(config.derived), len(config.quantiles))
-    trust, low = np.full(ROWS, 0.5), np.zeros(ROWS, dtype=bool)
+    agreement, low = np.full(ROWS, 0.5), np.zeros(ROWS, dtype=np.int64)
     quantities = PRIOR.names, config.derived
-    final = final_part(tmp_path / "part.parquet", trust, none, low, quantities, config.quantiles, {})
+    final = final_part(tmp_path / "part.parquet", agreement, none, low, quantities, config.quantiles, {})
     schema, before = parquet.read_schema(BufferReader(final)), parquet.read_schema(tmp_path / "part.parquet")
     added = [column for column in COLUMNS if column.when is When.FINAL]
     assert schema.names == [*before.names, *(column.name for column in added)]
