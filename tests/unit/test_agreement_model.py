@@ -105,6 +105,33 @@ def test_a_model_comes_back_from_json():
     assert np.isnan(again.agreement(values)).tolist() == [True] + [False] * 39
 
 
+def test_simulations_teach_a_survey_of_ten_rows_and_one_without_a_converged_chain():
+    found, disagreement = rows(10, 0.7, seed=3)
+    simulated = Compared(*rows(400, 0.7, seed=4))
+    model, told = fit_agreement(Compared(found, disagreement), simulated, TOLERANCE, 0)
+    assert (told["rows"], told["audited_rows"], told["simulations"]) == (410, 10, 400)
+    assert told["auc_95"][0] > 0.8
+    assert sum(told["held_out"]["audited"]) == 10
+    assert told["audited"]["share_within"] == pytest.approx((disagreement < TOLERANCE).mean())
+    none, told = fit_agreement(Compared(found, np.full(10, np.nan)), simulated, TOLERANCE, 0)
+    assert (told["audited_rows"], told["audited"], none.excess) == (0, None, 0)
+    values = np.stack(list(found.values()), axis=-1)
+    assert np.isfinite(none.agreement(values)).all()
+    np.testing.assert_allclose(none.agreement(values), model.agreement(values), atol=0.15)
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(2.0, np.log(2.0)), (0.5, 0.0)])
+def test_rows_that_disagree_more_than_simulations_lower_the_agreement_of_all(factor, expected):
+    simulated = Compared(*rows(400, 0.7))
+    found, disagreement = rows(40, 0.7, seed=5)
+    model, told = fit_agreement(Compared(found, factor * disagreement), simulated, TOLERANCE, 0)
+    # Shrunk by 40 / 45, and the ridge itself has learned some of it from 40 rows of 440.
+    assert model.excess == pytest.approx(0.8 * expected, abs=0.15)
+    if expected:
+        # Held-out audited rows have the chance that is theirs.
+        assert told["audited"]["mean_agreement"] == pytest.approx(told["audited"]["share_within"], abs=0.12)
+
+
 def test_doubts_by_hand():
     place = np.tile([0.2, 0.3, 0.5, 0.7, 0.8], (3, 5, 1))
     place[1, 2] = [0.01, 0.02, 0.03, 0.04, 0.05]
