@@ -270,7 +270,7 @@ ARRAYS: tuple[Column, ...] = (
 DIMENSIONS = ("galaxy", "wavelength", "parameter", "quantile", "quantity", "sample")
 """Of the catalog and of ``posterior.zarr``."""
 
-RENAMED = {"trust": "agreement"}
+RENAMED = {"predictive_chi2": "predictive_reduced_chi2", "trust": "agreement"}
 """Columns of earlier versions, and what they are called now."""
 
 _SURVEY_UCDS = {
