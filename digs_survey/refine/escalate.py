@@ -49,7 +49,7 @@ from digs_survey.store.storage import checksum, read_json, rows_of_shard, shard_
 if TYPE_CHECKING:
     from digs_survey.infer.derived import DerivedQuantities
 
-__all__ = ["escalate", "in_words"]
+__all__ = ["above_cap", "escalate", "in_words"]
 
 _LOG = logging.getLogger(__name__)
 _BLOCK = 65_536
@@ -126,7 +126,7 @@ def escalate(
     refined, told = _decided(job, agreement, low)
     low[refined.rows] = False
     cap = config.escalate.agreement_cap
-    capped = with_posterior & (agreement > (cap if verdict in OUTSIDE_VERDICTS else 1.0))
+    capped = with_posterior & above_cap(agreement, verdict, cap)
     agreement[capped] = cap
     about: dict[str, Any] = {"agreement_threshold": config.escalate.agreement_threshold, "verdict": verdict}
     about |= {name: learned.get(name) for name in ("tolerance_sigma", "auc", "auc_95", "rows")}
@@ -197,6 +197,11 @@ def _write_table(
             digest = checksum(np.frombuffer(part, dtype=np.uint8))
             ledger.mark(shard, rows=rows.stop - rows.start, checksum=digest, core_s=0.0, first=rows.start)
         advance(rows.stop - rows.start)
+
+
+def above_cap(agreement: NDArray[np.floating], verdict: str | None, cap: float) -> NDArray[np.bool_]:
+    """Tell which rows (row,) have an agreement that the verdict on the survey does not allow; NaN is allowed."""
+    return agreement > (cap if verdict in OUTSIDE_VERDICTS else 1.0)
 
 
 def in_words(summary: Mapping[str, Any]) -> str:

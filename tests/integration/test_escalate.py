@@ -118,6 +118,24 @@ def test_without_a_budget_rows_are_told_apart_and_audited_ones_are_emcees(audite
     assert (run_dir / "report.html").exists()
 
 
+def test_a_survey_that_is_not_described_has_no_high_agreement(audited, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(audited, run_dir)
+    before, least = table_of(audited), threshold(audited)
+    audit = json.loads((run_dir / "audit.json").read_text())
+    (run_dir / "audit.json").write_text(json.dumps(audit | {"domain": {"verdict": "not described"}}))
+    finished = run("escalate", "-o", run_dir, "--redo", "--set", f"escalate.agreement_cap={least}")
+    assert finished.returncode == 0, finished.stderr
+    after, told = table_of(run_dir), json.loads((run_dir / "escalate.json").read_text())
+    capped = (after.quality & int(QualityFlag.AGREEMENT_CAPPED)) != 0
+    assert capped.tolist() == (before.agreement > np.float32(least)).tolist()
+    assert told["capped"] == capped.sum() > 0
+    np.testing.assert_allclose(after.agreement, np.minimum(before.agreement, least), rtol=1e-6)
+    assert (after.quality[~capped] == before.quality[~capped]).all()
+    assert after.tier.tolist() == before.tier.tolist()
+    assert "the survey as a whole is NOT described by the model" in finished.stderr
+
+
 def test_a_budget_gives_weights_first_and_emcee_to_the_rest_and_resumes(audited, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(audited, run_dir)
