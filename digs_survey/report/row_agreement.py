@@ -45,8 +45,8 @@ def _capped(told: dict[str, Any] | None) -> str:
     if told is None or words is None:
         return ""
     return (
-        f"The survey as a whole is {words}: agreement with the exact posterior of that model says little, and is "
-        f"capped at {told['agreement_cap']:g}, in {count(told['capped'])} rows (AGREEMENT_CAPPED)."
+        f"The survey as a whole is {words}: agreement is capped at {told['agreement_cap']:g}, in "
+        f"{count(told['capped'])} rows (AGREEMENT_CAPPED)."
     )
 
 

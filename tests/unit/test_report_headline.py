@@ -133,8 +133,10 @@ def test_a_survey_that_is_not_inside_has_its_cap_on_the_first_screen(tmp_path, v
     audit = {"row_agreement": {"model": {"intercept": 0.0}, "tolerance_sigma": 0.3}}
     run = SimpleNamespace(folder=tmp_path, audit=audit)
     flagged = with_agreement(Headline("flagged", "Rows flagged", "Words.", "7", "measured"), row_agreement_section(run))
-    assert flagged.words.startswith(f"Words. The survey as a whole is {words}: agreement with the exact posterior of")
-    assert "capped at 0.5, in 7 rows (AGREEMENT_CAPPED)" in flagged.words
+    assert (
+        flagged.words
+        == f"Words. The survey as a whole is {words}: agreement is capped at 0.5, in 7 rows (AGREEMENT_CAPPED)."
+    )
     assert flagged.status == "attention"
     assert flagged.details[-1] == ("agreement-capped", "agreement capped at 0.5", "7")
     (tmp_path / "escalate.json").write_text(json.dumps(told | {"verdict": "inside", "capped": 0}))
