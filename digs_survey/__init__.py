@@ -6,7 +6,7 @@ Examples
 >>> with ds.Survey.open("runs/survey", "quick") as survey:  # doctest: +SKIP
 ...     survey.run("catalog.zarr")
 >>> run = ds.open_run("runs/survey")  # doctest: +SKIP
->>> run.table(["galaxy_id", "logmass_p50", "trust"]).to_pandas()  # doctest: +SKIP
+>>> run.table(["galaxy_id", "logmass_p50", "agreement"]).to_pandas()  # doctest: +SKIP
 >>> run.posterior("J0001").theta  # doctest: +SKIP
 """
 

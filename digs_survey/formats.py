@@ -20,9 +20,9 @@ CARD = 2
 """``model.safetensors`` and ``card.json`` of a frozen posterior."""
 POSTERIOR = 2
 """``posterior.zarr``."""
-RESULTS = 2
+RESULTS = 3
 """``percentiles.parquet`` and ``results.parquet``."""
-AUDIT = 2
+AUDIT = 3
 """``audit.zarr``, ``audit.json`` and ``escalate.json``, and the fits and weights that they are made of."""
 MANIFEST = 2
 """``manifest.json``."""

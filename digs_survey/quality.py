@@ -25,8 +25,9 @@ class QualityFlag(IntFlag):
     UNEVEN_WEIGHTS = 1 << 9
     UNREADABLE = 1 << 10
     POOR_FIT = 1 << 11
-    LOW_TRUST = 1 << 12
+    LOW_AGREEMENT = 1 << 12
     OUTSIDE_CONDITIONS = 1 << 13
+    AGREEMENT_CAPPED = 1 << 14
 
 
 DESCRIPTIONS: dict[QualityFlag, str] = {
@@ -48,10 +49,12 @@ DESCRIPTIONS: dict[QualityFlag, str] = {
     "no posterior",
     QualityFlag.POOR_FIT: "spectra of the row's posterior do not look like it (predictive p-value below "
     "map.min_pvalue): the model or the noise is not the galaxy's",
-    QualityFlag.LOW_TRUST: "emcee would probably not agree with the row's neural posterior (trust below "
-    "escalate.trust_threshold), and the budget had no better one",
+    QualityFlag.LOW_AGREEMENT: "the row's neural posterior probably does not agree with the exact posterior of the "
+    "same model (agreement below escalate.agreement_threshold), and the budget had no better one",
     QualityFlag.OUTSIDE_CONDITIONS: "the row's errors, gaps or redshift are not those that the posterior was trained "
     "for; it may be too wide or too narrow",
+    QualityFlag.AGREEMENT_CAPPED: "the survey as a whole is not inside what was simulated, so that agreement with the "
+    "exact posterior says little; it was higher than escalate.agreement_cap, and was lowered to it",
 }
 
 NO_POSTERIOR = QualityFlag.FEW_GOOD_ELEMENTS | QualityFlag.BAD_REDSHIFT | QualityFlag.UNREADABLE

@@ -15,6 +15,8 @@ import zarr
 from numpy.typing import NDArray
 
 from digs_survey import formats
+from digs_survey.audit.agreement_model import Compared, fit_agreement
+from digs_survey.audit.agreement_predictors import read_predictors
 from digs_survey.audit.audit_store import write_audit
 from digs_survey.audit.audited_rows import chain_summary, distance_summary, sample_arrays, stack_fits
 from digs_survey.audit.calibration.calibrate import calibrate_model, calibrate_posterior
@@ -32,7 +34,7 @@ from digs_survey.audit.mcmc.fit_galaxies import fit_galaxies
 from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyFit, GalaxyJob, galaxy_jobs
 from digs_survey.audit.residuals import chi_square, residual_percent
 from digs_survey.audit.sample import Sample, read_sample
-from digs_survey.audit.trust import fit_trust, read_predictors
+from digs_survey.audit.simulated_agreement import Weighed, compare_simulations
 from digs_survey.audit.weighing import importance_summary, smoothed_log_weights, weigh_calibration, weigh_rows
 from digs_survey.catalog import Catalog
 from digs_survey.catalog.prepare import PreparedRows
@@ -108,6 +110,17 @@ def run_audit(
                 audit.posterior, audit.calibration_path, audit.config, workers=None, address=ray_address
             )
             workers_s += used_s
+        simulated = None
+        if audit.config.audit.agreement_simulations:
+            simulated, used_s = compare_simulations(
+                audit.posterior,
+                audit.calibration_path,
+                audit.posterior_path,
+                audit.config,
+                workers=None,
+                address=ray_address,
+            )
+            workers_s += used_s
         outcomes = fit_galaxies(
             audit.setup, sampled.jobs, audit.jobs_folder, address=ray_address, advance=advance, budget_s=audit.budget_s
         )
@@ -128,7 +141,7 @@ def run_audit(
         **_compared(audit, galaxies, fits),
         **_cost(audit, sampled, fits, stages, own_s + workers_s),
         **_recalibrated(audit, calibration),
-        "trust": _trust(audit, sampled, galaxies),
+        "row_agreement": _row_agreement(audit, sampled, galaxies, simulated),
     }
     if weighed:
         draws = audit.config.importance.draws
@@ -318,10 +331,14 @@ def _recalibrated(audit: _Audit, calibration: Calibration) -> dict[str, Any]:
     return {"recalibration": coverage_told(shares, audit.config.map.quantiles, names, after)}
 
 
-def _trust(audit: _Audit, sampled: _Sampled, galaxies: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    """Learn trust from the audited rows; return the entry of audit.json."""
+def _row_agreement(
+    audit: _Audit, sampled: _Sampled, galaxies: Mapping[str, NDArray[Any]], simulated: Weighed | None
+) -> dict[str, Any]:
+    """Learn agreement from the audited rows and from simulations; return the entry of audit.json."""
     worst = np.where(galaxies["converged"], galaxies["wasserstein_sigma"].max(axis=1), np.nan)
     mapped: Any = zarr.open_group(str(audit.posterior_path), mode="r")
     rows, prior = sampled.sample.selection.rows, audit.identity.prior
-    predictors = read_predictors(mapped, rows, prior, len(audit.identity.grid))
-    return fit_trust(predictors, worst, audit.config.audit.tolerance_sigma, audit.identity.seed)[1]
+    audited = Compared(read_predictors(mapped, rows, prior, len(audit.identity.grid)), worst)
+    compared = None if simulated is None else simulated.compared
+    _, told = fit_agreement(audited, compared, audit.config.audit.tolerance_sigma, audit.identity.seed)
+    return told | {"weights": None if simulated is None else simulated.summary()}

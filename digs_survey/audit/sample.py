@@ -11,8 +11,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from digs_survey.audit.agreement_predictors import read_predictors
 from digs_survey.audit.select import Selection, mean_predictor, principal_position, select_rows, signal_to_noise
-from digs_survey.audit.trust import read_predictors
 from digs_survey.catalog import Catalog, CatalogRows
 from digs_survey.catalog.prepare import PreparedRows
 from digs_survey.config import SurveyConfig

@@ -215,7 +215,7 @@ def escalate(
     dashboards: DashboardsOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Give every row its trust, and rows that are not trusted a better posterior within escalate.core_hours."""
+    """Give every row its agreement, and rows where it is low a better posterior within escalate.core_hours."""
     with survey_at(
         run_dir, config, overrides, quiet, ray=ray, redo="escalate" if redo else None, dashboards=dashboards
     ) as survey:

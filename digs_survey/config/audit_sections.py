@@ -70,17 +70,23 @@ class AuditConfig(Section):
     predictive_draws: Count = 64
     tolerance_sigma: Positive = 0.3
     """Wasserstein distance of a parameter from emcee's, in its half 16-84 % width, up to which a posterior agrees: a
-    shift by 0.3 sigma, or a width wrong by 40 %. Trust is the chance of staying below it."""
+    shift by 0.3 sigma, or a width wrong by 40 %. Agreement is the chance of staying below it."""
+    agreement_simulations: Annotated[int, Field(ge=0)] = 1_000
+    """Calibration simulations, at most, whose importance weights teach agreement beside the audited rows; 0 leaves them
+    out."""
     checked_galaxies: Annotated[int, Field(ge=0)] = 1_000
     """Rows, drawn at random, of which the survey as a whole is held against the simulations; 0 leaves it out."""
     mcmc: MCMCConfig = MCMCConfig()
 
 
 class EscalateConfig(Section):
-    """Better posteriors for the rows whose neural one is not trusted: importance weights, then emcee."""
+    """Better posteriors for the rows whose neural one probably does not agree: importance weights, then emcee."""
 
-    trust_threshold: Fraction = 0.5
-    """Trust below which a row is to have a better posterior, or the bit LOW_TRUST."""
+    agreement_threshold: Fraction = 0.5
+    """Agreement below which a row is to have a better posterior, or the bit LOW_AGREEMENT."""
+    agreement_cap: Fraction = 0.5
+    """Highest agreement that rows are given where the survey as a whole is not inside what was simulated (``domain`` in
+    audit.json). Rows whose agreement was higher have the bit AGREEMENT_CAPPED."""
     core_hours: Annotated[float, Field(ge=0)] = 0.0
     """What that may cost: nothing more is begun when so much is used, and fits under way come to their end. With 0,
     only rows that the audit has fitted anyway have better ones."""

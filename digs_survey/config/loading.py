@@ -28,7 +28,8 @@ RENAMED = {
     "infer": "importance (with the keys rows, draws and simulations)",
     "map.least_pvalue": "map.min_pvalue",
     "audit.mcmc.limit_s": "audit.mcmc.timeout_s",
-    "escalate.below": "escalate.trust_threshold",
+    "escalate.below": "escalate.agreement_threshold",
+    "escalate.trust_threshold": "escalate.agreement_threshold",
     "escalate.least_ess": "escalate.min_ess",
 }
 """Keys and sections of earlier versions, and what they are called now."""

@@ -1,1 +1,1 @@
-"""Better posteriors for rows whose neural posterior is not trusted."""
+"""Better posteriors for rows whose neural posterior probably does not agree with the exact one."""

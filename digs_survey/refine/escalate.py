@@ -1,9 +1,13 @@
-"""Trust for every row, and better posteriors for those that are not trusted: importance weights, then emcee.
+"""Agreement for every row, and better posteriors where it is low: importance weights, then emcee.
 
-A row's trust is what the audit has learned (:mod:`~digs_survey.audit.trust`). The least trusted rows come first, within
-``escalate.core_hours``: their draws are weighed, which does where the weights are good; the others are fitted by emcee.
-Rows that the audit has fitted have emcee's posterior for nothing. ``results.parquet`` has, in the order of the catalog,
-the best posterior that each row has got, and whose it is.
+A row's agreement is what the audit has learned (:mod:`~digs_survey.audit.agreement_model`). Rows with the lowest
+agreement come first, within ``escalate.core_hours``: their draws are weighed, which does where the weights are good;
+the others are fitted by emcee. Rows that the audit has fitted have emcee's posterior at no extra cost.
+``results.parquet`` has, in the order of the catalog, the best posterior that each row has got, and whose it is.
+
+Where the survey as a whole is not inside what was simulated, the table has no agreement above
+``escalate.agreement_cap``: a posterior that agrees with the exact one of a model that is not the survey's says little.
+Which rows get a better posterior is decided before that, since a better posterior of the same model does not help.
 """
 
 from __future__ import annotations
@@ -20,10 +24,12 @@ import zarr
 from numpy.typing import NDArray
 
 from digs_survey import formats
+from digs_survey.audit.agreement_model import MIN_ROWS, AgreementModel
+from digs_survey.audit.agreement_predictors import read_predictors
+from digs_survey.audit.domain.domain_check import OUTSIDE_VERDICTS
 from digs_survey.audit.mcmc.fit_galaxies import fit_galaxies
 from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyFit, galaxy_jobs
 from digs_survey.audit.sample import prepare_rows
-from digs_survey.audit.trust import TrustModel, read_predictors
 from digs_survey.catalog import Catalog
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import StageError
@@ -31,7 +37,7 @@ from digs_survey.identity import RunIdentity
 from digs_survey.importance.psis import PARETO_K_LIMIT
 from digs_survey.infer.map_catalog import derived_quantities
 from digs_survey.infer.rows import draw_quantiles
-from digs_survey.quality import NO_POSTERIOR
+from digs_survey.quality import NO_POSTERIOR, QualityFlag
 from digs_survey.refine.reweigh import ReweighSetup, WeightedRows, reweigh_rows
 from digs_survey.results.columns import TIERS
 from digs_survey.results.final import RefinedRow, RefinedRows, final_part
@@ -43,7 +49,7 @@ from digs_survey.store.storage import checksum, read_json, rows_of_shard, shard_
 if TYPE_CHECKING:
     from digs_survey.infer.derived import DerivedQuantities
 
-__all__ = ["escalate", "in_words"]
+__all__ = ["above_cap", "escalate", "in_words"]
 
 _LOG = logging.getLogger(__name__)
 _BLOCK = 65_536
@@ -102,31 +108,43 @@ def escalate(
     Returns
     -------
     dict
-        What escalate.json holds: ``trust_threshold``; ``rows`` of each tier; ``without_trust`` and ``low_trust``, the
-        rows with a posterior of which nothing is known, and those that keep one which is not trusted; what was
-        ``weighed`` and ``fitted``, how many of these did, and the core-seconds of both.
+        What escalate.json holds: ``agreement_threshold`` and ``agreement_cap``; ``rows`` of each tier;
+        ``without_agreement`` and ``low_agreement``, the rows with a posterior of which nothing is known, and those that
+        keep one whose agreement is below the threshold; ``capped``, the rows whose agreement was lowered to the cap,
+        and ``verdict``, that on the survey (None if it was not checked); what was ``weighed`` and ``fitted``, how many
+        of these did, and the core-seconds of both.
     """
     job = _Escalation(run_dir, identity, identity.adopt(config), Catalog.open(catalog_path), task, ray_address)
     result: Any = zarr.open_group(str(run_dir / "posterior.zarr"), mode="r")
-    learned = read_json(run_dir / "audit.json").get("trust") or {}
-    model = None if learned.get("model") is None else TrustModel.from_dict(learned["model"])
-    trust = _trust_of_rows(result, job, model)
+    audit = read_json(run_dir / "audit.json")
+    learned, verdict = audit.get("row_agreement") or {}, (audit.get("domain") or {}).get("verdict")
+    model = None if learned.get("model") is None else AgreementModel.from_dict(learned["model"])
+    agreement = _agreement_of_rows(result, job, model)
     with_posterior = (result["quality"][:] & NO_POSTERIOR) == 0
-    # NaN compares as false, so that rows without a trust are left alone.
-    low = with_posterior & (trust < config.escalate.trust_threshold)
-    refined, told = _decided(job, trust, low)
+    # NaN compares as false, so that rows without an agreement are left alone.
+    low = with_posterior & (agreement < config.escalate.agreement_threshold)
+    refined, told = _decided(job, agreement, low)
     low[refined.rows] = False
-    about: dict[str, Any] = {"trust_threshold": config.escalate.trust_threshold}
+    cap = config.escalate.agreement_cap
+    capped = with_posterior & above_cap(agreement, verdict, cap)
+    agreement[capped] = cap
+    about: dict[str, Any] = {"agreement_threshold": config.escalate.agreement_threshold, "verdict": verdict}
     about |= {name: learned.get(name) for name in ("tolerance_sigma", "auc", "auc_95", "rows")}
-    _write_table(job, ledger, trust, refined, low, about, advance)
+    bits = np.zeros(low.size, dtype=np.int64)
+    bits[low] |= int(QualityFlag.LOW_AGREEMENT)
+    bits[capped] |= int(QualityFlag.AGREEMENT_CAPPED)
+    _write_table(job, ledger, agreement, refined, bits, about, advance)
     tiers = np.bincount(refined.tier, minlength=len(TIERS))
     tiers[0] = int(with_posterior.sum()) - refined.rows.size
     summary = {
         "format": formats.AUDIT,
-        "trust_threshold": config.escalate.trust_threshold,
+        "agreement_threshold": config.escalate.agreement_threshold,
         "rows": dict(zip(TIERS, tiers.tolist(), strict=True)),
-        "without_trust": int((with_posterior & np.isnan(trust)).sum()),
-        "low_trust": int(low.sum()),
+        "without_agreement": int((with_posterior & np.isnan(agreement)).sum()),
+        "low_agreement": int(low.sum()),
+        "agreement_cap": cap,
+        "capped": int(capped.sum()),
+        "verdict": verdict,
         **told,
     }
     write_json(run_dir / "escalate.json", summary)
@@ -134,7 +152,7 @@ def escalate(
 
 
 def _decided(
-    job: _Escalation, trust: NDArray[np.float32], low: NDArray[np.bool_]
+    job: _Escalation, agreement: NDArray[np.float32], low: NDArray[np.bool_]
 ) -> tuple[RefinedRows, dict[str, Any]]:
     """Return the refined rows, and what was done for them.
 
@@ -142,7 +160,7 @@ def _decided(
     """
     decided, spent = (job.folder / name for name in ("refined.npz", "told.json"))
     if not is_file(decided):
-        found, told = _refine(job, trust, low)
+        found, told = _refine(job, agreement, low)
         write_json(spent, told)
         settings = job.config.map
         sizes = job.identity.prior.ndim, len(settings.derived), len(settings.quantiles)
@@ -153,9 +171,9 @@ def _decided(
 def _write_table(
     job: _Escalation,
     ledger: Ledger,
-    trust: NDArray[np.float32],
+    agreement: NDArray[np.float32],
     refined: RefinedRows,
-    low: NDArray[np.bool_],
+    bits: NDArray[np.int64],
     about: Mapping[str, Any],
     advance: Callable[[int], None],
 ) -> None:
@@ -168,9 +186,9 @@ def _write_table(
         with ledger.attempt(shard):
             part = final_part(
                 job.run_dir / "percentiles.parquet" / part_name(shard),
-                trust[rows],
+                agreement[rows],
                 refined.within(rows.start, rows.stop),
-                low[rows],
+                bits[rows],
                 (job.identity.prior.names, settings.derived),
                 settings.quantiles,
                 about,
@@ -181,26 +199,38 @@ def _write_table(
         advance(rows.stop - rows.start)
 
 
+def above_cap(agreement: NDArray[np.floating], verdict: str | None, cap: float) -> NDArray[np.bool_]:
+    """Tell which rows (row,) have an agreement that the verdict on the survey does not allow; NaN is allowed."""
+    return agreement > (cap if verdict in OUTSIDE_VERDICTS else 1.0)
+
+
 def in_words(summary: Mapping[str, Any]) -> str:
     """Say in a line what :func:`escalate` returned."""
     rows = ", ".join(f"{count:,} by {name}" for name, count in summary["rows"].items())
-    if summary["without_trust"] == sum(summary["rows"].values()):
-        return f"posteriors {rows}; trust is not known: too few audited rows"
-    return (
-        f"posteriors {rows}; {summary['low_trust']:,} rows keep one with a trust below {summary['trust_threshold']:g}"
+    if summary["without_agreement"] == sum(summary["rows"].values()):
+        return f"posteriors {rows}; agreement is not known: {MIN_ROWS} simulations with good weights are needed"
+    line = (
+        f"posteriors {rows}; {summary['low_agreement']:,} rows keep a neural posterior that agrees with the exact one "
+        f"with a chance below {summary['agreement_threshold']:g}"
     )
+    if summary["verdict"] in OUTSIDE_VERDICTS:
+        line += (
+            f"; the survey as a whole is {OUTSIDE_VERDICTS[summary['verdict']]}, so that no row has an agreement above "
+            f"{summary['agreement_cap']:g}: {summary['capped']:,} rows were lowered to it (AGREEMENT_CAPPED)"
+        )
+    return line
 
 
-def _trust_of_rows(result: Any, job: _Escalation, model: TrustModel | None) -> NDArray[np.float32]:
+def _agreement_of_rows(result: Any, job: _Escalation, model: AgreementModel | None) -> NDArray[np.float32]:
     count, elements = job.catalog.n_rows, len(job.identity.grid)
-    trust = np.full(count, np.nan, dtype=np.float32)
+    agreement = np.full(count, np.nan, dtype=np.float32)
     if model is None:
-        return trust
+        return agreement
     for start in range(0, count, _BLOCK):
         block = slice(start, min(start + _BLOCK, count))
         found = read_predictors(result, block, job.identity.prior, elements)
-        trust[block] = model.trust(np.stack([found[name] for name in model.names], axis=-1))
-    return trust
+        agreement[block] = model.agreement(np.stack([found[name] for name in model.names], axis=-1))
+    return agreement
 
 
 def _fitted_by_audit(run_dir: Path, config: SurveyConfig, derive: DerivedQuantities | None) -> dict[int, RefinedRow]:
@@ -221,14 +251,14 @@ def _of_chain(
 
 
 def _refine(
-    job: _Escalation, trust: NDArray[np.float32], low: NDArray[np.bool_]
+    job: _Escalation, agreement: NDArray[np.float32], low: NDArray[np.bool_]
 ) -> tuple[dict[int, RefinedRow], dict[str, Any]]:
-    """Refine the rows that are ``low``, the least trusted first, and say what was done."""
+    """Refine the rows that are ``low``, those with the lowest agreement first, and say what was done."""
     settings = job.config.escalate
     derive = derived_quantities(job.identity, job.config.map.derived)
     refined = _fitted_by_audit(job.run_dir, job.config, derive)
     # Ties go by row.
-    ordered = np.flatnonzero(low)[np.argsort(trust[low], kind="stable")]
+    ordered = np.flatnonzero(low)[np.argsort(agreement[low], kind="stable")]
     wanted = ordered[~np.isin(ordered, list(refined))]
     told = {"wanted": wanted.size, "weighed": 0, "accepted": 0, "fitted": 0, "converged": 0}
     cost = {"weights": 0.0, "emcee": 0.0}
@@ -257,7 +287,7 @@ def _weigh(
     job: _Escalation, rows: NDArray[np.int64], derive: DerivedQuantities | None, budget_s: float
 ) -> list[WeightedRows]:
     setup = ReweighSetup(job.catalog.path, job.identity, job.config, derive)
-    with job.task("weigh", rows.size, "rows that are not trusted") as advance:
+    with job.task("weigh", rows.size, "rows with a low agreement") as advance:
         return reweigh_rows(setup, rows, job.folder / "weights", budget_s, address=job.address, advance=advance)
 
 

@@ -1,4 +1,4 @@
-"""Weighted posteriors of the rows whose neural one is not trusted, a block of rows a Ray task."""
+"""Weighted posteriors of the rows whose neural one probably does not agree, a block of rows a Ray task."""
 
 from __future__ import annotations
 

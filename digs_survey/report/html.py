@@ -47,7 +47,7 @@ def write_report(run_dir: Path, *, figures: bool = False) -> Path:
     from digs_survey.report.format import FILTERS
     from digs_survey.report.headline import coverage_limits, headlines
     from digs_survey.report.load import load_run
-    from digs_survey.report.trust_section import trust_section, with_trust
+    from digs_survey.report.row_agreement import row_agreement_section, with_agreement
 
     run = load_run(run_dir)
     environment = Environment(
@@ -62,7 +62,7 @@ def write_report(run_dir: Path, *, figures: bool = False) -> Path:
         parts: dict[str, Any] = {
             "calibration": sections.calibration_section(run),
             "agreement": sections.agreement_section(run),
-            "trust": trust_section(run),
+            "row_agreement": row_agreement_section(run),
             "inside": inside_section(run),
             "learning": sections.learning_section(run),
             "cost": sections.cost_section(run),
@@ -73,7 +73,7 @@ def write_report(run_dir: Path, *, figures: bool = False) -> Path:
         page = environment.get_template("report.html.j2").render(
             run=run,
             facts=sections.facts(run),
-            headlines=[*first, with_trust(flagged, parts["trust"]), inside_headline(run)],
+            headlines=[*first, with_agreement(flagged, parts["row_agreement"]), inside_headline(run)],
             limits=coverage_limits((run.audit.get("calibration") or {}).get("simulations") or 0),
             galaxies=galaxies.galaxy_rows(run),
             importance=sections.importance_section(run),

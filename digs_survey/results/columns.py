@@ -19,6 +19,7 @@ __all__ = [
     "COLUMNS",
     "DIMENSIONS",
     "QUANTITIES",
+    "RENAMED",
     "TIERS",
     "Column",
     "When",
@@ -202,11 +203,12 @@ COLUMNS: tuple[Column, ...] = (
         "why the row is not to be trusted, as bits; 0 if nothing was found wrong",
     ),
     Column(
-        "trust",
+        "agreement",
         "float32",
         "",
         "stat.probability",
-        "chance that emcee would agree with the row's neural posterior; NaN where nothing is known",
+        "chance that the neural posterior agrees with the exact posterior of the same model; it does not say that the "
+        "model is right; NaN where nothing is known",
         When.FINAL,
         in_dataset=False,
     ),
@@ -268,6 +270,9 @@ ARRAYS: tuple[Column, ...] = (
 
 DIMENSIONS = ("galaxy", "wavelength", "parameter", "quantile", "quantity", "sample")
 """Of the catalog and of ``posterior.zarr``."""
+
+RENAMED = {"predictive_chi2": "predictive_reduced_chi2", "trust": "agreement"}
+"""Columns of earlier versions, and what they are called now."""
 
 _SURVEY_UCDS = {
     "ra": "pos.eq.ra",

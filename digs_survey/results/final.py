@@ -1,4 +1,4 @@
-"""``results.parquet``: the table of the map with trust and tier, and better percentiles where there are any."""
+"""``results.parquet``: the table of the map with agreement and tier, and better percentiles where there are any."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from digs_survey.quality import QualityFlag
 from digs_survey.results.columns import COLUMNS, When, percentile
 from digs_survey.results.table import field_of
 from digs_survey.store.storage import read_arrays, read_bytes, write_arrays
@@ -86,9 +85,9 @@ class RefinedRows:
 
 def final_part(
     source: Path,
-    trust: NDArray[np.floating],
+    agreement: NDArray[np.floating],
     refined: RefinedRows,
-    low: NDArray[np.bool_],
+    bits: NDArray[np.integer],
     quantities: tuple[Sequence[str], Sequence[str]],
     quantiles: Sequence[float],
     about: Mapping[str, Any],
@@ -99,17 +98,17 @@ def final_part(
     ----------
     source : Path
         The part of ``percentiles.parquet``.
-    trust : ndarray, shape (row,)
+    agreement : ndarray, shape (row,)
         Of its rows.
     refined : RefinedRows
         Those of its rows, counted from its first.
-    low : ndarray of bool, shape (row,)
-        Which of its rows have the bit LOW_TRUST.
+    bits : ndarray of int, shape (row,)
+        Quality bits that its rows get beside those that they have.
     quantities : (sequence of str, sequence of str)
         Parameters and derived quantities.
     quantiles : sequence of float
     about : mapping
-        What goes to the schema's metadata as ``trust``.
+        What goes to the schema's metadata as ``agreement``.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -120,16 +119,15 @@ def final_part(
             for k, name in enumerate(names):
                 for q, quantile in enumerate(quantiles):
                     table = _put(table, percentile(name, quantile).name, refined.rows, values[:, k, q])
-    if low.any():
-        marked = table["quality"].to_numpy()[low] | int(QualityFlag.LOW_TRUST)
-        table = _put(table, "quality", np.flatnonzero(low), marked)
+    if (some := np.flatnonzero(bits)).size:
+        table = _put(table, "quality", some, table["quality"].to_numpy()[some] | bits[some])
     tier = np.zeros(table.num_rows, dtype=np.uint8)
     tier[refined.rows] = refined.tier
-    added = {"trust": trust.astype(np.float32), "tier": tier}
+    added = {"agreement": agreement.astype(np.float32), "tier": tier}
     for column in COLUMNS:
         if column.when is When.FINAL:
             table = table.append_column(field_of(column), [added[column.name]])
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), "trust": json.dumps(dict(about))})
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), "agreement": json.dumps(dict(about))})
     sink = pa.BufferOutputStream()
     parquet.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()

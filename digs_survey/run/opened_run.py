@@ -116,12 +116,21 @@ class Run:
         columns : sequence of str, optional
             By default all. ``docs/columns.md`` has their names; fields carry units and descriptions as metadata.
 
+        Raises
+        ------
+        DigsError
+            If a column has another name now.
+
         Examples
         --------
         >>> open_run("runs/survey").table(["galaxy_id", "logmass_p50"])  # doctest: +SKIP
         """
         from digs_survey.report.load import open_table
+        from digs_survey.results.columns import RENAMED
 
+        for name in columns or ():
+            if name in RENAMED:
+                raise DigsError(f"column {name!r}: this column is now called {RENAMED[name]!r}")
         return open_table(self.table_path).to_table(columns=None if columns is None else list(columns))
 
     def dataset(self) -> xr.Dataset:
@@ -177,7 +186,7 @@ class Run:
 
     @cached_property
     def audit(self) -> dict[str, Any]:
-        """What the audit found: calibration, agreement with emcee, trust, cost; the contents of ``audit.json``."""
+        """What the audit found: calibration, agreement with exact posteriors, cost; the contents of ``audit.json``."""
         return read_json(self._there(stage_named("audit").outputs[0], "audit"))
 
     def status(self) -> list[StageStatus]:
@@ -235,7 +244,7 @@ def open_run(run_dir: Path | str) -> Run:
     Examples
     --------
     >>> run = open_run("runs/survey")  # doctest: +SKIP
-    >>> run.table(["galaxy_id", "logmass_p50", "trust"]).to_pandas()  # doctest: +SKIP
+    >>> run.table(["galaxy_id", "logmass_p50", "agreement"]).to_pandas()  # doctest: +SKIP
     >>> run.posterior("J0001").theta.shape  # doctest: +SKIP
     (1000, 5)
     """

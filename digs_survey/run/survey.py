@@ -359,7 +359,7 @@ class Survey(StageInputs):
         return bool(stage)
 
     def escalate(self) -> bool:
-        """Write the table with every row's trust, and with better posteriors of rows that are not trusted."""
+        """Write the table with every row's agreement, and with better posteriors of rows where it is low."""
         identity = self.mapped_identity()
         self._needs("audit")
         mcmc = self.config.audit.mcmc.model_dump(mode="json", exclude={"timeout_s"})

@@ -1,4 +1,4 @@
-"""``digs-survey escalate``: trust in every row, better posteriors where it is low, within a budget, and once."""
+"""``digs-survey escalate``: agreement in every row, better posteriors where it is low, within a budget, and once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import zarr
 from survey import ROWS, contents, run
 
 import digs_survey as ds
-from digs_survey.audit.trust import TrustModel, read_predictors
+from digs_survey.audit.agreement_model import AgreementModel
+from digs_survey.audit.agreement_predictors import read_predictors
 from digs_survey.config import load_config
 from digs_survey.importance.weights import effective_sample_size, log_ratios
 from digs_survey.quality import QualityFlag
@@ -22,7 +23,7 @@ from digs_survey.run.verify import verify_run
 pytestmark = pytest.mark.slow
 
 # Chains are short, and any length will do. So much noise that a small network's draws can be weighed. Half of the rows
-# are audited, which is enough to learn trust from.
+# are audited, which is enough to learn agreement from.
 SHORT = [
     f"--set={setting}"
     for setting in (
@@ -44,23 +45,23 @@ GENEROUS = ("--set", "escalate.core_hours=1", "--set", "escalate.draws=2000")
 
 @pytest.fixture(scope="module")
 def audited(build_once, survey):
-    """A run whose audit has learned trust from the rows that it fitted."""
+    """A run whose audit has learned agreement from the rows that it fitted."""
 
     def build(folder):
         finished = run("run", survey[0], "-c", survey[1], *SHORT, "-o", folder / "run")
         assert finished.returncode == 0, finished.stderr
 
     run_dir = build_once("audited", build) / "run"
-    learned = json.loads((run_dir / "audit.json").read_text())["trust"]
+    learned = json.loads((run_dir / "audit.json").read_text())["row_agreement"]
     assert learned["rows"] >= 20
     assert learned["model"] is not None
     return run_dir
 
 
 def threshold(run_dir):
-    """A trust below which half of the rows are that the audit did not fit."""
+    """A agreement below which half of the rows are that the audit did not fit."""
     table = table_of(run_dir)
-    return float(np.median(table.trust[table.tier == 0]))
+    return float(np.median(table.agreement[table.tier == 0]))
 
 
 def table_of(run_dir, name="results.parquet"):
@@ -71,11 +72,11 @@ def test_without_a_budget_rows_are_told_apart_and_audited_ones_are_emcees(audite
     run_dir = tmp_path / "run"
     shutil.copytree(audited, run_dir)
     least = threshold(audited)
-    finished = run("escalate", "-o", run_dir, "--redo", "--set", f"escalate.trust_threshold={least}")
+    finished = run("escalate", "-o", run_dir, "--redo", "--set", f"escalate.agreement_threshold={least}")
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.split() == [str(run_dir / "results.parquet"), str(run_dir / "escalate.json")]
     before, after = table_of(run_dir, "percentiles.parquet"), table_of(run_dir)
-    assert after.columns.tolist() == [*before.columns, "trust", "tier"]
+    assert after.columns.tolist() == [*before.columns, "agreement", "tier"]
     assert after.galaxy_id.tolist() == before.galaxy_id.tolist()
     galaxies = zarr.open_group(str(run_dir / "audit.zarr"), mode="r")["galaxies"]
     fitted = galaxies["row"][:][galaxies["converged"][:]]
@@ -87,20 +88,25 @@ def test_without_a_budget_rows_are_told_apart_and_audited_ones_are_emcees(audite
     same = ~np.isin(np.arange(ROWS), fitted)
     kept = [name for name in before.columns if name != "quality"]
     assert after[kept][same].equals(before[kept][same])
-    low = (after.quality & int(QualityFlag.LOW_TRUST)) != 0
-    assert low.tolist() == ((after.trust < least) & same).tolist()
+    low = (after.quality & int(QualityFlag.LOW_AGREEMENT)) != 0
+    assert low.tolist() == ((after.agreement < least) & same).tolist()
     assert 0 < low.sum() < same.sum()
     told = json.loads((run_dir / "escalate.json").read_text())
     assert told["rows"] == {"neural posterior": same.sum(), "importance weights": 0, "emcee": fitted.size}
-    assert (told["low_trust"], told["without_trust"]) == (low.sum(), 0)
-    assert f"{low.sum()} rows keep one with a trust below {least:g}" in finished.stderr
+    assert (told["low_agreement"], told["without_agreement"]) == (low.sum(), 0)
+    assert (
+        f"{low.sum()} rows keep a neural posterior that agrees with the exact one with a chance below {least:g}"
+        in finished.stderr
+    )
 
-    # Trust is the audit's own model of what the table has, and nothing else.
+    # Agreement is the audit's own model of what the table has, and nothing else.
     mapped = zarr.open_group(str(run_dir / "posterior.zarr"), mode="r")
     identity = ds.open_run(run_dir).identity
-    model = TrustModel.from_dict(json.loads((run_dir / "audit.json").read_text())["trust"]["model"])
+    model = AgreementModel.from_dict(json.loads((run_dir / "audit.json").read_text())["row_agreement"]["model"])
     found = read_predictors(mapped, slice(None), identity.prior, len(identity.grid))
-    np.testing.assert_allclose(after.trust, model.trust(np.stack([found[n] for n in model.names], axis=-1)), rtol=1e-6)
+    np.testing.assert_allclose(
+        after.agreement, model.agreement(np.stack([found[n] for n in model.names], axis=-1)), rtol=1e-6
+    )
 
     # While the table is being made, or when that was killed, the report is of the audit.
     manifest = json.loads((run_dir / "manifest.json").read_text())
@@ -112,11 +118,29 @@ def test_without_a_budget_rows_are_told_apart_and_audited_ones_are_emcees(audite
     assert (run_dir / "report.html").exists()
 
 
+def test_a_survey_that_is_not_described_has_no_high_agreement(audited, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(audited, run_dir)
+    before, least = table_of(audited), threshold(audited)
+    audit = json.loads((run_dir / "audit.json").read_text())
+    (run_dir / "audit.json").write_text(json.dumps(audit | {"domain": {"verdict": "not described"}}))
+    finished = run("escalate", "-o", run_dir, "--redo", "--set", f"escalate.agreement_cap={least}")
+    assert finished.returncode == 0, finished.stderr
+    after, told = table_of(run_dir), json.loads((run_dir / "escalate.json").read_text())
+    capped = (after.quality & int(QualityFlag.AGREEMENT_CAPPED)) != 0
+    assert capped.tolist() == (before.agreement > np.float32(least)).tolist()
+    assert told["capped"] == capped.sum() > 0
+    np.testing.assert_allclose(after.agreement, np.minimum(before.agreement, least), rtol=1e-6)
+    assert (after.quality[~capped] == before.quality[~capped]).all()
+    assert after.tier.tolist() == before.tier.tolist()
+    assert "the survey as a whole is NOT described by the model" in finished.stderr
+
+
 def test_a_budget_gives_weights_first_and_emcee_to_the_rest_and_resumes(audited, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(audited, run_dir)
     least = threshold(audited)
-    settings = (*GENEROUS, "--set", f"escalate.trust_threshold={least}", "--set", "escalate.min_ess=20")
+    settings = (*GENEROUS, "--set", f"escalate.agreement_threshold={least}", "--set", "escalate.min_ess=20")
     finished = run("escalate", "-o", run_dir, "--redo", *settings)
     assert finished.returncode == 0, finished.stderr
     told = json.loads((run_dir / "escalate.json").read_text())
@@ -127,13 +151,13 @@ def test_a_budget_gives_weights_first_and_emcee_to_the_rest_and_resumes(audited,
     before, after = table_of(run_dir, "percentiles.parquet"), table_of(run_dir)
     assert told["rows"] == dict(zip(told["rows"], np.bincount(after.tier, minlength=3).tolist(), strict=True))
     assert told["rows"]["importance weights"] == told["accepted"] > 0
-    assert told["low_trust"] == told["fitted"] - told["converged"]  # a chain that did not converge replaces nothing
+    assert told["low_agreement"] == told["fitted"] - told["converged"]  # a chain that did not converge replaces nothing
     changed = after.tier > 0
     for column in ("tage_p50", "sfr_100_p50", "surviving_mass_p97_5"):
         assert (after[column][~changed] == before[column][~changed]).all()
         assert (after[column][changed] != before[column][changed]).all()
     assert (np.diff(after[[f"tage_{q}" for q in ("p2_5", "p16", "p50", "p84", "p97_5")]], axis=1) >= 0).all()
-    assert (after.trust[after.tier == 1] < least).all()
+    assert (after.agreement[after.tier == 1] < least).all()
     assert verify_run(run_dir) == []
 
     # Killed after its work and before its table was complete, and with a part that is damaged.
@@ -153,9 +177,9 @@ def test_a_budget_gives_weights_first_and_emcee_to_the_rest_and_resumes(audited,
     assert contents(run_dir / "escalate-jobs") == jobs
     assert json.loads((run_dir / "escalate.json").read_text()) == told
 
-    refused = run("escalate", "-o", run_dir, "--set", "escalate.trust_threshold=0.9")
+    refused = run("escalate", "-o", run_dir, "--set", "escalate.agreement_threshold=0.9")
     assert refused.returncode == 6
-    assert f"escalate.trust_threshold: was {least}, now 0.9" in refused.stderr
+    assert f"escalate.agreement_threshold: was {least}, now 0.9" in refused.stderr
 
 
 def test_weighted_rows_are_what_the_importance_weights_say(audited, tmp_path):

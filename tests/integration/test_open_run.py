@@ -22,7 +22,7 @@ def opened(finished_run):
 def test_the_table_is_that_of_the_escalation(opened):
     table = opened.table()
     assert table.num_rows == opened.rows == 48
-    assert {"trust", "tier"} <= set(table.column_names)
+    assert {"agreement", "tier"} <= set(table.column_names)
     assert table.to_pandas().equals(pq.read_table(opened.run_dir / "results.parquet").to_pandas())
     assert opened.table(["galaxy_id", "tage_p50"]).column_names == ["galaxy_id", "tage_p50"]
 

@@ -17,9 +17,9 @@ from pyarrow import parquet
 from scipy.stats import kstest, norm
 
 from digs_survey import formats
+from digs_survey.audit.agreement_model import Compared, fit_agreement
 from digs_survey.audit.calibration.calibration import calibrate
 from digs_survey.audit.cost import cost_summary
-from digs_survey.audit.trust import fit_trust
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.results.columns import TIERS
@@ -106,20 +106,26 @@ def add_survey(folder, audit, found):
     ).to_zarr(folder / "audit.zarr", group="survey", zarr_format=3, consolidated=False)
 
 
-def add_trust(folder, audit, rows=60):
-    """Learn trust from made-up disagreements, and give every row of the table a trust and a tier."""
+def add_agreement(folder, audit, rows=60):
+    """Learn agreement from made-up disagreements, and give every row of the table an agreement and a tier."""
     rng = np.random.default_rng(3)
-    doubt = rng.normal(size=rows)
-    model, learned = fit_trust({"weights": doubt}, np.exp(doubt + 0.5 * rng.normal(size=rows) - 1.5), 0.3, seed=1)
-    write_json(folder / "audit.json", audit | {"trust": learned})
+
+    def both(count):
+        doubt = rng.normal(size=count)
+        return Compared({"weights": doubt}, np.exp(doubt + 0.5 * rng.normal(size=count) - 1.5))
+
+    model, learned = fit_agreement(both(5), both(rows), 0.3, seed=1)
+    write_json(folder / "audit.json", audit | {"row_agreement": learned})
     table = parquet.read_table(folder / "percentiles.parquet")
-    trust = model.trust(rng.normal(size=(table.num_rows, 1)))
-    tier = np.where(trust < 0.5, 1, 0)
+    agreement = model.agreement(rng.normal(size=(table.num_rows, 1)))
+    tier = np.where(agreement < 0.5, 1, 0)
     parquet.write_table(
-        table.append_column("trust", pa.array(trust)).append_column("tier", pa.array(tier)), folder / "results.parquet"
+        table.append_column("agreement", pa.array(agreement)).append_column("tier", pa.array(tier)),
+        folder / "results.parquet",
     )
     told = {"wanted": int(tier.sum()), "weighed": int(tier.sum()), "accepted": int(tier.sum()) - 2}
-    told |= {"trust_threshold": 0.5, "without_trust": 0, "low_trust": 2, "fitted": 2, "converged": 0}
+    told |= {"agreement_threshold": 0.5, "without_agreement": 0, "low_agreement": 2, "fitted": 2, "converged": 0}
+    told |= {"verdict": "not described", "agreement_cap": 0.5, "capped": 3}
     told |= {"rows": dict(zip(TIERS, (int((tier == 0).sum()) + 2, int(tier.sum()) - 2, 0), strict=True))}
     write_json(
         folder / "escalate.json",

@@ -50,7 +50,7 @@ def _catalog(path: Path, *columns: str) -> Path:
 
 
 def test_the_list_has_what_settings_can_make() -> None:
-    assert {"trust", "tier", "feature_distance", "log_evidence", "quality", "galaxy", "sample"} < set(_registered())
+    assert {"agreement", "tier", "feature_distance", "log_evidence", "quality", "galaxy", "sample"} < set(_registered())
     for quantity in (*PARAMETERS, *DERIVED):
         for text, quantile in PERCENTS.items():
             assert percentile(quantity, quantile).name == f"{quantity}_p{text}"
@@ -102,9 +102,9 @@ def test_columns_that_differ_by_case_alone_are_refused(tmp_path: Path) -> None:
 
 def test_what_does_not_travel_can_have_any_name(tmp_path: Path) -> None:
     path = _catalog(tmp_path / "c.zarr")
-    zarr.open_group(str(path), mode="r+").create_array("trust", shape=(2,), dtype="f8", dimension_names=("other",))
+    zarr.open_group(str(path), mode="r+").create_array("agreement", shape=(2,), dtype="f8", dimension_names=("other",))
     found = validate_catalog(path)
-    assert (found.errors, found.not_carried) == ([], ["trust"])
+    assert (found.errors, found.not_carried) == ([], ["agreement"])
 
 
 def test_a_catalog_with_such_a_column_is_not_written(tmp_path: Path) -> None:
@@ -119,13 +119,13 @@ def test_a_catalog_with_such_a_column_is_not_written(tmp_path: Path) -> None:
             redshift=np.full(ROWS, 0.1),
             galaxy_id=np.arange(ROWS),
             flux_unit="1e-17 erg / (s cm2 Angstrom)",
-            columns={"Trust": (np.ones(ROWS), {})},
+            columns={"Agreement": (np.ones(ROWS), {})},
         )
-    assert caught.value.violations[0].startswith("Trust: expected a name")
+    assert caught.value.violations[0].startswith("Agreement: expected a name")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["trust", "Feature_Distance", "logmass_p50_weighted", "TIER"])
+@pytest.mark.parametrize("name", ["agreement", "Feature_Distance", "logmass_p50_weighted", "TIER"])
 @pytest.mark.parametrize("command", ["run", "map", "simulate", "validate"])
 def test_commands_refuse_it_and_write_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, name: str

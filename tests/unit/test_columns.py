@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,15 +13,17 @@ from astropy.units import Unit
 from pyarrow import BufferReader, parquet
 
 from digs_survey.config import MapConfig
+from digs_survey.errors import DigsError
 from digs_survey.importance.predictive_check import PredictiveCheck
 from digs_survey.importance.weights import Importance
 from digs_survey.infer.rows import RowResult
 from digs_survey.parameters import DERIVED, PARAMETERS, Prior
 from digs_survey.quality import QualityFlag
-from digs_survey.results.columns import ARRAYS, COLUMNS, Column, When, percentile
+from digs_survey.results.columns import ARRAYS, COLUMNS, RENAMED, Column, When, find_column, percentile
 from digs_survey.results.dataset import lay_out
 from digs_survey.results.final import RefinedRows, final_part
 from digs_survey.results.table import ResultTable
+from digs_survey.run.opened_run import Run
 from digs_survey.store.ledger import Ledger
 
 ROWS, PRIOR = 4, Prior()
@@ -124,9 +127,9 @@ def test_the_final_table_adds_the_columns_that_it_alone_has(tmp_path: Path) -> N
     config = MapConfig(**ALL)
     (tmp_path / "part.parquet").write_bytes(_part(config, 128))
     none = RefinedRows.of({}, PRIOR.ndim, len(config.derived), len(config.quantiles))
-    trust, low = np.full(ROWS, 0.5), np.zeros(ROWS, dtype=bool)
+    agreement, low = np.full(ROWS, 0.5), np.zeros(ROWS, dtype=np.int64)
     quantities = PRIOR.names, config.derived
-    final = final_part(tmp_path / "part.parquet", trust, none, low, quantities, config.quantiles, {})
+    final = final_part(tmp_path / "part.parquet", agreement, none, low, quantities, config.quantiles, {})
     schema, before = parquet.read_schema(BufferReader(final)), parquet.read_schema(tmp_path / "part.parquet")
     added = [column for column in COLUMNS if column.when is When.FINAL]
     assert schema.names == [*before.names, *(column.name for column in added)]
@@ -157,3 +160,11 @@ def test_the_page_is_the_one_that_the_registry_gives() -> None:
     made = runpy.run_path(str(DOCS / "make_columns.py"))["page"]()
     assert (DOCS / "columns.md").read_text(encoding="utf-8") == made, "run python docs/make_columns.py"
     assert all(f"| `{column.name}` |" in made for column in (*COLUMNS, *ARRAYS))
+
+
+def test_the_old_name_of_a_column_names_the_new_one() -> None:
+    for old, now in RENAMED.items():
+        assert find_column(old) is None
+        assert find_column(now) is not None
+        with pytest.raises(DigsError, match=f"column '{old}': this column is now called '{now}'"):
+            Run(Path("nowhere"), cast(Any, None)).table(["galaxy_id", old])

@@ -138,7 +138,8 @@ def test_noise_that_does_not_fit_the_grid_is_refused():
         ("infer.importance=all", "importance (with the keys rows, draws and simulations)"),
         ("map.least_pvalue=0.1", "map.min_pvalue"),
         ("audit.mcmc.limit_s=5", "audit.mcmc.timeout_s"),
-        ("escalate.below=0.5", "escalate.trust_threshold"),
+        ("escalate.below=0.5", "escalate.agreement_threshold"),
+        ("escalate.trust_threshold=0.5", "escalate.agreement_threshold"),
         ("escalate.least_ess=5", "escalate.min_ess"),
     ],
 )

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from synthetic_run import add_survey, add_trust, build_run
+from synthetic_run import add_agreement, add_survey, build_run
 
 from digs_survey.audit.domain.domain_check import POPULATIONS, DomainCheck, Population
 from digs_survey.audit.domain.stack import Stack
@@ -47,8 +47,8 @@ addEventListener("load", async () => {
       beyond: list("body *").filter(e => !held(e) && !e.closest(".skip") && box(e).right > screen.innerWidth + 1
         && box(e).width > 0).map(e => e.tagName + "." + e.className + " " + e.id).slice(0, 5),
       verdict: box(page.querySelector(".verdict")).bottom, tiles: list(".tile .value").map(e => box(e).bottom),
-      shown: ["inside-verdict", "low-trust"].map(id => page.getElementById(id)?.textContent),
-      sections: ["#inside img", "#trust img"].map(s => list(s).length),
+      shown: ["inside-verdict", "low-agreement"].map(id => page.getElementById(id)?.textContent),
+      sections: ["#inside img", "#row-agreement img"].map(s => list(s).length),
       images: list("img").map(e => [e.alt.length, e.naturalWidth, e.complete]),
       scrollers: list("body *").filter(e => ["auto", "scroll"].includes(screen.getComputedStyle(e).overflowX))
         .map(e => [e.tabIndex, e.getAttribute("role"), e.getAttribute("aria-label")]),
@@ -85,7 +85,7 @@ def screens(tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
     run_dir, audit = build_run(folder / "run", galaxies=2, converged=2)
     add_survey(run_dir, audit, departing_survey())
-    add_trust(run_dir, json.loads((run_dir / "audit.json").read_text()))
+    add_agreement(run_dir, json.loads((run_dir / "audit.json").read_text()))
     shutil.copy(write_report(run_dir), folder / "report.html")
     (folder / "wrapper.html").write_text(WRAPPER)
     command = [CHROMIUM, *FLAGS, "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}"]
@@ -113,7 +113,7 @@ def test_the_first_screen_has_the_verdict_and_its_numbers(screens):
     assert 0 < screens["phone"]["verdict"] < PHONE[1]
 
 
-def test_what_was_measured_of_the_survey_and_of_trust_is_on_the_page(screens):
+def test_what_was_measured_of_the_survey_and_of_agreement_is_on_the_page(screens):
     for screen in screens.values():
         assert screen["shown"] == ["NO", "2"]
         assert screen["sections"] == [2, 2]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
 
 from digs_survey.report.domain_section import inside_headline
 from digs_survey.report.headline import Headline, headlines
-from digs_survey.report.trust_section import with_trust
+from digs_survey.report.row_agreement import row_agreement_section, with_agreement
 
 
 def _verdict(covered=0.68, found=(), planted=True, converged=5, ratio=1.15, break_even=9):
@@ -102,17 +103,42 @@ def test_the_first_screen_has_five_numbers_even_where_none_is_known():
     assert "was not measured" in told[-1].words
 
 
+ESCALATED = {"low_agreement": 1300, "agreement_threshold": 0.5}
+
+
 @pytest.mark.parametrize(
     ("told", "detail"),
     [
-        ({"low_trust": 1300}, ("low-trust", "not trusted in the end", "1,300")),
-        (None, ("trust-within", "audited, within 0.3 σ of emcee", "65.0 %")),
+        (ESCALATED, ("low-agreement", "agreement below 0.5", "1,300")),
+        (None, ("agreement-within", "within 0.3 σ of the exact posterior", "65.0 %")),
     ],
 )
-def test_the_flagged_rows_have_their_trust_beside_them(told, detail):
+def test_the_flagged_rows_have_their_agreement_beside_them(told, detail):
     flagged = Headline("flagged", "Rows flagged", "Words.")
     learned = {"model": {}, "tolerance_sigma": 0.3, "share_within": 0.65}
-    assert with_trust(flagged, {"learned": learned, "told": told}) == flagged, "no model was learned"
-    learned["model"] = {"knots": [0.0]}
-    assert with_trust(flagged, {"learned": learned, "told": told}).details == [detail]
-    assert with_trust(flagged, None) == flagged
+    found = {"learned": learned, "told": told, "capped": ""}
+    assert with_agreement(flagged, found) == flagged, "no model was learned"
+    learned["model"] = {"intercept": 0.0}
+    assert with_agreement(flagged, found).details == [detail]
+    assert with_agreement(flagged, None) == flagged
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [("not described", "NOT described by the model"), ("partly outside", "partly outside of what was simulated")],
+)
+def test_a_survey_that_is_not_inside_has_its_cap_on_the_first_screen(tmp_path, verdict, words):
+    told = ESCALATED | {"verdict": verdict, "agreement_cap": 0.5, "capped": 7}
+    (tmp_path / "escalate.json").write_text(json.dumps(told))
+    audit = {"row_agreement": {"model": {"intercept": 0.0}, "tolerance_sigma": 0.3}}
+    run = SimpleNamespace(folder=tmp_path, audit=audit)
+    flagged = with_agreement(Headline("flagged", "Rows flagged", "Words.", "7", "measured"), row_agreement_section(run))
+    assert (
+        flagged.words
+        == f"Words. The survey as a whole is {words}: agreement is capped at 0.5, in 7 rows (AGREEMENT_CAPPED)."
+    )
+    assert flagged.status == "attention"
+    assert flagged.details[-1] == ("agreement-capped", "agreement capped at 0.5", "7")
+    (tmp_path / "escalate.json").write_text(json.dumps(told | {"verdict": "inside", "capped": 0}))
+    inside = with_agreement(Headline("flagged", "Rows flagged", "Words.", "7", "measured"), row_agreement_section(run))
+    assert (inside.words, inside.status, len(inside.details)) == ("Words.", "measured", 1)

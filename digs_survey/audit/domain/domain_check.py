@@ -41,9 +41,14 @@ if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
     from digs_survey.noise.model import NoiseModel
 
-__all__ = ["POPULATIONS", "DomainCheck", "Population", "check_survey", "choose_rows"]
+__all__ = ["OUTSIDE_VERDICTS", "POPULATIONS", "DomainCheck", "Population", "check_survey", "choose_rows"]
 
 POPULATIONS = ("survey", "simulations", "replicated")
+OUTSIDE_VERDICTS = {
+    "partly outside": "partly outside of what was simulated",
+    "not described": "NOT described by the model",
+}
+"""Verdicts on a survey that is not inside what was simulated, and their words."""
 _BLOCK = 256
 """Rows whose draws are held at the same time."""
 _MIN_EXCESS = 0.01

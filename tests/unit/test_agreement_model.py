@@ -1,4 +1,4 @@
-"""Trust: learned where there is something to learn, honest about it, and never more for stranger rows."""
+"""Agreement: learned where there is something to learn, honest about it, and never more for stranger rows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 from pyarrow import parquet
 from scipy.stats import norm
 
+from digs_survey.audit.agreement_model import MIN_ROWS, AgreementModel, Compared, fit_agreement
+from digs_survey.audit.agreement_predictors import predictors
 from digs_survey.audit.select import mean_predictor
-from digs_survey.audit.trust import MIN_ROWS, TrustModel, fit_trust, predictors
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.results.final import RefinedRow, RefinedRows, final_part
@@ -28,21 +29,21 @@ def rows(count: int, slope: float, seed: int = 0) -> tuple[dict[str, np.ndarray]
 
 
 def test_trust_is_the_share_that_agrees_on_rows_that_it_never_saw():
-    model, told = fit_trust(*rows(200, 0.7), TOLERANCE, seed=1)
+    model, told = fit_agreement(Compared(*rows(200, 0.7)), None, TOLERANCE, seed=1)
     found, disagreement = rows(20_000, 0.7, seed=2)
-    trust = model.trust(np.stack(list(found.values()), axis=-1))
+    agreement = model.agreement(np.stack(list(found.values()), axis=-1))
     within = disagreement < TOLERANCE
     for low in (0, 0.2, 0.4, 0.6, 0.8):
-        here = (trust >= low) & (trust < low + 0.2)
-        assert within[here].mean() == pytest.approx(trust[here].mean(), abs=0.08)
+        here = (agreement >= low) & (agreement < low + 0.2)
+        assert within[here].mean() == pytest.approx(agreement[here].mean(), abs=0.08)
     exact = norm.cdf((np.log(TOLERANCE / 0.25) - 0.7 * (found["weights"] - 1) / 2) / SCATTER)
-    np.testing.assert_allclose(trust, exact, atol=0.1)
+    np.testing.assert_allclose(agreement, exact, atol=0.1)
     assert told["auc_95"][0] < told["auc"] < told["auc_95"][1]
     # Of all rows: the area that this signal gives, by the rows themselves.
     from sklearn.metrics import roc_auc_score
 
-    assert told["auc"] == pytest.approx(roc_auc_score(~within, -trust), abs=0.06)
-    assert told["mean_trust"] == pytest.approx(told["share_within"], abs=0.06)
+    assert told["auc"] == pytest.approx(roc_auc_score(~within, -agreement), abs=0.06)
+    assert told["mean_agreement"] == pytest.approx(told["share_within"], abs=0.06)
     assert told["rank_correlation"] > 0.7
     assert told["rows"] == 200
     assert len(told["held_out"]["expected"]) == len(told["held_out"]["found"]) == 200
@@ -50,16 +51,16 @@ def test_trust_is_the_share_that_agrees_on_rows_that_it_never_saw():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_where_nothing_tells_the_held_out_rows_say_so(seed):
-    _, told = fit_trust(*rows(60, 0.0, seed), TOLERANCE, seed)
+    _, told = fit_agreement(Compared(*rows(60, 0.0, seed)), None, TOLERANCE, seed)
     assert 0.1 < told["auc_95"][0] < 0.5
     # Below zero by chance: what the others seem to teach by accident, the held-out rows have the other way round.
     assert -0.6 < told["rank_correlation"] < 0.3
 
 
 def test_where_no_predictor_means_anything_no_row_comes_before_another():
-    """Of a single predictor that has less disagreement where it is larger, which trust must not use."""
+    """Of a single predictor that has less disagreement where it is larger, which agreement must not use."""
     found, disagreement = rows(60, -0.7)
-    model, told = fit_trust({"weights": found["weights"]}, disagreement, TOLERANCE, 0)
+    model, told = fit_agreement(Compared({"weights": found["weights"]}, disagreement), None, TOLERANCE, 0)
     assert model.coefficient.tolist() == [0]
     assert told["rank_correlation"] is told["rank_correlation_pvalue"] is None
     assert (told["auc"], told["auc_95"]) == (0.5, [0.5, 0.5])
@@ -68,40 +69,67 @@ def test_where_no_predictor_means_anything_no_row_comes_before_another():
 
 def test_a_larger_predictor_never_means_more_trust():
     found, disagreement = rows(60, -0.7)
-    model, _ = fit_trust(found, disagreement, TOLERANCE, 0)
+    model, _ = fit_agreement(Compared(found, disagreement), None, TOLERANCE, 0)
     assert (model.coefficient >= 0).all()
     values = np.zeros((5, 3))
     values[:, 0] = np.arange(5)
-    assert (np.diff(model.trust(values)) <= 0).all()
+    assert (np.diff(model.agreement(values)) <= 0).all()
 
 
 def test_too_few_rows_teach_nothing_and_unknown_ones_are_left_out():
     found, disagreement = rows(MIN_ROWS + 2, 0.7)
     disagreement[:3] = np.nan
-    model, told = fit_trust(found, disagreement, TOLERANCE, 0)
+    model, told = fit_agreement(Compared(found, disagreement), None, TOLERANCE, 0)
     assert model is None
     assert told["rows"] == MIN_ROWS - 1
     assert told["model"] is None
     found["edge"][3] = np.nan
-    assert fit_trust(found, rows(MIN_ROWS + 2, 0.7)[1], TOLERANCE, 0)[1]["rows"] == MIN_ROWS + 1
+    assert fit_agreement(Compared(found, rows(MIN_ROWS + 2, 0.7)[1]), None, TOLERANCE, 0)[1]["rows"] == MIN_ROWS + 1
 
 
 def test_rows_of_one_kind_have_no_area():
     found, disagreement = rows(40, 0.7)
-    _, told = fit_trust(found, disagreement, 1e6, 0)
+    _, told = fit_agreement(Compared(found, disagreement), None, 1e6, 0)
     assert (told["auc"], told["auc_95"], told["beyond_tolerance"]) == (None, None, 0)
     assert told["rank_correlation"] > 0.5
 
 
 def test_a_model_comes_back_from_json():
     found, disagreement = rows(40, 0.7)
-    model, told = fit_trust(found, disagreement, TOLERANCE, 0)
-    again = TrustModel.from_dict(json.loads(json.dumps(told))["model"])
+    model, told = fit_agreement(Compared(found, disagreement), None, TOLERANCE, 0)
+    again = AgreementModel.from_dict(json.loads(json.dumps(told))["model"])
     values = np.stack(list(found.values()), axis=-1)
-    np.testing.assert_array_equal(again.trust(values), model.trust(values))
+    np.testing.assert_array_equal(again.agreement(values), model.agreement(values))
     assert again.names == ("weights", "edge", "lost")
     values[0, 1] = np.nan
-    assert np.isnan(again.trust(values)).tolist() == [True] + [False] * 39
+    assert np.isnan(again.agreement(values)).tolist() == [True] + [False] * 39
+
+
+def test_simulations_teach_a_survey_of_ten_rows_and_one_without_a_converged_chain():
+    found, disagreement = rows(10, 0.7, seed=3)
+    simulated = Compared(*rows(400, 0.7, seed=4))
+    model, told = fit_agreement(Compared(found, disagreement), simulated, TOLERANCE, 0)
+    assert (told["rows"], told["audited_rows"], told["simulations"]) == (410, 10, 400)
+    assert told["auc_95"][0] > 0.8
+    assert sum(told["held_out"]["audited"]) == 10
+    assert told["audited"]["share_within"] == pytest.approx((disagreement < TOLERANCE).mean())
+    none, told = fit_agreement(Compared(found, np.full(10, np.nan)), simulated, TOLERANCE, 0)
+    assert (told["audited_rows"], told["audited"], none.excess) == (0, None, 0)
+    values = np.stack(list(found.values()), axis=-1)
+    assert np.isfinite(none.agreement(values)).all()
+    np.testing.assert_allclose(none.agreement(values), model.agreement(values), atol=0.15)
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(2.0, np.log(2.0)), (0.5, 0.0)])
+def test_rows_that_disagree_more_than_simulations_lower_the_agreement_of_all(factor, expected):
+    simulated = Compared(*rows(400, 0.7))
+    found, disagreement = rows(40, 0.7, seed=5)
+    model, told = fit_agreement(Compared(found, factor * disagreement), simulated, TOLERANCE, 0)
+    # Shrunk by 40 / 45, and the ridge itself has learned some of it from 40 rows of 440.
+    assert model.excess == pytest.approx(0.8 * expected, abs=0.15)
+    if expected:
+        # Held-out audited rows have the chance that is theirs.
+        assert told["audited"]["mean_agreement"] == pytest.approx(told["audited"]["share_within"], abs=0.12)
 
 
 def test_doubts_by_hand():
@@ -164,24 +192,24 @@ def test_a_part_of_the_final_table(tmp_path):
         tmp_path / "part.parquet",
         np.array([0.9, np.nan, 0.2]),
         better.within(10, 13),
-        np.array([False, False, True]),
+        np.array([0, int(QualityFlag.AGREEMENT_CAPPED), int(QualityFlag.LOW_AGREEMENT)]),
         (("tage",), ("sfr_10",)),
         (0.16, 0.5),
         {"auc": 0.8},
     )
     found = parquet.read_table(pa.BufferReader(data))
-    assert found.column_names == [*columns, "trust", "tier"]
+    assert found.column_names == [*columns, "agreement", "tier"]
     frame = found.to_pydict()
     assert frame["tier"] == [0, 2, 0]
-    assert frame["trust"] == [pytest.approx(0.9), pytest.approx(np.nan, nan_ok=True), pytest.approx(0.2)]
+    assert frame["agreement"] == [pytest.approx(0.9), pytest.approx(np.nan, nan_ok=True), pytest.approx(0.2)]
     assert (frame["tage_p16"], frame["tage_p50"]) == ([1, 1.5, 3], [2, 2.5, 4])
     assert (frame["sfr_10_p16"], frame["sfr_10_p50"]) == ([5, 8, 7], [6, 9, 8])
-    assert frame["quality"] == [0, 1, 2 | int(QualityFlag.LOW_TRUST)]
+    assert frame["quality"] == [0, 1 | int(QualityFlag.AGREEMENT_CAPPED), 2 | int(QualityFlag.LOW_AGREEMENT)]
     assert frame["tage_p50_weighted"] == [0, 0, 0]
     assert found.schema.field("tage_p50").metadata == {b"unit": b"tage_p50"}
     assert found.schema.field("tier").metadata[b"description"].startswith(b"whose percentiles: 0 neural")
     assert found.schema.metadata[b"model_hash"] == b"x"
-    assert json.loads(found.schema.metadata[b"trust"]) == {"auc": 0.8}
+    assert json.loads(found.schema.metadata[b"agreement"]) == {"auc": 0.8}
 
 
 def test_no_row_that_is_better_has_the_shapes_of_many(tmp_path):
