@@ -1,19 +1,24 @@
-"""The benchmarks of features: what each kind is shown, and that one is trained and judged."""
+"""The benchmarks of posteriors for rows of any noise: kinds of features, and how draws are held against chains."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from row_noise import ELEMENTS, QUIET, draw, row_noise, spectra
+from row_noise import ELEMENTS, GRID, QUIET, draw, row_noise, spectra
 
-from benchmarks import _form, features
+from benchmarks import _form, features, survey_chains
 from benchmarks._features import Channels, FilledFlux, LeastSquares
-from digs_survey.config import TrainConfig
+from benchmarks._survey import WeighedDraws
+from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyFit
+from digs_survey.catalog.prepare import PreparedRows
+from digs_survey.config import TrainConfig, load_config
 from digs_survey.estimator.shipped import shipped
-from digs_survey.noise.observation import join_clean, split_observed
+from digs_survey.identity import RunIdentity
+from digs_survey.noise.observation import join_clean, join_observed, split_observed
 from digs_survey.parameters import Prior
 
 KINDS = {
@@ -125,3 +130,65 @@ def test_posteriors_are_trained_judged_and_kept(tmp_path):
     assert lines[-1] == "after"
     assert sum(line.startswith("| ") for line in lines) == 4
     assert "old" not in lines
+
+
+# -- draws beside chains ---------------------------------------------------------------------------------------
+
+
+def fits_and_draws(width: float, shift: float, rows: int = 6) -> tuple[PreparedRows, list[GalaxyFit], WeighedDraws]:
+    """Chains of a normal posterior of width 0.1, and draws that are so much wider and shifted by so many sigma.
+
+    The weights are those that make the draws the posterior's. The last row's weights are worth one draw, and the chain
+    of the last but one has not converged.
+    """
+    rng, prior = np.random.default_rng(3), Prior()
+    middle = rng.random((rows, 1, prior.ndim))
+    settings = load_config("survey").audit.mcmc
+    setup = FitSetup(RunIdentity.of_config(load_config("survey"), GRID), settings)
+    failed = GalaxyFit.failed(setup, "")
+    fits = []
+    for row in range(rows):
+        draws = middle[row] + 0.1 * rng.normal(size=(20_000, prior.ndim))
+        r_hat = np.full(prior.ndim, 1.001 + 0.001 * row)
+        made = replace(failed, draws=draws, r_hat=r_hat, converged=row != rows - 2, steps=500, job_core_s=30.0 + row)
+        fits.append(made)
+    normal = rng.normal(size=(rows, 20_000, prior.ndim))
+    offset = shift + width * normal
+    log_weights = 0.5 * (normal**2 - offset**2).sum(axis=-1)
+    log_weights[-1, 0] += 1e3
+    inverse = np.geomspace(2, 40, rows)[:, None] * np.ones(ELEMENTS)
+    observed = join_observed(np.ones((rows, ELEMENTS)), inverse, np.full(rows, 0.1))
+    seen_rows = PreparedRows(observed, inverse**2, inverse > 0, np.zeros(rows, dtype=np.int64))
+    return seen_rows, fits, WeighedDraws(middle + 0.1 * offset, log_weights)
+
+
+@pytest.mark.parametrize(("width", "shift"), [(1.0, 0.0), (1.3, 0.0), (1.2, 0.3)])
+def test_widths_and_shifts_are_those_of_the_draws_and_weights_take_them_out(width, shift):
+    table, figures = survey_chains.compared(Prior().names, *fits_and_draws(width, shift))
+    neural, weighted = figures["neural"], figures["weighted"]
+    assert neural["mean_width_ratio"]["all"] == pytest.approx(width, abs=0.02)
+    assert weighted["mean_width_ratio"]["all"] == pytest.approx(1, abs=0.03)
+    assert neural["mean_abs_shift_sigma"]["all"] == pytest.approx(shift, abs=0.02)
+    assert weighted["mean_abs_shift_sigma"]["all"] < 0.04
+    # Of six rows one has no converged chain, and another no weights.
+    assert neural["converged"] == figures["converged"] == 5
+    assert weighted["converged"] == 4
+    assert figures["low_ess"] == 1
+    assert figures["r_hat_largest"] == pytest.approx(1.006)
+    assert figures["r_hat_median"] == pytest.approx(1.0035)
+    assert figures["core_s_mean"] == pytest.approx(32.5)
+    for kind, count in (("neural", 5), ("weighted", 4)):
+        assert sum(found["galaxies"] for found in figures[kind]["by_snr"].values()) == count
+    by_name = {name: values for name, values, _ in table}
+    assert len(by_name) == len(table)
+    assert np.mean(by_name["neural: dust2, shift"]) == pytest.approx(shift, abs=0.04)
+    assert all(values for values in by_name.values())
+
+
+def test_chains_none_of_which_converged_leave_the_other_figures():
+    rows, fits, weighed = fits_and_draws(1.0, 0.0)
+    fits = [replace(fit, converged=False) for fit in fits]
+    table, figures = survey_chains.compared(Prior().names, rows, fits, weighed)
+    assert figures["converged"] == 0
+    assert not figures["neural"]["by_snr"]
+    assert dict((name, values) for name, values, _ in table)["converged"] == [0.0]
