@@ -83,18 +83,21 @@ def compared(
     """Return the table and the figures by name."""
     agreement = agreements(weighed, fits)
     converged = np.array([fit.converged for fit in fits])
-    worst = np.array([fit.r_hat.max() for fit in fits])
-    core_s = [fit.job_core_s for fit in fits]
+    # A fit that failed has neither.
+    done = [fit for fit in fits if not fit.error]
+    worst = np.array([fit.r_hat.max() for fit in done])
+    core_s = [fit.job_core_s for fit in done]
     snr = signal_to_noise(rows.spectrum, rows.ivar, rows.good)
     table: list[tuple[str, list[float], str]] = [
-        ("converged", [float(converged.sum())], f"of {len(fits)}"),
+        ("converged", [float(converged.sum())], f"of {len(fits)}; {len(fits) - len(done)} failed"),
         ("R-hat, the largest of a row's parameters", worst.tolist(), ""),
-        ("steps of each ensemble", [float(fit.steps) for fit in fits], ""),
+        ("steps of each ensemble", [float(fit.steps) for fit in done], ""),
         ("a fit, all ensembles and checks", core_s, "core-s"),
         (f"rows whose weights are worth < {MIN_ESS} draws", [float((weighed.ess < MIN_ESS).sum())], f"of {len(fits)}"),
     ]
     figures: dict[str, Any] = {
         "converged": int(converged.sum()),
+        "failed": len(fits) - len(done),
         "r_hat_median": float(np.median(worst)),
         "r_hat_largest": float(worst.max()),
         "core_s_mean": float(np.mean(core_s)),
@@ -128,8 +131,8 @@ def compared(
         "good_share": rows.good.mean(axis=1).tolist(),
         "converged": converged.tolist(),
         "steps": [fit.steps for fit in fits],
-        "r_hat": worst.tolist(),
-        "core_s": core_s,
+        "r_hat": [float(fit.r_hat.max()) for fit in fits],
+        "core_s": [fit.job_core_s for fit in fits],
         "ess": weighed.ess.tolist(),
     }
     return table, figures

@@ -16,6 +16,7 @@ from benchmarks._survey import WeighedDraws
 from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyFit
 from digs_survey.catalog.prepare import PreparedRows
 from digs_survey.config import TrainConfig, load_config
+from digs_survey.config.audit_sections import MCMCConfig
 from digs_survey.estimator.shipped import shipped
 from digs_survey.identity import RunIdentity
 from digs_survey.noise.observation import join_clean, join_observed, split_observed
@@ -183,6 +184,18 @@ def test_widths_and_shifts_are_those_of_the_draws_and_weights_take_them_out(widt
     assert len(by_name) == len(table)
     assert np.mean(by_name["neural: dust2, shift"]) == pytest.approx(shift, abs=0.04)
     assert all(values for values in by_name.values())
+
+
+def test_a_fit_that_failed_is_counted_and_enters_nothing_else():
+    rows, fits, weighed = fits_and_draws(1.3, 0.0)
+    failed = GalaxyFit.failed(FitSetup(RunIdentity.of_config(load_config("survey"), GRID), MCMCConfig()), "it stalled")
+    fits[0] = replace(failed, draws=np.full_like(fits[0].draws, np.nan))
+    _, figures = survey_chains.compared(Prior().names, rows, fits, weighed)
+    assert figures["failed"] == 1
+    assert figures["converged"] == figures["neural"]["converged"] == 4
+    assert figures["neural"]["mean_width_ratio"]["all"] == pytest.approx(1.3, abs=0.02)
+    assert figures["r_hat_median"] == pytest.approx(1.004)
+    assert figures["core_s_mean"] == pytest.approx(33)
 
 
 def test_chains_none_of_which_converged_leave_the_other_figures():
