@@ -254,6 +254,7 @@ def judge(posterior: FrozenPosterior, tests: Tests) -> dict[str, Any]:
     known = np.isfinite(tests.exact).all(axis=1)
     over = width[:weighed] / tests.exact
     return {
+        "parameters": list(posterior.prior.names),
         "log_q": float(log_q.mean()),
         "log_q_error": float(log_q.std() / np.sqrt(len(log_q))),
         "half_width": np.median(width, axis=0).tolist(),
@@ -308,12 +309,8 @@ def _table(found: dict[str, dict[str, Any]]) -> list[tuple[str, list[float], str
 
 def _page(found: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table of docs/ablation.md."""
-    head = [
-        "the network sees",
-        "features",
-        "log q(θ\\|x)",
-        "half-widths over exact ones: mass, Z, dust, age share, log tau",
-    ]
+    names = ", ".join(next(iter(found.values()))["parameters"])
+    head = ["the network sees", "features", "log q(θ\\|x)", f"half-widths over exact ones: {names}"]
     head += [f"S/N ≥ {BRIGHT:g}", f"ESS/N, S/N < {BRIGHT:g}", f"S/N ≥ {BRIGHT:g}", "coverage of 68 %"]
     head += ["train [core-s]", "encode a row [core-ms]"]
 

@@ -131,8 +131,8 @@ def compared(
         "good_share": rows.good.mean(axis=1).tolist(),
         "converged": converged.tolist(),
         "steps": [fit.steps for fit in fits],
-        "r_hat": [float(fit.r_hat.max()) for fit in fits],
-        "core_s": [fit.job_core_s for fit in fits],
+        "r_hat": [None if fit.error else float(fit.r_hat.max()) for fit in fits],
+        "core_s": [None if fit.error else fit.job_core_s for fit in fits],
         "ess": weighed.ess.tolist(),
     }
     return table, figures

@@ -15,8 +15,7 @@ from benchmarks._features import Channels, FilledFlux, LeastSquares
 from benchmarks._survey import WeighedDraws
 from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyFit
 from digs_survey.catalog.prepare import PreparedRows
-from digs_survey.config import TrainConfig, load_config
-from digs_survey.config.audit_sections import MCMCConfig
+from digs_survey.config import MCMCConfig, TrainConfig, load_config
 from digs_survey.estimator.shipped import shipped
 from digs_survey.identity import RunIdentity
 from digs_survey.noise.observation import join_clean, join_observed, split_observed
