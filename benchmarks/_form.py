@@ -7,12 +7,13 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PAPER_NETWORK", "finish", "parser", "repeat"]
+__all__ = ["PAPER_NETWORK", "finish", "parser", "repeat", "write_table"]
 
 PAPER_NETWORK = (
     "train.hidden_features=25",
@@ -22,6 +23,8 @@ PAPER_NETWORK = (
     "train.amplitude=feature",
 )
 """Overrides that give a configuration the network of Khullar et al. (2022), and its whitened log10 flux."""
+
+_END = "<!-- end -->"
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -56,3 +59,28 @@ def finish(
     if json_path is not None:
         json_path.write_text(line + "\n", encoding="utf-8")
     print(f"\n{line}")
+
+
+def write_table(
+    page: Path, begin: str, head: Sequence[str], rows: Sequence[Sequence[str]], about: str | None = None
+) -> None:
+    """Put a table into a Markdown page, between the line ``begin`` and the next ``<!-- end -->``.
+
+    The machine, the date and the commit are stated below it, after what ``about`` says.
+
+    Raises
+    ------
+    ValueError
+        If the page has no such lines.
+    """
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, ended, after = rest.partition(_END)
+    if not found or not ended:
+        raise ValueError(f"{page}: expected the lines {begin} and {_END}, between which the table belongs")
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
+    lines.insert(1, "|" + "---|" * len(head))
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+    where = f"{platform.machine()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}, commit {commit.strip()}"
+    stated = where if about is None else f"{about}; {where}"
+    table = "\n".join(lines)
+    page.write_text(f"{before}{begin}\n\n{table}\n\n{stated}.\n\n{_END}{after}", encoding="utf-8")

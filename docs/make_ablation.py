@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from benchmarks._form import PAPER_NETWORK
+from benchmarks._form import PAPER_NETWORK, write_table
 from digs_survey.audit.calibration.calibrate import calibrate_model
 from digs_survey.config import SurveyConfig, load_config
 from digs_survey.estimator.freeze import freeze_posterior
@@ -37,7 +34,7 @@ from digs_survey.sps.batched import BatchedModel
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "runs" / "ablation"
-BEGIN, END = "<!-- made by docs/make_ablation.py -->", "<!-- end -->"
+BEGIN = "<!-- made by docs/make_ablation.py -->"
 SEEN, ON_DISK, BATCH = 3_000_000, 400_000, 1_024
 """Noisy pairs that each network is shown in all, that lie on disk where noise is fixed, and that make a batch."""
 TESTS, WEIGHED, DRAWS, SEED = 2_000, 500, 1_000, 90
@@ -197,18 +194,13 @@ def _on_disk(row: Row, config: SurveyConfig, theta: NDArray, flux: NDArray) -> t
 def _write(results: Sequence[tuple[Row, dict[str, Any]]]) -> None:
     names = load_config("digs2022").make_prior().names
     head = ["", "log q(θ\\|x)", *(f"{name}" for name in names), "coverage of 68 %", "ESS/N", "train [core-s]"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = []
     for row, found in results:
         widths = [f"{width:.3f}" for width in found["half_width"]]
         share = f"{min(found['coverage_68']):.3f} to {max(found['coverage_68']):.3f}"
         cells = [row.what, f"{found['log_prob']:.2f}", *widths, share, f"{found['ess']:.2f}", f"{found['core_s']:.0f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
-    where = f"{platform.machine()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}, commit {commit.strip()}"
-    page = HERE / "ablation.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    page.write_text(f"{before}{BEGIN}\n\n{chr(10).join(lines)}\n\n{where}.\n\n{END}{after}", encoding="utf-8")
+        lines.append(cells)
+    write_table(HERE / "ablation.md", BEGIN, head, lines)
 
 
 if __name__ == "__main__":

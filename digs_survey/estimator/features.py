@@ -7,6 +7,8 @@ split, and taken so that a few wild spectra do not move it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,7 +21,10 @@ from digs_survey.estimator.fitted_features import FittedFeatures
 from digs_survey.estimator.robust import clip_outliers, ordinary_rows
 from digs_survey.parameters import Prior
 
-__all__ = ["Features", "build_features"]
+__all__ = ["FeatureBuilder", "Features", "build_features"]
+
+FeatureBuilder = Callable[[int, TrainConfig, Prior, NoiseConfig], FeatureBase]
+"""Builds features without statistics, as :func:`build_features` does; others than its own are for trials."""
 
 
 class Features(FeatureBase):

@@ -12,6 +12,7 @@ import torch
 from digs_survey import formats
 from digs_survey.config import SurveyConfig
 from digs_survey.estimator.artefact import NETWORK, save_artefact
+from digs_survey.estimator.features import FeatureBuilder, build_features
 from digs_survey.estimator.flows.sampler import MaskedFlow
 from digs_survey.estimator.network import Estimator
 from digs_survey.estimator.posterior import FrozenPosterior
@@ -34,6 +35,7 @@ def freeze_posterior(
     grid: WavelengthGrid,
     noise: NoiseModel,
     training: dict[str, Any],
+    build: FeatureBuilder = build_features,
 ) -> FrozenPosterior:
     """Write trained estimators to ``folder`` and return their equal mixture, frozen.
 
@@ -49,6 +51,8 @@ def freeze_posterior(
     noise : NoiseModel
     training : dict
         What the card tells about how the weights came about.
+    build : callable, optional
+        Built the estimators' features, and builds them again; by default those that the configuration asks for.
 
     Raises
     ------
@@ -81,4 +85,4 @@ def freeze_posterior(
         "training": training,
     }
     save_artefact(folder, arrays, card)
-    return FrozenPosterior.load(folder)
+    return FrozenPosterior.load(folder, build)

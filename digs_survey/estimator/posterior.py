@@ -16,7 +16,7 @@ from torch import nn
 from digs_survey.config import ModelConfig, NoiseConfig, TrainConfig
 from digs_survey.estimator.artefact import NETWORK, check_grid, check_hash, load_artefact
 from digs_survey.estimator.embedding import build_embedding
-from digs_survey.estimator.features import build_features
+from digs_survey.estimator.features import FeatureBuilder, build_features
 from digs_survey.estimator.flows.points import base_points, row_points
 from digs_survey.estimator.flows.sampler import MaskedFlow
 from digs_survey.estimator.threads import for_each
@@ -74,6 +74,8 @@ class FrozenPosterior:
         Weights of features, embedding and flow.
     card : dict
         What the weights mean; see :func:`~digs_survey.estimator.freeze.freeze_posterior`.
+    build : callable, optional
+        Builds the features; by default those that the card names.
 
     Attributes
     ----------
@@ -85,7 +87,9 @@ class FrozenPosterior:
     card : dict
     """
 
-    def __init__(self, arrays: dict[str, NDArray[Any]], card: dict[str, Any]) -> None:
+    def __init__(
+        self, arrays: dict[str, NDArray[Any]], card: dict[str, Any], build: FeatureBuilder = build_features
+    ) -> None:
         self.card = card
         self.arrays = arrays
         self.prior = Prior.from_dict(card["parameters"])
@@ -95,7 +99,7 @@ class FrozenPosterior:
         noise = NoiseConfig.model_validate(card["noise"])
         self.noise = NoiseModel.from_config(noise, arrays.get("noise.table"), network.flux_transform).on(self.grid)
         tensors = {name: torch.as_tensor(value) for name, value in arrays.items()}
-        self._features = build_features(len(self.grid), network, self.prior, noise)
+        self._features = build(len(self.grid), network, self.prior, noise)
         self._features.load_state_dict(_under(tensors, "features."))
         self._recent: dict[bytes, _Seen] = {}
         self._members = []
@@ -114,9 +118,9 @@ class FrozenPosterior:
         return str(self.card["hash"])
 
     @classmethod
-    def load(cls, folder: Path) -> FrozenPosterior:
+    def load(cls, folder: Path, build: FeatureBuilder = build_features) -> FrozenPosterior:
         """Read a frozen posterior; a damaged one is refused."""
-        return cls(*load_artefact(folder))
+        return cls(*load_artefact(folder), build)
 
     @classmethod
     def of(cls, identity: RunIdentity) -> FrozenPosterior:

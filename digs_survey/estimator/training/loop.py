@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from digs_survey.config import SurveyConfig, TrainConfig
 from digs_survey.errors import StageError
+from digs_survey.estimator.features import FeatureBuilder, build_features
 from digs_survey.estimator.training.sources import FreshNoise, StoredPairs
 from digs_survey.estimator.training.trainer import Explosion, Trainer, Worker, blank_estimator, prepare_estimator
 from digs_survey.estimator.training.training_data import Pairs, Simulations
@@ -78,6 +79,7 @@ def fit(
     pairs: Pairs | None = None,
     worker: Worker | None = None,
     member: int = 0,
+    build: FeatureBuilder = build_features,
     on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
 ) -> dict[str, Any]:
     """Train until the last epoch or early stopping, checkpointing after each epoch.
@@ -101,6 +103,8 @@ def fit(
     member : int
         Of an ensemble: enters the initial weights, the order of rows and their noise. Validation rows and the
         features' statistics are those of all members.
+    build : callable, optional
+        Builds the features; by default those that the configuration asks for.
     on_epoch : callable
         Given each new line of the history.
 
@@ -120,7 +124,7 @@ def fit(
     worker, settings = worker or Worker(), config.train
     simulations = Simulations(theta, flux, config.make_prior())
     source = FreshNoise(config, simulations, noise) if pairs is None else StoredPairs(config, simulations, pairs)
-    with _one_thread(), Trainer(config, source, worker, member) as run:
+    with _one_thread(), Trainer(config, source, worker, member, build) as run:
         state = load_checkpoint(checkpoint, key, settings)
         if state is None:
             state = {"key": key, "epoch": 0, "history": [], "best_loss": math.inf, "best": None, "best_epoch": 0}

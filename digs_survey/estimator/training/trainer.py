@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import StageError
-from digs_survey.estimator.features import build_features
+from digs_survey.estimator.features import FeatureBuilder, build_features
 from digs_survey.estimator.network import Estimator, build_estimator, resolve_device
 from digs_survey.estimator.training.optimiser import Soap
 from digs_survey.estimator.training.sources import FreshNoise, Prepared, Source
@@ -59,9 +59,11 @@ class Worker:
     total: Callable[[float], float] = lambda value: value
 
 
-def blank_estimator(config: SurveyConfig, elements: int, member: int = 0) -> Estimator:
+def blank_estimator(
+    config: SurveyConfig, elements: int, member: int = 0, build: FeatureBuilder = build_features
+) -> Estimator:
     """Build the estimator of spectra of so many elements, with initial weights and without the features' statistics."""
-    features = build_features(elements, config.train, config.make_prior(), config.noise)
+    features = build(elements, config.train, config.make_prior(), config.noise)
     return build_estimator(config.train, features, _seed(config, member, "weights") if member else config.seed)
 
 
@@ -73,13 +75,20 @@ def prepare_estimator(
     Takes what :func:`fit` takes.
     """
     source = FreshNoise(config, Simulations(theta, flux, config.make_prior()), noise)
-    return _with_statistics(config, source.prepare(), member)
+    return _with_statistics(config, source.prepare(), member, build_features)
 
 
 class Trainer:
     """Data, network, optimiser and threads of one worker."""
 
-    def __init__(self, config: SurveyConfig, source: Source, worker: Worker, member: int) -> None:
+    def __init__(
+        self,
+        config: SurveyConfig,
+        source: Source,
+        worker: Worker,
+        member: int,
+        build: FeatureBuilder = build_features,
+    ) -> None:
         settings = config.train
         self.config, self.source, self.worker, self.member = config, source, worker, member
         self.device = resolve_device(settings.device)
@@ -91,7 +100,7 @@ class Trainer:
         if batch < worker.size:
             raise StageError(f"train: {len(rows)} {rows.name} are too few for {worker.size} workers; simulate more")
         prepared = source.prepare()
-        self.estimator = _with_statistics(config, prepared, member).to(self.device)
+        self.estimator = _with_statistics(config, prepared, member, build).to(self.device)
         self.parameters = list(self.estimator.parameters())
         self.optimiser = Soap(self.parameters)
         self.rows = TrainingRows(rows, source.held, batch, settings.buffer_rows)
@@ -174,8 +183,8 @@ class Trainer:
         return float(shared[-1]), shared[:-1]
 
 
-def _with_statistics(config: SurveyConfig, prepared: Prepared, member: int) -> Estimator:
-    estimator = blank_estimator(config, prepared.flux.shape[1] - config.noise.by_row, member)
+def _with_statistics(config: SurveyConfig, prepared: Prepared, member: int, build: FeatureBuilder) -> Estimator:
+    estimator = blank_estimator(config, prepared.flux.shape[1] - config.noise.by_row, member, build)
     estimator.features.fit(prepared.noisy, prepared.noiseless, prepared.statistics_theta)
     return estimator
 
