@@ -6,8 +6,9 @@ from scipy.special import logit
 from scipy.stats import norm
 
 from digs_survey.catalog.prepare import PreparedRows
-from digs_survey.config import MapConfig
+from digs_survey.config import MapConfig, NoiseConfig
 from digs_survey.infer.rows import draw_quantiles, infer_rows, ordered_quantiles, piles_up
+from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
 
@@ -18,6 +19,7 @@ class KnownPosterior:
     """Gaussian in every parameter: flux[0] is the centre, flux[1] the width, in the prior's CDF."""
 
     prior = Prior()
+    noise = NoiseModel.from_config(NoiseConfig(fraction=0.05))
 
     def draw_and_judge(self, flux, draws, ordered):
         assert ordered
@@ -29,7 +31,9 @@ class KnownPosterior:
 def prepared(rows, quality=None):
     flux = np.array([[centre, width, outside, 1.0] for centre, width, outside in rows], dtype=float)
     quality = np.zeros(len(flux), dtype=np.int64) if quality is None else np.array(quality, dtype=np.int64)
-    return PreparedRows(flux, np.ones_like(flux), np.ones(flux.shape, dtype=bool), quality)
+    with np.errstate(divide="ignore"):
+        ivar = (KnownPosterior.noise.config.fraction * flux) ** -2
+    return PreparedRows(flux, ivar, np.ones(flux.shape, dtype=bool), quality)
 
 
 def test_quantiles_are_those_of_numpy():

@@ -77,3 +77,28 @@ def test_a_failed_stage_is_not_reused_and_its_time_counts(tmp_path):
         pass
     assert manifest.stages["map"]["status"] == "done"
     assert manifest.stages["map"]["wall_s"] >= 100.0
+
+
+def test_a_setting_that_one_key_leaves_out_is_named_with_its_default(tmp_path):
+    manifest = RunManifest(tmp_path)
+    before = {"map": {"draws": 1000}, "noise": {"kind": "row"}, "seed": 1}
+    after = {
+        "map": {"draws": 1000, "error_floor": 0.1},
+        "noise": {"kind": "row", "observing": {"snr": [5.0, 20.0], "gaps": 3}},
+        "seed": 1,
+        "pairs": "abc",
+    }
+    expected = {
+        "map.error_floor: was 0.02 (the default), now 0.1",
+        "noise.observing.snr: was [2.0, 60.0] (the default), now [5.0, 20.0]",
+        "pairs: was not recorded, now 'abc'",
+    }
+    with manifest.run("map", before, 1):
+        pass
+    with pytest.raises(RunDirectoryError) as error:
+        manifest.reusable("map", after)
+    assert {line[4:] for line in str(error.value).splitlines() if line.startswith("  - ")} == expected
+    with manifest.run("map", after, 1):
+        pass
+    with pytest.raises(RunDirectoryError, match=r"snr: was \[5.0, 20.0\], now \[2.0, 60.0\] \(the default\)"):
+        manifest.reusable("map", before)
