@@ -45,8 +45,9 @@ DESCRIPTIONS: dict[QualityFlag, str] = {
     "to be trusted",
     QualityFlag.UNREADABLE: "the row's part of the catalog is damaged: its checksum fails or it cannot be decoded; "
     "no posterior",
-    QualityFlag.POOR_FIT: "spectra of the row's posterior do not look like it (predictive p-value below "
-    "map.min_pvalue): the model or the noise is not the galaxy's",
+    QualityFlag.POOR_FIT: "spectra of the row's posterior do not look like it (predictive_pvalue, "
+    "shift_pvalue or step_pvalue below map.min_pvalue): the model, the noise, the redshift or the flux calibration is "
+    "not the galaxy's",
     QualityFlag.LOW_TRUST: "emcee would probably not agree with the row's neural posterior (trust below "
     "escalate.trust_threshold), and the budget had no better one",
 }

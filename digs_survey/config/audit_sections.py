@@ -73,6 +73,9 @@ class AuditConfig(Section):
     shift by 0.3 sigma, or a width wrong by 40 %. Trust is the chance of staying below it."""
     checked_galaxies: Annotated[int, Field(ge=0)] = 1_000
     """Rows, drawn at random, of which the survey as a whole is held against the simulations; 0 leaves it out."""
+    sensitivity_rows: Annotated[int, Field(ge=0)] = 100
+    """Simulated rows into which faults are put (of calibration, redshift, noise, gaps, line spread, prior), to tell
+    what each would cost and how often it would be noticed; 0 leaves it out."""
     mcmc: MCMCConfig = MCMCConfig()
 
 
