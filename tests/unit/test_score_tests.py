@@ -76,7 +76,7 @@ def test_a_shift_is_found_by_its_size(name):
 
 
 def test_a_step_is_found_and_is_no_shift():
-    found = scores(FIXED, 20, change=lambda flux: flux * np.where(WAVE > 5321, 0.97, 1.0))
+    found = scores(FIXED, 20, change=lambda flux: flux * np.where(WAVE > 5321, 0.95, 1.0))
     assert max(one.step_pvalue for one in found) < 1e-5
     assert np.median([one.shift_pvalue for one in found]) > 0.01
 
