@@ -47,8 +47,9 @@ DESCRIPTIONS: dict[QualityFlag, str] = {
     "to be trusted",
     QualityFlag.UNREADABLE: "the row's part of the catalog is damaged: its checksum fails or it cannot be decoded; "
     "no posterior",
-    QualityFlag.POOR_FIT: "spectra of the row's posterior do not look like it (predictive p-value below "
-    "map.min_pvalue): the model or the noise is not the galaxy's",
+    QualityFlag.POOR_FIT: "spectra of the row's posterior do not look like it (predictive_pvalue, "
+    "shift_pvalue or step_pvalue below map.min_pvalue): the model, the noise, the redshift or the flux calibration is "
+    "not the galaxy's",
     QualityFlag.LOW_AGREEMENT: "the row's neural posterior probably does not agree with the exact posterior of the "
     "same model (agreement below escalate.agreement_threshold), and the budget had no better one",
     QualityFlag.OUTSIDE_CONDITIONS: "the row's errors, gaps or redshift are not those that the posterior was trained "

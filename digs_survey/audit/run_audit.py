@@ -34,6 +34,7 @@ from digs_survey.audit.mcmc.fit_galaxies import fit_galaxies
 from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyFit, GalaxyJob, galaxy_jobs
 from digs_survey.audit.residuals import chi_square, residual_percent
 from digs_survey.audit.sample import Sample, read_sample
+from digs_survey.audit.sensitivity.table import Sensitivity, measure_sensitivity, worst_faults
 from digs_survey.audit.simulated_agreement import Weighed, compare_simulations
 from digs_survey.audit.weighing import importance_summary, smoothed_log_weights, weigh_calibration, weigh_rows
 from digs_survey.catalog import Catalog
@@ -130,6 +131,7 @@ def run_audit(
     domain = None
     if audit.config.audit.checked_galaxies:
         domain = check_survey(audit.posterior, identity, audit.catalog, run_dir, audit.config)
+    sensitivity = _sensitivity(audit)
     own_s = time.process_time() - began
     galaxies = _galaxies(audit, sampled, fits)
     summary = {
@@ -150,6 +152,8 @@ def run_audit(
         galaxies["log_weight"] = smoothed_log_weights(audit.posterior, sampled.prepared, sampled.npe)
     if domain is not None:
         summary["domain"] = domain.summary()
+    if sensitivity:
+        summary["sensitivity"] = [one.to_dict() for one in sensitivity]
     survey = None if domain is None else domain.arrays()
     quantiles = audit.config.map.quantiles
     write_audit(run_dir / "audit.zarr", identity.prior, identity.grid, quantiles, calibration, galaxies, survey)
@@ -222,6 +226,16 @@ def _sample(audit: _Audit) -> _Sampled:
     errors = audit.identity.noise.errors_of(seen.flux, seen.ivar, seen.good)
     rows, predictive = sample.selection.rows.tolist(), audit.config.audit.predictive_draws
     return _Sampled(sample, npe, errors, galaxy_jobs(rows, seen, errors, npe, predictive))
+
+
+def _sensitivity(audit: _Audit) -> list[Sensitivity]:
+    """Measure what faults would do to this posterior, and say which of them would cost most unseen."""
+    rows = audit.config.audit.sensitivity_rows
+    if not rows:
+        return []
+    found = measure_sensitivity(audit.posterior, audit.config.map, rows, audit.identity.seed)
+    _LOG.info("audit: %s", worst_faults(found))
+    return found
 
 
 def _begun(sampled: _Sampled, outcomes: Sequence[GalaxyFit | None]) -> tuple[_Sampled, list[GalaxyFit]]:

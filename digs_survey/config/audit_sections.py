@@ -76,6 +76,9 @@ class AuditConfig(Section):
     out."""
     checked_galaxies: Annotated[int, Field(ge=0)] = 1_000
     """Rows, drawn at random, of which the survey as a whole is held against the simulations; 0 leaves it out."""
+    sensitivity_rows: Annotated[int, Field(ge=0)] = 100
+    """Simulated rows into which faults are put (of calibration, redshift, noise, gaps, line spread, prior), to tell
+    what each would cost and how often it would be noticed; 0 leaves it out."""
     mcmc: MCMCConfig = MCMCConfig()
 
 

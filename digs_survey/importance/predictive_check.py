@@ -3,10 +3,15 @@ r"""Whether a row's spectrum looks like those of its own posterior: predictive c
 For draws :math:`\theta_k` of a row's posterior, :math:`\chi^2_k` is the sum over the n good elements of the squared
 residuals from the model's spectrum, in units of the noise about it, what neighbours share taken out. A spectrum that
 the model and the noise could have made has :math:`\chi^2_k` from the chi-square distribution with n degrees of
-freedom, were it not that the posterior has seen it; the posterior predictive p-value is the mean over the draws of the
-chance of a larger one (Gelman, Meng & Stern 1996, Stat. Sinica 6, 733). Since the spectrum is used twice it gathers
-around 1/2 where all is well, and near 0 it is not too bold: the share of good rows below a small p is at most 2 p
-(Meng 1994, Ann. Stat. 22, 1142).
+freedom, were it not that the posterior has seen it; the posterior predictive p-value takes together the draws' chances
+of a larger one (Gelman, Meng & Stern 1996, Stat. Sinica 6, 733). Here it is their median, not their mean, which a
+single draw of 64 can keep above 1/64. Since the spectrum is used twice it gathers around 1/2 where all is well, and
+near 0 it is not too bold: the share of good rows below a small p is at most 2 p. (Each chance is uniform if the
+posterior is right. Where the median is below p, half of them are, and that happens in at most 2 p of the rows; Meng
+1994, Ann. Stat. 22, 1142, has the like for the mean.)
+
+Chi-square spreads over all elements. :mod:`~digs_survey.importance.score_tests` looks with the same spectra for errors
+of the redshift and of the flux calibration.
 
 The same spectra give the likelihoods of these draws, and so their importance weights, the exact posterior's density
 over the neural one's. The scatter of the logs of a few dozen weights says little about tails (that takes more draws:
@@ -16,6 +21,7 @@ over the neural one's. The scatter of the logs of a few dozen weights says littl
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,13 +29,14 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import chdtrc
 
+from digs_survey.importance.score_tests import ScoreTests
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.sps.arrays import one_thread
 
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
 
-__all__ = ["Checker", "PredictiveCheck"]
+__all__ = ["Checker", "PredictiveCheck", "judge"]
 
 
 @dataclass(frozen=True)
@@ -41,24 +48,36 @@ class PredictiveCheck:
     distance : ndarray of float32, shape (galaxy,)
         From :meth:`~digs_survey.estimator.posterior.FrozenPosterior.feature_distance`.
     chi2 : ndarray of float32, shape (galaxy,)
-        Mean over the draws of chi-square over the number of good elements.
+        Median over the draws of chi-square over the number of good elements.
     pvalue : ndarray of float64, shape (galaxy,)
         Posterior predictive p-value; exact down to the least double.
     scatter : ndarray of float32, shape (galaxy,)
         Of the natural logs of the draws' importance weights: median absolute deviation, scaled to be the standard
         deviation of a Gaussian. 0 if the posterior is the exact one.
+    velocity, velocity_error : ndarray of float32, shape (galaxy,)
+        In km/s, as :class:`~digs_survey.importance.score_tests.Scores` has them.
+    shift_pvalue, step_pvalue : ndarray of float64, shape (galaxy,)
+        Of the score tests for an error of the redshift and for a step in the flux calibration.
     """
 
     distance: NDArray[np.float32]
     chi2: NDArray[np.float32]
     pvalue: NDArray[np.float64]
     scatter: NDArray[np.float32]
+    velocity: NDArray[np.float32]
+    velocity_error: NDArray[np.float32]
+    shift_pvalue: NDArray[np.float64]
+    step_pvalue: NDArray[np.float64]
 
     @classmethod
     def unknown(cls, rows: int) -> PredictiveCheck:
         """Return NaN for every galaxy."""
-        single = np.full(rows, np.nan, dtype=np.float32)
-        return cls(single, single.copy(), np.full(rows, np.nan), single.copy())
+        double = {"pvalue", "shift_pvalue", "step_pvalue"}
+        return cls(*(np.full(rows, np.nan, dtype=float if one.name in double else np.float32) for one in fields(cls)))
+
+    def poor(self, min_pvalue: float) -> NDArray[np.bool_]:
+        """Tell which galaxies (galaxy,) have any p-value below a limit."""
+        return np.any([p < min_pvalue for p in (self.pvalue, self.shift_pvalue, self.step_pvalue)], axis=0)
 
     def put(self, rows: NDArray[np.int64], some: PredictiveCheck) -> None:
         """Write the figures of some galaxies to their rows."""
@@ -113,7 +132,11 @@ class Checker:
                 spectra = self.likelihood.spectra(draws, flux[row])
                 log_weight = noise.log_likelihood(flux[row], spectra, good[row], own) - proposal[row]
                 found.scatter[row] = stats.median_abs_deviation(log_weight, scale="normal")
-                found.chi2[row], found.pvalue[row] = self.judge(flux[row], good[row], own, spectra)
+                residuals = noise.residuals(flux[row], spectra, good[row], own)
+                found.chi2[row], found.pvalue[row] = judge(residuals)
+                scores = self.scores(flux[row], good[row], own, spectra, residuals)
+                found.velocity[row], found.velocity_error[row] = scores.velocity, scores.velocity_error
+                found.shift_pvalue[row], found.step_pvalue[row] = scores.shift_pvalue, scores.step_pvalue
         return found
 
     def thinned(self, draws: int) -> NDArray[np.intp]:
@@ -124,14 +147,19 @@ class Checker:
         """Noiseless spectra (self.draws, wavelength) of evenly thinned draws (draws, ndim) of one row."""
         return self.likelihood.spectra(theta[self.thinned(len(theta))], observed)
 
-    def judge(
-        self,
-        flux: NDArray[np.float64],
-        good: NDArray[np.bool_],
-        errors: NDArray[np.float64] | None,
-        spectra: NDArray[np.float64],
-    ) -> tuple[float, float]:
-        """Return chi-square over the number of good elements and the p-value of one row (wavelength,)."""
-        square = np.square(self.likelihood.noise.residuals(flux, spectra, good, errors))
-        chi2, count = np.nansum(square, axis=-1), int(good.sum())
-        return float(chi2.mean() / count), float(chdtrc(count, chi2).mean())
+    @cached_property
+    def scores(self) -> ScoreTests:
+        """Tests along the directions of single faults."""
+        return ScoreTests(self.posterior.grid, self.likelihood.noise, self.posterior.prior.ndim)
+
+
+def judge(residuals: NDArray[np.float64]) -> tuple[float, float]:
+    """Return chi-square over the number of good elements, and the p-value, of one row.
+
+    Parameters
+    ----------
+    residuals : ndarray, shape (draws, wavelength)
+        From the spectra of draws, in units of the noise; NaN where not good.
+    """
+    chi2, count = np.nansum(np.square(residuals), axis=-1), int(np.isfinite(residuals[0]).sum())
+    return float(np.median(chi2) / count), float(np.median(chdtrc(count, chi2)))

@@ -74,6 +74,10 @@ class RowResult:
                 "predictive_reduced_chi2": self.check.chi2,
                 "predictive_pvalue": self.check.pvalue,
                 "weight_scatter": self.check.scatter,
+                "velocity_offset": self.check.velocity,
+                "velocity_offset_error": self.check.velocity_error,
+                "shift_pvalue": self.check.shift_pvalue,
+                "step_pvalue": self.check.step_pvalue,
             }
         if self.importance is not None:
             found |= {
@@ -244,7 +248,7 @@ def _put_check(
     """Write what the predictive spectra of rows with finite draws say, and POOR_FIT."""
     found = checker(known.flux, known.good, known.errors, known.theta)
     check.put(known.rows, found)
-    quality[known.rows[found.pvalue < min_pvalue]] |= QualityFlag.POOR_FIT
+    quality[known.rows[found.poor(min_pvalue)]] |= QualityFlag.POOR_FIT
 
 
 def _put_samples(samples: NDArray[np.float32], drawn: DrawnRows, keep: NDArray[np.bool_] | None) -> None:

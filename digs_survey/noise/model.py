@@ -273,6 +273,37 @@ class NoiseModel:
         white, _, _, counts = self._standardise(observed, model, good, errors)
         return np.where(counts, white, np.nan)
 
+    def whiten(
+        self,
+        change: NDArray[np.float64],
+        observed: NDArray[np.float64],
+        model: NDArray[np.float64],
+        good: NDArray[np.bool_],
+        errors: NDArray[np.float64] | None,
+    ) -> NDArray[np.float64]:
+        """Small changes of a row's flux as they would add to its residuals.
+
+        Parameters
+        ----------
+        change : ndarray, shape (n, wavelength)
+        observed : ndarray, shape (column,)
+        model : ndarray, shape (wavelength,)
+            Flux about which the noise is taken.
+        good, errors
+            As :meth:`log_likelihood` takes them.
+
+        Returns
+        -------
+        ndarray, shape (n, wavelength)
+            0 where not good.
+        """
+        if self.config.space == "log10":
+            residual = change / (model * math.log1p(self.config.fraction))
+        else:
+            residual = change / self.sigma(model, errors)
+        residual, counts = np.broadcast_arrays(residual, good)
+        return np.where(counts, self.correlation.whiten(residual, counts)[0], 0.0)
+
     def log_likelihood(
         self, observed: ArrayLike, model: ArrayLike, good: ArrayLike | None = None, errors: ArrayLike | None = None
     ) -> NDArray[np.float64]:

@@ -292,12 +292,28 @@ class RowNoise(NoiseModel):
         there is no data.
         """
         residual, scaled, counts = self._over_errors(observed, model)
+        return np.where(counts, self._without_calibration(residual, scaled), np.nan)
+
+    def whiten(
+        self,
+        change: NDArray[np.float64],
+        observed: NDArray[np.float64],
+        model: NDArray[np.float64],
+        good: NDArray[np.bool_],
+        errors: NDArray[np.float64] | None,
+    ) -> NDArray[np.float64]:
+        """Changes (n, wavelength) of a row's flux as they would add to its residuals; see the base class."""
+        _, scaled, _ = self._over_errors(observed, model)
+        return self._without_calibration(change * split_observed(observed)[1], scaled)
+
+    def _without_calibration(self, residual: NDArray[np.float64], scaled: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Residuals (..., wavelength) over the errors, with the calibration's part taken out."""
         inner, along = self._calibration(residual, scaled)
         # The inverse root of I + V V', for V of the calibration's terms, by the eigenvectors of V' V.
         size, vectors = np.linalg.eigh(np.where(np.isfinite(inner), inner, 0.0))
         size = np.maximum(size, 1e-12)
         part = (np.swapaxes(vectors, -1, -2) @ along[..., None])[..., 0] * (1 / np.sqrt(1 + size) - 1) / size
-        return np.where(counts, residual + scaled * ((vectors @ part[..., None])[..., 0] @ self._terms(counts)), np.nan)
+        return np.asarray(residual + scaled * ((vectors @ part[..., None])[..., 0] @ self._terms(scaled)))
 
     def calibrated(self, observed: NDArray[Any], model: NDArray[Any]) -> NDArray[Any]:
         """Return a model's flux (..., wavelength) times the likeliest calibration polynomial for what was observed."""

@@ -48,6 +48,7 @@ def write_report(run_dir: Path, *, figures: bool = False) -> Path:
     from digs_survey.report.headline import coverage_limits, headlines
     from digs_survey.report.load import load_run
     from digs_survey.report.row_agreement import row_agreement_section, with_agreement
+    from digs_survey.report.sensitivity_section import sensitivity_section
 
     run = load_run(run_dir)
     environment = Environment(
@@ -77,6 +78,7 @@ def write_report(run_dir: Path, *, figures: bool = False) -> Path:
             limits=coverage_limits((run.audit.get("calibration") or {}).get("simulations") or 0),
             galaxies=galaxies.galaxy_rows(run),
             importance=sections.importance_section(run),
+            sensitivity=sensitivity_section(run),
             **parts,
         )
         if figures:

@@ -8,11 +8,12 @@ from scipy.stats import chi2, norm
 
 from digs_survey.catalog.prepare import PreparedRows
 from digs_survey.config import MapConfig, NoiseConfig
-from digs_survey.importance.predictive_check import Checker
+from digs_survey.importance.predictive_check import Checker, judge
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.infer.rows import infer_rows
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
+from digs_survey.spectra import WavelengthGrid
 
 ELEMENTS, FRACTION = 40, 0.05
 PRIOR = Prior({"logmass": (8, 13)}, left_out=("logzsol", "dust2", "tage", "logtau"))
@@ -30,6 +31,7 @@ class ExactPosterior:
     """Of Flat under noise in log10 flux: the mean of log flux, with a normal error."""
 
     prior, width = PRIOR, 1.0
+    grid = WavelengthGrid(np.linspace(4000.0, 8000.0, ELEMENTS))
 
     def __init__(self, noise):
         self.noise = noise
@@ -96,6 +98,16 @@ def test_p_values_of_good_rows_gather_about_a_half_and_are_not_too_bold(noise):
     for small in (0.01, 0.05, 0.2):
         assert (check.pvalue < small).mean() < 2 * small
     assert check.chi2.mean() == pytest.approx(1, abs=0.02)
+
+
+def test_a_few_wild_draws_neither_hide_a_bad_fit_nor_spoil_a_good_one():
+    rng = np.random.default_rng(5)
+    good, bad = rng.normal(size=(64, ELEMENTS)), 3 * rng.normal(size=(64, ELEMENTS))
+    for some in (1, 31):
+        assert judge(np.concatenate([bad[some:], np.zeros((some, ELEMENTS))]))[1] < 1e-5
+        value, pvalue = judge(np.concatenate([good[some:], 1e6 * bad[:some]]))
+        assert pvalue > 1e-3
+        assert value < 2
 
 
 def test_weights_do_not_scatter_if_the_posterior_is_exact_and_do_if_it_is_not(noise):

@@ -29,7 +29,7 @@ from digs_survey.catalog import Catalog
 from digs_survey.catalog.gaps import fill_flux
 from digs_survey.config import SurveyConfig
 from digs_survey.identity import RunIdentity
-from digs_survey.importance.predictive_check import Checker
+from digs_survey.importance.predictive_check import Checker, judge
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.noise.observation import clean_spectra
 from digs_survey.quality import NO_POSTERIOR
@@ -97,7 +97,7 @@ class Population:
             for row in np.flatnonzero(np.isfinite(theta).all(axis=(1, 2))):
                 good, own = block.good[row], None if block.errors is None else block.errors[:, row]
                 spectra = checker.spectra(theta[row], flux[row])
-                chi2[row], pvalue[row] = checker.judge(flux[row], good, own, spectra)
+                chi2[row], pvalue[row] = judge(noise.residuals(flux[row], spectra, good, own))
                 middle = np.median(spectra, axis=0)
                 residual = np.where(good, noise.spectrum_of(flux[row]) - middle, np.nan)
                 sigma[row], percent[row] = residual / noise.sigma(middle, own), 100 * residual / middle

@@ -1,0 +1,235 @@
+"""Simulated rows of a posterior, as they are and with faults of the data or of the model put into them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
+
+from digs_survey.audit.calibration.calibrate import observe_rows
+from digs_survey.catalog.gaps import fill_flux
+from digs_survey.catalog.prepare import PreparedRows
+from digs_survey.noise.observation import join_clean, join_observed, split_observed
+from digs_survey.parameters import Prior
+from digs_survey.quality import QualityFlag
+from digs_survey.simulate.seeding import row_uniforms
+from digs_survey.simulate.simulated_spectra import simulated_spectra
+from digs_survey.spectra import C_KMS, WavelengthGrid
+from digs_survey.sps.batched import BatchedModel
+from digs_survey.sps.universe import physical_theta
+
+if TYPE_CHECKING:
+    from digs_survey.estimator.posterior import FrozenPosterior
+
+__all__ = ["ALL_FAULTS", "FAULTS", "Simulator", "Truth", "faulty_rows"]
+
+_STEP_ANGSTROM, _SLOPE_ANGSTROM = 6000.0, 3900.0
+"""Where the step lies and the slope begins, if the grid has it, and how far the slope reaches."""
+_BROADER = 1.75
+_OUTSIDE = 0.5
+"""How far beyond its prior a parameter reaches, as a share of the upper end."""
+_OLDEST_GYR = 13.5
+_STREAM = "faults"
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Rows, and the parameters that they were made of.
+
+    Attributes
+    ----------
+    rows : PreparedRows
+    theta : ndarray, shape (row, ndim)
+    """
+
+    rows: PreparedRows
+    theta: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Simulator:
+    """Simulates rows of a posterior's own prior, model and noise, or of others.
+
+    Attributes
+    ----------
+    posterior : FrozenPosterior
+    count : int
+    seed : int
+    min_good_fraction : float
+    """
+
+    posterior: FrozenPosterior
+    count: int
+    seed: int
+    min_good_fraction: float
+
+    @cached_property
+    def uniform(self) -> NDArray[np.float64]:
+        """Random numbers of the noise; the same with each fault."""
+        grid, noise = self.posterior.grid, self.posterior.noise
+        elements = len(grid) + noise.config.by_row
+        return row_uniforms(self.seed, f"noise/{_STREAM}", 0, self.count, noise.columns(elements))
+
+    @cached_property
+    def drawn(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Theta (row, ndim) of the prior, and noiseless spectra as the noise takes them."""
+        return self.spectra()
+
+    def spectra(self, velocity_kms: float = 0.0, **settings: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return theta and noiseless spectra, of another model or with redshifts that are off."""
+        posterior = self.posterior
+        seen = WavelengthGrid(
+            posterior.grid.wavelength * (1 + velocity_kms / C_KMS), posterior.grid.frame, posterior.grid.medium
+        )
+        model = BatchedModel.from_config(posterior.model.model_copy(update=settings), posterior.prior, seen)
+        return simulated_spectra(model, posterior.prior, posterior.noise, self.seed, _STREAM, 0, self.count)
+
+    def observe(self, clean: NDArray[np.float64], noise_factor: float = 1.0) -> PreparedRows:
+        """Observe noiseless spectra, with noise that is so many times what the posterior takes it for."""
+        noise, uniform = self.posterior.noise, self.uniform
+        if noise_factor != 1.0 and not noise.config.by_row:
+            normals = slice(1, 1 + noise.normals(clean.shape[1]))
+            uniform = uniform.copy()
+            uniform[:, normals] = np.clip(ndtr(noise_factor * ndtri(uniform[:, normals])), 1e-300, 1 - 1e-16)
+        rows = observe_rows(noise, clean, uniform, self.min_good_fraction)[0]
+        return rows if noise_factor == 1.0 or not noise.config.by_row else self._changed(rows, 1.0, noise_factor)
+
+    @cached_property
+    def plain(self) -> Truth:
+        """Rows without a fault."""
+        theta, clean = self.drawn
+        return Truth(self.observe(clean), theta)
+
+    def wavelength(self, rows: PreparedRows) -> NDArray[np.float64]:
+        """Observed wavelengths (row, wavelength), as far as the posterior is shown redshifts."""
+        wave = np.asarray(self.posterior.grid.wavelength)
+        if not self.posterior.noise.config.by_row:
+            return np.broadcast_to(wave, rows.good.shape)
+        return wave * (1 + self.posterior.noise.redshift_of(rows.flux)[:, None])
+
+    def times(self, factor: NDArray[np.float64]) -> PreparedRows:
+        """Return the plain rows with flux and errors times a factor (row, wavelength)."""
+        return self._changed(self.plain.rows, factor, 1 / factor)
+
+    def without(self, lost: NDArray[np.bool_]) -> PreparedRows:
+        """Return the plain rows without some elements (row, wavelength)."""
+        rows, noise = self.plain.rows, self.posterior.noise
+        good = rows.good & ~lost
+        some = good.mean(axis=1) >= self.min_good_fraction
+        quality = rows.quality | np.where(some, 0, int(QualityFlag.FEW_GOOD_ELEMENTS))
+        if noise.config.by_row:
+            return replace(self._changed(rows, good, good), good=good, quality=quality)
+        flux = rows.flux.copy()
+        flux[some] = fill_flux(rows.flux[some], good[some], linear=noise.keeps_negative)
+        return PreparedRows(flux, np.where(good, rows.ivar, 0.0), good, quality)
+
+    def _changed(self, rows: PreparedRows, factor: Any, inverse_factor: Any) -> PreparedRows:
+        if self.posterior.noise.config.by_row:
+            flux, inverse, redshift = split_observed(rows.flux)
+            observed = join_observed(flux * factor, inverse * inverse_factor, redshift)
+            return replace(rows, flux=observed, ivar=split_observed(observed)[1] ** 2)
+        return replace(rows, flux=rows.flux * factor, ivar=rows.ivar * np.square(inverse_factor))
+
+    def beyond(self, name: str) -> Truth:
+        """Return rows whose parameter ``name`` lies above the end of its prior, where nothing was simulated."""
+        posterior = self.posterior
+        theta, column = self.drawn[0].copy(), posterior.prior.index(name)
+        bounds = {p.name: (p.low, p.high) for p in posterior.prior.parameters}
+        low, end = bounds[name]
+        far = end * (1 + _OUTSIDE) if name != "tage" else min(end * (1 + _OUTSIDE), _OLDEST_GYR)
+        bounds[name] = (low, far)
+        share = row_uniforms(self.seed, f"beyond/{_STREAM}", 0, self.count, 1)[:, 0]
+        theta[:, column] = end + (far - end) * share
+        wide = Prior.of_bounds(bounds)
+        model = BatchedModel.from_config(posterior.model, wide, posterior.grid)
+        if not posterior.noise.config.by_row:
+            return Truth(self.observe(model.spectra(theta)), theta)
+        redshift = self.drawn[1][:, -1]
+        clean = join_clean(model.spectra(physical_theta(wide, theta, redshift)), redshift)
+        return Truth(self.observe(clean), theta)
+
+
+FAULTS = (
+    "calibration step of 10 %",
+    "calibration slope of 10 %",
+    "redshift off by 300 km/s",
+    "redshift off by 500 km/s",
+    "errors said to be half of what they are",
+    "errors said to be twice what they are",
+    "15 % masked at the blue end",
+    "line spread 1.75 times as wide",
+    "line spread wider than the prior",
+    "dustier than the prior",
+    "older than the prior",
+)
+"""Those of an audit; the last one where the prior ends before the oldest galaxies."""
+ALL_FAULTS = (*FAULTS, "redshift off by 3000 km/s", "gas of another ionisation")
+
+
+def faulty_rows(simulator: Simulator, names: tuple[str, ...] = FAULTS) -> Iterator[tuple[str, Truth]]:
+    """Yield the simulated rows with each fault that can be put into them, by its name.
+
+    The step multiplies flux and errors by 0.9 from 6000 Angstrom (observed) on, and the slope takes them there from 1
+    to 0.9 at 9900 Angstrom; on grids that do not have it, from their middle on.
+    """
+    known = _known(simulator)
+    for name in names:
+        if name in known:
+            yield name, known[name]()
+
+
+def _known(simulator: Simulator) -> dict[str, Callable[[], Truth]]:
+    posterior, model = simulator.posterior, simulator.posterior.model
+    elements, prior = len(posterior.grid), posterior.prior
+
+    def own(rows: PreparedRows) -> Truth:
+        return Truth(rows, simulator.drawn[0])
+
+    def made(noise_factor: float = 1.0, **settings: Any) -> Truth:
+        clean = simulator.spectra(**settings)[1] if settings else simulator.drawn[1]
+        return own(simulator.observe(clean, noise_factor))
+
+    def times(shape: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Truth:
+        wave = simulator.wavelength(simulator.plain.rows)
+        low, high = float(posterior.grid.wavelength[0]), float(posterior.grid.wavelength[-1])
+        inside = low + 0.1 * (high - low) < _STEP_ANGSTROM < high - 0.1 * (high - low)
+        start, reach = (_STEP_ANGSTROM, _SLOPE_ANGSTROM) if inside else (0.5 * (low + high), 0.5 * (high - low))
+        return own(simulator.times(shape((wave - start) / reach)))
+
+    def gap() -> Truth:
+        first = np.argmax(simulator.plain.rows.good, axis=1)
+        return own(simulator.without(np.arange(elements) < (first + 0.15 * elements)[:, None]))
+
+    spread: dict[str, Any] = {
+        "velocity": {"smoothing_kms": _BROADER * model.smoothing_kms},
+        "resolving_power": {"resolving_power": max(10.0, model.resolving_power / _BROADER)},
+        "table": {
+            "line_spread_resolving_power": tuple(max(10.0, r / _BROADER) for r in model.line_spread_resolving_power)
+        },
+    }[model.line_spread]
+    found = {
+        "calibration step of 10 %": lambda: times(lambda x: np.where(x > 0, 0.9, 1.0)),
+        "calibration slope of 10 %": lambda: times(lambda x: 1 - 0.1 * np.clip(x, 0, 1)),
+        "redshift off by 300 km/s": lambda: made(velocity_kms=300.0),
+        "redshift off by 500 km/s": lambda: made(velocity_kms=500.0),
+        "redshift off by 3000 km/s": lambda: made(velocity_kms=3000.0),
+        "errors said to be half of what they are": lambda: made(2.0),
+        "errors said to be twice what they are": lambda: made(0.5),
+        "15 % masked at the blue end": gap,
+        "line spread 1.75 times as wide": lambda: made(**spread),
+    }
+    if "sigma_smooth" in prior.names:
+        del found["line spread 1.75 times as wide"]
+        found["line spread wider than the prior"] = lambda: simulator.beyond("sigma_smooth")
+    if model.nebular:
+        found["gas of another ionisation"] = lambda: made(gas_logu=-3.5 if model.gas_logu > -2.75 else -2.0)
+    if "dust2" in prior.names:
+        found["dustier than the prior"] = lambda: simulator.beyond("dust2")
+    if "tage" in prior.names and prior.high[prior.index("tage")] < 0.9 * _OLDEST_GYR:
+        found["older than the prior"] = lambda: simulator.beyond("tage")
+    return found

@@ -1,0 +1,160 @@
+"""A table of what faults would do to a posterior: how many rows they bias, and how many of these get a bit.
+
+Each fault is put into the same simulated rows. A row is biased where the median of a parameter is more than three of
+its half 16-84 % widths from the truth and, without the fault, is not. It is flagged where it has POOR_FIT,
+OUTSIDE_SIMULATIONS or OUTSIDE_CONDITIONS, as the map would give them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from digs_survey.audit.sensitivity.faults import FAULTS, Simulator, Truth, faulty_rows
+from digs_survey.config import MapConfig
+from digs_survey.importance.predictive_check import Checker
+from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
+from digs_survey.infer.rows import infer_rows
+from digs_survey.quality import NO_POSTERIOR, QualityFlag
+
+if TYPE_CHECKING:
+    from digs_survey.estimator.posterior import FrozenPosterior
+
+__all__ = ["FAR", "NO_FAULT", "Sensitivity", "measure_sensitivity", "worst_faults"]
+
+FAR = 3.0
+"""Half-widths from the truth beyond which a parameter is biased."""
+NO_FAULT = "no fault"
+_BITS = int(QualityFlag.POOR_FIT | QualityFlag.OUTSIDE_SIMULATIONS | QualityFlag.OUTSIDE_CONDITIONS)
+_QUANTILES = (0.16, 0.5, 0.84)
+_LEAST_DRAWS = 16
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What one fault does.
+
+    Attributes
+    ----------
+    fault : str
+    rows : int
+        Simulated rows that have a posterior with and without the fault.
+    biased : float
+        Share of these that the fault biases (for "no fault": that are biased).
+    flagged : float
+        Share of all of them that have a bit.
+    flagged_of_biased : float or None
+        Share of the biased ones that have one; None where there are none.
+    interval : tuple of float or None
+        95 % of that share (Clopper and Pearson 1934).
+    worst : str or None
+        Parameter that most biased rows have furthest off.
+    """
+
+    fault: str
+    rows: int
+    biased: float
+    flagged: float
+    flagged_of_biased: float | None
+    interval: tuple[float, float] | None
+    worst: str | None
+
+    @property
+    def unnoticed(self) -> float:
+        """Share of the rows that are biased and have no bit."""
+        return self.biased * (1 - (self.flagged_of_biased or 0.0))
+
+    def to_dict(self) -> dict[str, object]:
+        """Return an entry of audit.json."""
+        interval = None if self.interval is None else list(self.interval)
+        return asdict(self) | {"interval": interval, "unnoticed": self.unnoticed}
+
+
+def measure_sensitivity(
+    posterior: FrozenPosterior,
+    settings: MapConfig,
+    count: int,
+    seed: int,
+    names: tuple[str, ...] = FAULTS,
+) -> list[Sensitivity]:
+    """Put faults into simulated rows, and infer these as the map would.
+
+    Parameters
+    ----------
+    posterior : FrozenPosterior
+        Its own model is simulated, with its own noise.
+    settings : MapConfig
+        Its draws, min_good_fraction and min_pvalue are used, and its predictive_draws where there are 16 or more (else
+        32, since without any nothing would be noticed).
+    count : int
+        Rows.
+    seed : int
+    names : tuple of str
+        Faults; those that this posterior's model cannot have are left out.
+
+    Returns
+    -------
+    list of Sensitivity
+        The first one is "no fault".
+    """
+    draws = settings.predictive_draws if settings.predictive_draws >= _LEAST_DRAWS else 32
+    # The simulations have their error floor already.
+    plainly = settings.model_copy(
+        update={"quantiles": _QUANTILES, "samples": 0, "error_floor": 0.0, "predictive_draws": draws}
+    )
+    checker = Checker(posterior, SpectrumLikelihood.of_posterior(posterior), draws)
+    simulator = Simulator(posterior, count, seed, settings.min_good_fraction)
+    least = _pulls(posterior, checker, simulator.plain, plainly)
+    found = [_sensitivity(NO_FAULT, posterior, least, np.zeros(count))]
+    for name, truth in faulty_rows(simulator, names):
+        found.append(_sensitivity(name, posterior, _pulls(posterior, checker, truth, plainly), least[0].max(axis=1)))
+    return found
+
+
+def worst_faults(found: Sequence[Sensitivity], most: int = 3) -> str:
+    """Say in a line which faults would bias most rows without a bit."""
+    bad = sorted((one for one in found if one.fault != NO_FAULT and one.unnoticed > 0), key=lambda one: -one.unnoticed)
+    if not bad:
+        return "each fault that was tried biases no simulated row without a bit"
+    parts = [f"{one.fault} ({one.unnoticed:.0%})" for one in bad[:most]]
+    return f"faults that would bias most rows by more than {FAR:g} half-widths without a bit: {', '.join(parts)}"
+
+
+def _pulls(
+    posterior: FrozenPosterior, checker: Checker, truth: Truth, settings: MapConfig
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Distances of the medians from the truth (row, ndim) in half-widths, NaN without a posterior; who is flagged."""
+    found = infer_rows(posterior, truth.rows, settings, checker=checker)
+    low, middle, high = np.moveaxis(found.percentiles.astype(float), -1, 0)
+    pulls = np.abs(middle - truth.theta) / np.maximum(0.5 * (high - low), 1e-6)
+    # A row of which the network gives no finite draws is no biased one: it has no numbers, and its bit.
+    pulls[~np.isfinite(pulls) & ((found.quality & int(NO_POSTERIOR)) == 0)[:, None]] = 0.0
+    return pulls, (found.quality & _BITS) != 0
+
+
+def _sensitivity(
+    name: str,
+    posterior: FrozenPosterior,
+    found: tuple[NDArray[np.float64], NDArray[np.bool_]],
+    before: NDArray[np.float64],
+) -> Sensitivity:
+    pulls, flagged = found
+    known = np.isfinite(pulls).all(axis=1) & np.isfinite(before)
+    pulls, flagged, before = pulls[known], flagged[known], before[known]
+    if not len(pulls):
+        return Sensitivity(name, 0, float("nan"), float("nan"), None, None, None)
+    biased = (pulls.max(axis=1) > FAR) & (before <= FAR)
+    number, noticed = int(biased.sum()), int((biased & flagged).sum())
+    share = interval = worst = None
+    if number:
+        share = noticed / number
+        low, high = stats.binomtest(noticed, number).proportion_ci(0.95, method="exact")
+        interval = float(low), float(high)
+        furthest = np.bincount(pulls[biased].argmax(axis=1), minlength=posterior.prior.ndim)
+        worst = posterior.prior.names[int(furthest.argmax())]
+    return Sensitivity(name, len(pulls), float(biased.mean()), float(flagged.mean()), share, interval, worst)
