@@ -77,7 +77,7 @@ def simulated_rows(
         As the map of the preset prepares rows of a catalog. The simulations have an error floor of their own.
     """
     model, noise = BatchedModel.from_config(posterior.model, posterior.prior, posterior.grid), posterior.noise
-    theta, clean = simulated_spectra(model, posterior.prior, noise.config, seed, stream, 0, count)
+    theta, clean = simulated_spectra(model, posterior.prior, noise, seed, stream, 0, count)
     uniform = row_uniforms(seed, f"noise/{stream}", 0, count, noise.columns(clean.shape[1]))
     rows, _ = observe_rows(noise, clean, uniform, load_config("survey").map.min_good_fraction)
     kept = (rows.quality & NO_POSTERIOR) == 0

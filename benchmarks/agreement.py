@@ -33,7 +33,7 @@ def measure(name: str, count: int, draws: int) -> str:
     settings = ["map.predictive_draws=32", f"audit.agreement_simulations={count}", f"importance.draws={draws}"]
     config = load_config(name, [*settings, "importance.rows=none"])
     model = BatchedModel.from_config(posterior.model, posterior.prior, posterior.grid)
-    what = model, posterior.prior, posterior.noise.config, config.seed, "calibration"
+    what = model, posterior.prior, posterior.noise, config.seed, "calibration"
     theta, clean = simulated_spectra(*what, 0, count)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "calibration.zarr"

@@ -200,7 +200,7 @@ def measure(
 
 def _simulations(reference: FrozenPosterior, count: int) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """Theta (n, ndim) and noiseless spectra with redshifts (n, wavelength + 1) to train on."""
-    what = SpectrumLikelihood.of_posterior(reference).model, reference.prior, reference.noise.config, _SEED, "simulate"
+    what = SpectrumLikelihood.of_posterior(reference).model, reference.prior, reference.noise, _SEED, "simulate"
     blocks = [simulated_spectra(*what, i, min(i + _BLOCK, count)) for i in range(0, count, _BLOCK)]
     return np.concatenate([b[0] for b in blocks]), np.concatenate([b[1].astype(np.float32) for b in blocks])
 

@@ -36,7 +36,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     posterior = FrozenPosterior.load(shipped()[request.param])
     config = load_config(request.param, ["map.draws=400", f"audit.agreement_simulations={ROWS}"])
     likelihood = SpectrumLikelihood.of_posterior(posterior)
-    what = likelihood.model, posterior.prior, posterior.noise.config, config.seed, "calibration"
+    what = likelihood.model, posterior.prior, posterior.noise, config.seed, "calibration"
     theta, clean = simulated_spectra(*what, 0, ROWS)
     path = tmp_path_factory.mktemp(request.param) / "calibration.zarr"
     group = zarr.open_group(str(path), mode="w")
