@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from digs_survey.spectra import WavelengthGrid
 
-__all__ = ["CLIP", "ERRORS", "MIN_SIGMA", "Stack", "departing", "min_sigma", "ranges"]
+__all__ = ["BANDS", "CLIP", "ERRORS", "MIN_SIGMA", "Stack", "band_ranges", "departing", "min_sigma", "ranges"]
 
 ERRORS = 5.0
 """Standard errors by which stacks that part differ."""
@@ -23,6 +23,13 @@ MIN_SIGMA = 0.1
 """Noise by which they differ: many spectra find what moves no single posterior."""
 CLIP = 3.0
 """Sigma at which a residual counts as much as any larger one, so that a few odd spectra do not make the mean."""
+BANDS = 16
+"""Broad bands of as many elements each, in which residuals are added up: a fault of many elements that is too small in
+each of them."""
+_BAND_ERRORS, _BAND_MIN_SIGMA = 4.5, 0.3
+"""As :data:`ERRORS` and :data:`MIN_SIGMA`, of a band: there are fewer of them, and the noise is that of the band."""
+_MIN_SHARE = 0.5
+"""Of a band's elements that a spectrum must have."""
 _MIN_COUNT = 5
 """Spectra below which an element has no error."""
 
@@ -92,8 +99,23 @@ def _error(stack: Stack, reference: Stack) -> NDArray[np.float64]:
     return np.fmax(stack.scatter, reference.scatter) * np.sqrt(counts)
 
 
-def ranges(stack: Stack, references: list[Stack], grid: WavelengthGrid) -> list[dict[str, Any]]:
+def ranges(
+    stack: Stack,
+    references: list[Stack],
+    edges: NDArray[np.float64],
+    least_errors: float = ERRORS,
+    least_sigma: float = MIN_SIGMA,
+) -> list[dict[str, Any]]:
     """Name the ranges of wavelength in which a stack departs from every reference, all in the same direction.
+
+    Parameters
+    ----------
+    stack : Stack
+    references : list of Stack
+    edges : ndarray, shape (wavelength + 1,)
+        Of the elements, in Angstrom.
+    least_errors, least_sigma : float
+        Standard errors and noise by which an element departs.
 
     Returns
     -------
@@ -106,7 +128,8 @@ def ranges(stack: Stack, references: list[Stack], grid: WavelengthGrid) -> list[
     which = np.argmin([np.nan_to_num(np.abs(sigma)) for sigma, _ in off], axis=0)
     sigma, errors = (np.choose(which, [one[k] for one in off]) for k in range(2))
     parts = np.all(
-        [(np.abs(s) > MIN_SIGMA) & (np.abs(e) > ERRORS) & (np.sign(s) == np.sign(sigma)) for s, e in off], axis=0
+        [(np.abs(s) > least_sigma) & (np.abs(e) > least_errors) & (np.sign(s) == np.sign(sigma)) for s, e in off],
+        axis=0,
     )
     sign = np.where(parts, np.sign(sigma), 0)
     starts = [0, *(np.flatnonzero(np.diff(sign)) + 1)]
@@ -116,13 +139,53 @@ def ranges(stack: Stack, references: list[Stack], grid: WavelengthGrid) -> list[
             worst = first + int(np.argmax(np.abs(sigma[first:stop])))
             found.append(
                 {
-                    "low": float(grid.edges[first]),
-                    "high": float(grid.edges[stop]),
+                    "low": float(edges[first]),
+                    "high": float(edges[stop]),
                     "elements": int(stop - first),
-                    "wavelength": float(grid.wavelength[worst]),
+                    "wavelength": float(0.5 * (edges[worst] + edges[worst + 1])),
                     "sigma": float(sigma[worst]),
                     "errors": float(errors[worst]),
                     "percent": float(stack.percent[worst]),
                 }
             )
     return found
+
+
+def band_ranges(
+    residuals: tuple[NDArray[np.floating], NDArray[np.floating]],
+    references: list[tuple[NDArray[np.floating], NDArray[np.floating]]],
+    grid: WavelengthGrid,
+) -> list[dict[str, Any]]:
+    """Name the broad bands in which spectra depart from every reference; see :func:`ranges`.
+
+    Parameters
+    ----------
+    residuals : tuple of ndarray, each (row, wavelength)
+        In units of the noise and in per cent, as :meth:`Stack.of` takes them.
+    references : list of such tuples
+    grid : WavelengthGrid
+
+    Returns
+    -------
+    list of dict
+        As :func:`ranges` gives them; ``elements`` counts those of the grid, and ``sigma`` is in units of the noise of
+        a band.
+    """
+    count = len(grid)
+    limits = np.unique(np.linspace(0, count, min(BANDS, count) + 1).round().astype(int))
+    stacks = [_in_bands(*one, limits) for one in (residuals, *references)]
+    found = ranges(stacks[0], stacks[1:], grid.edges[limits], _BAND_ERRORS, _BAND_MIN_SIGMA)
+    for one in found:
+        one["elements"] = int(((grid.wavelength > one["low"]) & (grid.wavelength < one["high"])).sum())
+    return found
+
+
+def _in_bands(sigma: NDArray[np.floating], percent: NDArray[np.floating], limits: NDArray[np.int64]) -> Stack:
+    """Stack residuals (row, wavelength) added up between limits (band + 1,), over the noise of the sum."""
+    good = np.isfinite(sigma)
+    cut = np.where(good, np.clip(sigma, -CLIP, CLIP), 0.0).astype(float)
+    parts = [np.add.reduceat(values, limits[:-1], axis=1) for values in (cut, good, np.where(good, percent, 0.0))]
+    total, number, change = (part.astype(float) for part in parts)
+    some = number >= _MIN_SHARE * np.diff(limits)
+    number = np.where(some, number, np.nan)
+    return Stack.of(total / np.sqrt(number), change / number)
