@@ -330,7 +330,7 @@ def test_broad_bands_of_surveys_that_are_right_do_not_depart():
 
 def test_a_broad_feature_is_found_that_no_element_shows():
     rng = np.random.default_rng(12)
-    bump = 0.35 * np.exp(-0.5 * ((np.arange(len(GRID)) - 70) / 8) ** 2)
+    bump = 0.42 * np.exp(-0.5 * ((np.arange(len(GRID)) - 70) / 8) ** 2)
     seen, seen_by_elements = 0, 0
     for _ in range(20):
         (sigma, percent), *references = (residuals(rng) for _ in range(3))

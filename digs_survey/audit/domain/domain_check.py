@@ -150,10 +150,9 @@ class DomainCheck:
 
         ``verdict`` is "inside"; "partly outside" where more rows than simulations have features far from the training
         set or spectra that their posteriors do not explain (``reasons``); "not described" where the stacked residuals
-        of some elements, or if of none of some broad bands, depart (``departures``; ``min_sigma`` is what would have been seen in the median
-        element);
-        "unknown" where there are no rows. At most 2 % of the surveys that
-        are simulations are called anything but inside. ``misspecification`` is not part of it: "features" compares with
+        of some elements depart, or, if of none, those of some broad bands (``departures``; ``min_sigma`` is what would
+        have been seen in the median element); "unknown" where there are no rows. At most 2 % of the surveys that are
+        simulations are called anything but inside. ``misspecification`` is not part of it: "features" compares with
         the simulations, and is rejected for any survey that is not distributed like the prior; "residuals" compares
         with the replications, whatever galaxies there are.
         """
