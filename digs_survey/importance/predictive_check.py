@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
-from scipy.special import chdtrc
+from scipy.special import chdtrc, ndtri
 
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.sps.arrays import one_thread
@@ -105,15 +104,16 @@ class Checker:
         found = PredictiveCheck.unknown(len(theta))
         found.distance[:] = self.posterior.feature_distance(flux)
         noise, some = self.likelihood.noise, np.ascontiguousarray(theta[:, self.thinned(theta.shape[1])])
+        log_weight = np.empty(some.shape[:2])
         # Of the weights' logs their scatter counts, to which a constant adds nothing.
         proposal = self.posterior.log_prob(some, flux, normalised=False) - self.posterior.prior.log_prob(some)
+        spectra = self.likelihood.spectra_of_rows(some, flux)
         with one_thread():
-            for row, draws in enumerate(some):
+            for row, predicted in enumerate(spectra):
                 own = None if errors is None else errors[:, row]
-                spectra = self.likelihood.spectra(draws, flux[row])
-                log_weight = noise.log_likelihood(flux[row], spectra, good[row], own) - proposal[row]
-                found.scatter[row] = stats.median_abs_deviation(log_weight, scale="normal")
-                found.chi2[row], found.pvalue[row] = self.judge(flux[row], good[row], own, spectra)
+                chi2, log_weight[row] = noise.goodness(flux[row], predicted, good[row], own)
+                found.chi2[row], found.pvalue[row] = self.verdict(chi2, int(good[row].sum()))
+        found.scatter[:] = _scatter(log_weight - proposal)
         return found
 
     def thinned(self, draws: int) -> NDArray[np.intp]:
@@ -133,5 +133,14 @@ class Checker:
     ) -> tuple[float, float]:
         """Return chi-square over the number of good elements and the p-value of one row (wavelength,)."""
         square = np.square(self.likelihood.noise.residuals(flux, spectra, good, errors))
-        chi2, count = np.nansum(square, axis=-1), int(good.sum())
+        return self.verdict(np.nansum(square, axis=-1), int(good.sum()))
+
+    def verdict(self, chi2: NDArray[np.float64], count: int) -> tuple[float, float]:
+        """As :meth:`judge`, for chi-square (draws,) of a row with so many good elements."""
         return float(chi2.mean() / count), float(chdtrc(count, chi2).mean())
+
+
+def _scatter(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Median absolute deviation (n,) of values (n, draws), scaled to be a Gaussian's standard deviation."""
+    centre = np.median(values, axis=1, keepdims=True)
+    return np.asarray(np.median(np.abs(values - centre), axis=1) / ndtri(0.75))

@@ -16,12 +16,15 @@ The same code runs on numpy arrays and on torch tensors, on whichever device the
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import cached_property
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from digs_survey.config import ModelConfig
+from digs_survey.jit import loops
 from digs_survey.parameters import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import as_like, namespace, one_thread
@@ -31,13 +34,19 @@ from digs_survey.sps.prospector import import_prospector
 from digs_survey.sps.sampling import GridSampling
 from digs_survey.sps.universe import physical_prior
 
+if TYPE_CHECKING:
+    from digs_survey.sps.compiled_spectra import PackedHistory, PackedPart
+
 __all__ = ["BatchedModel"]
 
+_COMPILED = "digs_survey.sps.compiled_spectra"
+"""The loops for arrays of numpy's."""
 _ROWS = 1_024
 """Galaxies computed together: many enough for the matrix products, few enough to stay in cache."""
-_COMPRESSED_FROM, _RESIDUE = 1_000, 3e-6
-"""Length of populations on the grid from which on they are kept as sums of fewer vectors, and what these leave out, as
-a share of the populations."""
+_LONG_FROM, _RESIDUE, _LONG_RESIDUE = 1_000, 3e-7, 3e-6
+"""What the vectors that populations are sums of leave out, as a share of the populations: on a grid by whose length,
+times the powers of the attenuation, they become long it may be more.
+"""
 _TOLERANCE = 1e-6
 _MOST_TERMS = 8
 
@@ -81,7 +90,7 @@ class BatchedModel:
         shortest = 10 ** prior.low[prior.index("logtau")] if "logtau" in prior.names else math.inf
         self._history = HistoryWeights(populations.log_age, shortest)
         self._living_nodes = populations.log_z
-        self._living = _Part(populations.log_z, 1, populations.living_fraction[..., None])
+        self._living = _Part(populations.log_z, 1, populations.living_fraction[..., None], 1)
         matrix = sampling.matrix(populations.wavelength)
         curve = calzetti_curve(populations.wavelength)
         self._curve = (curve @ matrix) / matrix.sum(axis=0)
@@ -97,12 +106,13 @@ class BatchedModel:
         stars, gas = stars / unit, gas / unit
         if populations.gas_follows_stars:
             stars[:, : gas.shape[1]] += gas
-            self._parts = [_Part(populations.log_z, 1, stars)]
+            parts = [_Part(populations.log_z, 1, stars, self._terms)]
         else:
-            self._parts = [
-                _Part(populations.log_z, 1, stars),
-                _Part(populations.gas_log_z, populations.gas_degree, gas),
+            parts = [
+                _Part(populations.log_z, 1, stars, self._terms),
+                _Part(populations.gas_log_z, populations.gas_degree, gas, self._terms),
             ]
+        self._parts = parts
 
     @classmethod
     def from_config(cls, model: ModelConfig, prior: Prior, grid: WavelengthGrid) -> BatchedModel:
@@ -140,8 +150,16 @@ class BatchedModel:
         """
         self._check(theta)
         xp = namespace(theta)
+        compiled = loops(_COMPILED)
+        if compiled is not None and isinstance(theta, np.ndarray):
+            return self._compiled_spectra(compiled, theta)
         blocks = [self._block(theta[start : start + _ROWS]) for start in range(0, len(theta), _ROWS)]
         return xp.concatenate(blocks) if blocks else theta[:, :1] * as_like(self._curve, theta)
+
+    @property
+    def by_itself(self) -> bool:
+        """Whether a row of :meth:`spectra` for numpy arrays is the same bytes in any batch."""
+        return loops(_COMPILED) is not None
 
     def composite(self, weights: Any, logmass: Any, logzsol: Any, dust2: Any) -> Any:
         """Spectra (n, wavelength) in erg/s/cm2/Angstrom of galaxies with any star formation history.
@@ -155,13 +173,12 @@ class BatchedModel:
             Inside the prior: nothing is checked here.
         """
         xp = namespace(weights)
-        terms = self._parts[0](weights, logzsol)
+        terms, dust = self._parts[0](weights, logzsol), xp.asarray(dust2, dtype=weights.dtype)[:, None]
         for part in self._parts[1:]:
-            terms += part(weights, logzsol)
-        elements, dust = len(self._curve), xp.asarray(dust2, dtype=weights.dtype)[:, None]
-        flux = terms[:, -elements:]
-        for j in range(self._terms - 2, -1, -1):
-            flux = terms[:, j * elements : (j + 1) * elements] - dust * flux
+            terms = [one + other for one, other in zip(terms, part(weights, logzsol), strict=True)]
+        flux = terms[-1]
+        for term in terms[-2::-1]:
+            flux = term - dust * flux
         flux = flux * xp.exp(-dust * as_like(self._curve, dust))
         return flux * (self._unit * 10**logmass)[:, None]
 
@@ -213,7 +230,7 @@ class BatchedModel:
         """
         weights = self._history(star_formation_rate(self._sfh, tau), tage)
         nodes = self._living_nodes
-        return nodes, np.stack([self._living(weights, np.full(len(tage), z))[:, 0] for z in nodes], axis=1)
+        return nodes, np.stack([self._living(weights, np.full(len(tage), z))[0][:, 0] for z in nodes], axis=1)
 
     def _check(self, theta: Any) -> None:
         low, high = as_like(self.prior.low, theta), as_like(self.prior.high, theta)
@@ -232,7 +249,44 @@ class BatchedModel:
         return self._history(star_formation_rate(self._sfh, tau), tage)
 
     def _surviving_fraction(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
-        return self._living(self._weights(theta, np.float64), theta[:, self._columns["logzsol"]])[:, 0]
+        return self._living(self._weights(theta, np.float64), theta[:, self._columns["logzsol"]])[0][:, 0]
+
+    def _compiled_spectra(self, compiled: ModuleType, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+        """As :meth:`spectra`, by :mod:`~digs_survey.sps.compiled_spectra`: each row by itself."""
+        logmass, logzsol, dust, tage = (
+            theta[:, self._columns[name]] for name in ("logmass", "logzsol", "dust2", "tage")
+        )
+        history, curve = self._packed
+        panels = [part.panel(logzsol) for part in self._parts]
+        shares = [part.shares(logzsol, panel) for part, panel in zip(self._parts, panels, strict=True)]
+        single = [values.astype(np.float32) for values in (tage, 1 / self._tau(theta), dust)]
+        scale, out = self._unit * 10**logmass, np.empty((len(theta), len(self._curve)))
+        places, place = np.unique(np.stack(panels, axis=1), axis=0, return_inverse=True)
+        for k, panel in enumerate(places):
+            parts = tuple(self._packed_parts[p][where] for p, where in enumerate(panel))
+            order = np.flatnonzero(place.ravel() == k)
+            compiled.predict(
+                history, parts, curve, *single, scale, np.concatenate(shares, axis=1).astype(np.float32), order, out
+            )
+        return out
+
+    @cached_property
+    def _packed(self) -> tuple[PackedHistory, NDArray[np.float32]]:
+        from digs_survey.sps.compiled_spectra import CONSTANT, DELAYED, EXPONENTIAL
+
+        rate = {"constant": CONSTANT, "tau": EXPONENTIAL, "delayed_tau": DELAYED}[self._sfh]
+        return self._history.packed(rate), self._curve.astype(np.float32)
+
+    @cached_property
+    def _packed_parts(self) -> list[list[PackedPart]]:
+        from digs_survey.sps.compiled_spectra import pack_part
+
+        first, found = 0, []
+        for part in self._parts:
+            nodes = part.degree + 1
+            found.append([pack_part(first, nodes, part.ages, factors) for factors in part.panels])
+            first += nodes
+        return found
 
     def _block(self, theta: Any) -> Any:
         # All that is large is computed in single precision.
@@ -242,61 +296,74 @@ class BatchedModel:
 
 
 class _Part:
-    """Rows of populations on the grid, interpolated in metallicity and summed with weights.
+    """Populations on the grid, interpolated in metallicity and summed with weights.
+
+    Between two nodes of metallicity the populations are sums of fewer vectors, for each power of the attenuation's
+    offset: two products of matrices, the first narrow, in the place of one.
 
     Parameters
     ----------
     log_z : ndarray, shape (node,)
     degree : int
         Of the polynomial through the nodes of a panel.
-    rows : ndarray, shape (node, age, term * element)
+    rows : ndarray, shape (node, age, power * element)
+    powers : int
     """
 
-    def __init__(self, log_z: NDArray[np.float64], degree: int, rows: NDArray[np.floating]) -> None:
-        self._degree, self._edges, self._ages = degree, log_z[::degree].copy(), rows.shape[1]
+    def __init__(self, log_z: NDArray[np.float64], degree: int, rows: NDArray[np.floating], powers: int) -> None:
+        self.degree, self.edges, self.ages = degree, log_z[::degree].copy(), rows.shape[1]
         panels = [rows[i : i + degree + 1].reshape(-1, rows.shape[2]) for i in range(0, log_z.size - 1, degree)]
-        # Two products of matrices, the first narrow, in the place of one.
-        self._mixing: list[NDArray[np.float32]] | None = None
-        if rows.shape[2] >= _COMPRESSED_FROM:
-            factors = [_factors(panel) for panel in panels]
-            self._mixing, self._rows = [left for left, _ in factors], [right for _, right in factors]
-        else:
-            self._rows = list(np.stack(panels).astype(np.float32))
+        self.panels = [_factors(panel, powers) for panel in panels]
 
-    def __call__(self, weights: Any, logzsol: Any) -> Any:
-        """Sums (n, term * element) for weights (n, age) and metallicities (n,)."""
-        xp = namespace(weights)
-        edges, rows = as_like(self._edges, logzsol), [as_like(panel, weights) for panel in self._rows]
-        panel = xp.clip(xp.searchsorted(edges, logzsol, side="right") - 1, 0, len(rows) - 1)
-        shares = self._shares((logzsol - edges[panel]) / (edges[panel + 1] - edges[panel]))
-        shares, weights = xp.asarray(xp.stack(shares, -1), dtype=weights.dtype), weights[:, : self._ages]
-        total = xp.zeros((len(weights), rows[0].shape[-1]), dtype=weights.dtype, device=weights.device)
-        for k in range(len(rows)):
+    def panel(self, logzsol: Any) -> Any:
+        """Places (n,) of metallicities among the panels."""
+        edges = as_like(self.edges, logzsol)
+        return namespace(logzsol).clip(
+            namespace(logzsol).searchsorted(edges, logzsol, side="right") - 1, 0, len(self.panels) - 1
+        )
+
+    def shares(self, logzsol: Any, panel: Any) -> Any:
+        """Shares (n, node) of a panel's nodes: Lagrange's polynomials through equal steps."""
+        edges, steps = as_like(self.edges, logzsol), range(self.degree + 1)
+        position = (logzsol - edges[panel]) / (edges[panel + 1] - edges[panel])
+        shares = [math.prod((self.degree * position - j) / (k - j) for j in steps if j != k) for k in steps]
+        return namespace(logzsol).stack(shares, -1)
+
+    def __call__(self, weights: Any, logzsol: Any) -> list[Any]:
+        """Sums (n, element) of each power for weights (n, age) and metallicities (n,)."""
+        xp, panel = namespace(weights), self.panel(logzsol)
+        shares = xp.asarray(self.shares(logzsol, panel), dtype=weights.dtype)
+        weights = weights[:, : self.ages]
+        totals = [
+            xp.zeros((len(weights), rows.shape[1]), dtype=weights.dtype, device=weights.device)
+            for _, rows in self.panels[0]
+        ]
+        for k, factors in enumerate(self.panels):
             (chosen,) = xp.where(panel == k)
             if len(chosen):
-                mixed = shares[chosen][:, :, None] * weights[chosen][:, None, :]
-                mixed = mixed.reshape(len(chosen), -1)
-                if self._mixing is not None:
-                    mixed = mixed @ as_like(self._mixing[k], weights)
-                total[chosen] = mixed @ rows[k]
-        return total
-
-    def _shares(self, position: Any) -> list[Any]:
-        """Lagrange's polynomials through equal steps from 0 to 1, at positions (n,)."""
-        steps = range(self._degree + 1)
-        return [math.prod((self._degree * position - j) / (k - j) for j in steps if j != k) for k in steps]
+                mixed = (shares[chosen][:, :, None] * weights[chosen][:, None, :]).reshape(len(chosen), -1)
+                for total, (mixing, rows) in zip(totals, factors, strict=True):
+                    total[chosen] = mixed @ as_like(mixing, weights) @ as_like(rows, weights)
+        return totals
 
 
-def _factors(rows: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Matrices (row, vector) and (vector, column) whose product is rows (row, column), to :data:`_RESIDUE`."""
+def _factors(rows: NDArray[np.floating], powers: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """For each power, matrices (row, vector) and (vector, element) whose product is its part of rows (row, column).
+
+    What a product leaves out is a fixed share of all the rows, or less: small powers have few vectors, or none.
+    """
     wide = np.asarray(rows, dtype=np.float64)
     # Each population counts as much as any other, however bright a solar mass of it is.
     size = np.abs(wide).mean(axis=1, keepdims=True)
     size[size == 0] = 1.0
-    left, strength, right = np.linalg.svd(wide / size, full_matrices=False)
-    beyond = np.sqrt(np.cumsum(strength[::-1] ** 2))[::-1]
-    count = int((beyond > _RESIDUE * beyond[0]).sum())
-    return (size * left[:, :count] * strength[:count]).astype(np.float32), right[:count].astype(np.float32)
+    allowed = (_RESIDUE if wide.shape[1] < _LONG_FROM else _LONG_RESIDUE) * float(np.linalg.norm(wide / size))
+    found = []
+    for part in np.split(wide / size, powers, axis=1):
+        left, strength, right = np.linalg.svd(part, full_matrices=False)
+        beyond = np.sqrt(np.cumsum(strength[::-1] ** 2))[::-1]
+        count = int((beyond > allowed).sum())
+        found.append(((size * left[:, :count] * strength[:count]).astype(np.float32), right[:count].astype(np.float32)))
+    return found
 
 
 def _populations(model: ModelConfig, prior: Prior, wavelength: NDArray[np.float64]) -> SSPGrid:
