@@ -1,7 +1,7 @@
 """Errors of a survey row's percentiles by the number and kind of its draws, in standard deviations of the posterior.
 
-Rows are simulated, with noise, gaps and redshifts as ``noise.observing`` has them. What is exact are order statistics of
-131,072 draws. Each row of the table is the root mean square over rows, parameters and scrambles.
+Rows are simulated, with noise, gaps and redshifts as ``noise.observing`` has them. What is exact are order statistics
+of 131,072 draws. Each row of the table is the root mean square over rows and parameters; the repeats are scrambles.
 """
 
 from __future__ import annotations

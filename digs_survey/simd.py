@@ -42,13 +42,29 @@ def _polynomial(function: Callable[[Any], Any], degree: int, low: float, high: f
 
 
 _F = np.float32
-_ZERO, _HALF, _ONE, _TWO = _F(0), _F(0.5), _F(1), _F(2)
+_ZERO, _HALF, _ONE = _F(0), _F(0.5), _F(1)
 _LOG2_E, _LN_2 = _F(np.log2(np.e)), _F(np.log(2))
 _EXP2 = _polynomial(np.exp2, 5, -0.5, 0.5)
 _LOG1P = _polynomial(lambda x: np.log1p(np.maximum(x, 1e-12)) / np.maximum(x, 1e-12), 9, 0.0, 1.0)
 _MANTISSA, _BIAS = np.int32(23), np.int32(127)
-_TANH_END, _EXP_END = _F(10), _F(87)
+_TANH_END, _EXP_END = _F(7.90531110763549805), _F(87)
 """Beyond these, tanh is 1 and exp leaves the range of float32."""
+_TANH_OVER = tuple(
+    _F(c)
+    for c in (
+        4.89352455891786e-03,
+        6.37261928875436e-04,
+        1.48572235717979e-05,
+        5.12229709037114e-08,
+        -8.60467152213735e-11,
+        2.00018790482477e-13,
+        -2.76076847742355e-16,
+    )
+)
+_TANH_UNDER = tuple(
+    _F(c) for c in (4.89352518554385e-03, 2.26843463243900e-03, 1.18534705686654e-04, 1.19825839466702e-06)
+)
+"""Of the rational function of x, in powers of x squared, that Eigen has for the tangent (MathFunctionsImpl.h)."""
 
 
 @jit
@@ -81,12 +97,13 @@ def log(x):  # type: ignore[no-untyped-def]
 
 @jit
 def tanh(x):  # type: ignore[no-untyped-def]
-    """Hyperbolic tangent of a float32."""
-    size = abs(x)
-    size = _TANH_END if size > _TANH_END else size
-    e = exp(-_TWO * size)
-    y = (_ONE - e) / (_ONE + e)
-    return -y if x < _ZERO else y
+    """Hyperbolic tangent of a float32, to 4e-7: a division and half the operations that an exponential takes."""
+    x = _TANH_END if x > _TANH_END else (-_TANH_END if x < -_TANH_END else x)
+    y = x * x
+    over = ((_TANH_OVER[6] * y + _TANH_OVER[5]) * y + _TANH_OVER[4]) * y + _TANH_OVER[3]
+    over = ((over * y + _TANH_OVER[2]) * y + _TANH_OVER[1]) * y + _TANH_OVER[0]
+    under = ((_TANH_UNDER[3] * y + _TANH_UNDER[2]) * y + _TANH_UNDER[1]) * y + _TANH_UNDER[0]
+    return x * over / under
 
 
 @jit
