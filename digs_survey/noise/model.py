@@ -333,6 +333,20 @@ class NoiseModel:
         total = np.where(counts, log_density, 0.0).sum(axis=-1) - 0.5 * log_det
         return np.where((possible | ~counts).all(axis=-1), total, -np.inf)
 
+    def goodness(
+        self,
+        observed: NDArray[Any],
+        models: NDArray[Any],
+        good: NDArray[np.bool_] | None = None,
+        errors: NDArray[np.float64] | None = None,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return chi-square and log density (draws,) of one observation (column,) for models (draws, wavelength).
+
+        Chi-square is the sum of the squares of :meth:`residuals`; the density is that of :meth:`log_likelihood`.
+        """
+        chi2 = np.nansum(np.square(self.residuals(observed, models, good, errors)), axis=-1)
+        return chi2, self.log_likelihood(observed, models, good, errors)
+
     def errors_of(self, flux: ArrayLike, ivar: ArrayLike, good: ArrayLike) -> NDArray[np.float64] | None:
         """Errors (terms, n, wavelength) of observed rows, as ``errors`` of the other methods takes them.
 
