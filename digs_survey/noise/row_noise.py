@@ -297,17 +297,20 @@ class RowNoise(NoiseModel):
         residual, scaled, counts = self._over_errors(observed, model)
         return np.where(counts, self._without_calibration(residual, scaled), np.nan)
 
-    def whiten(
+    def linearised(
         self,
         change: NDArray[np.float64],
         observed: NDArray[np.float64],
         model: NDArray[np.float64],
         good: NDArray[np.bool_],
         errors: NDArray[np.float64] | None,
-    ) -> NDArray[np.float64]:
-        """Changes (n, wavelength) of a row's flux as they would add to its residuals; see the base class."""
-        _, scaled, _ = self._over_errors(observed, model)
-        return self._without_calibration(change * split_observed(observed)[1], scaled)
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Return a row's residual and changes of its flux over the errors, and the calibration; see the base class."""
+        residual, scaled, _ = self._over_errors(observed, model)
+        terms = scaled * self._terms(scaled)
+        inner = terms @ terms.T + np.eye(len(terms))
+        shared = terms if not np.isfinite(inner).all() else np.linalg.solve(np.linalg.cholesky(inner), terms)
+        return residual, change * split_observed(observed)[1], shared
 
     def _without_calibration(self, residual: NDArray[np.float64], scaled: NDArray[np.float64]) -> NDArray[np.float64]:
         """Residuals (..., wavelength) over the errors, with the calibration's part taken out."""
