@@ -1,11 +1,21 @@
-"""numba's compiler, whose results are kept on disk where that is possible."""
+"""numba's compiler, whose results are kept on disk where that is possible, and what to do without it."""
 
 from __future__ import annotations
 
+import importlib
+import logging
+import os
 from collections.abc import Callable
+from functools import cache
+from types import ModuleType
 from typing import Any
 
-__all__ = ["cached"]
+__all__ = ["PLAIN", "cached", "loops"]
+
+PLAIN = "DIGS_SURVEY_PLAIN_SAMPLER"
+"""Environment variable that keeps loops from being compiled, if it is set to anything but 0."""
+
+log = logging.getLogger(__name__)
 
 
 def cached(jit: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -19,3 +29,27 @@ def cached(jit: Any) -> Callable[[Callable[..., Any]], Any]:
             return jit(function)
 
     return compiled
+
+
+def loops(name: str) -> ModuleType | None:
+    """Return the module of compiled loops of this name, or None where plain ones are to run; says why once.
+
+    Its ``compile_all`` is called first.
+    """
+    return None if os.environ.get(PLAIN, "0") not in ("", "0") else _compiled(name)
+
+
+@cache
+def _compiled(name: str) -> ModuleType | None:
+    try:
+        module = importlib.import_module(name)
+        module.compile_all()
+    except Exception as error:  # Whatever keeps numba from working, the plain loops give the same answers.
+        log.warning(
+            "the loops of %s could not be compiled (%s: %s); plain ones run, several times slower",
+            name,
+            type(error).__name__,
+            error,
+        )
+        return None
+    return module

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 from torch import nn
 
 from digs_survey.config import ModelConfig, NoiseConfig, TrainConfig
@@ -376,7 +375,7 @@ class FrozenPosterior:
             member.flow.log_prob(v, context).astype(float)
             for member, context in zip(self._members, seen.contexts, strict=True)
         ]
-        mixture = logsumexp(densities, axis=0) - np.log(len(densities))
+        mixture = np.logaddexp.reduce(densities, axis=0) - np.log(len(densities))
         return mixture - coordinates.log_abs_det_jacobian(y) - np.log(seen.scale, dtype=float).sum()
 
     # -- the cut at the prior's edges --------------------------------------------------------------------------

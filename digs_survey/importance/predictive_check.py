@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
-from scipy.special import chdtrc
+from scipy.special import chdtrc, ndtri
 
 from digs_survey.importance.score_tests import ScoreTests
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
@@ -124,19 +123,19 @@ class Checker:
         found = PredictiveCheck.unknown(len(theta))
         found.distance[:] = self.posterior.feature_distance(flux)
         noise, some = self.likelihood.noise, np.ascontiguousarray(theta[:, self.thinned(theta.shape[1])])
+        log_weight = np.empty(some.shape[:2])
         # Of the weights' logs their scatter counts, to which a constant adds nothing.
         proposal = self.posterior.log_prob(some, flux, normalised=False) - self.posterior.prior.log_prob(some)
+        spectra = self.likelihood.spectra_of_rows(some, flux)
         with one_thread():
-            for row, draws in enumerate(some):
+            for row, predicted in enumerate(spectra):
                 own = None if errors is None else errors[:, row]
-                spectra = self.likelihood.spectra(draws, flux[row])
-                log_weight = noise.log_likelihood(flux[row], spectra, good[row], own) - proposal[row]
-                found.scatter[row] = stats.median_abs_deviation(log_weight, scale="normal")
-                residuals = noise.residuals(flux[row], spectra, good[row], own)
-                found.chi2[row], found.pvalue[row] = judge(residuals)
-                scores = self.scores(flux[row], good[row], own, spectra, residuals)
+                chi2, log_weight[row] = noise.goodness(flux[row], predicted, good[row], own)
+                found.chi2[row], found.pvalue[row] = judge(chi2, int(good[row].sum()))
+                scores = self.scores(flux[row], good[row], own, predicted)
                 found.velocity[row], found.velocity_error[row] = scores.velocity, scores.velocity_error
                 found.shift_pvalue[row], found.step_pvalue[row] = scores.shift_pvalue, scores.step_pvalue
+        found.scatter[:] = _scatter(log_weight - proposal)
         return found
 
     def thinned(self, draws: int) -> NDArray[np.intp]:
@@ -153,13 +152,20 @@ class Checker:
         return ScoreTests(self.posterior.grid, self.likelihood.noise, self.posterior.prior.ndim)
 
 
-def judge(residuals: NDArray[np.float64]) -> tuple[float, float]:
+def judge(chi2: NDArray[np.float64], count: int) -> tuple[float, float]:
     """Return chi-square over the number of good elements, and the p-value, of one row.
 
     Parameters
     ----------
-    residuals : ndarray, shape (draws, wavelength)
-        From the spectra of draws, in units of the noise; NaN where not good.
+    chi2 : ndarray, shape (draws,)
+        From the spectra of draws.
+    count : int
+        Of good elements.
     """
-    chi2, count = np.nansum(np.square(residuals), axis=-1), int(np.isfinite(residuals[0]).sum())
     return float(np.median(chi2) / count), float(np.median(chdtrc(count, chi2)))
+
+
+def _scatter(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Median absolute deviation (n,) of values (n, draws), scaled to be a Gaussian's standard deviation."""
+    centre = np.median(values, axis=1, keepdims=True)
+    return np.asarray(np.median(np.abs(values - centre), axis=1) / ndtri(0.75))

@@ -1,7 +1,7 @@
 r"""Whether a row's residuals point where an error of its redshift, or a step in its flux calibration, would take them.
 
 Chi-square spreads over all elements, so that a fault with one shape can hide in it. A score test looks along that
-shape alone. With white residuals :math:`r` of the mean of the predictive spectra, and a direction d (what the fault
+shape alone. With white residuals :math:`r` from the mean of the predictive spectra, and a direction d (what the fault
 adds to that mean, in units of the noise), what the parameters can imitate is taken out of d first: its projection on
 the leading principal components of the predictive spectra, as many as there are parameters. With the rest
 :math:`d_\perp`
@@ -85,7 +85,6 @@ class ScoreTests:
         good: NDArray[np.bool_],
         errors: NDArray[np.float64] | None,
         spectra: NDArray[np.float64],
-        residuals: NDArray[np.float64],
     ) -> Scores:
         """Test one row.
 
@@ -97,35 +96,28 @@ class ScoreTests:
         errors : ndarray, shape (terms, wavelength), or None
         spectra : ndarray, shape (draws, wavelength)
             Noiseless, of draws of the row's posterior.
-        residuals : ndarray, shape (draws, wavelength)
-            From these, in units of the noise; NaN where not good.
         """
-        white = np.where(good, residuals, 0.0)
-        mean = white.mean(axis=0)
-        along = self._directions(observed, good, errors, spectra.mean(axis=0))
-        if not (np.isfinite(mean).all() and np.isfinite(along).all()):
-            return Scores(np.nan, np.nan, np.nan, np.nan)
-        whole = np.square(along).sum(axis=1)
-        imitated = _leading(white - mean, self.parameters)
-        along = along - (along @ imitated.T) @ imitated
-        left = np.square(along).sum(axis=1)
-        kept = left > _KEPT * whole
-        size = np.divide(along @ mean, left, out=np.zeros_like(left), where=kept)
-        score, shifts = np.abs(size) * np.sqrt(left), 1 + 2 * len(_SPEEDS)
-        velocity, error = (-float(size[0]), float(left[0] ** -0.5)) if kept[0] else (np.nan, np.nan)
-        return Scores(velocity, error, _pvalue(score[:shifts], kept[:shifts]), _pvalue(score[shifts:], kept[shifts:]))
-
-    def _directions(
-        self,
-        observed: NDArray[np.float64],
-        good: NDArray[np.bool_],
-        errors: NDArray[np.float64] | None,
-        middle: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
-        """What faults add to a spectrum (wavelength,), in units of the noise about it (direction, wavelength)."""
+        middle, draws = spectra.mean(axis=0), len(spectra)
         shifts = (self._shifts @ middle).reshape(-1, middle.size)
-        added = np.concatenate([shifts, middle * self._steps])
-        return self.noise.whiten(added, observed, middle, good, errors)
+        changes = np.concatenate([spectra - middle, shifts, middle * self._steps])
+        found = self.noise.linearised(changes, observed, middle, good, errors)
+        residual, scaled, shared = (values.astype(np.float32) for values in found)
+        if not all(np.isfinite(values).all() for values in (residual, scaled, shared)):
+            return Scores(np.nan, np.nan, np.nan, np.nan)
+        along, imitated = scaled[draws:], _leading(scaled[:draws], shared, self.parameters)
+        few = np.concatenate([residual[None], imitated])
+        # What elements share is taken out of the few vectors, in place of the many directions.
+        few -= (few @ shared.T) @ shared
+        products = (along @ np.concatenate([few, shared]).T).astype(np.float64)
+        onto, with_imitated, with_shared = np.split(products, [1, len(few)], axis=1)
+        whole = np.square(along, dtype=np.float64).sum(axis=1) - np.square(with_shared).sum(axis=1)
+        left = whole - np.square(with_imitated).sum(axis=1)
+        kept = left > _KEPT * whole
+        score = onto[:, 0] - with_imitated @ (few[1:] @ residual)
+        size = np.divide(score, left, out=np.zeros_like(left), where=kept)
+        pull, count = np.abs(size) * np.sqrt(np.where(kept, left, 0.0)), len(shifts)
+        velocity, error = (-float(size[0]), float(left[0] ** -0.5)) if kept[0] else (np.nan, np.nan)
+        return Scores(velocity, error, _pvalue(pull[:count], kept[:count]), _pvalue(pull[count:], kept[count:]))
 
     @cached_property
     def _steps(self) -> NDArray[np.float64]:
@@ -154,12 +146,16 @@ class ScoreTests:
         return vstack([csr_array(np.where(np.abs(part) > _NEAR * np.abs(part).max(), part, 0.0)) for part in parts])
 
 
-def _leading(deviations: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Orthonormal vectors (at most count, wavelength) along which deviations (draws, wavelength) are largest."""
-    square, vectors = np.linalg.eigh(deviations @ deviations.T)
+def _leading(deviations: NDArray[np.float32], shared: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """Vectors (at most count, wavelength) along which deviations (draws, wavelength) are largest.
+
+    They are orthonormal in the noise's product; see :meth:`~digs_survey.noise.model.NoiseModel.linearised`.
+    """
+    common = deviations @ shared.T
+    square, vectors = np.linalg.eigh((deviations @ deviations.T - common @ common.T).astype(np.float64))
     some = np.arange(len(square)) >= len(square) - count
     some &= square > 1e-9 * max(float(square[-1]), 1e-300)
-    return (vectors[:, some] / np.sqrt(square[some])).T @ deviations
+    return np.asarray((vectors[:, some] / np.sqrt(square[some])).T.astype(np.float32) @ deviations)
 
 
 def _pvalue(score: NDArray[np.float64], kept: NDArray[np.bool_]) -> float:

@@ -56,6 +56,21 @@ class SpectrumLikelihood:
             theta = physical_theta(self.prior, theta, self.noise.redshift_of(observed))
         return self.model.spectra(np.ascontiguousarray(theta))
 
+    def spectra_of_rows(
+        self, theta: NDArray[np.float64], observed: NDArray[np.float64]
+    ) -> NDArray[np.float64] | list[NDArray[np.float64]]:
+        """Predict noiseless spectra (n, draws, wavelength) for theta (n, draws, ndim) of galaxies (n, column).
+
+        Together where the model computes each theta by itself, which takes less time, else galaxy by galaxy.
+        """
+        if not getattr(self.model, "by_itself", False):
+            with one_thread():
+                return [self.spectra(draws, row) for draws, row in zip(theta, observed, strict=True)]
+        if self.prior is not None:
+            theta = physical_theta(self.prior, theta, self.noise.redshift_of(observed)[:, None])
+        flat = np.ascontiguousarray(theta).reshape(-1, theta.shape[-1])
+        return self.model.spectra(flat).reshape(*theta.shape[:2], -1)
+
     def __call__(
         self,
         theta: NDArray[np.float64],

@@ -121,7 +121,7 @@ def weighted_quantiles(theta: ArrayLike, log_weights: ArrayLike, quantiles: Arra
     Returns
     -------
     ndarray, shape (ndim, quantile)
-        With equal weights, those of :func:`~digs_survey.infer.rows.draw_quantiles`.
+        With equal weights, those of :func:`~digs_survey.infer.quantiles.draw_quantiles`.
     """
     values, log_w = np.asarray(theta, dtype=float), np.asarray(log_weights, dtype=float)
     weight = np.exp(log_w - log_w.max())

@@ -16,6 +16,7 @@ from digs_survey.importance.psis import MIN_ESS, PARETO_K_LIMIT
 from digs_survey.importance.weights import Importance, Weigher
 from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.infer.drawn_rows import DrawnRows
+from digs_survey.infer.quantiles import ordered_quantiles, positive_quantiles
 from digs_survey.noise.trained_conditions import outside_conditions
 from digs_survey.parameters import Prior
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
@@ -23,7 +24,7 @@ from digs_survey.quality import NO_POSTERIOR, QualityFlag
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
 
-__all__ = ["RowResult", "draw_quantiles", "infer_rows", "ordered_quantiles", "piles_up"]
+__all__ = ["RowResult", "infer_rows", "piles_up"]
 
 _BLOCK_ROWS = 64
 """Rows whose draws are held at the same time, so that memory does not grow with the shard."""
@@ -88,57 +89,6 @@ class RowResult:
                 "log_evidence_error": self.importance.log_evidence_error,
             }
         return {name: values for name, values in found.items() if values is not None}
-
-
-def draw_quantiles(theta: NDArray[np.float64], quantiles: tuple[float, ...]) -> NDArray[np.float64]:
-    """Quantiles over the draws, interpolated linearly between order statistics.
-
-    Parameters
-    ----------
-    theta : ndarray, shape (n, draws, ndim)
-    quantiles : tuple of float
-        Between 0 and 1.
-
-    Returns
-    -------
-    ndarray, shape (n, ndim, quantile)
-        As ``numpy.quantile`` gives; sorting contiguous draws once is several times faster.
-    """
-    ordered = np.sort(np.ascontiguousarray(theta.transpose(0, 2, 1)), axis=-1)
-    below, above, part = _neighbours(quantiles, ordered.shape[-1])
-    return ordered[..., below] + part * (ordered[..., above] - ordered[..., below])
-
-
-def ordered_quantiles(u: NDArray[np.floating], quantiles: ArrayLike, prior: Prior) -> NDArray[np.float64]:
-    """Quantiles of theta over sorted draws of u: as :func:`draw_quantiles` of theta, of which few are computed.
-
-    Parameters
-    ----------
-    u : ndarray, shape (n, ndim, draws)
-        Unconstrained coordinates of the prior, each parameter's draws in increasing order.
-    quantiles : array_like, shape (quantile,) or (ndim, quantile)
-        Between 0 and 1; the same for all parameters, or each parameter's own.
-    prior : Prior
-
-    Returns
-    -------
-    ndarray, shape (n, ndim, quantile)
-        In the parameters' units.
-    """
-    levels = np.asarray(quantiles, dtype=float)
-    below, above, part = _neighbours(np.broadcast_to(levels, (u.shape[1], levels.shape[-1])), u.shape[-1])
-    low, high = (
-        prior.from_unconstrained(np.take_along_axis(u, index[None], axis=-1).transpose(0, 2, 1))
-        for index in (below, above)
-    )
-    return (low + part.T * (high - low)).transpose(0, 2, 1)
-
-
-def _neighbours(quantiles: ArrayLike, draws: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]]:
-    """Order statistics on both sides of each quantile, and the way from the first to the second."""
-    position = np.asarray(quantiles) * (draws - 1)
-    below = np.floor(position).astype(int)
-    return below, np.ceil(position).astype(int), position - below
 
 
 def piles_up(u: NDArray[np.floating], edge_fraction: float, edge_mass: float) -> NDArray[np.bool_]:
@@ -219,7 +169,7 @@ def infer_rows(
         if checker is not None and result.check is not None:
             _put_check(result.check, result.quality, known, checker, map_config.min_pvalue)
         if derive is not None and result.derived is not None:
-            result.derived[known.rows] = draw_quantiles(derive(known.theta, known.redshift[:, None]), quantiles)
+            result.derived[known.rows] = positive_quantiles(derive(known.theta, known.redshift[:, None]), quantiles)
         if result.samples is not None:
             _put_samples(result.samples, drawn, keep)
     return result

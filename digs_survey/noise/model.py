@@ -273,15 +273,15 @@ class NoiseModel:
         white, _, _, counts = self._standardise(observed, model, good, errors)
         return np.where(counts, white, np.nan)
 
-    def whiten(
+    def linearised(
         self,
         change: NDArray[np.float64],
         observed: NDArray[np.float64],
         model: NDArray[np.float64],
         good: NDArray[np.bool_],
         errors: NDArray[np.float64] | None,
-    ) -> NDArray[np.float64]:
-        """Small changes of a row's flux as they would add to its residuals.
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Return a row's residual and small changes of its flux, between which the noise has products.
 
         Parameters
         ----------
@@ -294,15 +294,22 @@ class NoiseModel:
 
         Returns
         -------
-        ndarray, shape (n, wavelength)
+        residual : ndarray, shape (wavelength,)
             0 where not good.
+        change : ndarray, shape (n, wavelength)
+            The same.
+        shared : ndarray, shape (k, wavelength)
+            In units of the noise x and y have the product :math:`x y - (U x) (U y)`, for U of these rows: what elements
+            share is taken out.
         """
         if self.config.space == "log10":
-            residual = change / (model * math.log1p(self.config.fraction))
+            scaled = change / (model * math.log1p(self.config.fraction))
         else:
-            residual = change / self.sigma(model, errors)
-        residual, counts = np.broadcast_arrays(residual, good)
-        return np.where(counts, self.correlation.whiten(residual, counts)[0], 0.0)
+            scaled = change / self.sigma(model, errors)
+        scaled, counts = np.broadcast_arrays(scaled, good)
+        white = np.where(counts, self.correlation.whiten(scaled, counts)[0], 0.0)
+        residual = self.residuals(observed, model, good, errors)
+        return np.where(good, residual, 0.0), white, np.empty((0, white.shape[-1]))
 
     def log_likelihood(
         self, observed: ArrayLike, model: ArrayLike, good: ArrayLike | None = None, errors: ArrayLike | None = None
@@ -332,6 +339,20 @@ class NoiseModel:
             possible = possible & ~(np.asarray(observed) <= 0)
         total = np.where(counts, log_density, 0.0).sum(axis=-1) - 0.5 * log_det
         return np.where((possible | ~counts).all(axis=-1), total, -np.inf)
+
+    def goodness(
+        self,
+        observed: NDArray[Any],
+        models: NDArray[Any],
+        good: NDArray[np.bool_] | None = None,
+        errors: NDArray[np.float64] | None = None,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return chi-square and log density (draws,) of one observation (column,) for models (draws, wavelength).
+
+        Chi-square is the sum of the squares of :meth:`residuals`; the density is that of :meth:`log_likelihood`.
+        """
+        chi2 = np.nansum(np.square(self.residuals(observed, models, good, errors)), axis=-1)
+        return chi2, self.log_likelihood(observed, models, good, errors)
 
     def errors_of(self, flux: ArrayLike, ivar: ArrayLike, good: ArrayLike) -> NDArray[np.float64] | None:
         """Errors (terms, n, wavelength) of observed rows, as ``errors`` of the other methods takes them.

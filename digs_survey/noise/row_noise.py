@@ -27,15 +27,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
+from digs_survey.jit import loops
 from digs_survey.noise.donors import Donors, Redshifts
 from digs_survey.noise.emission_lines import on_emission_lines
 from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import join_observed, split_clean, split_observed
+from digs_survey.simd import padded
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import as_like, as_numpy, namespace
 
 __all__ = ["RowNoise", "calibration_terms", "smooth_flux", "with_floor"]
 
+_COMPILED = "digs_survey.noise.compiled_likelihood"
 _LOG_2PI = math.log(2 * math.pi)
 _WINDOW = 25
 """Elements on either side over which the flux that the floor is a share of is smoothed."""
@@ -294,17 +297,20 @@ class RowNoise(NoiseModel):
         residual, scaled, counts = self._over_errors(observed, model)
         return np.where(counts, self._without_calibration(residual, scaled), np.nan)
 
-    def whiten(
+    def linearised(
         self,
         change: NDArray[np.float64],
         observed: NDArray[np.float64],
         model: NDArray[np.float64],
         good: NDArray[np.bool_],
         errors: NDArray[np.float64] | None,
-    ) -> NDArray[np.float64]:
-        """Changes (n, wavelength) of a row's flux as they would add to its residuals; see the base class."""
-        _, scaled, _ = self._over_errors(observed, model)
-        return self._without_calibration(change * split_observed(observed)[1], scaled)
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Return a row's residual and changes of its flux over the errors, and the calibration; see the base class."""
+        residual, scaled, _ = self._over_errors(observed, model)
+        terms = scaled * self._terms(scaled)
+        inner = terms @ terms.T + np.eye(len(terms))
+        shared = terms if not np.isfinite(inner).all() else np.linalg.solve(np.linalg.cholesky(inner), terms)
+        return residual, change * split_observed(observed)[1], shared
 
     def _without_calibration(self, residual: NDArray[np.float64], scaled: NDArray[np.float64]) -> NDArray[np.float64]:
         """Residuals (..., wavelength) over the errors, with the calibration's part taken out."""
@@ -330,6 +336,8 @@ class RowNoise(NoiseModel):
         Natural log of the density per unit of flux in each element with data. ``good`` and ``errors`` are in the
         observation already.
         """
+        if np.ndim(observed) == 1 and np.ndim(model) == 2:
+            return self.goodness(np.asarray(observed), np.asarray(model))[1]
         residual, scaled, counts = self._over_errors(observed, model)
         inner, along = self._calibration(residual, scaled)
         inner = inner + np.eye(inner.shape[-1])
@@ -339,6 +347,28 @@ class RowNoise(NoiseModel):
         density = log_width - 0.5 * (square + np.linalg.slogdet(inner)[1] + _LOG_2PI * (inverse > 0).sum(axis=-1))
         possible = np.isfinite(model) & (np.asarray(model) > 0)
         return np.where((possible | ~counts).all(axis=-1), density, -np.inf)
+
+    def goodness(
+        self,
+        observed: NDArray[Any],
+        models: NDArray[Any],
+        good: NDArray[np.bool_] | None = None,
+        errors: NDArray[np.float64] | None = None,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return chi-square and log density (draws,) of one observation; see the base class."""
+        compiled = loops(_COMPILED)
+        if compiled is None:
+            chi2 = np.nansum(np.square(self.residuals(observed, models)), axis=-1)
+            return chi2, self.log_likelihood(observed[None], models)
+        flux, inverse, _ = (np.ascontiguousarray(part) for part in split_observed(np.asarray(observed, dtype=float)))
+        terms, products = _padded_terms(models.shape[-1], self.config.calibration_order)
+        width = self.config.calibration_width
+        chi2, log_det, possible = compiled.goodness(
+            flux, inverse, np.ascontiguousarray(models, dtype=float), width * terms, width**2 * products
+        )
+        data = inverse[inverse > 0]
+        density = np.log(data).sum() - 0.5 * (chi2 + log_det + _LOG_2PI * data.size)
+        return chi2, np.where(possible, density, -np.inf)
 
     def _over_errors(
         self, observed: ArrayLike, model: ArrayLike
@@ -405,6 +435,14 @@ def calibration_terms(elements: int, order: int) -> NDArray[np.float64]:
     terms = np.cos(np.arange(1, order + 1)[:, None] * np.arccos(place))
     terms.setflags(write=False)
     return terms
+
+
+@lru_cache(maxsize=8)
+def _padded_terms(elements: int, order: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Calibration terms, and products of two of them, as :mod:`~digs_survey.noise.compiled_likelihood` takes them."""
+    terms = calibration_terms(elements, order)
+    first, second = np.tril_indices(order)
+    return padded(terms), padded(terms[first] * terms[second])
 
 
 def _normal(uniform: Any) -> Any:

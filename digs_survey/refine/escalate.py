@@ -36,7 +36,7 @@ from digs_survey.errors import StageError
 from digs_survey.identity import RunIdentity
 from digs_survey.importance.psis import PARETO_K_LIMIT
 from digs_survey.infer.map_catalog import derived_quantities
-from digs_survey.infer.rows import draw_quantiles
+from digs_survey.infer.quantiles import draw_quantiles
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
 from digs_survey.refine.reweigh import ReweighSetup, WeightedRows, reweigh_rows
 from digs_survey.results.columns import TIERS

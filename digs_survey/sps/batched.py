@@ -16,13 +16,16 @@ The same code runs on numpy arrays and on torch tensors, on whichever device the
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import cached_property
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 
 from digs_survey.config import ModelConfig
+from digs_survey.jit import loops
 from digs_survey.parameters import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import as_like, namespace, one_thread
@@ -34,8 +37,13 @@ from digs_survey.sps.sampling import GridSampling
 from digs_survey.sps.spread import TOLERANCE, onto_grid, spread_nodes
 from digs_survey.sps.universe import physical_prior
 
+if TYPE_CHECKING:
+    from digs_survey.sps.compiled_spectra import PackedHistory, PackedPart
+
 __all__ = ["BatchedModel"]
 
+_COMPILED = "digs_survey.sps.compiled_spectra"
+"""The loops for arrays of numpy's."""
 _ROWS = 1_024
 """Galaxies computed together: many enough for the matrix products, few enough to stay in cache."""
 _TOLERANCE = 1e-6
@@ -83,7 +91,7 @@ class BatchedModel:
         shortest = 10 ** prior.low[prior.index("logtau")] if "logtau" in prior.names else math.inf
         self._history = HistoryWeights(populations.log_age, shortest)
         self._living_nodes = populations.log_z
-        self._living = Part(populations.log_z, 1, populations.living_fraction[..., None])
+        self._living = Part(populations.log_z, 1, populations.living_fraction[..., None], 1)
         dust2 = prior.high[prior.index("dust2")]
         self._parts: list[Any]
         if "sigma_smooth" in prior.names:
@@ -108,9 +116,12 @@ class BatchedModel:
         stars, gas = stars / self._unit, gas / self._unit
         if populations.gas_follows_stars:
             stars[:, : gas.shape[1]] += gas
-            self._parts = [Part(populations.log_z, 1, stars)]
+            self._parts = [Part(populations.log_z, 1, stars, self._terms)]
         else:
-            self._parts = [Part(populations.log_z, 1, stars), Part(populations.gas_log_z, populations.gas_degree, gas)]
+            self._parts = [
+                Part(populations.log_z, 1, stars, self._terms),
+                Part(populations.gas_log_z, populations.gas_degree, gas, self._terms),
+            ]
 
     def _spread(self, populations: SSPGrid, sampling: GridSampling, dust2: float) -> None:
         """Prepare populations at several sigmas, for a line spread that is a parameter."""
@@ -137,8 +148,8 @@ class BatchedModel:
 
         nodes, edges = spread_nodes(populations, sampling, low, high)
         follows = populations.gas_follows_stars
-        stars = SpreadPart(populations.log_z, 1, nodes, edges)
-        gas = SpreadPart(populations.gas_log_z, populations.gas_degree, nodes, edges)
+        stars = SpreadPart(populations.log_z, 1, nodes, edges, self._terms)
+        gas = SpreadPart(populations.gas_log_z, populations.gas_degree, nodes, edges, self._terms)
         for i, panel in enumerate(nodes):
             of_panel = [ways(sigma) for sigma in np.exp(panel)]
             rows = np.stack([onto_grid(populations.spectra, way) for way in of_panel])
@@ -189,8 +200,16 @@ class BatchedModel:
         """
         self._check(theta)
         xp = namespace(theta)
+        compiled = loops(_COMPILED)
+        if compiled is not None and isinstance(theta, np.ndarray):
+            return self._compiled_spectra(compiled, theta)
         blocks = [self._block(theta[start : start + _ROWS]) for start in range(0, len(theta), _ROWS)]
         return xp.concatenate(blocks) if blocks else theta[:, :1] * as_like(self._curve, theta)
+
+    @property
+    def by_itself(self) -> bool:
+        """Whether a row of :meth:`spectra` for numpy arrays is the same bytes in any batch."""
+        return loops(_COMPILED) is not None
 
     def composite(self, weights: Any, logmass: Any, logzsol: Any, dust2: Any, sigma_smooth: Any = None) -> Any:
         """Spectra (n, wavelength) in erg/s/cm2/Angstrom of galaxies with any star formation history.
@@ -207,13 +226,12 @@ class BatchedModel:
         """
         xp = namespace(weights)
         where = (logzsol,) if sigma_smooth is None else (logzsol, xp.log(sigma_smooth))
-        terms = self._parts[0](weights, *where)
+        terms, dust = self._parts[0](weights, *where), xp.asarray(dust2, dtype=weights.dtype)[:, None]
         for part in self._parts[1:]:
-            terms += part(weights, *where)
-        elements, dust = len(self._curve), xp.asarray(dust2, dtype=weights.dtype)[:, None]
-        flux = terms[:, -elements:]
-        for j in range(self._terms - 2, -1, -1):
-            flux = terms[:, j * elements : (j + 1) * elements] - dust * flux
+            terms = [one + other for one, other in zip(terms, part(weights, *where), strict=True)]
+        flux = terms[-1]
+        for term in terms[-2::-1]:
+            flux = term - dust * flux
         flux = flux * xp.exp(-dust * as_like(self._curve, dust))
         return flux * (self._unit * 10**logmass)[:, None]
 
@@ -265,7 +283,7 @@ class BatchedModel:
         """
         weights = self._history(star_formation_rate(self._sfh, tau), tage)
         nodes = self._living_nodes
-        return nodes, np.stack([self._living(weights, np.full(len(tage), z))[:, 0] for z in nodes], axis=1)
+        return nodes, np.stack([self._living(weights, np.full(len(tage), z))[0][:, 0] for z in nodes], axis=1)
 
     def _check(self, theta: Any) -> None:
         low, high = as_like(self.prior.low, theta), as_like(self.prior.high, theta)
@@ -284,7 +302,42 @@ class BatchedModel:
         return self._history(star_formation_rate(self._sfh, tau), tage)
 
     def _surviving_fraction(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
-        return self._living(self._weights(theta, np.float64), theta[:, self._columns["logzsol"]])[:, 0]
+        return self._living(self._weights(theta, np.float64), theta[:, self._columns["logzsol"]])[0][:, 0]
+
+    def _compiled_spectra(self, compiled: ModuleType, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+        """As :meth:`spectra`, by :mod:`~digs_survey.sps.compiled_spectra`: each row by itself."""
+        logmass, logzsol, dust, tage = (
+            theta[:, self._columns[name]] for name in ("logmass", "logzsol", "dust2", "tage")
+        )
+        history, curve = self._packed
+        at: tuple[NDArray[np.float64], ...] = (logzsol,)
+        if "sigma_smooth" in self._columns:
+            at = logzsol, np.log(theta[:, self._columns["sigma_smooth"]])
+        panels = [part.place(*at) for part in self._parts]
+        shares = np.concatenate([part.shares(*at) for part in self._parts], axis=1).astype(np.float32)
+        single = [values.astype(np.float32) for values in (tage, 1 / self._tau(theta), dust)]
+        scale, out = self._unit * 10**logmass, np.empty((len(theta), len(self._curve)))
+        places, place = np.unique(np.stack(panels, axis=1), axis=0, return_inverse=True)
+        for k, panel in enumerate(places):
+            parts = tuple(self._packed_parts[p][where] for p, where in enumerate(panel))
+            order = np.flatnonzero(place.ravel() == k)
+            compiled.predict(history, parts, curve, *single, scale, shares, order, out)
+        return out
+
+    @cached_property
+    def _packed(self) -> tuple[PackedHistory, NDArray[np.float32]]:
+        from digs_survey.sps.compiled_spectra import CONSTANT, DELAYED, EXPONENTIAL
+
+        rate = {"constant": CONSTANT, "tau": EXPONENTIAL, "delayed_tau": DELAYED}[self._sfh]
+        return self._history.packed(rate), self._curve.astype(np.float32)
+
+    @cached_property
+    def _packed_parts(self) -> list[list[PackedPart]]:
+        first, found = 0, []
+        for part in self._parts:
+            found.append(part.packed(first))
+            first += part.share_count
+        return found
 
     def _block(self, theta: Any) -> Any:
         # All that is large is computed in single precision.

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import BarycentricInterpolator
 from scipy.linalg import block_diag
 
+from digs_survey.simd import padded
 from digs_survey.sps.arrays import as_like, namespace
+
+if TYPE_CHECKING:
+    from digs_survey.sps.compiled_spectra import PackedHistory
 
 __all__ = [
     "AgeQuadrature",
@@ -154,6 +158,7 @@ class HistoryWeights:
         # The rate is asked for at the points of all panels together: a few of them take longer to begin than to end.
         self._before = np.concatenate([np.full(age.size, before) for _, before, age, _ in panels])
         self._ages = np.concatenate([age for _, _, age, _ in panels])
+        self._panels = panels
         # Panels that are small are one product, most of whose factors are zero: that takes less than many products.
         self._parts, self._weights, asked = [], [], 0
         for joined in _joined(panels):
@@ -181,6 +186,21 @@ class HistoryWeights:
             share = self._share(np, np.full(inner.size, piece), inner)
             weights[:, :, k] = np.stack([shape @ (mass * share), shape @ (mass * (1 - share))], axis=1)
         return part, 0.0 if weights.shape[2] == 1 else high - low, age, weights
+
+    def packed(self, rate: int) -> PackedHistory:
+        """Return what the compiled loops take; ``rate`` is one of theirs."""
+        from digs_survey.sps.compiled_spectra import PackedHistory
+
+        rows, old, young, point, at = [], [], [], 0, 0
+        for part, _, age, weights in self._panels:
+            ends = [padded(weights[:, end].T).ravel() for end in (0, 1)]
+            rows.append([part.start, part.stop - part.start, point, age.size, at])
+            old.append(ends[0])
+            young.append(ends[1])
+            point, at = point + age.size, at + ends[0].size
+        values = self._edges, self._ages, self._before, np.concatenate(old), np.concatenate(young), *self._rule
+        edges, ages, before, older, younger, points, mass = (value.astype(np.float32) for value in values)
+        return PackedHistory(rate, edges, ages, before, np.array(rows), older, younger, points, mass)
 
     def _constants(self, like: Any) -> list[Any]:
         """What does not depend on the history, as :func:`as_like` gives it; made once for each kind of array."""

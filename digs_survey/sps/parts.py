@@ -4,70 +4,82 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from digs_survey.sps.arrays import as_like, namespace
 
+if TYPE_CHECKING:
+    from digs_survey.sps.compiled_spectra import PackedPart
+
 __all__ = ["Part", "SpreadPart", "lagrange_shares"]
 
-_COMPRESSED_FROM, _RESIDUE = 1_000, 3e-6
-"""Length of populations on the grid from which on they are kept as sums of fewer vectors, and what these leave out, as
-a share of the populations."""
+_LONG_FROM, _RESIDUE, _LONG_RESIDUE = 1_000, 3e-7, 3e-6
+"""What the vectors that populations are sums of leave out, as a share of the populations: on a grid by whose length,
+times the powers of the attenuation, they become long it may be more.
+"""
 _HISTORY_RESIDUE = 1e-6
-"""As :data:`_RESIDUE`, of the populations as sums of fewer ones, before the line spread is known."""
+"""The same of populations as sums of fewer ones, before the line spread is known."""
+
+Factors = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
+"""For each power of the attenuation's offset, matrices (row, vector) and (vector, element)."""
 
 
 class Part:
-    """Rows of populations on the grid, interpolated in metallicity and summed with weights.
+    """Populations on the grid, interpolated in metallicity and summed with weights.
+
+    Between two nodes of metallicity the populations are sums of fewer vectors, for each power of the attenuation's
+    offset: two products of matrices, the first narrow, in the place of one.
 
     Parameters
     ----------
     log_z : ndarray, shape (node,)
     degree : int
         Of the polynomial through the nodes of a panel.
-    rows : ndarray, shape (node, age, term * element)
+    rows : ndarray, shape (node, age, power * element)
+    powers : int
     """
 
-    def __init__(self, log_z: NDArray[np.float64], degree: int, rows: NDArray[np.floating]) -> None:
-        self._degree, self._edges, self._ages = degree, log_z[::degree].copy(), rows.shape[1]
+    def __init__(self, log_z: NDArray[np.float64], degree: int, rows: NDArray[np.floating], powers: int) -> None:
+        self.nodes, self.edges, self.ages = degree + 1, log_z[::degree].copy(), rows.shape[1]
         panels = [rows[i : i + degree + 1].reshape(-1, rows.shape[2]) for i in range(0, log_z.size - 1, degree)]
-        # Two products of matrices, the first narrow, in the place of one.
-        self._mixing: list[NDArray[np.float32]] | None = None
-        if rows.shape[2] >= _COMPRESSED_FROM:
-            factors = [_factors(panel) for panel in panels]
-            self._mixing, self._rows = [left for left, _ in factors], [right for _, right in factors]
-        else:
-            self._rows = list(np.stack(panels).astype(np.float32))
+        self.panels = [_factors(panel, powers) for panel in panels]
 
-    def __call__(self, weights: Any, logzsol: Any) -> Any:
-        """Sums (n, term * element) for weights (n, age) and metallicities (n,)."""
-        xp = namespace(weights)
-        edges, rows = as_like(self._edges, logzsol), [as_like(panel, weights) for panel in self._rows]
-        panel = xp.clip(xp.searchsorted(edges, logzsol, side="right") - 1, 0, len(rows) - 1)
-        shares = self._shares((logzsol - edges[panel]) / (edges[panel + 1] - edges[panel]))
-        shares, weights = xp.asarray(xp.stack(shares, -1), dtype=weights.dtype), weights[:, : self._ages]
-        total = xp.zeros((len(weights), rows[0].shape[-1]), dtype=weights.dtype, device=weights.device)
-        for k in range(len(rows)):
+    @property
+    def share_count(self) -> int:
+        """How many columns :meth:`shares` has."""
+        return self.nodes
+
+    def place(self, logzsol: Any) -> Any:
+        """Return which panel each metallicity (n,) lies in."""
+        return _place(self.edges, logzsol)[0]
+
+    def shares(self, logzsol: Any) -> Any:
+        """Shares (n, node) of the nodes of its panel in each metallicity (n,)."""
+        return _even_shares(self.edges, self.nodes, logzsol)
+
+    def packed(self, first_share: int) -> list[PackedPart]:
+        """Return each panel for the compiled loops, to which the shares are columns from ``first_share`` on."""
+        from digs_survey.sps.compiled_spectra import pack_part
+
+        return [pack_part(first_share, self.nodes, self.ages, factors) for factors in self.panels]
+
+    def __call__(self, weights: Any, logzsol: Any) -> list[Any]:
+        """Sums (n, element) of each power for weights (n, age) and metallicities (n,)."""
+        xp, panel = namespace(weights), self.place(logzsol)
+        mixed = _mixed(self.shares(logzsol), weights[:, : self.ages])
+        totals = _nothing(weights, self.panels[0])
+        for k, factors in enumerate(self.panels):
             (chosen,) = xp.where(panel == k)
             if len(chosen):
-                mixed = shares[chosen][:, :, None] * weights[chosen][:, None, :]
-                mixed = mixed.reshape(len(chosen), -1)
-                if self._mixing is not None:
-                    mixed = mixed @ as_like(self._mixing[k], weights)
-                total[chosen] = mixed @ rows[k]
-        return total
-
-    def _shares(self, position: Any) -> list[Any]:
-        """Lagrange's polynomials through equal steps from 0 to 1, at positions (n,)."""
-        steps = range(self._degree + 1)
-        return [math.prod((self._degree * position - j) / (k - j) for j in steps if j != k) for k in steps]
+                _sum(totals, chosen, mixed[chosen], factors)
+        return totals
 
 
 class SpreadPart:
-    """Rows of populations on the grid, interpolated in metallicity and in the line spread, and summed with weights.
+    """Populations on the grid, interpolated in metallicity and in the line spread, and summed with weights.
 
     Parameters
     ----------
@@ -78,6 +90,8 @@ class SpreadPart:
         Log sigma at the nodes of each panel of line spreads, through which a polynomial goes.
     edges : ndarray, shape (panel + 1,)
         Log sigma between which the panels lie.
+    powers : int
+        Of the attenuation's offset.
 
     Notes
     -----
@@ -94,37 +108,62 @@ class SpreadPart:
         degree: int,
         nodes: Sequence[NDArray[np.float64]],
         edges: NDArray[np.float64],
+        powers: int,
     ) -> None:
-        self._degree, self._edges = degree, log_z[::degree].copy()
-        self._nodes, self._spread_edges = list(nodes), edges
-        self._products: dict[tuple[int, int], list[NDArray[np.float32]]] = {}
+        self.nodes, self.edges = degree + 1, log_z[::degree].copy()
+        self.spread_nodes, self.spread_edges, self._powers = list(nodes), edges, powers
+        count = (len(self.edges) - 1) * len(self.spread_nodes)
+        self.panels: list[tuple[NDArray[np.float32], Factors]] = [(np.empty((0, 0), np.float32), [])] * count
+        """Of each panel of metallicities those of the line spreads: (node * age, sum), and the factors."""
 
     def fill(self, spread: int, rows: NDArray[np.floating]) -> None:
-        """Take the populations (spread node, node, age, term * element) of one panel of line spreads."""
-        self._ages, self._width = rows.shape[2:]
-        for panel in range(len(self._edges) - 1):
-            nodes = slice(panel * self._degree, (panel + 1) * self._degree + 1)
-            self._products[panel, spread] = _products(rows[:, nodes])
+        """Take the populations (spread node, node, age, power * element) of one panel of line spreads."""
+        self.ages = rows.shape[2]
+        for panel in range(len(self.edges) - 1):
+            first = panel * (self.nodes - 1)
+            nodes = slice(first, first + self.nodes)
+            self.panels[panel * len(self.spread_nodes) + spread] = _products(rows[:, nodes], self._powers)
 
-    def __call__(self, weights: Any, logzsol: Any, log_sigma: Any) -> Any:
-        """Sums (n, term * element) for weights (n, age), metallicities (n,) and logs of sigma (n,)."""
-        xp, weights = namespace(weights), weights[:, : self._ages]
-        panel, lower, width = _place(self._edges, logzsol)
-        steps = np.arange(self._degree + 1) / self._degree
-        shares = xp.asarray(lagrange_shares(steps, (logzsol - lower) / width), dtype=weights.dtype)
-        spread, _, _ = _place(self._spread_edges, log_sigma)
-        total = xp.zeros((len(weights), self._width), dtype=weights.dtype, device=weights.device)
-        for (k, m), (histories, *products) in self._products.items():
-            (chosen,) = xp.where((panel == k) & (spread == m))
+    @property
+    def share_count(self) -> int:
+        """How many columns :meth:`shares` has."""
+        return self.nodes + max(map(len, self.spread_nodes))
+
+    def place(self, logzsol: Any, log_sigma: Any) -> Any:
+        """Return which panel each metallicity and log sigma (n,) lies in."""
+        return _place(self.edges, logzsol)[0] * len(self.spread_nodes) + _place(self.spread_edges, log_sigma)[0]
+
+    def shares(self, logzsol: NDArray[np.float64], log_sigma: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Shares (n, node + spread node) of the nodes of its panel; 0 where a panel has fewer line spreads."""
+        of_spread = np.zeros((len(log_sigma), self.share_count - self.nodes))
+        panel = _place(self.spread_edges, log_sigma)[0]
+        for m, nodes in enumerate(self.spread_nodes):
+            here = panel == m
+            of_spread[here, : len(nodes)] = lagrange_shares(nodes, log_sigma[here])
+        return np.concatenate([_even_shares(self.edges, self.nodes, logzsol), of_spread], axis=1)
+
+    def packed(self, first_share: int) -> list[PackedPart]:
+        """As :meth:`Part.packed`."""
+        from digs_survey.sps.compiled_spectra import pack_part
+
+        spreads = [len(self.spread_nodes[k % len(self.spread_nodes)]) for k in range(len(self.panels))]
+        return [
+            pack_part(first_share, self.nodes, self.ages, factors, histories, count)
+            for (histories, factors), count in zip(self.panels, spreads, strict=True)
+        ]
+
+    def __call__(self, weights: Any, logzsol: Any, log_sigma: Any) -> list[Any]:
+        """Sums (n, element) of each power for weights (n, age), metallicities (n,) and logs of sigma (n,)."""
+        xp, panel = namespace(weights), self.place(logzsol, log_sigma)
+        mixed = _mixed(_even_shares(self.edges, self.nodes, logzsol), weights[:, : self.ages])
+        totals = _nothing(weights, self.panels[0][1])
+        for k, (histories, factors) in enumerate(self.panels):
+            (chosen,) = xp.where(panel == k)
             if len(chosen):
-                mixed = (shares[chosen][:, :, None] * weights[chosen][:, None, :]).reshape(len(chosen), -1)
-                mixed = mixed @ as_like(histories, weights)
-                of_spread = xp.asarray(lagrange_shares(self._nodes[m], log_sigma[chosen]), dtype=weights.dtype)
-                mixed = (of_spread[:, :, None] * mixed[:, None, :]).reshape(len(chosen), -1)
-                for product in products:
-                    mixed = mixed @ as_like(product, weights)
-                total[chosen] = mixed
-        return total
+                sums = mixed[chosen] @ as_like(histories, weights)
+                of_spread = lagrange_shares(self.spread_nodes[k % len(self.spread_nodes)], log_sigma[chosen])
+                _sum(totals, chosen, _mixed(of_spread, sums), factors)
+        return totals
 
 
 def lagrange_shares(nodes: NDArray[np.float64], position: Any) -> Any:
@@ -141,11 +180,35 @@ def _place(edges: NDArray[np.float64], values: Any) -> tuple[Any, Any, Any]:
     return panel, at[panel], at[panel + 1] - at[panel]
 
 
-def _products(rows: NDArray[np.floating]) -> list[NDArray[np.float32]]:
-    """Return matrices whose product takes a galaxy's weights to its spectrum, in the order that they are applied.
+def _even_shares(edges: NDArray[np.float64], nodes: int, values: Any) -> Any:
+    """Shares (n, node) of the nodes, equal steps apart, of the panel in which each value (n,) lies."""
+    _, lower, width = _place(edges, values)
+    return lagrange_shares(np.arange(nodes) / (nodes - 1), (values - lower) / width)
 
-    The first has shape (node * age, sum); between it and the next a galaxy's share of each line spread comes in, so
-    that the next has (spread node * sum) rows; the last has (term * element) columns.
+
+def _mixed(shares: Any, weights: Any) -> Any:
+    """Products (n, share * weight) of shares (n, share) and weights (n, weight)."""
+    shares = namespace(weights).asarray(shares, dtype=weights.dtype)
+    return (shares[:, :, None] * weights[:, None, :]).reshape(len(weights), -1)
+
+
+def _nothing(weights: Any, factors: Factors) -> list[Any]:
+    xp = namespace(weights)
+    return [
+        xp.zeros((len(weights), rows.shape[1]), dtype=weights.dtype, device=weights.device) for _, rows in factors
+    ]
+
+
+def _sum(totals: list[Any], chosen: Any, mixed: Any, factors: Factors) -> None:
+    for total, (mixing, rows) in zip(totals, factors, strict=True):
+        total[chosen] = mixed @ as_like(mixing, mixed) @ as_like(rows, mixed)
+
+
+def _products(rows: NDArray[np.floating], powers: int) -> tuple[NDArray[np.float32], Factors]:
+    """Return the matrices that take a galaxy's weights to its spectrum.
+
+    The first has shape (node * age, sum). Between it and the factors a galaxy's share of each line spread comes in, so
+    that these have (spread node * sum) rows.
     """
     spreads, width = rows.shape[0], rows.shape[3]
     wide = rows.reshape(spreads, -1, width).astype(np.float64)
@@ -154,20 +217,20 @@ def _products(rows: NDArray[np.floating]) -> list[NDArray[np.float32]]:
     squares = np.zeros((size.size, size.size))
     for of_spread in wide:
         squares += of_spread @ of_spread.T
-    kept = _directions(squares, _HISTORY_RESIDUE)
+    kept = _directions(squares, _HISTORY_RESIDUE * math.sqrt(np.trace(squares)))
     sums = (kept.T @ wide).reshape(-1, width)
-    products = [(size[:, None] * kept).astype(np.float32)]
-    if width < _COMPRESSED_FROM:
-        return [*products, sums.astype(np.float32)]
-    mixing = _directions(sums @ sums.T, _RESIDUE)
-    return [*products, mixing.astype(np.float32), (mixing.T @ sums).astype(np.float32)]
+    allowed, factors = _allowed(sums), []
+    for part in np.split(sums, powers, axis=1):
+        mixing = _directions(part @ part.T, allowed)
+        factors.append((mixing.astype(np.float32), (mixing.T @ part).astype(np.float32)))
+    return (size[:, None] * kept).astype(np.float32), factors
 
 
-def _directions(squares: NDArray[np.float64], residue: float) -> NDArray[np.float64]:
-    """Leading eigenvectors (row, vector) of products of rows (row, row) that leave out a share ``residue`` of them."""
+def _directions(squares: NDArray[np.float64], allowed: float) -> NDArray[np.float64]:
+    """Leading eigenvectors (row, vector) of products of rows (row, row) that leave out no more than a size of them."""
     strength, vectors = np.linalg.eigh(squares)
     beyond = np.sqrt(np.cumsum(np.maximum(strength, 0.0)))
-    return np.ascontiguousarray(vectors[:, beyond > residue * beyond[-1]][:, ::-1])
+    return np.ascontiguousarray(vectors[:, beyond > allowed][:, ::-1])
 
 
 def _sizes(size: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -176,11 +239,22 @@ def _sizes(size: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(size == 0, 1.0, size)
 
 
-def _factors(rows: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Matrices (row, vector) and (vector, column) whose product is rows (row, column), to :data:`_RESIDUE`."""
+def _allowed(rows: NDArray[np.float64]) -> float:
+    """Return the size of what may be left out of rows (row, column)."""
+    return (_RESIDUE if rows.shape[1] < _LONG_FROM else _LONG_RESIDUE) * float(np.linalg.norm(rows))
+
+
+def _factors(rows: NDArray[np.floating], powers: int) -> Factors:
+    """For each power, matrices whose product is its part of rows (row, power * element).
+
+    What a product leaves out is a fixed share of all the rows, or less: small powers have few vectors, or none.
+    """
     wide = np.asarray(rows, dtype=np.float64)
     size = _sizes(np.abs(wide).mean(axis=1, keepdims=True))
-    left, strength, right = np.linalg.svd(wide / size, full_matrices=False)
-    beyond = np.sqrt(np.cumsum(strength[::-1] ** 2))[::-1]
-    count = int((beyond > _RESIDUE * beyond[0]).sum())
-    return (size * left[:, :count] * strength[:count]).astype(np.float32), right[:count].astype(np.float32)
+    allowed, found = _allowed(wide / size), []
+    for part in np.split(wide / size, powers, axis=1):
+        left, strength, right = np.linalg.svd(part, full_matrices=False)
+        beyond = np.sqrt(np.cumsum(strength[::-1] ** 2))[::-1]
+        count = int((beyond > allowed).sum())
+        found.append(((size * left[:, :count] * strength[:count]).astype(np.float32), right[:count].astype(np.float32)))
+    return found

@@ -10,7 +10,7 @@ from digs_survey.config import load_config
 from digs_survey.config.survey_config import DerivedName
 from digs_survey.errors import ConfigError
 from digs_survey.infer.derived import DerivedQuantities
-from digs_survey.infer.rows import draw_quantiles
+from digs_survey.infer.quantiles import draw_quantiles
 from digs_survey.parameters import DERIVED
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.batched import BatchedModel

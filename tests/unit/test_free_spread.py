@@ -60,7 +60,7 @@ def test_spectra_are_those_smoothed_by_that_sigma(grid, request):
 
 
 def test_a_finer_grid_takes_more_nodes(coarse, fine):
-    numbers = [[len(nodes) for nodes in model._parts[0]._nodes] for model in (coarse, fine)]
+    numbers = [[len(nodes) for nodes in model._parts[0].spread_nodes] for model in (coarse, fine)]
     assert sum(numbers[0]) < sum(numbers[1])
 
 
@@ -91,9 +91,9 @@ def test_prospector_smooths_by_the_parameter():
 def test_wide_grids_are_kept_as_sums_of_few_vectors():
     grid = WavelengthGrid(np.arange(4800.0, 6800.0, 4.0))
     model, theta = BatchedModel.from_config(ModelConfig(), FREE, grid), rows_of(30)
-    for products in model._parts[0]._products.values():
-        assert len(products) == 3
-        assert len(products[-1]) < 250
+    for histories, factors in model._parts[0].panels:
+        assert histories.shape[1] < 100
+        assert sum(len(rows) for _, rows in factors) < 250
     np.testing.assert_allclose(
         model.spectra(theta), ProspectorSimulator(ModelConfig(), FREE, grid).spectra(theta), rtol=1e-3
     )

@@ -14,7 +14,7 @@ from digs_survey.importance.weights import (
     weigh,
     weighted_quantiles,
 )
-from digs_survey.infer.rows import draw_quantiles
+from digs_survey.infer.quantiles import draw_quantiles
 
 NDIM, ELEMENTS, SIGMA = 3, 12, 0.2
 DESIGN = np.random.default_rng(0).normal(size=(NDIM, ELEMENTS))

@@ -3,11 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.special import logit
-from scipy.stats import norm
+from scipy.stats import gamma, norm
 
 from digs_survey.catalog.prepare import PreparedRows
 from digs_survey.config import MapConfig, NoiseConfig
-from digs_survey.infer.rows import draw_quantiles, infer_rows, ordered_quantiles, piles_up
+from digs_survey.estimator.flows.points import base_points
+from digs_survey.infer.quantiles import draw_quantiles, ordered_quantiles, positive_quantiles, smooth_quantiles
+from digs_survey.infer.rows import infer_rows, piles_up
 from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
@@ -43,12 +45,49 @@ def test_quantiles_are_those_of_numpy():
     np.testing.assert_allclose(draw_quantiles(theta, wanted), expected, rtol=0, atol=1e-13)
 
 
-def test_quantiles_of_sorted_coordinates_are_those_of_theta():
-    prior = Prior()
-    u = np.random.default_rng(3).normal(0, 3, size=(4, 5, 997)).astype(np.float32)
-    wanted = (0.025, 0.16, 0.5, 0.84, 0.975, 0.999, 1.0)
-    expected = draw_quantiles(prior.from_unconstrained(u.transpose(0, 2, 1)), wanted)
-    np.testing.assert_allclose(ordered_quantiles(np.sort(u, axis=-1), wanted, prior), expected, rtol=1e-12)
+def test_smooth_quantiles_of_a_gaussian_are_exact_and_theta_has_the_same():
+    prior, levels = Prior(), (0.05, 0.16, 0.5, 0.84, 0.95)
+    centre, width = np.linspace(-2, 2, 5)[:, None], np.linspace(0.1, 2, 5)[:, None]
+    u = (centre + width * norm.ppf((np.arange(512) + 0.5) / 512))[None]
+    found = smooth_quantiles(u, levels)
+    np.testing.assert_allclose(found[0], centre + width * norm.ppf(levels), atol=1e-12)
+    theta = prior.from_unconstrained(found.transpose(0, 2, 1)).transpose(0, 2, 1)
+    np.testing.assert_array_equal(ordered_quantiles(u, levels, prior), theta)
+
+
+def test_smooth_quantiles_of_a_skewed_distribution_are_its_own():
+    levels, score = (0.05, 0.16, 0.5, 0.84, 0.95), norm.ppf((np.arange(512) + 0.5) / 512)
+    skewed = gamma(3)
+    found = smooth_quantiles(skewed.ppf(norm.cdf(score))[None, None], levels)
+    np.testing.assert_allclose(found[0, 0], skewed.ppf(levels), atol=0.02 * skewed.std())
+    rates = 10 ** (3 * score - 5)
+    np.testing.assert_allclose(
+        positive_quantiles(rates[None, :, None], levels)[0, 0], 10 ** (3 * norm.ppf(levels) - 5), rtol=1e-9
+    )
+
+
+@pytest.mark.parametrize("draws", [16, 30, 997])
+def test_levels_beyond_which_there_are_few_draws_are_interpolated(draws):
+    u = np.sort(np.random.default_rng(3).normal(size=(4, 2, draws)), axis=-1)
+    levels = (0.0, 7.9 / draws, 1 - 7.9 / draws, 1.0)
+    expected = np.moveaxis(np.quantile(u, levels, axis=-1), 0, -1)
+    np.testing.assert_allclose(smooth_quantiles(u, levels), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_few_even_draws_give_smooth_quantiles_better_than_order_statistics():
+    """Of a skewed parameter that five base coordinates make together, as a flow does."""
+
+    def parameter_of(z):
+        return np.sinh(0.5 * z[0] + 0.4 * z[1] * z[2] + 0.5 * (z[3] + z[4]))
+
+    levels = (0.16, 0.5, 0.84)
+    exact = np.quantile(parameter_of(base_points(2**17, 5, 99)), levels)
+    errors = []
+    for seed in range(8):
+        ordered = np.sort(parameter_of(base_points(512, 5, seed)))[None, None]
+        errors.append([smooth_quantiles(ordered, levels)[0, 0] - exact, np.quantile(ordered, levels) - exact])
+    smooth, rough = np.sqrt(np.square(errors).mean(axis=(0, 2)))
+    assert smooth < 0.8 * rough
 
 
 def test_percentiles_of_a_known_posterior():

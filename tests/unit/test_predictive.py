@@ -103,9 +103,10 @@ def test_p_values_of_good_rows_gather_about_a_half_and_are_not_too_bold(noise):
 def test_a_few_wild_draws_neither_hide_a_bad_fit_nor_spoil_a_good_one():
     rng = np.random.default_rng(5)
     good, bad = rng.normal(size=(64, ELEMENTS)), 3 * rng.normal(size=(64, ELEMENTS))
+    good, bad = (np.square(residuals).sum(axis=1) for residuals in (good, bad))
     for some in (1, 31):
-        assert judge(np.concatenate([bad[some:], np.zeros((some, ELEMENTS))]))[1] < 1e-5
-        value, pvalue = judge(np.concatenate([good[some:], 1e6 * bad[:some]]))
+        assert judge(np.concatenate([bad[some:], np.zeros(some)]), ELEMENTS)[1] < 1e-5
+        value, pvalue = judge(np.concatenate([good[some:], 1e12 * bad[:some]]), ELEMENTS)
         assert pvalue > 1e-3
         assert value < 2
 

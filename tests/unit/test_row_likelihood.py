@@ -7,6 +7,7 @@ import pytest
 from row_noise import ELEMENTS, GRID, dense_covariance, draw, row_noise, small_row, spectra
 from scipy import stats
 
+from digs_survey.jit import PLAIN
 from digs_survey.noise.observation import join_observed, split_observed
 from digs_survey.noise.row_noise import RowNoise, calibration_terms
 
@@ -28,6 +29,21 @@ def test_the_likelihood_is_the_normal_one_of_the_dense_covariance(settings):
     if settings.get("calibration_order") != 0:
         white = stats.multivariate_normal(models[0][good], np.diag(split_observed(observed)[1][good] ** -2.0)).logpdf(x)
         assert found[0] != pytest.approx(white, abs=0.01)
+
+
+def test_compiled_and_plain_loops_agree_and_a_model_does_not_depend_on_its_place(monkeypatch):
+    noise = row_noise()
+    observed, models, _ = small_row(101)
+    models = models[0] * np.random.default_rng(5).uniform(0.8, 1.2, (70, 1))
+    found = noise.goodness(observed, models)
+    shuffled = np.random.default_rng(6).permutation(70)
+    for values, moved in zip(found, noise.goodness(observed, models[shuffled]), strict=True):
+        np.testing.assert_array_equal(values[shuffled], moved)
+    for k in (0, 31, 69):
+        alone = [float(values[0]) for values in noise.goodness(observed, models[[k]])]
+        assert alone == [float(values[k]) for values in found]
+    monkeypatch.setenv(PLAIN, "1")
+    np.testing.assert_allclose(noise.goodness(observed, models), found, rtol=1e-9)
 
 
 def test_rows_and_models_pair_up_or_broadcast():

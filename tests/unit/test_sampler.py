@@ -15,7 +15,8 @@ import torch
 from safetensors.numpy import load, save
 from sbi.neural_nets.net_builders import build_maf, build_nsf, build_zuko_maf, build_zuko_nice, build_zuko_nsf
 
-from digs_survey.estimator.flows import compiled, sampler
+from digs_survey import jit, simd
+from digs_survey.estimator.flows import compiled
 from digs_survey.estimator.flows.sampler import KINDS, PLAIN, MaskedFlow
 
 BUILDERS = {"maf": build_maf, "zuko_maf": build_zuko_maf, "zuko_nsf": build_zuko_nsf}
@@ -184,20 +185,20 @@ def test_other_flows_are_refused(builder, settings):
 def test_elementary_functions():
     x = np.linspace(-30, 30, 200 * compiled.BLOCK + 1, dtype=np.float32)
     for ours, exact in (
-        (compiled._tanh, np.tanh),
-        (compiled._exp, np.exp),
-        (compiled._softplus, lambda x: np.logaddexp(0, x)),
+        (simd.tanh, np.tanh),
+        (simd.exp, np.exp),
+        (simd.softplus, lambda x: np.logaddexp(0, x)),
     ):
         found = np.array([ours(value) for value in x], dtype=np.float32)
         np.testing.assert_allclose(found, exact(x.astype(float)), rtol=5e-6, atol=2e-7)
     positive = np.geomspace(1e-30, 1e30, 10_000).astype(np.float32)
-    found = [compiled._log(value) for value in positive]
+    found = [simd.log(value) for value in positive]
     np.testing.assert_allclose(found, np.log(positive.astype(float)), rtol=1e-6, atol=2e-7)
     rows = np.resize(x, 3 * compiled.BLOCK)
     before = rows.copy()
     compiled.tanh_rows(rows, 1, 2)
     inner = slice(compiled.BLOCK, 2 * compiled.BLOCK)
-    np.testing.assert_allclose(rows[inner], np.tanh(before[inner].astype(float)), rtol=0, atol=2e-7)
+    np.testing.assert_allclose(rows[inner], np.tanh(before[inner].astype(float)), rtol=0, atol=4e-7)
     rows[inner] = before[inner]
     assert np.array_equal(rows, before)
 
@@ -208,15 +209,15 @@ def test_without_numba_it_says_so_once_and_goes_on(monkeypatch, caplog):
 
     flow, context = MaskedFlow.from_sbi(build("maf")), np.ones(CONTEXT, np.float32)
     compiled_draws = flow.inverse(points(3), context)
-    sampler._compiled.cache_clear()
+    jit._compiled.cache_clear()
     monkeypatch.setattr(compiled, "compile_all", broken)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             np.testing.assert_allclose(flow.inverse(points(3), context), compiled_draws, rtol=1e-5, atol=1e-5)
-    sampler._compiled.cache_clear()
+    jit._compiled.cache_clear()
     assert [r.getMessage() for r in caplog.records] == [
-        "the sampler's loops could not be compiled (RuntimeError: no compiler here); "
-        "sampling goes on in plain torch, several times slower"
+        "the loops of digs_survey.estimator.flows.compiled could not be compiled (RuntimeError: no compiler here); "
+        "plain ones run, several times slower"
     ]
 
 

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from digs_survey.config import GridConfig, ModelConfig, load_config
 from digs_survey.errors import ConfigError
+from digs_survey.jit import PLAIN
 from digs_survey.parameters import Prior
 from digs_survey.simulate.prior_draws import draw_theta
 from digs_survey.spectra import WavelengthGrid
@@ -45,7 +46,7 @@ def test_spectra_of_many_elements_from_fewer_vectors_are_prospectors():
     grid = WavelengthGrid.from_config(config.grid)
     prior = physical_prior(config.make_prior()).without("sigma_smooth")
     theta, model = rows_of(prior, 60), BatchedModel.from_config(config.model, prior, grid)
-    assert all(len(panel) < 200 for part in model._parts for panel in part._rows)
+    assert all(len(rows) < 200 for part in model._parts for panel in part.panels for _, rows in panel)
     np.testing.assert_allclose(
         model.spectra(theta), ProspectorSimulator(config.model, prior, grid).spectra(theta), rtol=5e-4
     )
@@ -80,6 +81,21 @@ def test_torch_and_numpy_agree_and_rows_do_not_depend_on_their_batch():
         np.concatenate([model.spectra(theta[i : i + 1]) for i in range(20)]), flux[:20], rtol=1e-5
     )
     assert model.spectra(theta[:0]).shape == (0, len(GRID))
+
+
+@pytest.mark.parametrize("sfh", ["delayed_tau", "tau", "constant"])
+def test_compiled_and_plain_spectra_agree_and_a_row_is_the_same_bytes_anywhere(sfh, monkeypatch):
+    config = load_config("digs2022", [f"model.sfh={sfh}"])
+    prior = config.make_prior()
+    model = BatchedModel.from_config(config.model, prior, GRID)
+    theta = rows_of(prior, 150)
+    flux, shuffled = model.spectra(theta), np.random.default_rng(2).permutation(len(theta))
+    assert model.by_itself
+    np.testing.assert_array_equal(model.spectra(theta[shuffled]), flux[shuffled])
+    np.testing.assert_array_equal(np.concatenate([model.spectra(theta[[k]]) for k in range(30)]), flux[:30])
+    monkeypatch.setenv(PLAIN, "1")
+    assert not model.by_itself
+    np.testing.assert_allclose(model.spectra(theta), flux, rtol=1e-5)
 
 
 def test_what_is_not_covered_is_refused():

@@ -31,7 +31,7 @@ from digs_survey.audit.calibration.uniformity import (
     rank_tests,
     verdict,
 )
-from digs_survey.infer.rows import draw_quantiles
+from digs_survey.infer.quantiles import draw_quantiles
 
 if TYPE_CHECKING:
     from digs_survey.parameters import Prior

@@ -97,7 +97,7 @@ class Population:
             for row in np.flatnonzero(np.isfinite(theta).all(axis=(1, 2))):
                 good, own = block.good[row], None if block.errors is None else block.errors[:, row]
                 spectra = checker.spectra(theta[row], flux[row])
-                chi2[row], pvalue[row] = judge(noise.residuals(flux[row], spectra, good, own))
+                chi2[row], pvalue[row] = judge(noise.goodness(flux[row], spectra, good, own)[0], int(good.sum()))
                 middle = np.median(spectra, axis=0)
                 residual = np.where(good, noise.spectrum_of(flux[row]) - middle, np.nan)
                 sigma[row], percent[row] = residual / noise.sigma(middle, own), 100 * residual / middle

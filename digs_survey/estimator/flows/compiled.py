@@ -10,16 +10,12 @@ Only contractions (fused multiply-adds) are allowed of the compiler's fast maths
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
-from numpy.polynomial import Chebyshev, Polynomial
 from numpy.typing import NDArray
 
-from digs_survey.jit import cached
+from digs_survey.simd import STRIDE, cached_jit, dense_of, exp, jit, log, softplus, tanh
 
 __all__ = [
     "BLOCK",
@@ -36,8 +32,6 @@ __all__ = [
 
 BLOCK = 128
 """Draws in a row: the rows of a layer of some 30 units fit in the first cache."""
-STRIDE = 4
-"""Columns of every weight are padded with zeros to a multiple of this."""
 SOFTPLUS, EXPONENTIAL, SPLINE = 0, 1, 2
 """What a flow's univariate transforms are: see :data:`digs_survey.estimator.flows.sampler.KINDS`."""
 
@@ -64,24 +58,10 @@ class Packed(NamedTuple):
     writes: NDArray[np.int64]
 
 
-_jit: Any = partial(njit, nogil=True, fastmath={"contract"}, error_model="numpy")
-_cached_jit = cached(_jit)
-
-
-def _polynomial(function: Callable[[Any], Any], degree: int, low: float, high: float) -> tuple[np.float32, ...]:
-    """Coefficients, constant first, of the polynomial through a function's values at the Chebyshev points."""
-    found = Chebyshev.interpolate(function, degree, domain=[low, high]).convert(kind=Polynomial)
-    return tuple(np.float32(c) for c in found.coef)
-
+_dense = dense_of(BLOCK)
 
 _F = np.float32
 _ZERO, _HALF, _ONE, _TWO = _F(0), _F(0.5), _F(1), _F(2)
-_LOG2_E, _LN_2 = _F(np.log2(np.e)), _F(np.log(2))
-_EXP2 = _polynomial(np.exp2, 5, -0.5, 0.5)
-_LOG1P = _polynomial(lambda x: np.log1p(np.maximum(x, 1e-12)) / np.maximum(x, 1e-12), 9, 0.0, 1.0)
-_MANTISSA, _BIAS = np.int32(23), np.int32(127)
-_TANH_END, _EXP_END = _F(10), _F(87)
-"""Beyond these, tanh is 1 and exp leaves the range of float32."""
 _SCALE_FLOOR = _F(1e-3)
 """Smallest scale, as in nflows' affine transform."""
 _LOG_SLOPE = _F(np.log(1e-3))
@@ -91,70 +71,29 @@ _BOUND = _F(5)
 _LOG_2PI = np.log(2 * np.pi)
 
 
-@_jit
-def _exp(x):  # type: ignore[no-untyped-def]
-    x = _EXP_END if x > _EXP_END else (-_EXP_END if x < -_EXP_END else x)
-    y = x * _LOG2_E
-    whole = np.floor(y + _HALF)
-    f = y - whole
-    p = ((((_EXP2[5] * f + _EXP2[4]) * f + _EXP2[3]) * f + _EXP2[2]) * f + _EXP2[1]) * f + _EXP2[0]
-    return p * np.int32((np.int32(whole) + _BIAS) << _MANTISSA).view(np.float32)
-
-
-@_jit
-def _log1p(x):  # type: ignore[no-untyped-def]
-    """Logarithm of 1 + x for x from 0 to 1."""
-    p = (((_LOG1P[9] * x + _LOG1P[8]) * x + _LOG1P[7]) * x + _LOG1P[6]) * x + _LOG1P[5]
-    p = ((((p * x + _LOG1P[4]) * x + _LOG1P[3]) * x + _LOG1P[2]) * x + _LOG1P[1]) * x + _LOG1P[0]
-    return p * x
-
-
-@_jit
-def _log(x):  # type: ignore[no-untyped-def]
-    """Logarithm of a positive normal number."""
-    bits = np.float32(x).view(np.int32)
-    exponent = (bits >> _MANTISSA) - _BIAS
-    fraction = np.int32(bits - (exponent << _MANTISSA)).view(np.float32) - _ONE
-    return _log1p(fraction) + _F(exponent) * _LN_2
-
-
-@_jit
-def _tanh(x):  # type: ignore[no-untyped-def]
-    size = abs(x)
-    size = _TANH_END if size > _TANH_END else size
-    e = _exp(-_TWO * size)
-    y = (_ONE - e) / (_ONE + e)
-    return -y if x < _ZERO else y
-
-
-@_jit
-def _softplus(x):  # type: ignore[no-untyped-def]
-    return (x if x > _ZERO else _ZERO) + _log1p(_exp(-abs(x)))
-
-
-@_jit
+@jit
 def _squash(x, limit):  # type: ignore[no-untyped-def]
     """Bring x softly within +-limit, as zuko does with logarithms of slopes and of bin sizes."""
     return x / (_ONE + abs(x / limit))
 
 
-@_jit
+@jit
 def tanh_rows(values, start, stop):  # type: ignore[no-untyped-def]
     """Replace the rows start to stop of ``values``, a flat array of rows, by their hyperbolic tangents."""
     for i in range(start, stop):
         row = values[i * BLOCK :]
         for n in range(BLOCK):
-            row[n] = _tanh(row[n])
+            row[n] = tanh(row[n])
 
 
-@_jit
+@jit
 def tanh_repeatedly(values, rows, times):  # type: ignore[no-untyped-def]
     """Take the hyperbolic tangent of the first rows again and again: the rate that benchmarks compare with."""
     for _ in range(times):
         tanh_rows(values, 0, rows)
 
 
-@_jit
+@jit
 def _relu_rows(values, start, stop):  # type: ignore[no-untyped-def]
     for i in range(start, stop):
         row = values[i * BLOCK :]
@@ -162,35 +101,7 @@ def _relu_rows(values, start, stop):  # type: ignore[no-untyped-def]
             row[n] = _ZERO if row[n] < _ZERO else row[n]
 
 
-@_jit
-def _dense(weight, bias, depth, source, out, start, stop):  # type: ignore[no-untyped-def]
-    """Units start to stop of a layer from the first ``depth`` of the layer before; weights beyond it are zero."""
-    i = start
-    while i < stop:
-        # Views from an offset on, since the compiler cannot rule out that an offset within an index is negative.
-        row = out[i * BLOCK :]
-        three = i + 2 < stop
-        a, b, c = bias[i], bias[i + 1 if three else i], bias[i + 2 if three else i]
-        for k in range(0, max(depth, 1), STRIDE):
-            h = source[k * BLOCK :]
-            a0, a1, a2, a3 = weight[i, k], weight[i, k + 1], weight[i, k + 2], weight[i, k + 3]
-            if three:
-                b0, b1, b2, b3 = weight[i + 1, k], weight[i + 1, k + 1], weight[i + 1, k + 2], weight[i + 1, k + 3]
-                c0, c1, c2, c3 = weight[i + 2, k], weight[i + 2, k + 1], weight[i + 2, k + 2], weight[i + 2, k + 3]
-                for n in range(BLOCK):
-                    h0, h1, h2, h3 = h[n], h[BLOCK + n], h[2 * BLOCK + n], h[3 * BLOCK + n]
-                    m, p = BLOCK + n, 2 * BLOCK + n
-                    row[n] = (row[n] if k else a) + a0 * h0 + a1 * h1 + a2 * h2 + a3 * h3
-                    row[m] = (row[m] if k else b) + b0 * h0 + b1 * h1 + b2 * h2 + b3 * h3
-                    row[p] = (row[p] if k else c) + c0 * h0 + c1 * h1 + c2 * h2 + c3 * h3
-            else:
-                for n in range(BLOCK):
-                    h0, h1, h2, h3 = h[n], h[BLOCK + n], h[2 * BLOCK + n], h[3 * BLOCK + n]
-                    row[n] = (row[n] if k else a) + a0 * h0 + a1 * h1 + a2 * h2 + a3 * h3
-        i += 3 if three else 1
-
-
-@_jit
+@jit
 def _project(flow, context):  # type: ignore[no-untyped-def]
     """Contribution (t, hidden) of one galaxy's context (context,) to the first hidden layers."""
     projected = flow.b_context.copy()
@@ -200,12 +111,12 @@ def _project(flow, context):  # type: ignore[no-untyped-def]
                 projected[t, i] += flow.w_context[t, c, i] * context[c]
         for i in range(projected.shape[1]):
             if flow.kind == SOFTPLUS:
-                projected[t, i] = _tanh(projected[t, i])
+                projected[t, i] = tanh(projected[t, i])
             projected[t, i] += flow.b_in[t, i]
     return projected
 
 
-@_jit
+@jit
 def _univariate_parameters(flow, t, d, projected, x, hidden, raw):  # type: ignore[no-untyped-def]
     """Raw parameters of coordinate d from x before it, evaluating the units that have just become computable."""
     start = flow.stops[t, d - 1] if d else 0
@@ -224,17 +135,17 @@ def _univariate_parameters(flow, t, d, projected, x, hidden, raw):  # type: igno
     _dense(flow.w_out[t, d], flow.b_out[t, d], stop, hidden[layers], raw, 0, flow.b_out.shape[-1])
 
 
-@_jit
+@jit
 def _affine(kind, forward, raw, value, log_det):  # type: ignore[no-untyped-def]
     """Map a row of values by an affine transform or back; add the forward way's logarithmic slope to log_det."""
     for n in range(BLOCK):
         if kind == SOFTPLUS:
-            scale, shift = _softplus(raw[n]) + _SCALE_FLOOR, raw[BLOCK + n]
+            scale, shift = softplus(raw[n]) + _SCALE_FLOOR, raw[BLOCK + n]
         else:
-            scale, shift = _exp(_squash(raw[BLOCK + n], _LOG_SLOPE)), raw[n]
+            scale, shift = exp(_squash(raw[BLOCK + n], _LOG_SLOPE)), raw[n]
         if forward:
             value[n] = scale * value[n] + shift
-            log_det[n] += _log(scale)
+            log_det[n] += log(scale)
         else:
             value[n] = (value[n] - shift) / scale
 
@@ -244,7 +155,7 @@ _LEFT, _LOW, _WIDTH, _HEIGHT, _SLOPE, _NEXT_SLOPE, _X, _Y, _TO_X, _TO_Y = (np.in
 _SCRATCH = 10
 
 
-@_jit
+@jit
 def _spline(forward, bins, raw, value, log_det, at):  # type: ignore[no-untyped-def]
     """Map a row of values by a monotonic rational-quadratic spline or back; like :func:`_affine` otherwise.
 
@@ -253,9 +164,9 @@ def _spline(forward, bins, raw, value, log_det, at):  # type: ignore[no-untyped-
     """
     for n in range(2 * bins * BLOCK):
         # Softmax needs no shift by the largest: squashed, these are within +-3.5.
-        raw[n] = _exp(_squash(raw[n], _HALF * _LOG_SLOPE))
+        raw[n] = exp(_squash(raw[n], _HALF * _LOG_SLOPE))
     for n in range(2 * bins * BLOCK, (3 * bins - 1) * BLOCK):
-        raw[n] = _exp(_squash(raw[n], _LOG_SLOPE))
+        raw[n] = exp(_squash(raw[n], _LOG_SLOPE))
     for n in range(BLOCK):
         at[_X + n], at[_Y + n] = -_BOUND, -_BOUND
         at[_TO_X + n], at[_TO_Y + n] = _ZERO, _ZERO
@@ -295,7 +206,7 @@ def _spline(forward, bins, raw, value, log_det, at):  # type: ignore[no-untyped-
             steep = (_TWO * mean * rest + slope * (_ONE - z) * (_ONE - z) + at[_NEXT_SLOPE + n] * z * z) / (
                 below * below
             )
-            log_det[n] += _log(mean * mean * steep) if inside else _ZERO
+            log_det[n] += log(mean * mean * steep) if inside else _ZERO
         else:
             rise = value[n] - at[_LOW + n]
             a = height * (mean - slope) + rise * bend
@@ -305,7 +216,7 @@ def _spline(forward, bins, raw, value, log_det, at):  # type: ignore[no-untyped-
         value[n] = mapped if inside else value[n]
 
 
-@_cached_jit
+@cached_jit
 def _run(flow, forward, values, context):  # type: ignore[no-untyped-def]
     """Map values (d, draws) of one galaxy by the flow or back; also the log |dz/dv| (draws,) of the forward way."""
     transforms, units, stride = flow.b_in.shape[0], flow.w_hidden.shape[-1], flow.w_in.shape[-1]

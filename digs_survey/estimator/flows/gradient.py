@@ -40,15 +40,10 @@ from digs_survey.estimator.flows.compiled import (
     _SCALE_FLOOR,
     _ZERO,
     BLOCK,
-    STRIDE,
-    _cached_jit,
     _dense,
-    _exp,
-    _jit,
-    _log,
-    _softplus,
     tanh_rows,
 )
+from digs_survey.simd import STRIDE, cached_jit, exp, jit, log, softplus
 
 __all__ = ["Inputs", "backward", "forward"]
 
@@ -136,7 +131,7 @@ def _add_sums(delta, total):  # type: ignore[no-untyped-def]
         total[i] += s
 
 
-@_jit
+@jit
 def _through_tanh(delta, reached, rows):  # type: ignore[no-untyped-def]
     """Multiply the gradients of tanh's values by its slopes, in place."""
     for i in range(rows):
@@ -145,7 +140,7 @@ def _through_tanh(delta, reached, rows):  # type: ignore[no-untyped-def]
             d[n] *= _ONE - h[n] * h[n]
 
 
-@_jit
+@jit
 def _add(values, total, rows):  # type: ignore[no-untyped-def]
     for i in range(rows):
         row, sums = values[i * BLOCK :], total[i * BLOCK :]
@@ -153,7 +148,7 @@ def _add(values, total, rows):  # type: ignore[no-untyped-def]
             sums[n] += row[n]
 
 
-@_jit
+@jit
 def _load(values, first, out):  # type: ignore[no-untyped-def]
     """Lay BLOCK pairs of values (n, columns) from the first on out in rows, with zeros after the last pair."""
     count = min(BLOCK, values.shape[0] - first)
@@ -164,25 +159,25 @@ def _load(values, first, out):  # type: ignore[no-untyped-def]
             out[c * BLOCK + n] = _ZERO
 
 
-@_jit
+@jit
 def _store(rows, first, out):  # type: ignore[no-untyped-def]
     for n in range(min(BLOCK, out.shape[0] - first)):
         for c in range(out.shape[1]):
             out[first + n, c] = rows[c * BLOCK + n]
 
 
-@_jit
+@jit
 def _padded(count):  # type: ignore[no-untyped-def]
     return (count + STRIDE - 1) // STRIDE * STRIDE
 
 
-@_jit
+@jit
 def _block_size(stack, ndim):  # type: ignore[no-untyped-def]
     """Floats that a transform's activations take: its v, the context's entry, the hidden layers and (r, m)."""
     return (_padded(ndim) + (stack.b_hidden.shape[1] + 2) * _padded(stack.b_in.shape[1]) + 2 * ndim) * BLOCK
 
 
-@_jit
+@jit
 def _activate(stack, v, context, first, x, block, total):  # type: ignore[no-untyped-def]
     """Fill a block with the activations of the pairs from the first on, x with contexts, total with log densities."""
     transforms, units = stack.b_in.shape
@@ -209,8 +204,8 @@ def _activate(stack, v, context, first, x, block, total):  # type: ignore[no-unt
             r, shift, value = raw[d * BLOCK :], raw[(ndim + d) * BLOCK :], here[d * BLOCK :]
             y = after[stack.targets[t, d] * BLOCK :]
             for n in range(BLOCK):
-                scale = _softplus(r[n]) + _SCALE_FLOOR
-                total[n] += _log(scale)
+                scale = softplus(r[n]) + _SCALE_FLOOR
+                total[n] += log(scale)
                 y[n] = scale * value[n] + shift[n]
     z = block[transforms * size :]
     for d in range(ndim):
@@ -219,7 +214,7 @@ def _activate(stack, v, context, first, x, block, total):  # type: ignore[no-unt
             total[n] -= _HALF * row[n] * row[n]
 
 
-@_cached_jit
+@cached_jit
 def _forward(stack, v, context, log_prob):  # type: ignore[no-untyped-def]
     """Write the log densities (n,)."""
     x, total = np.zeros(_padded(context.shape[1]) * BLOCK, np.float32), np.empty(BLOCK, np.float32)
@@ -231,7 +226,7 @@ def _forward(stack, v, context, log_prob):  # type: ignore[no-untyped-def]
             log_prob[first + n] = total[n]
 
 
-@_cached_jit
+@cached_jit
 def _backward(stack, turned, v, context, gradient, grads, g_v, g_context):  # type: ignore[no-untyped-def]
     """Write the gradients in v and the context, and add those in the weights, from that in the log densities (n,)."""
     transforms, units = stack.b_in.shape
@@ -264,9 +259,9 @@ def _backward(stack, turned, v, context, gradient, grads, g_v, g_context):  # ty
                 r, value, g_y = raw[d * BLOCK :], here[d * BLOCK :], g_z[stack.targets[t, d] * BLOCK :]
                 g_r, g_m, g_d = g_raw[d * BLOCK :], g_raw[(ndim + d) * BLOCK :], g_in[d * BLOCK :]
                 for n in range(BLOCK):
-                    e = _exp(-abs(r[n]))
+                    e = exp(-abs(r[n]))
                     slope = (_ONE if r[n] > _ZERO else e) / (_ONE + e)
-                    scale = _softplus(r[n]) + _SCALE_FLOOR
+                    scale = softplus(r[n]) + _SCALE_FLOOR
                     g_r[n] = (g_y[n] * value[n] + upstream[n] / scale) * slope
                     g_m[n] = g_y[n]
                     g_d[n] = g_y[n] * scale

@@ -16,10 +16,8 @@ galaxy's draws are the same bytes whatever else is in the batch.
 
 from __future__ import annotations
 
-import logging
-import os
 from dataclasses import dataclass, fields
-from functools import cache, cached_property
+from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digs_survey.estimator.flows import plain
+from digs_survey.jit import PLAIN, loops
+from digs_survey.simd import padded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,31 +41,11 @@ KINDS = ("maf", "zuko_maf", "zuko_nsf")
 maf: tanh networks, scale softplus + 1e-3 and shift. zuko_maf: ReLU networks, shift and softly bounded log scale.
 zuko_nsf: ReLU networks, widths, heights and slopes of a monotonic rational-quadratic spline on [-5, 5].
 """
-PLAIN = "DIGS_SURVEY_PLAIN_SAMPLER"
-"""Environment variable that keeps the loops from being compiled, if it is set to anything but 0."""
-
-log = logging.getLogger(__name__)
-
-
-@cache
-def _compiled() -> ModuleType | None:
-    try:
-        from digs_survey.estimator.flows import compiled
-
-        compiled.compile_all()
-    except Exception as error:  # Whatever keeps numba from working, the plain loops give the same answers.
-        log.warning(
-            "the sampler's loops could not be compiled (%s: %s); sampling goes on in plain torch, several times slower",
-            type(error).__name__,
-            error,
-        )
-        return None
-    return compiled
 
 
 def compiled_loops() -> ModuleType | None:
-    """Return :mod:`~digs_survey.estimator.flows.compiled`, or None where the plain loops are to run; says why once."""
-    return None if os.environ.get(PLAIN, "0") not in ("", "0") else _compiled()
+    """Return :mod:`~digs_survey.estimator.flows.compiled`, or None where the plain loops are to run."""
+    return loops("digs_survey.estimator.flows.compiled")
 
 
 @dataclass(frozen=True)
@@ -109,30 +89,27 @@ class MaskedFlow:
 
     def inverse(self, base: NDArray[np.float32], context: NDArray[np.float32]) -> NDArray[np.float32]:
         """Draws v (d, draws) of one galaxy from standard-normal points (d, draws) and its context (context,)."""
-        loops = compiled_loops()
-        if loops is None:
+        compiled = compiled_loops()
+        if compiled is None:
             return plain.draw(self, base, context)
-        return loops.draw(self._packed, *_own(base, context))
+        return compiled.draw(self._packed, *_own(base, context))
 
     def log_prob(self, v: NDArray[np.float32], context: NDArray[np.float32]) -> NDArray[np.float32]:
         """Log density (draws,) at v (d, draws) of one galaxy with this context (context,)."""
-        loops = compiled_loops()
-        if loops is None:
+        compiled = compiled_loops()
+        if compiled is None:
             return plain.density(self, v, context)
-        return loops.density(self._packed, *_own(v, context))
+        return compiled.density(self._packed, *_own(v, context))
 
     @cached_property
     def _packed(self) -> Packed:
-        from digs_survey.estimator.flows.compiled import STRIDE, Packed
-
-        def pad(weight: NDArray[np.float32]) -> NDArray[np.float32]:
-            return np.pad(weight, [(0, 0)] * (weight.ndim - 1) + [(0, -weight.shape[-1] % STRIDE)])
+        from digs_survey.estimator.flows.compiled import Packed
 
         values: dict[str, Any] = {
             **{name: np.array(getattr(self, name)) for name in Packed._fields if name != "kind"},
             "kind": KINDS.index(self.kind),
             "w_context": np.ascontiguousarray(self.w_context.transpose(0, 2, 1)),
-            **{name: pad(getattr(self, name)) for name in ("w_in", "w_hidden", "w_out")},
+            **{name: padded(getattr(self, name)) for name in ("w_in", "w_hidden", "w_out")},
         }
         return Packed(**values)
 
