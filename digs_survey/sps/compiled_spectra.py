@@ -2,8 +2,8 @@ r"""Spectra of composite populations, compiled: a group of galaxies at a time, o
 
 The steps are those of :class:`~digs_survey.sps.batched.BatchedModel`: weights of the populations from the history,
 coefficients of the populations' vectors, the vectors' sums on the grid by powers of the attenuation's offset, and the
-attenuation. A group's galaxies lie between the same metallicities and line spreads, so that they share all matrices. The matrices
-stay in the cache, and a galaxy's spectrum is the same bytes in any group.
+attenuation. A group's galaxies lie between the same metallicities and line spreads, so that they share all matrices.
+The matrices stay in the cache, and a galaxy's spectrum is the same bytes in any group.
 """
 
 from __future__ import annotations

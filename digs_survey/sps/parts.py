@@ -194,9 +194,7 @@ def _mixed(shares: Any, weights: Any) -> Any:
 
 def _nothing(weights: Any, factors: Factors) -> list[Any]:
     xp = namespace(weights)
-    return [
-        xp.zeros((len(weights), rows.shape[1]), dtype=weights.dtype, device=weights.device) for _, rows in factors
-    ]
+    return [xp.zeros((len(weights), rows.shape[1]), dtype=weights.dtype, device=weights.device) for _, rows in factors]
 
 
 def _sum(totals: list[Any], chosen: Any, mixed: Any, factors: Factors) -> None:

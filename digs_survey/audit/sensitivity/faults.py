@@ -215,13 +215,13 @@ def _known(simulator: Simulator) -> dict[str, Callable[[], Truth]]:
         first = np.argmax(simulator.plain.rows.good, axis=1)
         return own(simulator.without(np.arange(elements) < (first + 0.15 * elements)[:, None]))
 
-    spread: dict[str, Any] = {
+    spreads: dict[str, dict[str, Any]] = {
         "velocity": {"smoothing_kms": _BROADER * model.smoothing_kms},
         "resolving_power": {"resolving_power": max(10.0, model.resolving_power / _BROADER)},
         "table": {
             "line_spread_resolving_power": tuple(max(10.0, r / _BROADER) for r in model.line_spread_resolving_power)
         },
-    }[model.line_spread]
+    }
     found = {
         "calibration step of 10 %": lambda: times(lambda x: np.where(x > 0, 0.9, 1.0)),
         "calibration slope of 10 %": lambda: times(lambda x: 1 - 0.1 * np.clip(x, 0, 1)),
@@ -231,7 +231,7 @@ def _known(simulator: Simulator) -> dict[str, Callable[[], Truth]]:
         "errors said to be half of what they are": lambda: made(2.0),
         "errors said to be twice what they are": lambda: made(0.5),
         "15 % masked at the blue end": gap,
-        "line spread 1.75 times as wide": lambda: made(**spread),
+        "line spread 1.75 times as wide": lambda: made(**spreads[model.line_spread]),
     }
     if _SIGMA in prior.names:
         del found["line spread 1.75 times as wide"]
