@@ -26,7 +26,7 @@ from digs_survey.sps.universe import physical_theta
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
 
-__all__ = ["ALL_FAULTS", "FAULTS", "Simulator", "Truth", "faulty_rows"]
+__all__ = ["ALL_FAULTS", "BEYOND_PRIOR", "FAULTS", "SIGMA", "Simulator", "Truth", "faulty_rows"]
 
 _STEP_ANGSTROM, _SLOPE_ANGSTROM = 6000.0, 3900.0
 """Where the step lies and the slope begins, if the grid has it, and how far the slope reaches."""
@@ -34,7 +34,8 @@ _BROADER = 1.75
 _OUTSIDE = 0.5
 """How far beyond its prior a parameter reaches, as a share of the upper end."""
 _OLDEST_GYR = 13.5
-_SIGMA = "sigma_smooth"
+SIGMA = "sigma_smooth"
+"""The free line spread, where a prior has one."""
 _STREAM = "faults"
 
 
@@ -144,12 +145,12 @@ class Simulator:
     def beyond(self, name: str) -> Truth:
         """Return rows whose parameter ``name`` lies above the end of its prior, where nothing was simulated."""
         posterior, prior = self.posterior, self.posterior.prior
-        if name != _SIGMA:
+        if name != SIGMA:
             prior = _of_one_spread(prior)
         theta, column = self.drawn[0].copy(), prior.index(name)
         bounds = {p.name: (p.low, p.high) for p in prior.parameters}
-        if _SIGMA in bounds and name != _SIGMA:
-            theta[:, prior.index(_SIGMA)] = bounds[_SIGMA][0]
+        if SIGMA in bounds and name != SIGMA:
+            theta[:, prior.index(SIGMA)] = bounds[SIGMA][0]
         low, end = bounds[name]
         far = end * (1 + _OUTSIDE) if name != "tage" else min(end * (1 + _OUTSIDE), _OLDEST_GYR)
         bounds[name] = (low, far)
@@ -178,6 +179,8 @@ FAULTS = (
     "older than the prior",
 )
 """Those of an audit; the last one where the prior ends before the oldest galaxies."""
+BEYOND_PRIOR = frozenset(name for name in FAULTS if name.endswith("than the prior"))
+"""Those of galaxies whose parameters lie where nothing was simulated."""
 ALL_FAULTS = (*FAULTS, "redshift off by 3000 km/s", "gas of another ionisation")
 
 
@@ -233,9 +236,9 @@ def _known(simulator: Simulator) -> dict[str, Callable[[], Truth]]:
         "15 % masked at the blue end": gap,
         "line spread 1.75 times as wide": lambda: made(**spreads[model.line_spread]),
     }
-    if _SIGMA in prior.names:
+    if SIGMA in prior.names:
         del found["line spread 1.75 times as wide"]
-        found["line spread wider than the prior"] = lambda: simulator.beyond(_SIGMA)
+        found["line spread wider than the prior"] = lambda: simulator.beyond(SIGMA)
     if model.nebular:
         found["gas of another ionisation"] = lambda: made(gas_logu=-3.5 if model.gas_logu > -2.75 else -2.0)
     if "dust2" in prior.names:
@@ -248,7 +251,7 @@ def _known(simulator: Simulator) -> dict[str, Callable[[], Truth]]:
 def _of_one_spread(prior: Prior) -> Prior:
     """Return the prior with one line spread where it has many: a model of all of them takes long to build."""
     bounds = {p.name: (p.low, p.high) for p in prior.parameters}
-    if _SIGMA in bounds:
-        middle = float(np.sqrt(np.prod(bounds[_SIGMA])))
-        bounds[_SIGMA] = middle, 1.001 * middle
+    if SIGMA in bounds:
+        middle = float(np.sqrt(np.prod(bounds[SIGMA])))
+        bounds[SIGMA] = middle, 1.001 * middle
     return Prior.of_bounds(bounds)

@@ -1,8 +1,10 @@
 """A table of what faults would do to a posterior: how many rows they bias, and how many of these get a bit.
 
 Each fault is put into the same simulated rows. A row is biased where the median of a parameter is more than three of
-its half 16-84 % widths from the truth and, without the fault, is not. It is flagged where it has POOR_FIT,
-OUTSIDE_SIMULATIONS or OUTSIDE_CONDITIONS, as the map would give them.
+its half 16-84 % widths from the truth and, without the fault, is not. A free line spread
+does not count: it is there to keep the other parameters right. A row is flagged where it has POOR_FIT,
+OUTSIDE_SIMULATIONS or OUTSIDE_CONDITIONS, as the map would give them, and where the galaxy lies beyond the prior
+PRIOR_EDGE, which is what this bit is for.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from digs_survey.audit.sensitivity.faults import FAULTS, Simulator, Truth, faulty_rows
+from digs_survey.audit.sensitivity.faults import BEYOND_PRIOR, FAULTS, SIGMA, Simulator, Truth, faulty_rows
 from digs_survey.config import MapConfig
 from digs_survey.importance.predictive_check import Checker
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
@@ -31,6 +33,7 @@ FAR = 3.0
 """Half-widths from the truth beyond which a parameter is biased."""
 NO_FAULT = "no fault"
 _BITS = int(QualityFlag.POOR_FIT | QualityFlag.OUTSIDE_SIMULATIONS | QualityFlag.OUTSIDE_CONDITIONS)
+_BITS_BEYOND = _BITS | int(QualityFlag.PRIOR_EDGE)
 _QUANTILES = (0.16, 0.5, 0.84)
 _LEAST_DRAWS = 16
 
@@ -112,7 +115,9 @@ def measure_sensitivity(
     least = _pulls(posterior, checker, simulator.plain, plainly)
     found = [_sensitivity(NO_FAULT, posterior, least, np.zeros(count))]
     for name, truth in faulty_rows(simulator, names):
-        found.append(_sensitivity(name, posterior, _pulls(posterior, checker, truth, plainly), least[0].max(axis=1)))
+        bits = _BITS_BEYOND if name in BEYOND_PRIOR else _BITS
+        pulls = _pulls(posterior, checker, truth, plainly, bits)
+        found.append(_sensitivity(name, posterior, pulls, least[0].max(axis=1)))
     return found
 
 
@@ -126,7 +131,7 @@ def worst_faults(found: Sequence[Sensitivity], most: int = 3) -> str:
 
 
 def _pulls(
-    posterior: FrozenPosterior, checker: Checker, truth: Truth, settings: MapConfig
+    posterior: FrozenPosterior, checker: Checker, truth: Truth, settings: MapConfig, bits: int = _BITS
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Distances of the medians from the truth (row, ndim) in half-widths, NaN without a posterior; who is flagged."""
     found = infer_rows(posterior, truth.rows, settings, checker=checker)
@@ -134,7 +139,9 @@ def _pulls(
     pulls = np.abs(middle - truth.theta) / np.maximum(0.5 * (high - low), 1e-6)
     # A row of which the network gives no finite draws is no biased one: it has no numbers, and its bit.
     pulls[~np.isfinite(pulls) & ((found.quality & int(NO_POSTERIOR)) == 0)[:, None]] = 0.0
-    return pulls, (found.quality & _BITS) != 0
+    if SIGMA in posterior.prior.names:
+        pulls[:, posterior.prior.index(SIGMA)] *= 0
+    return pulls, (found.quality & bits) != 0
 
 
 def _sensitivity(
