@@ -18,7 +18,6 @@ from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.infer.drawn_rows import DrawnRows
 from digs_survey.infer.quantiles import ordered_quantiles, positive_quantiles
 from digs_survey.noise.trained_conditions import outside_conditions
-from digs_survey.parameters import Prior
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
 
 if TYPE_CHECKING:
