@@ -55,7 +55,7 @@ def main() -> None:
 def _rows(posterior: FrozenPosterior, count: int) -> NDArray[np.float64]:
     """Observations (row, column) of simulated galaxies that have data."""
     model = SpectrumLikelihood.of_posterior(posterior).model
-    _, clean = simulated_spectra(model, posterior.prior, posterior.noise.config, _SEED, "points", 0, 2 * count)
+    _, clean = simulated_spectra(model, posterior.prior, posterior.noise, _SEED, "points", 0, 2 * count)
     observed = posterior.noise.draw(clean, np.random.default_rng(_SEED))
     return observed[(split_observed(observed)[1] > 0).mean(axis=1) > 0.1][:count]
 

@@ -106,6 +106,9 @@ def test_torch_and_numpy_agree_and_rows_do_not_depend_on_their_batch(coarse):
     np.testing.assert_allclose(
         np.concatenate([coarse.spectra(theta[i : i + 1]) for i in range(10)]), flux[:10], rtol=1e-5
     )
+    shuffled = np.random.default_rng(3).permutation(len(theta))
+    np.testing.assert_array_equal(coarse.spectra(theta[shuffled]), flux[shuffled])
+    np.testing.assert_array_equal(np.concatenate([coarse.spectra(theta[[k]]) for k in range(20)]), flux[:20])
     with pytest.raises(ValueError, match="expected rows inside the prior"):
         coarse.spectra(theta * np.where(np.arange(FREE.ndim) == SIGMA, 10, 1))
 
