@@ -19,7 +19,7 @@ SHIPPED = Path(__file__).parents[2] / "digs_survey" / "pretrained"
 def simulator(request):
     """One whose spectra are given: the model's would take seconds."""
     posterior = FrozenPosterior.load(SHIPPED / request.param)
-    found = Simulator(posterior, 6, 3, 0.05)
+    found = Simulator(posterior, None, 6, 3, 0.05)
     rng = np.random.default_rng(0)
     theta = posterior.prior.from_unit_cube(rng.random((6, posterior.prior.ndim)))
     clean = 1e-8 * (1 + 0.3 * np.sin(posterior.grid.wavelength / 300)) * np.ones((6, 1))

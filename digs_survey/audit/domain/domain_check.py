@@ -150,10 +150,9 @@ class DomainCheck:
 
         ``verdict`` is "inside"; "partly outside" where more rows than simulations have features far from the training
         set or spectra that their posteriors do not explain (``reasons``); "not described" where the stacked residuals
-        of some elements or broad bands depart (``departures``; ``min_sigma`` is what would have been seen in the median
-        element);
-        "unknown" where there are no rows. At most 2 % of the surveys that
-        are simulations are called anything but inside. ``misspecification`` is not part of it: "features" compares with
+        of some elements depart, or, if of none, those of some broad bands (``departures``; ``min_sigma`` is what would
+        have been seen in the median element); "unknown" where there are no rows. At most 2 % of the surveys that are
+        simulations are called anything but inside. ``misspecification`` is not part of it: "features" compares with
         the simulations, and is rejected for any survey that is not distributed like the prior; "residuals" compares
         with the replications, whatever galaxies there are.
         """
@@ -178,12 +177,8 @@ class DomainCheck:
             if one.pvalue < SIGNIFICANCE / len(shares) and one.share - one.simulations_share > _MIN_EXCESS
         ]
         stack, references = self.stacks["survey"], [self.stacks[name] for name in POPULATIONS[1:]]
-        found = ranges(stack, references, self.grid.edges)
         residuals = [(one.sigma, one.percent) for one in (self.populations[name] for name in POPULATIONS)]
-        broad = band_ranges(residuals[0], residuals[1:], self.grid)
-        found += [
-            band for band in broad if not any(band["low"] < one["high"] and one["low"] < band["high"] for one in found)
-        ]
+        found = ranges(stack, references, self.grid.edges) or band_ranges(residuals[0], residuals[1:], self.grid)
         tests = {
             "features": discrepancy(survey.features, simulated.features, self.seed),
             "residuals": discrepancy(survey.residuals, self.populations["replicated"].residuals, self.seed),

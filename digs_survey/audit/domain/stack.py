@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from digs_survey.spectra import WavelengthGrid
 
-__all__ = ["BANDS", "CLIP", "ERRORS", "MIN_SIGMA", "Stack", "band_ranges", "departing", "min_sigma", "ranges"]
+__all__ = ["CLIP", "ERRORS", "MIN_SIGMA", "Stack", "band_ranges", "departing", "min_sigma", "ranges"]
 
 ERRORS = 5.0
 """Standard errors by which stacks that part differ."""
@@ -23,7 +23,7 @@ MIN_SIGMA = 0.1
 """Noise by which they differ: many spectra find what moves no single posterior."""
 CLIP = 3.0
 """Sigma at which a residual counts as much as any larger one, so that a few odd spectra do not make the mean."""
-BANDS = 16
+_BANDS = 16
 """Broad bands of as many elements each, in which residuals are added up: a fault of many elements that is too small in
 each of them."""
 _BAND_ERRORS, _BAND_MIN_SIGMA = 4.5, 0.3
@@ -172,7 +172,7 @@ def band_ranges(
         a band.
     """
     count = len(grid)
-    limits = np.unique(np.linspace(0, count, min(BANDS, count) + 1).round().astype(int))
+    limits = np.unique(np.linspace(0, count, min(_BANDS, count) + 1).round().astype(int))
     stacks = [_in_bands(*one, limits) for one in (residuals, *references)]
     found = ranges(stacks[0], stacks[1:], grid.edges[limits], _BAND_ERRORS, _BAND_MIN_SIGMA)
     for one in found:

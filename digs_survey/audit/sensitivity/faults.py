@@ -34,6 +34,7 @@ _BROADER = 1.75
 _OUTSIDE = 0.5
 """How far beyond its prior a parameter reaches, as a share of the upper end."""
 _OLDEST_GYR = 13.5
+_SIGMA = "sigma_smooth"
 _STREAM = "faults"
 
 
@@ -58,12 +59,15 @@ class Simulator:
     Attributes
     ----------
     posterior : FrozenPosterior
+    model : BatchedModel
+        The posterior's own.
     count : int
     seed : int
     min_good_fraction : float
     """
 
     posterior: FrozenPosterior
+    model: BatchedModel
     count: int
     seed: int
     min_good_fraction: float
@@ -78,16 +82,18 @@ class Simulator:
     @cached_property
     def drawn(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Theta (row, ndim) of the prior, and noiseless spectra as the noise takes them."""
-        return self.spectra()
+        return self._simulate(self.model, self.posterior.prior)
 
     def spectra(self, velocity_kms: float = 0.0, **settings: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return theta and noiseless spectra, of another model or with redshifts that are off."""
-        posterior = self.posterior
-        seen = WavelengthGrid(
-            posterior.grid.wavelength * (1 + velocity_kms / C_KMS), posterior.grid.frame, posterior.grid.medium
-        )
-        model = BatchedModel.from_config(posterior.model.model_copy(update=settings), posterior.prior, seen)
-        return simulated_spectra(model, posterior.prior, posterior.noise, self.seed, _STREAM, 0, self.count)
+        grid = self.posterior.grid
+        seen = WavelengthGrid(grid.wavelength * (1 + velocity_kms / C_KMS), grid.frame, grid.medium)
+        prior = _of_one_spread(self.posterior.prior)
+        model = BatchedModel.from_config(self.posterior.model.model_copy(update=settings), prior, seen)
+        return self._simulate(model, prior)
+
+    def _simulate(self, model: BatchedModel, prior: Prior) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return simulated_spectra(model, prior, self.posterior.noise, self.seed, _STREAM, 0, self.count)
 
     def observe(self, clean: NDArray[np.float64], noise_factor: float = 1.0) -> PreparedRows:
         """Observe noiseless spectra, with noise that is so many times what the posterior takes it for."""
@@ -137,9 +143,13 @@ class Simulator:
 
     def beyond(self, name: str) -> Truth:
         """Return rows whose parameter ``name`` lies above the end of its prior, where nothing was simulated."""
-        posterior = self.posterior
-        theta, column = self.drawn[0].copy(), posterior.prior.index(name)
-        bounds = {p.name: (p.low, p.high) for p in posterior.prior.parameters}
+        posterior, prior = self.posterior, self.posterior.prior
+        if name != _SIGMA:
+            prior = _of_one_spread(prior)
+        theta, column = self.drawn[0].copy(), prior.index(name)
+        bounds = {p.name: (p.low, p.high) for p in prior.parameters}
+        if _SIGMA in bounds and name != _SIGMA:
+            theta[:, prior.index(_SIGMA)] = bounds[_SIGMA][0]
         low, end = bounds[name]
         far = end * (1 + _OUTSIDE) if name != "tage" else min(end * (1 + _OUTSIDE), _OLDEST_GYR)
         bounds[name] = (low, far)
@@ -191,8 +201,8 @@ def _known(simulator: Simulator) -> dict[str, Callable[[], Truth]]:
         return Truth(rows, simulator.drawn[0])
 
     def made(noise_factor: float = 1.0, **settings: Any) -> Truth:
-        clean = simulator.spectra(**settings)[1] if settings else simulator.drawn[1]
-        return own(simulator.observe(clean, noise_factor))
+        theta, clean = simulator.spectra(**settings) if settings else simulator.drawn
+        return Truth(simulator.observe(clean, noise_factor), theta)
 
     def times(shape: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Truth:
         wave = simulator.wavelength(simulator.plain.rows)
@@ -205,13 +215,13 @@ def _known(simulator: Simulator) -> dict[str, Callable[[], Truth]]:
         first = np.argmax(simulator.plain.rows.good, axis=1)
         return own(simulator.without(np.arange(elements) < (first + 0.15 * elements)[:, None]))
 
-    spread: dict[str, Any] = {
+    spreads: dict[str, dict[str, Any]] = {
         "velocity": {"smoothing_kms": _BROADER * model.smoothing_kms},
         "resolving_power": {"resolving_power": max(10.0, model.resolving_power / _BROADER)},
         "table": {
             "line_spread_resolving_power": tuple(max(10.0, r / _BROADER) for r in model.line_spread_resolving_power)
         },
-    }[model.line_spread]
+    }
     found = {
         "calibration step of 10 %": lambda: times(lambda x: np.where(x > 0, 0.9, 1.0)),
         "calibration slope of 10 %": lambda: times(lambda x: 1 - 0.1 * np.clip(x, 0, 1)),
@@ -221,11 +231,11 @@ def _known(simulator: Simulator) -> dict[str, Callable[[], Truth]]:
         "errors said to be half of what they are": lambda: made(2.0),
         "errors said to be twice what they are": lambda: made(0.5),
         "15 % masked at the blue end": gap,
-        "line spread 1.75 times as wide": lambda: made(**spread),
+        "line spread 1.75 times as wide": lambda: made(**spreads[model.line_spread]),
     }
-    if "sigma_smooth" in prior.names:
+    if _SIGMA in prior.names:
         del found["line spread 1.75 times as wide"]
-        found["line spread wider than the prior"] = lambda: simulator.beyond("sigma_smooth")
+        found["line spread wider than the prior"] = lambda: simulator.beyond(_SIGMA)
     if model.nebular:
         found["gas of another ionisation"] = lambda: made(gas_logu=-3.5 if model.gas_logu > -2.75 else -2.0)
     if "dust2" in prior.names:
@@ -233,3 +243,12 @@ def _known(simulator: Simulator) -> dict[str, Callable[[], Truth]]:
     if "tage" in prior.names and prior.high[prior.index("tage")] < 0.9 * _OLDEST_GYR:
         found["older than the prior"] = lambda: simulator.beyond("tage")
     return found
+
+
+def _of_one_spread(prior: Prior) -> Prior:
+    """Return the prior with one line spread where it has many: a model of all of them takes long to build."""
+    bounds = {p.name: (p.low, p.high) for p in prior.parameters}
+    if _SIGMA in bounds:
+        middle = float(np.sqrt(np.prod(bounds[_SIGMA])))
+        bounds[_SIGMA] = middle, 1.001 * middle
+    return Prior.of_bounds(bounds)

@@ -108,7 +108,7 @@ def measure_sensitivity(
         update={"quantiles": _QUANTILES, "samples": 0, "error_floor": 0.0, "predictive_draws": draws}
     )
     checker = Checker(posterior, SpectrumLikelihood.of_posterior(posterior), draws)
-    simulator = Simulator(posterior, count, seed, settings.min_good_fraction)
+    simulator = Simulator(posterior, checker.likelihood.model, count, seed, settings.min_good_fraction)
     least = _pulls(posterior, checker, simulator.plain, plainly)
     found = [_sensitivity(NO_FAULT, posterior, least, np.zeros(count))]
     for name, truth in faulty_rows(simulator, names):
