@@ -10,10 +10,16 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-__all__ = ["PLAIN", "cached", "loops"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["PLAIN", "STRIDE", "cached", "loops", "padded"]
 
 PLAIN = "DIGS_SURVEY_PLAIN_SAMPLER"
 """Environment variable that keeps loops from being compiled, if it is set to anything but 0."""
+
+STRIDE = 4
+"""Columns of every weight are padded with zeros to a multiple of this."""
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +35,11 @@ def cached(jit: Any) -> Callable[[Callable[..., Any]], Any]:
             return jit(function)
 
     return compiled
+
+
+def padded(weight: NDArray[Any]) -> NDArray[Any]:
+    """Return weights whose last axis is padded with zeros to a multiple of :data:`STRIDE`."""
+    return np.pad(weight, [(0, 0)] * (weight.ndim - 1) + [(0, -weight.shape[-1] % STRIDE)])
 
 
 def loops(name: str) -> ModuleType | None:

@@ -17,22 +17,13 @@ from typing import Any
 import numpy as np
 from numba import njit
 from numpy.polynomial import Chebyshev, Polynomial
-from numpy.typing import NDArray
 
-from digs_survey.jit import cached
+from digs_survey.jit import STRIDE, cached, padded
 
 __all__ = ["STRIDE", "cached_jit", "dense_of", "exp", "jit", "log", "log1p", "padded", "softplus", "tanh"]
 
-STRIDE = 4
-"""Columns of every weight are padded with zeros to a multiple of this."""
-
 jit: Any = partial(njit, nogil=True, fastmath={"contract"}, error_model="numpy")
 cached_jit = cached(jit)
-
-
-def padded(weight: NDArray[Any]) -> NDArray[Any]:
-    """Return weights whose last axis is padded with zeros to a multiple of :data:`STRIDE`."""
-    return np.pad(weight, [(0, 0)] * (weight.ndim - 1) + [(0, -weight.shape[-1] % STRIDE)])
 
 
 def _polynomial(function: Callable[[Any], Any], degree: int, low: float, high: float) -> tuple[np.float32, ...]:

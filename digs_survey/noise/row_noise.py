@@ -27,12 +27,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
-from digs_survey.jit import loops
+from digs_survey.jit import loops, padded
 from digs_survey.noise.donors import Donors, Redshifts
 from digs_survey.noise.emission_lines import on_emission_lines
 from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import join_observed, split_clean, split_observed
-from digs_survey.simd import padded
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import as_like, as_numpy, namespace
 

@@ -2,8 +2,8 @@ r"""Spectra of composite populations, compiled: a group of galaxies at a time, o
 
 The steps are those of :class:`~digs_survey.sps.batched.BatchedModel`: weights of the populations from the history,
 coefficients of the populations' vectors, the vectors' sums on the grid by powers of the attenuation's offset, and the
-attenuation. A group's galaxies lie between the same metallicities and line spreads, so that they share all matrices.
-The matrices stay in the cache, and a galaxy's spectrum is the same bytes in any group.
+attenuation. A group's galaxies lie between the same metallicities and line spreads, so that they share all
+matrices. The matrices stay in the cache, and a galaxy's spectrum is the same bytes in any group.
 """
 
 from __future__ import annotations
@@ -60,14 +60,15 @@ class PackedPart(NamedTuple):
     count. Power j has the vectors ``starts[j]`` to ``starts[j + 1]``; its rows of ``vectors`` (power, element, padded
     vector) are those that add up to its flux.
 
-    Where the line spread is free there are ``spreads`` more shares. ``histories`` (sum, padded node * age) then makes
-    sums of shares times weights, and ``mixing`` (vector, padded spread * sum) coefficients of shares times these.
+    Where the line spread is free it has terms, as many more shares. ``histories`` (sum, padded node * age) then makes
+    sums of shares times weights, and ``mixing`` (vector, padded term and sum) coefficients of terms times the first
+    ``terms`` (term,) of these.
     """
 
     first_share: int
     nodes: int
     ages: int
-    spreads: int
+    terms: NDArray[np.int64]
     histories: NDArray[np.float32]
     mixing: NDArray[np.float32]
     starts: NDArray[np.int64]
@@ -80,7 +81,7 @@ def pack_part(
     ages: int,
     factors: list[tuple[NDArray[np.float32], NDArray[np.float32]]],
     histories: NDArray[np.float32] | None = None,
-    spreads: int = 0,
+    terms: NDArray[np.int64] | None = None,
 ) -> PackedPart:
     """Return a part between some metallicities from the two matrices of each power; see the class."""
     counts = [mixing.shape[1] for mixing, _ in factors]
@@ -88,7 +89,8 @@ def pack_part(
     vectors = np.stack([padded(np.pad(rows.T, ((0, 0), (0, longest - rows.shape[0])))) for _, rows in factors])
     mixing = padded(np.concatenate([mixing for mixing, _ in factors], axis=1).T)
     first = np.zeros((0, STRIDE), np.float32) if histories is None else padded(histories.T)
-    return PackedPart(first_share, nodes, ages, spreads, first, mixing, np.cumsum([0, *counts]), vectors)
+    of_spread = np.zeros(0, np.int64) if terms is None else terms.astype(np.int64)
+    return PackedPart(first_share, nodes, ages, of_spread, first, mixing, np.cumsum([0, *counts]), vectors)
 
 
 _dense = dense_of(LANES)
@@ -157,17 +159,18 @@ def _add_part(part, shares, weights, mixed, coefficients, zeros, sums, flux, is_
             for n in range(LANES):
                 row[n] = share[n] * weight[n]
     filled, depth = part.nodes * part.ages, part.mixing.shape[1]
-    if part.spreads:
+    if part.terms.shape[0]:
         sums_of, wide = part.histories.shape
         mixed[filled * LANES : wide * LANES] = _ZERO
         _dense(part.histories, zeros, wide, mixed, coefficients, 0, sums_of)
-        for s in range(part.spreads):
-            share = shares[(part.first_share + part.nodes + s) * LANES :]
-            for i in range(sums_of):
-                row, weight = mixed[(s * sums_of + i) * LANES :], coefficients[i * LANES :]
+        filled = 0
+        for d in range(part.terms.shape[0]):
+            share = shares[(part.first_share + part.nodes + d) * LANES :]
+            for i in range(part.terms[d]):
+                row, weight = mixed[(filled + i) * LANES :], coefficients[i * LANES :]
                 for n in range(LANES):
                     row[n] = share[n] * weight[n]
-        filled = part.spreads * sums_of
+            filled += part.terms[d]
     mixed[filled * LANES : depth * LANES] = _ZERO
     count, elements = part.mixing.shape[0], part.vectors.shape[1]
     _dense(part.mixing, zeros, depth, mixed, coefficients, 0, count)
@@ -253,6 +256,8 @@ def compile_all() -> None:
     history = PackedHistory(
         DELAYED, np.arange(2, dtype=np.float32), one, one, panels, matrix.ravel(), matrix.ravel(), one, one
     )
-    part = PackedPart(0, 1, 1, 0, np.zeros((0, STRIDE), np.float32), matrix, np.arange(2), matrix[None])
+    part = PackedPart(
+        0, 1, 1, np.zeros(0, np.int64), np.zeros((0, STRIDE), np.float32), matrix, np.arange(2), matrix[None]
+    )
     shares, order = np.ones((1, 1), np.float32), np.zeros(1, np.int64)
     predict(history, (part,), one, one, one, one, np.ones(1), shares, order, np.ones((1, 1)))

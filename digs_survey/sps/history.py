@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import BarycentricInterpolator
 from scipy.linalg import block_diag
 
-from digs_survey.simd import padded
+from digs_survey.jit import padded
 from digs_survey.sps.arrays import as_like, namespace
 
 if TYPE_CHECKING:

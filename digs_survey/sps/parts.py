@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.polynomial.chebyshev import chebvander
 from numpy.typing import NDArray
 
 from digs_survey.sps.arrays import as_like, namespace
@@ -22,6 +23,9 @@ times the powers of the attenuation, they become long it may be more.
 """
 _HISTORY_RESIDUE = 1e-6
 """The same of populations as sums of fewer ones, before the line spread is known."""
+
+_FAINT = 0.03
+"""Flux of a population in an element, over its mean, below which an error is not more important still."""
 
 Factors = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 """For each power of the attenuation's offset, matrices (row, vector) and (vector, element)."""
@@ -78,6 +82,17 @@ class Part:
         return totals
 
 
+class SpreadPanel(NamedTuple):
+    """Populations between some metallicities and line spreads: ``histories`` (node * age, sum) makes sums of them.
+
+    Term d in log sigma has the first ``terms[d]`` of the sums. The rows of the factors are these, term by term.
+    """
+
+    histories: NDArray[np.float32]
+    terms: NDArray[np.int64]
+    factors: Factors
+
+
 class SpreadPart:
     """Populations on the grid, interpolated in metallicity and in the line spread, and summed with weights.
 
@@ -98,8 +113,9 @@ class SpreadPart:
     Each panel of line spreads is filled by itself, so that one at a time is in memory.
 
     The wide product is as in :class:`Part`. Before it, a galaxy's weights times its shares of the metallicities become
-    its weights of a few sums of populations, and these times its shares of the line spreads become its weights of the
-    vectors that the wide product takes.
+    its weights of a few sums of populations. In log sigma a sum is a polynomial, kept as one of Chebyshev's; the weaker
+    a sum is, the fewer of its terms count, and the others are left out. A galaxy's weights of the sums times the terms
+    become its weights of the vectors that the wide product takes.
     """
 
     def __init__(
@@ -113,16 +129,18 @@ class SpreadPart:
         self.nodes, self.edges = degree + 1, log_z[::degree].copy()
         self.spread_nodes, self.spread_edges, self._powers = list(nodes), edges, powers
         count = (len(self.edges) - 1) * len(self.spread_nodes)
-        self.panels: list[tuple[NDArray[np.float32], Factors]] = [(np.empty((0, 0), np.float32), [])] * count
-        """Of each panel of metallicities those of the line spreads: (node * age, sum), and the factors."""
+        self.panels: list[SpreadPanel] = [SpreadPanel(np.empty((0, 0), np.float32), np.empty(0, np.int64), [])] * count
+        """Of each panel of metallicities those of the line spreads."""
 
     def fill(self, spread: int, rows: NDArray[np.floating]) -> None:
         """Take the populations (spread node, node, age, power * element) of one panel of line spreads."""
         self.ages = rows.shape[2]
+        place = _inside(self.spread_nodes[spread], *self.spread_edges[spread : spread + 2])
+        to_terms = np.linalg.inv(chebvander(place, len(place) - 1))
         for panel in range(len(self.edges) - 1):
             first = panel * (self.nodes - 1)
             nodes = slice(first, first + self.nodes)
-            self.panels[panel * len(self.spread_nodes) + spread] = _products(rows[:, nodes], self._powers)
+            self.panels[panel * len(self.spread_nodes) + spread] = _products(rows[:, nodes], to_terms, self._powers)
 
     @property
     def share_count(self) -> int:
@@ -134,35 +152,39 @@ class SpreadPart:
         return _place(self.edges, logzsol)[0] * len(self.spread_nodes) + _place(self.spread_edges, log_sigma)[0]
 
     def shares(self, logzsol: NDArray[np.float64], log_sigma: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Shares (n, node + spread node) of the nodes of its panel; 0 where a panel has fewer line spreads."""
-        of_spread = np.zeros((len(log_sigma), self.share_count - self.nodes))
-        panel = _place(self.spread_edges, log_sigma)[0]
-        for m, nodes in enumerate(self.spread_nodes):
-            here = panel == m
-            of_spread[here, : len(nodes)] = lagrange_shares(nodes, log_sigma[here])
-        return np.concatenate([_even_shares(self.edges, self.nodes, logzsol), of_spread], axis=1)
+        """Shares (n, node) of the nodes of its panel in each metallicity, and the terms (n, term) in log sigma (n,)."""
+        return np.concatenate([_even_shares(self.edges, self.nodes, logzsol), self._of_spread(log_sigma)], axis=1)
+
+    def _of_spread(self, log_sigma: Any) -> Any:
+        """Chebyshev's polynomials (n, term) of the place of log sigma (n,) in its panel."""
+        xp, (_, lower, width) = namespace(log_sigma), _place(self.spread_edges, log_sigma)
+        place = _inside(log_sigma, lower, lower + width)
+        terms = [xp.ones_like(place), place]
+        while len(terms) < self.share_count - self.nodes:
+            terms.append(2 * place * terms[-1] - terms[-2])
+        return xp.stack(terms, -1)
 
     def packed(self, first_share: int) -> list[PackedPart]:
         """As :meth:`Part.packed`."""
         from digs_survey.sps.compiled_spectra import pack_part
 
-        spreads = [len(self.spread_nodes[k % len(self.spread_nodes)]) for k in range(len(self.panels))]
         return [
-            pack_part(first_share, self.nodes, self.ages, factors, histories, count)
-            for (histories, factors), count in zip(self.panels, spreads, strict=True)
+            pack_part(first_share, self.nodes, self.ages, panel.factors, panel.histories, panel.terms)
+            for panel in self.panels
         ]
 
     def __call__(self, weights: Any, logzsol: Any, log_sigma: Any) -> list[Any]:
         """Sums (n, element) of each power for weights (n, age), metallicities (n,) and logs of sigma (n,)."""
-        xp, panel = namespace(weights), self.place(logzsol, log_sigma)
+        xp, place = namespace(weights), self.place(logzsol, log_sigma)
         mixed = _mixed(_even_shares(self.edges, self.nodes, logzsol), weights[:, : self.ages])
-        totals = _nothing(weights, self.panels[0][1])
-        for k, (histories, factors) in enumerate(self.panels):
-            (chosen,) = xp.where(panel == k)
+        of_spread = xp.asarray(self._of_spread(log_sigma), dtype=weights.dtype)
+        totals = _nothing(weights, self.panels[0].factors)
+        for k, panel in enumerate(self.panels):
+            (chosen,) = xp.where(place == k)
             if len(chosen):
-                sums = mixed[chosen] @ as_like(histories, weights)
-                of_spread = lagrange_shares(self.spread_nodes[k % len(self.spread_nodes)], log_sigma[chosen])
-                _sum(totals, chosen, _mixed(of_spread, sums), factors)
+                sums = mixed[chosen] @ as_like(panel.histories, weights)
+                terms = [of_spread[chosen, d, None] * sums[:, :count] for d, count in enumerate(panel.terms)]
+                _sum(totals, chosen, xp.concatenate(terms, -1), panel.factors)
         return totals
 
 
@@ -202,26 +224,43 @@ def _sum(totals: list[Any], chosen: Any, mixed: Any, factors: Factors) -> None:
         total[chosen] = mixed @ as_like(mixing, mixed) @ as_like(rows, mixed)
 
 
-def _products(rows: NDArray[np.floating], powers: int) -> tuple[NDArray[np.float32], Factors]:
-    """Return the matrices that take a galaxy's weights to its spectrum.
+def _inside(values: Any, low: Any, high: Any) -> Any:
+    """Places of values between two ends, from -1 to 1."""
+    return (2 * values - low - high) / (high - low)
 
-    The first has shape (node * age, sum). Between it and the factors a galaxy's share of each line spread comes in, so
-    that these have (spread node * sum) rows.
+
+def _products(rows: NDArray[np.floating], to_terms: NDArray[np.float64], powers: int) -> SpreadPanel:
+    """Return a panel for populations (spread node, node, age, power * element).
+
+    ``to_terms`` (term, spread node) makes a polynomial's terms of its values at the nodes.
     """
     spreads, width = rows.shape[0], rows.shape[3]
     wide = rows.reshape(spreads, -1, width).astype(np.float64)
     size = _sizes(np.abs(wide).mean(axis=(0, 2)))
     wide /= size[:, None]
+    of_element = np.tile(_importance(wide[..., : width // powers]), powers)
+    wide *= of_element
     squares = np.zeros((size.size, size.size))
     for of_spread in wide:
         squares += of_spread @ of_spread.T
-    kept = _directions(squares, _HISTORY_RESIDUE * math.sqrt(np.trace(squares)))
-    sums = (kept.T @ wide).reshape(-1, width)
-    allowed, factors = _allowed(sums), []
-    for part in np.split(sums, powers, axis=1):
+    allowed = _HISTORY_RESIDUE * math.sqrt(np.trace(squares))
+    kept = _directions(squares, allowed)
+    sums = np.tensordot(to_terms, kept.T @ wide, 1)
+    # Of each term the leading sums, so that all that are left out together are no more than is allowed.
+    beyond = np.cumsum(np.square(sums).sum(axis=2)[:, ::-1], axis=1)[:, ::-1]
+    terms = (beyond > allowed**2 / spreads).sum(axis=1)
+    chosen = np.concatenate([of_term[:count] for of_term, count in zip(sums, terms, strict=True)])
+    allowed, factors = _allowed(chosen), []
+    for part, by in zip(np.split(chosen, powers, axis=1), np.split(of_element, powers), strict=True):
         mixing = _directions(part @ part.T, allowed)
-        factors.append((mixing.astype(np.float32), (mixing.T @ part).astype(np.float32)))
-    return (size[:, None] * kept).astype(np.float32), factors
+        factors.append((mixing.astype(np.float32), (mixing.T @ part / by).astype(np.float32)))
+    return SpreadPanel((size[:, None] * kept[:, : terms.max()]).astype(np.float32), terms, factors)
+
+
+def _importance(flux: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Importance of elements (element,) for flux (spread, population, element): large where some shine weakly."""
+    bright = flux[:, np.abs(flux).max(axis=(0, 2)) > 0]
+    return np.asarray(np.sqrt(np.mean(1 / np.maximum(bright, _FAINT) ** 2, axis=(0, 1))))
 
 
 def _directions(squares: NDArray[np.float64], allowed: float) -> NDArray[np.float64]:

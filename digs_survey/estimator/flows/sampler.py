@@ -25,8 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digs_survey.estimator.flows import plain
-from digs_survey.jit import PLAIN, loops
-from digs_survey.simd import padded
+from digs_survey.jit import PLAIN, loops, padded
 
 if TYPE_CHECKING:
     from torch import nn
