@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Part", "SpreadPart", "lagrange_shares"]
 
-_LONG_FROM, _RESIDUE, _LONG_RESIDUE = 1_000, 3e-7, 3e-6
+_LONG_FROM, _RESIDUE, _LONG_RESIDUE = 1_000, 3e-7, 2e-6
 """What the vectors that populations are sums of leave out, as a share of the populations: on a grid by whose length,
 times the powers of the attenuation, they become long it may be more.
 """
