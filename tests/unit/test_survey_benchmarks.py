@@ -111,11 +111,11 @@ def test_correlations_are_shown_beside_the_diagonals():
 def test_posteriors_are_trained_judged_and_kept(tmp_path):
     small = ["train.hidden_features=12", "train.transforms=2", "train.embedding_features=16", "train.batch_size=256"]
     small += ["train.epochs=1", "train.components=8"]
-    kinds = [kind for kind in features.KINDS if kind.name in ("described", "diagonal", "channels")]
+    kinds = [kind for kind in features.KINDS if kind.name in ("described", "diagonal")]
     kinds = [features.Kind(kind.name, kind.what, kind.build) for kind in kinds]
     folder = shipped()["survey"]
     found = features.measure(folder, kinds, small, 1_000, 40, 3, tmp_path)
-    assert [figures["features"] for figures in found.values()] == [8 + 3, 3 * 8 + 4, 3 * 680 + 1]
+    assert [figures["features"] for figures in found.values()] == [8 + 3, 3 * 8 + 4]
     for figures in found.values():
         assert np.isfinite([figures["log_q"], *figures["half_width"], figures["encode_core_ms"]]).all()
         assert all(0 <= share <= 1 for share in figures["coverage_68"])
@@ -128,7 +128,7 @@ def test_posteriors_are_trained_judged_and_kept(tmp_path):
     lines = page.read_text().splitlines()
     assert lines[0] == "before"
     assert lines[-1] == "after"
-    assert sum(line.startswith("| ") for line in lines) == 4
+    assert sum(line.startswith("| ") for line in lines) == 3
     assert "old" not in lines
 
 
