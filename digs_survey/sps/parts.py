@@ -21,6 +21,8 @@ _LONG_FROM, _RESIDUE, _LONG_RESIDUE = 1_000, 3e-7, 2e-6
 """What the vectors that populations are sums of leave out, as a share of the populations: on a grid by whose length,
 times the powers of the attenuation, they become long it may be more.
 """
+_SPREAD_RESIDUE = 3e-6
+"""The same on long grids where the line spread is free, whose elements count by their importance."""
 _HISTORY_RESIDUE = 1e-6
 """The same of populations as sums of fewer ones, before the line spread is known."""
 
@@ -250,7 +252,7 @@ def _products(rows: NDArray[np.floating], to_terms: NDArray[np.float64], powers:
     beyond = np.cumsum(np.square(sums).sum(axis=2)[:, ::-1], axis=1)[:, ::-1]
     terms = (beyond > allowed**2 / spreads).sum(axis=1)
     chosen = np.concatenate([of_term[:count] for of_term, count in zip(sums, terms, strict=True)])
-    allowed, factors = _allowed(chosen), []
+    allowed, factors = _allowed(chosen, _SPREAD_RESIDUE), []
     for part, by in zip(np.split(chosen, powers, axis=1), np.split(of_element, powers), strict=True):
         mixing = _directions(part @ part.T, allowed)
         factors.append((mixing.astype(np.float32), (mixing.T @ part / by).astype(np.float32)))
@@ -276,9 +278,9 @@ def _sizes(size: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(size == 0, 1.0, size)
 
 
-def _allowed(rows: NDArray[np.float64]) -> float:
-    """Return the size of what may be left out of rows (row, column)."""
-    return (_RESIDUE if rows.shape[1] < _LONG_FROM else _LONG_RESIDUE) * float(np.linalg.norm(rows))
+def _allowed(rows: NDArray[np.float64], of_long: float) -> float:
+    """Return the size of what may be left out of rows (row, column); ``of_long`` is the share where they are long."""
+    return (_RESIDUE if rows.shape[1] < _LONG_FROM else of_long) * float(np.linalg.norm(rows))
 
 
 def _factors(rows: NDArray[np.floating], powers: int) -> Factors:
@@ -288,7 +290,7 @@ def _factors(rows: NDArray[np.floating], powers: int) -> Factors:
     """
     wide = np.asarray(rows, dtype=np.float64)
     size = _sizes(np.abs(wide).mean(axis=1, keepdims=True))
-    allowed, found = _allowed(wide / size), []
+    allowed, found = _allowed(wide / size, _LONG_RESIDUE), []
     for part in np.split(wide / size, powers, axis=1):
         left, strength, right = np.linalg.svd(part, full_matrices=False)
         beyond = np.sqrt(np.cumsum(strength[::-1] ** 2))[::-1]
