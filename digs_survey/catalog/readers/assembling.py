@@ -82,7 +82,8 @@ def write_parts(out: Path, parts: list[Part], grid: WavelengthGrid, first: int, 
     ) as (shards, write):
         for shard in shards:
             pieces = []
-            for number in range(*np.searchsorted(begin, [shard.start, shard.stop - 1], side="right") + [-1, 0]):
+            first_part, stop_part = np.searchsorted(begin, [shard.start, shard.stop - 1], side="right").tolist()
+            for number in range(first_part - 1, stop_part):
                 part, offset = parts[number], int(begin[number])
                 here = slice(max(0, shard.start - offset), shard.stop - offset)
                 pieces.append(_laid_out(part, here, grid, first, columns, text))

@@ -103,13 +103,13 @@ class DesiReader:
             for kind in np.unique(objtype[~target]):
                 what = f"fibre is on no target (OBJTYPE {kind})" if kind else "fibre is on no target (OBJTYPE is empty)"
                 yield LeftOut(what, int((objtype == kind).sum()), fault=False)
-            if self._catalog is None and (beside := self._beside(path)) is None:
+            redshifts = self._catalog or self._beside(path)
+            if redshifts is None:
                 name = f"{_REDSHIFT_FILES[0]}{path.name.removeprefix('coadd-')}"
                 missing = f"no redshifts: expected {name} beside it or among the files, or --redshifts CATALOG"
                 yield LeftOut(missing, max(1, int(target.sum())))
                 return
-            fits_of = self._catalog or _read_redshifts(beside)
-            rows, fitted = fits_of.of(targetid, header)
+            rows, fitted = redshifts.of(targetid, header)
             if lacking := int((target & (rows < 0)).sum()):
                 yield LeftOut("no redshift of this TARGETID, or several", lacking)
             star = np.zeros(target.size, dtype=bool)
@@ -157,14 +157,15 @@ class DesiReader:
             rows=some,
         )
 
-    def _beside(self, path: Path) -> Path | None:
+    def _beside(self, path: Path) -> _Redshifts | None:
+        """Return the redshifts of the file that has the coadd's name, among all files or in its folder."""
         plain = path.name.removesuffix(".gz")
         names = [f"{kind}{plain.removeprefix('coadd-')}{end}" for kind in _REDSHIFT_FILES for end in ("", ".gz")]
         for name in names:
             if name in self._given:
-                return self._given[name]
+                return _read_redshifts(self._given[name])
             if exists(path.parent / name):
-                return path.parent / name
+                return _read_redshifts(path.parent / name)
         return None
 
 
@@ -239,7 +240,7 @@ class _Redshifts:
                 same &= values == header[key]
             order = order[same[order]]
         ids = self.targetid[order]
-        low, high = (np.searchsorted(ids, targetid, side=side) for side in ("left", "right"))  # type: ignore[call-overload]
+        low, high = np.searchsorted(ids, targetid, side="left"), np.searchsorted(ids, targetid, side="right")
         rows = np.full(targetid.size, -1, dtype=np.int64)
         one = high - low == 1
         rows[one] = order[low[one]]

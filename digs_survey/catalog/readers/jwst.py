@@ -19,6 +19,7 @@ from digs_survey.catalog.readers.fits_files import Table, open_fits
 from digs_survey.catalog.readers.reading import LeftOut, Unusable
 from digs_survey.catalog.readers.redshifts import Redshifts
 from digs_survey.catalog.readers.spectra_block import Spectra
+from digs_survey.errors import DigsError
 
 __all__ = ["JwstReader"]
 
@@ -85,20 +86,25 @@ class JwstReader:
                 for key, (cards, attrs) in _HEADER.items()
                 if (card := next((card for card in cards if _is_value(header.get(card))), None))
             }
-            yield Spectra(
-                wave[row][here],
-                flux[row][here],
-                error=error[row][here],
-                mask=bad[row][here],
-                redshift=self._redshifts.of(name, path),
-                galaxy_id=name,
-                flux_unit=units[1],
-                wavelength_unit=units[0],
-                medium="vacuum",
-                columns=columns,
-                hdu=hdu,
-                rows=np.array([row]),
-            )
+            try:
+                made = Spectra(
+                    wave[row][here],
+                    flux[row][here],
+                    error=error[row][here],
+                    mask=bad[row][here],
+                    redshift=self._redshifts.of(name, path),
+                    galaxy_id=name,
+                    flux_unit=units[1],
+                    wavelength_unit=units[0],
+                    medium="vacuum",
+                    columns=columns,
+                    hdu=hdu,
+                    rows=np.array([row]),
+                )
+            except DigsError as error_of_row:
+                yield LeftOut(str(error_of_row))
+            else:
+                yield made
 
 
 def _is_value(value: Any) -> bool:

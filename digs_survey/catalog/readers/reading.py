@@ -24,7 +24,7 @@ _DAMAGE = (
 """What astropy, pyarrow, h5py and numpy raise on bytes that are not what a file's name or header says."""
 
 
-class Unusable(Exception):  # noqa: N818
+class Unusable(Exception):
     """A file, or some rows of it, cannot become spectra; the message says why."""
 
 

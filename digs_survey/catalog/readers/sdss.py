@@ -175,13 +175,12 @@ class SdssReader:
             other = f"{key}_NOQSO"
             return np.where(noqso, record[other], record[key]) if noqso.any() and record.has(other) else record[key]
 
-        columns = {}
+        columns: dict[str, tuple[NDArray[Any], dict[str, str]]] = {}
         for name, (keys, kind, attrs) in _COLUMNS.items():
             found = values(*keys)
             if found is not None and (found.dtype.kind == "U") == (kind is str):
                 columns[name] = found.astype(kind), attrs
-        redshift = values("Z")
-        assert redshift is not None
+        redshift = np.where(noqso, record["Z_NOQSO"], record["Z"]) if noqso.any() else record["Z"]
         return redshift.astype(np.float64), columns
 
     def _redshifts(self, path: Path) -> Path:

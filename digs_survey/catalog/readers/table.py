@@ -18,6 +18,7 @@ from digs_survey.catalog.readers.redshifts import Redshifts
 from digs_survey.catalog.readers.spectra_block import Spectra
 from digs_survey.catalog.readers.table_files import Source, sources
 from digs_survey.catalog.readers.table_map import From, TableMap
+from digs_survey.errors import DigsError
 from digs_survey.store.locations import location
 
 __all__ = ["TableReader", "wcs_wavelengths"]
@@ -63,10 +64,8 @@ class TableReader:
             name: (self._values(where, source, rows), self._described(where, source))
             for name, where in columns.columns.items()
         }
-        units = {
-            "wavelength_unit": self._unit(source, columns.wavelength, columns.wavelength_unit, "wavelength"),
-            "flux_unit": self._unit(source, columns.flux, columns.flux_unit, "flux"),
-        }
+        wavelength_unit = self._unit(source, columns.wavelength, columns.wavelength_unit, "wavelength")
+        flux_unit = self._unit(source, columns.flux, columns.flux_unit, "flux")
         # Rows of unequal length, or with wavelengths of their own, are blocks of one spectrum.
         shared = wave.dtype != object and wave.ndim == 1 and flux.dtype != object
         blocks = [np.arange(rows)] if shared else [np.array([row]) for row in range(rows)]
@@ -80,21 +79,28 @@ class TableReader:
             if here.ndim != 1 or real.size < 2:
                 yield LeftOut("no wavelengths", some.size)
                 continue
-            arrays = {"error": part(error), "ivar": part(ivar), "mask": part(mask)}
-            yield Spectra(
-                here[real],
-                _picked(part(flux), real),
-                **{name: None if values is None else _picked(values, real) for name, values in arrays.items()},
-                redshift=redshift[some],
-                galaxy_id=names[some],
-                ebv=None if ebv is None else ebv[some],
-                medium=columns.medium,
-                frame=columns.frame,
-                columns={name: (values[some], attrs) for name, (values, attrs) in survey.items()},
-                hdu=str("" if columns.hdu is None else columns.hdu),
-                rows=some + source.first,
-                **units,
-            )
+            try:
+                made = Spectra(
+                    here[real],
+                    _picked(part(flux), real),
+                    error=None if error is None else _picked(part(error), real),
+                    ivar=None if ivar is None else _picked(part(ivar), real),
+                    mask=None if mask is None else _picked(part(mask), real),
+                    redshift=redshift[some],
+                    galaxy_id=names[some],
+                    ebv=None if ebv is None else ebv[some],
+                    medium=columns.medium,
+                    frame=columns.frame,
+                    columns={name: (values[some], attrs) for name, (values, attrs) in survey.items()},
+                    hdu=str("" if columns.hdu is None else columns.hdu),
+                    rows=some + source.first,
+                    wavelength_unit=wavelength_unit,
+                    flux_unit=flux_unit,
+                )
+            except (Unusable, DigsError) as error_of_row:
+                yield LeftOut(str(error_of_row), some.size)
+            else:
+                yield made
 
     def _like(self, source: Source, name: str | int | None, rows: int) -> NDArray[Any] | None:
         """Return a column of the shape of flux, or None."""
