@@ -21,7 +21,10 @@ from digs_survey.catalog.schema import parse_unit
 
 __all__ = ["Table", "flux_unit", "image", "open_fits", "table"]
 
-_TRUNCATED = re.compile("truncated|file size|buffer is (too small|smaller)|cannot reshape|Compressed file ended", re.I)
+_TRUNCATED = re.compile(
+    "truncated|Error validating header|file size|buffer is (too small|smaller)|cannot reshape|Compressed file ended",
+    re.I,
+)
 
 
 @contextmanager
@@ -35,7 +38,7 @@ def open_fits(path: Path) -> Iterator[fits.HDUList]:
     """
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("error", message=".*truncated.*")
+        warnings.filterwarnings("error", message="(?s).*(truncated|Error validating header)")
         head = file.read(2)
         file.seek(0)
         source: Any = gzip.GzipFile(fileobj=file) if head == b"\x1f\x8b" else file
@@ -45,7 +48,7 @@ def open_fits(path: Path) -> Iterator[fits.HDUList]:
         except (Warning, OSError, EOFError, ValueError, TypeError) as error:
             text = str(error)
             if _TRUNCATED.search(text):
-                raise Unusable("the file ends too early: it was truncated; get it again") from error
+                raise Unusable("the file ends too early, or is damaged; get it again") from error
             if "SIMPLE" in text or "Empty or corrupt" in text:
                 raise Unusable("no FITS file") from error
             raise
