@@ -86,9 +86,9 @@ def _text(path: Path, ending: str) -> Source:
     from astropy.io import ascii as text
 
     formats = {".ecsv": "ecsv", ".csv": "csv"}
-    found = text.read(
-        path.read_text(encoding="utf-8-sig"), **({"format": formats[ending]} if ending in formats else {})
-    )
+    # Lines, since astropy takes a text of one line for the name of a file.
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    found = text.read(lines, **({"format": formats[ending]} if ending in formats else {}))
 
     def read(name: str) -> NDArray[Any]:
         if name not in found.colnames:
