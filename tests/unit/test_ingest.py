@@ -214,7 +214,7 @@ def test_damaged_bytes_give_a_reason_or_spectra(kind, data, tmp_path_factory):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"flux_unit": "counts"}, "flux density"),
+        ({"flux_unit": "K"}, "flux density"),
         ({"flux_unit": "-1e-17 erg / (s cm2 Angstrom)"}, "positive scale"),
         ({"flux_unit": "uJy", "frame": "rest"}, "per wavelength"),
         ({"wavelength_unit": "Hz"}, "unit of length"),

@@ -46,7 +46,7 @@ def test_a_wrong_map_names_the_key(change: tuple[str, str], named: str, tmp_path
         ("w,f,e\n4000,1,1\n4000,1,1\n", RIGHT + UNITS, "wavelength: expected increasing"),
         ("w,f,e\n4000,1,0\n4001,1,-1\n", RIGHT + UNITS, "no usable pixel"),
         ("w,f,e\n4000,a,1\n4001,b,1\n", RIGHT + UNITS, "cannot be read"),
-        ("", RIGHT + UNITS, "cannot be read"),
+        ("", RIGHT + UNITS, "expected a column f"),
         ("w,f,e\n4000,1,1\n4001,1,1\n", RIGHT + UNITS.replace("1e-17 erg / (s cm2 Angstrom)", "K"), "flux density"),
         ("w,f,e\n4000,1,1\n4001,1,1\n", RIGHT.replace("0.1", '{ header = "Z" }') + UNITS, "expected Z"),
     ],
