@@ -19,6 +19,8 @@ from digs_survey.versions import __version__
 
 if TYPE_CHECKING:
     from digs_survey.catalog import Catalog, write_catalog
+    from digs_survey.catalog.readers.ingesting import write_spectra
+    from digs_survey.catalog.readers.spectra_block import Spectra
     from digs_survey.config import load_config
     from digs_survey.estimator.posterior import FrozenPosterior
     from digs_survey.run.opened_run import open_run
@@ -28,22 +30,26 @@ if TYPE_CHECKING:
 __all__ = [
     "Catalog",
     "FrozenPosterior",
+    "Spectra",
     "Survey",
     "__version__",
     "load_config",
     "open_run",
     "rebin_spectrum",
     "write_catalog",
+    "write_spectra",
 ]
 
 _WHERE = {
     "Catalog": "digs_survey.catalog",
     "FrozenPosterior": "digs_survey.estimator.posterior",
+    "Spectra": "digs_survey.catalog.readers.spectra_block",
     "Survey": "digs_survey.run.survey",
     "load_config": "digs_survey.config",
     "open_run": "digs_survey.run.opened_run",
     "rebin_spectrum": "digs_survey.spectra",
     "write_catalog": "digs_survey.catalog",
+    "write_spectra": "digs_survey.catalog.readers.ingesting",
 }
 """Public names and their modules, which are imported when they are first used: some of them take seconds."""
 

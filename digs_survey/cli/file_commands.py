@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from digs_survey.cli.ingest_commands import ingest_app
 from digs_survey.cli.options import (
     CatalogArgument,
     DaskOption,
@@ -26,13 +27,7 @@ from digs_survey.store.locations import check_reachable, exists, location
 __all__ = ["app"]
 
 app = typer.Typer()
-ingest_app = typer.Typer(help="Turn a survey's files into a catalog.", no_args_is_help=True)
 app.add_typer(ingest_app, name="ingest")
-
-
-class _Frame(StrEnum):
-    rest = "rest"
-    observed = "observed"
 
 
 class TableFormat(StrEnum):
@@ -83,44 +78,6 @@ def fake_catalog_command(
     settings = load_config(config, overrides or [])
     with ProgressReporter(quiet=quiet).task("fake-catalog", rows, "galaxies") as advance:
         fake_catalog(out, settings, rows, bad=bad, advance=advance)
-    print(out)
-
-
-@ingest_app.command("sdss")
-def ingest_sdss_command(
-    files: Annotated[
-        list[Path],
-        typer.Argument(
-            help="spec-PLATE-MJD-FIBER.fits ..., then the catalog to write.", show_default=False, parser=location
-        ),
-    ],
-    step_angstrom: Annotated[float, typer.Option(help="Width of the elements.")] = 50.0,
-    start_angstrom: Annotated[
-        float | None, typer.Option(help="First element; default: the range common to all files.")
-    ] = None,
-    stop_angstrom: Annotated[float | None, typer.Option(help="Last element.")] = None,
-    frame: Annotated[_Frame, typer.Option(help="Frame of the elements; the preset survey takes both.")] = _Frame.rest,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the catalog if it is there.")] = False,
-) -> None:
-    """SDSS spec files to a catalog: vacuum, flux conserved, ivar and masks carried."""
-    from digs_survey.catalog.readers.sdss import ingest_sdss
-
-    if len(files) < 2:
-        raise typer.BadParameter("expected at least one SPEC.fits and then OUT.zarr")
-    *spectra, out = files
-    if out.suffix in {".fits", ".gz"}:
-        raise typer.BadParameter(f"the last argument is the catalog to write, found {out}; expected OUT.zarr")
-    check_reachable(out)
-    if exists(out) and not overwrite:
-        raise typer.BadParameter(f"{out} exists; choose another name or give --overwrite")
-    ingest_sdss(
-        spectra,
-        out,
-        step_angstrom=step_angstrom,
-        start_angstrom=start_angstrom,
-        stop_angstrom=stop_angstrom,
-        frame="observed" if frame is _Frame.observed else "rest",
-    )
     print(out)
 
 

@@ -69,7 +69,7 @@ class GridSampling:
         if grid.frame != "rest":
             raise ConfigError(
                 f"grid: the simulator needs a rest-frame grid, found {grid}; "
-                "resample the catalog to the rest frame of each galaxy (digs-survey ingest does)"
+                "resample the catalog to the rest frame of each galaxy (digs-survey ingest --frame rest does)"
             )
         if sigmas is not None and model.line_spread != "velocity":
             raise ConfigError(f"prior.sigma_smooth needs model.line_spread = 'velocity', found {model.line_spread!r}")

@@ -1,32 +1,26 @@
-"""SDSS and BOSS ``spec-PLATE-MJD-FIBER.fits`` files: galaxy spectra to a catalog, at rest or as observed.
+"""SDSS spectra: ``spec`` files of SDSS, BOSS, eBOSS and SDSS-V, full and lite, and ``spPlate`` files.
 
-Format: https://data.sdss.org/datamodel/files/BOSS_SPECTRO_REDUX/RUN2D/spectra/PLATE4/spec.html. HDU 1 holds
-the coadded spectrum (``flux`` in 1e-17 erg/s/cm2/Angstrom, ``loglam`` = log10 of the heliocentric vacuum
-wavelength in Angstrom, ``ivar``, ``and_mask``), HDU 2 the row of the redshift catalog.
-
-Spectra are brought to the rest frame by wavelength / (1 + z), flux * (1 + z), ivar / (1 + z)^2, so that the integral
-over a range of the spectrum is kept, unless the observed frame is asked for, and rebinned onto contiguous elements.
-Fluxes are those through
-the fibre, and are not corrected for Galactic extinction, as in the files.
+Formats: https://data.sdss.org/datamodel/files/BOSS_SPECTRO_REDUX/RUN2D/spectra/PLATE4/spec.html and
+.../PLATE4/spPlate.html. Flux is in 1e-17 erg/s/cm2/Angstrom, wavelengths are log10 of Angstrom in vacuum, heliocentric,
+on one grid of steps of 1e-4 for all plates. The redshift of a ``spec`` file is in its HDU 2; that of an ``spPlate``
+file in the ``spZbest`` file of the same name. Pixels with ``ivar`` = 0 or :data:`BRIGHTSKY` are not used. Fluxes are
+those through the fibre, and are not corrected for Galactic extinction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from digs_survey.catalog import Catalog, write_catalog
-from digs_survey.config import GridConfig
-from digs_survey.errors import CatalogError
-from digs_survey.spectra import WavelengthGrid, rebin_spectrum
-from digs_survey.store.locations import location
+from digs_survey.catalog.readers.fits_files import Table, flux_unit, image, open_fits, table
+from digs_survey.catalog.readers.reading import LeftOut, Unusable
+from digs_survey.catalog.readers.spectra_block import Spectra
 
-__all__ = ["BRIGHTSKY", "ingest_sdss", "read_sdss"]
+__all__ = ["BRIGHTSKY", "SdssReader"]
 
 BRIGHTSKY = 1 << 23
 """Bit of ``and_mask``: in every exposure the sky outshone the object by far.
@@ -35,221 +29,192 @@ By www.sdss3.org/dr10/algorithms/bitmask_sppixmask.php the very bad conditions a
 and of the other bits this is the one to look at: near strong sky lines the errors cannot be trusted.
 """
 
-_FLUX_UNIT = "1e-17 erg / (s cm2 Angstrom)"
-_COADD_COLUMNS = ("FLUX", "LOGLAM", "IVAR", "AND_MASK")
-_REQUIRED = ("PLATE", "MJD", "FIBERID", "Z", "ZWARNING")
-
+_FLUX_UNIT = "1E-17 erg/cm^2/s/Ang"
+_LOG_STEP = 1e-4
+_KMS_PER_PIXEL = 69.03
+_RA = {"units": "deg", "description": "right ascension of the fibre, J2000"}
+_DEC = {"units": "deg", "description": "declination of the fibre, J2000"}
 _COLUMNS: dict[str, tuple[tuple[str, ...], type, dict[str, str]]] = {
-    "ra": (("PLUG_RA", "RA"), float, {"units": "deg", "description": "right ascension of the fibre, J2000"}),
-    "dec": (("PLUG_DEC", "DEC"), float, {"units": "deg", "description": "declination of the fibre, J2000"}),
-    "plate": (("PLATE",), int, {"description": "SDSS plate"}),
+    "ra": (
+        ("PLUG_RA", "RA", "RACAT", "FIBER_RA"),
+        float,
+        _RA,
+    ),
+    "dec": (
+        ("PLUG_DEC", "DEC", "DECCAT", "FIBER_DEC"),
+        float,
+        _DEC,
+    ),
+    "plate": (("PLATE", "FIELD"), int, {"description": "SDSS plate, or field of SDSS-V"}),
     "mjd": (("MJD",), int, {"units": "d", "description": "modified Julian date of the observation"}),
-    "fiberid": (("FIBERID",), int, {"description": "SDSS fibre"}),
+    "fiberid": (("FIBERID", "FIBER_ID"), int, {"description": "SDSS fibre"}),
     "z_err": (("Z_ERR",), float, {"description": "error of the redshift; negative if the fit failed"}),
     "zwarning": (("ZWARNING",), int, {"description": "bits that warn of the redshift; 0 = none"}),
-    "class": (("CLASS",), str, {"description": "class by the redshift pipeline"}),
+    "class": (("CLASS",), str, {"description": "class by the redshift pipeline: GALAXY, QSO or STAR"}),
     "subclass": (("SUBCLASS",), str, {"description": "subclass by the redshift pipeline"}),
     "sn_median": (
         ("SN_MEDIAN_ALL", "SN_MEDIAN"),
         float,
         {"description": "median signal-to-noise ratio per pixel of the whole spectrum"},
     ),
+    "ebv": (("EBV", "SFD_EBV"), float, {"units": "mag", "description": "Galactic E(B-V)"}),
 }
-"""Survey columns: their names in SPECOBJ (the first that holds one value), type and attributes."""
+"""Survey columns: their names (the first that holds one value a row counts), type and attributes."""
+
+_NO_QSO = {name: (f"{name}_NOQSO",) for name in ("Z", "Z_ERR", "ZWARNING", "CLASS", "SUBCLASS")}
+_LINE_SPREAD = {"units": "km / s", "description": "line spread of the spectrograph (sigma), median of the good pixels"}
 
 
-@dataclass(frozen=True)
-class _Spectrum:
-    """One file, in the frame of the catalog; ``ivar`` is 0 where a pixel is bad."""
-
-    path: Path
-    galaxy_id: str
-    redshift: float
-    columns: dict[str, Any]
-    pixel_edges: NDArray[np.float64]
-    flux: NDArray[np.float64]
-    ivar: NDArray[np.float64]
-
-    @property
-    def reach(self) -> tuple[float, float]:
-        """Wavelengths between which there are good pixels (all pixels if none is good)."""
-        good = np.flatnonzero(self.ivar > 0)
-        first, last = (good[0], good[-1]) if good.size else (0, self.ivar.size - 1)
-        return float(self.pixel_edges[first]), float(self.pixel_edges[last + 1])
-
-
-def read_sdss(
-    paths: Sequence[Path | str],
-    *,
-    step_angstrom: float = 50.0,
-    start_angstrom: float | None = None,
-    stop_angstrom: float | None = None,
-    frame: Literal["rest", "observed"] = "rest",
-) -> dict[str, Any]:
-    """Read SDSS spectra and rebin them onto one grid; every file gives one row, in their order.
-
-    Pixels with ``ivar`` = 0 or :data:`BRIGHTSKY` do not count; elements that good pixels cover to less than
-    half are masked.
+class SdssReader:
+    """Reads ``spec`` and ``spPlate`` files.
 
     Parameters
     ----------
-    paths : sequence of path-like
-    step_angstrom : float
-        Width of the elements.
-    start_angstrom, stop_angstrom : float, optional
-        Centres of the first and the last element. By default the elements fill the range that all rows have,
-        with edges on multiples of the step. Elements beyond a row's own range are masked in it.
-    frame : {"rest", "observed"}
-        Of the grid.
-
-    Returns
-    -------
-    dict
-        Arguments of :func:`digs_survey.catalog.write_catalog`.
-
-    Raises
-    ------
-    CatalogError
-        A file that is no SDSS spectrum or has no positive redshift, or no common range of wavelengths;
-        the message names the files.
+    files : sequence of path-like
+        All files that will be read: ``spZbest`` files among them are used for the plates, wherever these are.
+    z_noqso : bool
+        Take redshift and class of the fit without quasar templates, where there is one: recommended for galaxies that
+        BOSS and eBOSS targeted as such.
     """
-    files = [location(path) for path in paths]
-    if not files:
-        raise CatalogError("SDSS spectra: expected at least one spec-PLATE-MJD-FIBER.fits file, found none")
-    # read twice, so that no more than one spectrum is held at its full resolution
-    reach = {path: _read(path, frame).reach for path in files}
-    grid = _common_grid(reach, step_angstrom, start_angstrom, stop_angstrom, frame)
-    spectra, rows = [], []
-    for path in files:
-        spectrum = _read(path, frame)
-        rows.append(rebin_spectrum(spectrum.pixel_edges, spectrum.flux, spectrum.ivar, grid.edges))
-        spectra.append((spectrum.galaxy_id, spectrum.redshift, spectrum.columns))
-    flux, ivar, mask = (np.stack(parts) for parts in zip(*rows, strict=True))
-    ids, redshifts, columns = zip(*spectra, strict=True)
-    return {
-        "grid": grid,
-        "flux": flux,
-        "ivar": ivar,
-        "mask": mask,
-        "redshift": np.array(redshifts),
-        "galaxy_id": np.array(ids),
-        "flux_unit": _FLUX_UNIT,
-        "columns": {
-            name: (np.array([row[name] for row in columns]), attrs) for name, (_, _, attrs) in _COLUMNS.items()
-        },
-        "attrs": {
-            "source": "SDSS spec-PLATE-MJD-FIBER files",
-            **({"rest_frame": "wavelength / (1 + z), flux * (1 + z), ivar / (1 + z)^2"} if frame == "rest" else {}),
-            "bad_pixels": "ivar = 0, or bit BRIGHTSKY of and_mask",
-            "galactic_extinction": "not corrected",
-            "aperture": "flux through the fibre",
-        },
-    }
 
+    def __init__(self, files: Sequence[Path] = (), *, z_noqso: bool = False) -> None:
+        self._zbest = {path.name: path for path in files if path.name.startswith("spZbest-")}
+        self._z_noqso = z_noqso
 
-def ingest_sdss(
-    paths: Sequence[Path | str],
-    out: Path | str,
-    *,
-    step_angstrom: float = 50.0,
-    start_angstrom: float | None = None,
-    stop_angstrom: float | None = None,
-    frame: Literal["rest", "observed"] = "rest",
-) -> Catalog:
-    """Turn SDSS spectra into a catalog at ``out`` and open it; parameters and errors as :func:`read_sdss`."""
-    arguments = read_sdss(
-        paths,
-        step_angstrom=step_angstrom,
-        start_angstrom=start_angstrom,
-        stop_angstrom=stop_angstrom,
-        frame=frame,
-    )
-    write_catalog(out, **arguments)
-    return Catalog.open(out)
+    def __call__(self, path: Path) -> Iterator[Spectra | LeftOut]:
+        """Yield the spectra of a file."""
+        if path.name.startswith("spZbest-"):
+            return
+        with open_fits(path) as hdus:
+            unit = flux_unit(hdus[0].header.get("BUNIT", _FLUX_UNIT), "BUNIT")
+            if not hdus[0].header.get("VACUUM", True):
+                raise Unusable("VACUUM: expected vacuum wavelengths, found VACUUM = F")
+            if "COEFF0" in hdus[0].header and getattr(hdus[0], "shape", None) and len(hdus[0].shape) == 2:
+                yield from self._plate(path, hdus, unit)
+            else:
+                yield from self._spec(hdus, unit)
 
-
-def _common_grid(
-    reach: dict[Path, tuple[float, float]],
-    step: float,
-    start: float | None,
-    stop: float | None,
-    frame: Literal["rest", "observed"],
-) -> WavelengthGrid:
-    if not (np.isfinite(step) and step > 0):
-        raise CatalogError(f"step_angstrom: expected a positive number, found {step}")
-    lowest = max(reach, key=lambda path: reach[path][0])
-    highest = min(reach, key=lambda path: reach[path][1])
-    low, high = reach[lowest][0], reach[highest][1]
-    first = step * (np.ceil(low / step) + 0.5) if start is None else start
-    last = step * (np.floor(high / step) - 0.5) if stop is None else stop
-    if not (first > 0 and last >= first + step):
-        raise CatalogError(
-            f"SDSS spectra: expected at least two elements of {step:g} Angstrom in the {frame}-frame range that "
-            f"all rows have, found {low:.1f} (where {lowest.name} begins) to {high:.1f} Angstrom (where "
-            f"{highest.name} ends); leave such files out, or give start_angstrom and stop_angstrom"
+    def _spec(self, hdus: Any, unit: str) -> Iterator[Spectra | LeftOut]:
+        coadd, record = table(hdus, 1), table(hdus, 2)
+        coadd.needs("FLUX", "LOGLAM", "IVAR", "AND_MASK")
+        if record.rows != 1:
+            raise Unusable(f"HDU 2: expected one row, found {record.rows}")
+        bad = (coadd["AND_MASK"] & BRIGHTSKY) != 0
+        spread = coadd["WDISP"] if coadd.has("WDISP") else None
+        wave = _wavelengths(coadd["LOGLAM"])
+        names = [_name(record, 0)]
+        yield from self._spectra(
+            wave, coadd["FLUX"][None], coadd["IVAR"][None], bad[None], spread, record, names, unit, "1"
         )
-    config = GridConfig(start_angstrom=first, stop_angstrom=last, step_angstrom=step, frame=frame, medium="vacuum")
-    return WavelengthGrid.from_config(config)
+
+    def _plate(self, path: Path, hdus: Any, unit: str) -> Iterator[Spectra | LeftOut]:
+        flux, ivar, mask = image(hdus, 0, 2), image(hdus, 1, 2), image(hdus, 2, 2)
+        header = hdus[0].header
+        plugmap = table(hdus, 5)
+        with open_fits(self._redshifts(path)) as others:
+            record = table(others, 1)
+            if not record.rows == flux.shape[0] == plugmap.rows:
+                raise Unusable(f"expected {flux.shape[0]} redshifts and fibres, found {record.rows} and {plugmap.rows}")
+            wave = _wavelengths(header["COEFF0"] + header["COEFF1"] * np.arange(flux.shape[1]))
+            spread = image(hdus, 4, 2) if len(hdus) > 4 else None
+            sky = plugmap["OBJTYPE"] == "SKY" if plugmap.has("OBJTYPE") else np.zeros(flux.shape[0], dtype=bool)
+            if sky.any():
+                yield LeftOut("sky fibre (OBJTYPE SKY)", int(sky.sum()), fault=False)
+            names = [_name(record, row) for row in range(record.rows)]
+            bad = (mask & BRIGHTSKY) != 0
+            yield from self._spectra(wave, flux, ivar, bad, spread, record, names, unit, "0", ~sky)
+
+    def _spectra(
+        self,
+        wave: NDArray[np.float64],
+        flux: NDArray[Any],
+        ivar: NDArray[Any],
+        bad: NDArray[np.bool_],
+        spread: NDArray[Any] | None,
+        record: Table,
+        names: list[str],
+        unit: str,
+        hdu: str,
+        wanted: NDArray[np.bool_] | None = None,
+    ) -> Iterator[Spectra | LeftOut]:
+        redshift, columns = self._fits(record)
+        star = columns["class"][0] == "STAR" if "class" in columns else np.zeros(len(names), dtype=bool)
+        wanted = np.ones(len(names), dtype=bool) if wanted is None else wanted
+        if (star & wanted).any():
+            yield LeftOut("star (CLASS STAR)", int((star & wanted).sum()), fault=False)
+        if spread is not None:
+            columns["line_spread"] = _line_spread(np.broadcast_to(spread, flux.shape), ivar), _LINE_SPREAD
+        keep = np.flatnonzero(wanted & ~star)
+        if not keep.size:
+            return
+        yield Spectra(
+            wave,
+            flux,
+            ivar=ivar,
+            mask=bad,
+            redshift=redshift,
+            galaxy_id=np.array(names),
+            flux_unit=unit,
+            medium="vacuum",
+            ebv=columns["ebv"][0] if "ebv" in columns else None,
+            columns=columns,
+            hdu=hdu,
+        ).take(keep)
+
+    def _fits(self, record: Table) -> tuple[NDArray[np.float64], dict[str, tuple[NDArray[Any], dict[str, str]]]]:
+        """Return redshifts (row,) and the survey columns, of the fit with or without quasars."""
+        record.needs("Z")
+        noqso = np.zeros(record.rows, dtype=bool)
+        if self._z_noqso and record.has("CLASS_NOQSO") and record.has("Z_NOQSO"):
+            noqso = record["CLASS_NOQSO"] != ""
+
+        def values(*keys: str) -> NDArray[Any] | None:
+            key = record.first(*keys)
+            if key is None:
+                return None
+            other = f"{key}_NOQSO"
+            return np.where(noqso, record[other], record[key]) if noqso.any() and record.has(other) else record[key]
+
+        columns: dict[str, tuple[NDArray[Any], dict[str, str]]] = {}
+        for name, (keys, kind, attrs) in _COLUMNS.items():
+            found = values(*keys)
+            if found is not None and (found.dtype.kind == "U") == (kind is str):
+                columns[name] = found.astype(kind), attrs
+        redshift = np.where(noqso, record["Z_NOQSO"], record["Z"]) if noqso.any() else record["Z"]
+        return redshift.astype(np.float64), columns
+
+    def _redshifts(self, path: Path) -> Path:
+        name = path.name.replace("spPlate-", "spZbest-", 1)
+        if name in self._zbest:
+            return self._zbest[name]
+        found = [path.parent / name, *sorted(path.parent.glob(f"*/{name}"))]
+        if (beside := next((other for other in found if other.is_file()), None)) is None:
+            raise Unusable(f"no redshifts: expected {name} beside it, in a folder beside it, or among the files")
+        return beside
 
 
-def _read(path: Path, frame: Literal["rest", "observed"]) -> _Spectrum:
-    from astropy.io import fits
-
-    if not path.is_file():
-        raise CatalogError(f"{path}: no such file")
-    try:
-        with path.open("rb") as file, fits.open(file, memmap=False) as hdus:
-            _check(path, hdus)
-            coadd, specobj = hdus[1].data, hdus[2].data[0]
-            wave, flux, ivar = (np.asarray(coadd[n], dtype=np.float64) for n in ("LOGLAM", "FLUX", "IVAR"))
-            bright_sky = (np.asarray(coadd["AND_MASK"]) & BRIGHTSKY) != 0
-            names = {name.upper() for name in hdus[2].columns.names}
-            record = {name: np.asarray(specobj[name]) for name in names}
-    except (OSError, ValueError, TypeError, IndexError) as error:
-        raise CatalogError(f"{path}: expected an SDSS spec file, but it cannot be read ({error})") from error
-    if wave.size < 2 or not (np.isfinite(wave).all() and (np.diff(wave) > 0).all()):
-        raise CatalogError(f"{path}: LOGLAM: expected at least two increasing values; the file is damaged")
-    redshift = float(record["Z"])
-    if not (np.isfinite(redshift) and redshift > 0):
-        raise CatalogError(f"{path}: Z: expected a positive redshift, found {redshift}; leave this file out")
-    middle = 0.5 * (wave[1:] + wave[:-1])
-    log_edges = np.concatenate([[2 * wave[0] - middle[0]], middle, [2 * wave[-1] - middle[-1]]])
-    stretch = 1 + redshift if frame == "rest" else 1.0
-    good = np.isfinite(flux) & np.isfinite(ivar) & (ivar > 0) & ~bright_sky
-    plate, mjd, fiber = (int(record[name]) for name in ("PLATE", "MJD", "FIBERID"))
-    return _Spectrum(
-        path=path,
-        galaxy_id=f"{plate:04d}-{mjd:05d}-{fiber:04d}",
-        redshift=redshift,
-        columns={name: _column(record, keys, kind) for name, (keys, kind, _) in _COLUMNS.items()},
-        pixel_edges=10**log_edges / stretch,
-        flux=flux * stretch,
-        ivar=np.where(good, ivar, 0.0) / stretch**2,
-    )
+def _wavelengths(loglam: NDArray[Any]) -> NDArray[np.float64]:
+    """Return Angstrom; on SDSS's common grid exactly, since float32 has room for a hundredth of a pixel only."""
+    at = np.asarray(loglam, dtype=np.float64)
+    if at.ndim != 1 or at.size < 2 or not np.isfinite(at).all() or (np.diff(at) <= 0).any() or at[-1] > 6:
+        raise Unusable("LOGLAM: expected at least two increasing values, log10 of Angstrom; the file is damaged")
+    common = np.rint(at / _LOG_STEP)
+    return 10.0 ** (common * _LOG_STEP if np.abs(at / _LOG_STEP - common).max() < 0.05 else at)
 
 
-def _check(path: Path, hdus: Any) -> None:
-    for index, needed in ((1, _COADD_COLUMNS), (2, _REQUIRED)):
-        columns = getattr(hdus[index], "columns", None) if index < len(hdus) else None
-        found = set() if columns is None else {name.upper() for name in columns.names}
-        missing = [name for name in needed if name not in found]
-        if missing:
-            raise CatalogError(
-                f"{path}: expected an SDSS spec-PLATE-MJD-FIBER file with {', '.join(needed)} in HDU "
-                f"{index}; found no {', '.join(missing)} there"
-            )
-    if len(hdus[2].data) != 1:
-        raise CatalogError(f"{path}: HDU 2: expected one row, found {len(hdus[2].data)}")
-    unit = str(hdus[0].header.get("BUNIT", "1E-17 erg"))
-    if not unit.upper().startswith("1E-17 ERG"):
-        raise CatalogError(f"{path}: BUNIT: expected 1E-17 erg/cm^2/s/Ang, found {unit!r}")
-    if not hdus[0].header.get("VACUUM", True):
-        raise CatalogError(f"{path}: VACUUM: expected vacuum wavelengths, found VACUUM = F")
+def _name(record: Table, row: int) -> str:
+    """Return PLATE-MJD-FIBER, or FIELD-MJD-CATALOGID of SDSS-V."""
+    if record.first("CATALOGID") and not record.first("PLATE"):
+        record.needs("FIELD", "MJD")
+        field, mjd = (int(record[key][row]) for key in ("FIELD", "MJD"))
+        return f"{field:06d}-{mjd:05d}-{record['CATALOGID'][row]}"
+    record.needs("PLATE", "MJD", "FIBERID")
+    plate, mjd, fiber = (int(record[key][row]) for key in ("PLATE", "MJD", "FIBERID"))
+    return f"{plate:04d}-{mjd:05d}-{fiber:04d}"
 
 
-def _column(record: dict[str, NDArray[Any]], keys: tuple[str, ...], kind: type) -> Any:
-    """Return the first of the keys that holds one value; NaN or "" if none does."""
-    value = next((record[key] for key in keys if key in record and record[key].size == 1), None)
-    if value is None:
-        return "" if kind is str else float("nan")
-    return str(value.item()).strip() if kind is str else kind(value.item())
+def _line_spread(pixels: NDArray[Any], ivar: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the median line spread (row,) in km/s from that in pixels (row, pixel); NaN where there is none."""
+    good = (ivar > 0) & np.isfinite(pixels) & (pixels > 0)
+    found = [np.median(row[use]) if use.any() else np.nan for row, use in zip(pixels, good, strict=True)]
+    return _KMS_PER_PIXEL * np.array(found, dtype=np.float64)

@@ -1,0 +1,130 @@
+"""FITS files as readers need them: what is missing, or ends too early, is said in a sentence."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy import units
+from astropy.io import fits
+from numpy.typing import NDArray
+
+from digs_survey.catalog.readers.reading import Unusable
+from digs_survey.catalog.readers.spectra_block import STORED_UNIT
+from digs_survey.catalog.schema import parse_unit
+
+__all__ = ["Table", "flux_unit", "image", "open_fits", "table"]
+
+_TRUNCATED = re.compile(
+    "truncated|Error validating header|file size|buffer is (too small|smaller)|cannot reshape|Compressed file ended",
+    re.I,
+)
+
+
+@contextmanager
+def open_fits(path: Path) -> Iterator[fits.HDUList]:
+    """Open a FITS file, gzipped or not; only the HDUs that are used are read.
+
+    Raises
+    ------
+    Unusable
+        It is no FITS file, or it ends too early.
+    """
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", message="(?s).*(truncated|Error validating header)")
+        head = file.read(2)
+        file.seek(0)
+        source: Any = gzip.GzipFile(fileobj=file) if head == b"\x1f\x8b" else file
+        try:
+            with fits.open(source, memmap=False, lazy_load_hdus=True) as hdus:
+                yield hdus
+        except (Warning, OSError, EOFError, ValueError, TypeError) as error:
+            text = str(error)
+            if _TRUNCATED.search(text):
+                raise Unusable("the file ends too early, or is damaged; get it again") from error
+            if "SIMPLE" in text or "Empty or corrupt" in text:
+                raise Unusable("no FITS file") from error
+            raise
+
+
+class Table:
+    """A table of a FITS file, whose columns are looked up without regard to case."""
+
+    def __init__(self, hdu: Any, name: str) -> None:
+        self.name, self.header = name, hdu.header
+        self.data = hdu.data
+        self._names = {column.upper(): column for column in hdu.columns.names}
+        self._units = {column.name.upper(): column.unit for column in hdu.columns}
+        self.rows = 0 if self.data is None else len(self.data)
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is a column."""
+        return name.upper() in self._names
+
+    def first(self, *names: str) -> str | None:
+        """Return the first of the names that is a column with one value a row."""
+        return next((n for n in names if self.has(n) and self.data[self._names[n.upper()]].ndim == 1), None)
+
+    def unit(self, name: str) -> str | None:
+        """Return the unit of a column, None where the file gives none."""
+        return self._units[name.upper()] or None
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Return a column as a plain array (rows, ...) in this machine's byte order; text without trailing blanks."""
+        if not self.has(name):
+            raise Unusable(f"{self.name}: expected a column {name}, found none")
+        values = np.asarray(self.data[self._names[name.upper()]])
+        if values.dtype.kind in "SU":
+            return np.char.rstrip(values.astype(str) if values.dtype.kind == "U" else np.char.decode(values, "latin-1"))
+        return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
+
+    def needs(self, *names: str) -> None:
+        """Raise :class:`Unusable` that lists the columns that are missing."""
+        if missing := [name for name in names if not self.has(name)]:
+            raise Unusable(f"{self.name}: expected the columns {', '.join(names)}, found no {', '.join(missing)}")
+
+
+def table(hdus: fits.HDUList, which: str | int) -> Table:
+    """Return a table by the name or number of its HDU."""
+    hdu = _hdu(hdus, which)
+    if not hasattr(hdu, "columns"):
+        raise Unusable(f"HDU {which}: expected a table, found an image")
+    return Table(hdu, f"HDU {which}")
+
+
+def image(hdus: fits.HDUList, which: str | int, ndim: int | None = None) -> NDArray[Any]:
+    """Return the values of an image in this machine's byte order."""
+    hdu = _hdu(hdus, which)
+    if hasattr(hdu, "columns") or hdu.data is None:
+        raise Unusable(f"HDU {which}: expected an image, found {'a table' if hasattr(hdu, 'columns') else 'no data'}")
+    values = np.asarray(hdu.data)
+    if ndim is not None and values.ndim != ndim:
+        raise Unusable(f"HDU {which}: expected {ndim} dimension(s), found shape {values.shape}")
+    return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
+
+
+def flux_unit(text: Any, where: str) -> str:
+    """Return a header's unit of flux per wavelength, in a spelling that :mod:`astropy.units` reads."""
+    spelled = re.sub(r"\bAng\b", "Angstrom", str(text).strip())
+    try:
+        unit = parse_unit(spelled)
+    except ValueError:
+        unit = None
+    if unit is None or not unit.is_equivalent(units.Unit(STORED_UNIT)):
+        raise Unusable(f"{where}: expected a flux density per wavelength, such as {STORED_UNIT!r}, found {text!r}")
+    return spelled
+
+
+def _hdu(hdus: fits.HDUList, which: str | int) -> Any:
+    try:
+        return hdus[which]
+    except (KeyError, IndexError):
+        known = ", ".join(hdu.name or str(i) for i, hdu in enumerate(hdus))
+        raise Unusable(f"expected an HDU {which}, found {known}") from None

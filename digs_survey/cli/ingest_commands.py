@@ -1,0 +1,240 @@
+"""``digs-survey ingest KIND FILES... OUT.zarr``: surveys' files to catalogs."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from digs_survey.cli.options import QuietOption
+from digs_survey.logs.progress import ProgressReporter
+from digs_survey.store.locations import check_reachable, exists, location
+
+if TYPE_CHECKING:
+    from digs_survey.catalog.readers.reading import Reader
+
+__all__ = ["ingest_app"]
+
+ingest_app = typer.Typer(help="Turn a survey's files into a catalog.", no_args_is_help=True)
+
+
+class _Frame(StrEnum):
+    rest = "rest"
+    observed = "observed"
+
+
+def _files(what: str) -> Any:
+    return typer.Argument(help=f"{what}, then the catalog to write.", show_default=False, parser=location)
+
+
+StepOption = Annotated[
+    float | None,
+    typer.Option("--step-angstrom", help="Width of the elements; default: the pixels of the files, or 50 at rest."),
+]
+StartOption = Annotated[
+    float | None, typer.Option("--start-angstrom", help="First element; default: as far as any row reaches.")
+]
+StopOption = Annotated[float | None, typer.Option("--stop-angstrom", help="Last element.")]
+FrameOption = Annotated[_Frame, typer.Option("--frame", help="Frame of the elements; the preset survey takes both.")]
+DereddenOption = Annotated[
+    bool, typer.Option("--deredden", help="Correct for Galactic extinction (Fitzpatrick 1999), by the files' E(B-V).")
+]
+EbvOption = Annotated[
+    float | None, typer.Option("--ebv", help="E(B-V) of Schlegel et al. 1998 for all rows, in the place of the files'.")
+]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be used.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the catalog if it is there.")]
+
+
+def _split(files: list[Path], overwrite: bool) -> tuple[list[Path], Path]:
+    """Return the files and the catalog to write, which comes last."""
+    if len(files) < 2:
+        raise typer.BadParameter("expected at least one file to read and then OUT.zarr")
+    *inputs, out = files
+    if out.suffix in {".fits", ".gz", ".csv", ".ecsv", ".parquet", ".h5", ".hdf5", ".toml"}:
+        raise typer.BadParameter(f"the last argument is the catalog to write, found {out}; expected OUT.zarr")
+    check_reachable(out)
+    if exists(out) and not overwrite:
+        raise typer.BadParameter(f"{out} exists; choose another name or give --overwrite")
+    return inputs, out
+
+
+def _ingest(
+    inputs: list[Path],
+    out: Path,
+    reader: Reader,
+    source: str,
+    attrs: dict[str, Any],
+    strict: bool,
+    quiet: bool,
+    **choice: Any,
+) -> None:
+    from digs_survey.catalog.readers.ingesting import GridChoice, ingest
+
+    with ProgressReporter(quiet=quiet).task("ingest", len(inputs), "files") as advance:
+        report = ingest(
+            inputs, out, reader, GridChoice(**choice), source=source, strict=strict, attrs=attrs, advance=advance
+        )
+    for line in report.lines():
+        print(line, file=sys.stderr)
+    print(f"{report.rows} rows", file=sys.stderr)
+    print(out)
+
+
+@ingest_app.command("desi")
+def ingest_desi_command(
+    files: Annotated[list[Path], _files("coadd-*.fits (and redrock-*.fits, unless they are beside them)")],
+    redshifts: Annotated[
+        Path | None,
+        typer.Option("--redshifts", help="Redshift catalog with TARGETID and Z, for all coadds.", parser=location),
+    ] = None,
+    step_angstrom: StepOption = None,
+    start_angstrom: StartOption = None,
+    stop_angstrom: StopOption = None,
+    frame: FrameOption = _Frame.observed,
+    deredden: DereddenOption = False,
+    ebv: EbvOption = None,
+    strict: StrictOption = False,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """DESI coadds: arms joined, redshifts of Redrock, photometry and bits as columns; sky and stars left out."""
+    from digs_survey.catalog.readers.desi import DesiReader
+
+    inputs, out = _split(files, overwrite)
+    attrs = {"bad_pixels": "mask not 0, or ivar = 0", "aperture": "flux through the fibre"}
+    _ingest(
+        inputs,
+        out,
+        DesiReader(inputs, redshifts),
+        "DESI coadds",
+        attrs,
+        strict,
+        quiet,
+        step_angstrom=step_angstrom,
+        start_angstrom=start_angstrom,
+        stop_angstrom=stop_angstrom,
+        frame=frame.value,
+        deredden=deredden,
+        ebv=ebv,
+    )
+
+
+@ingest_app.command("sdss")
+def ingest_sdss_command(
+    files: Annotated[list[Path], _files("spec-PLATE-MJD-FIBER.fits or spPlate-*.fits ...")],
+    z_noqso: Annotated[
+        bool, typer.Option("--z-noqso", help="Redshift and class of the fit without quasars, where there is one.")
+    ] = False,
+    step_angstrom: StepOption = None,
+    start_angstrom: StartOption = None,
+    stop_angstrom: StopOption = None,
+    frame: FrameOption = _Frame.observed,
+    deredden: DereddenOption = False,
+    ebv: EbvOption = None,
+    strict: StrictOption = False,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """SDSS, BOSS, eBOSS and SDSS-V spectra, full or lite, and plates; stars left out."""
+    from digs_survey.catalog.readers.sdss import SdssReader
+
+    inputs, out = _split(files, overwrite)
+    attrs = {"bad_pixels": "ivar = 0, or bit BRIGHTSKY of and_mask", "aperture": "flux through the fibre"}
+    _ingest(
+        inputs,
+        out,
+        SdssReader(inputs, z_noqso=z_noqso),
+        "SDSS spectra",
+        attrs,
+        strict,
+        quiet,
+        step_angstrom=step_angstrom,
+        start_angstrom=start_angstrom,
+        stop_angstrom=stop_angstrom,
+        frame=frame.value,
+        deredden=deredden,
+        ebv=ebv,
+    )
+
+
+@ingest_app.command("jwst")
+def ingest_jwst_command(
+    files: Annotated[list[Path], _files("*.spec.fits (msaexp) or *_x1d.fits (pipeline) ...")],
+    redshift: Annotated[
+        str,
+        typer.Option(
+            "--redshift", help="A number, or a table with galaxy_id or file, and redshift or z.", show_default=False
+        ),
+    ],
+    step_angstrom: StepOption = None,
+    start_angstrom: StartOption = None,
+    stop_angstrom: StopOption = None,
+    frame: FrameOption = _Frame.observed,
+    deredden: DereddenOption = False,
+    ebv: EbvOption = None,
+    strict: StrictOption = False,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """JWST NIRSpec spectra of msaexp or of the pipeline: per frequency to per wavelength, DQ."""
+    from digs_survey.catalog.readers.jwst import JwstReader
+    from digs_survey.catalog.readers.redshifts import Redshifts
+
+    inputs, out = _split(files, overwrite)
+    _ingest(
+        inputs,
+        out,
+        JwstReader(Redshifts(redshift)),
+        "JWST NIRSpec spectra",
+        {"bad_pixels": "error not positive, not finite, or bit DO_NOT_USE of DQ"},
+        strict,
+        quiet,
+        step_angstrom=step_angstrom,
+        start_angstrom=start_angstrom,
+        stop_angstrom=stop_angstrom,
+        frame=frame.value,
+        deredden=deredden,
+        ebv=ebv,
+    )
+
+
+@ingest_app.command("table")
+def ingest_table_command(
+    files: Annotated[list[Path], _files("FITS, ECSV, CSV, HDF5 or Parquet files")],
+    column_map: Annotated[
+        Path, typer.Option("--map", help="TOML file that says which column is what.", parser=location)
+    ],
+    step_angstrom: StepOption = None,
+    start_angstrom: StartOption = None,
+    stop_angstrom: StopOption = None,
+    frame: FrameOption = _Frame.observed,
+    deredden: DereddenOption = False,
+    ebv: EbvOption = None,
+    strict: StrictOption = False,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Any other spectra, by a column map: pixels in rows, arrays in rows, or FITS images with a WCS."""
+    from digs_survey.catalog.readers.table import TableReader
+    from digs_survey.catalog.readers.table_map import load_map
+
+    inputs, out = _split(files, overwrite)
+    _ingest(
+        inputs,
+        out,
+        TableReader(load_map(column_map), column_map.parent),
+        "tables of spectra",
+        {},
+        strict,
+        quiet,
+        step_angstrom=step_angstrom,
+        start_angstrom=start_angstrom,
+        stop_angstrom=stop_angstrom,
+        frame=frame.value,
+        deredden=deredden,
+        ebv=ebv,
+    )
