@@ -52,7 +52,7 @@ class Steps:
     def centres(self, first: int, stop: int) -> NDArray[np.float64]:
         """See :class:`Elements`."""
         at = self.start + self.step * np.arange(first, stop)
-        return 10.0**at if self.log else at
+        return np.asarray(10.0**at if self.log else at, dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)

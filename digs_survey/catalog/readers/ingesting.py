@@ -248,7 +248,7 @@ def _parts(
     except Unusable as error:
         return [], [LeftOut(str(error), len(spectra), file)]
     flux, ivar = spectra.flux * factor, spectra.ivar / factor**2
-    parts = []
+    parts: list[Part] = []
     for start in range(0, len(spectra), _PART_ROWS):
         rows = slice(start, start + _PART_ROWS)
         stretch = spectra.stretch(choice.frame)[rows]

@@ -94,7 +94,7 @@ def _text(path: Path, ending: str) -> Source:
         if name not in found.colnames:
             raise Unusable(f"expected a column {name}, found {', '.join(found.colnames)}")
         column = found[name]
-        values = np.ma.asarray(getattr(column, "value", column))
+        values: Any = np.ma.asarray(getattr(column, "value", column))
         if values.dtype.kind in "iuf" and np.ma.is_masked(values):
             return values.astype(float).filled(np.nan)
         return np.asarray(values.filled() if values.dtype.kind != "O" else values.data)
