@@ -9,8 +9,8 @@ import time
 
 from benchmarks._form import finish, parser
 from benchmarks._survey import add_model_option, survey_posterior
-from digs_survey.audit.sensitivity.faults import ALL_FAULTS
-from digs_survey.audit.sensitivity.table import measure_sensitivity
+from digs_survey.audit.sensitivity.fault_table import measure_sensitivity
+from digs_survey.audit.sensitivity.simulated_faults import ALL_FAULTS
 from digs_survey.config import MapConfig
 
 _SEED = 78

@@ -18,7 +18,7 @@ PAIRS = 2
 """``pairs.zarr``."""
 CARD = 2
 """``model.safetensors`` and ``card.json`` of a frozen posterior."""
-POSTERIOR = 2
+POSTERIOR = 3
 """``posterior.zarr``."""
 RESULTS = 3
 """``percentiles.parquet`` and ``results.parquet``."""

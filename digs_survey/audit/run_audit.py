@@ -34,7 +34,7 @@ from digs_survey.audit.mcmc.fit_galaxies import fit_galaxies
 from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyFit, GalaxyJob, galaxy_jobs
 from digs_survey.audit.residuals import chi_square, residual_percent
 from digs_survey.audit.sample import Sample, read_sample
-from digs_survey.audit.sensitivity.table import Sensitivity, measure_sensitivity, worst_faults
+from digs_survey.audit.sensitivity.fault_table import Sensitivity, measure_sensitivity, worst_faults
 from digs_survey.audit.simulated_agreement import Weighed, compare_simulations
 from digs_survey.audit.weighing import importance_summary, smoothed_log_weights, weigh_calibration, weigh_rows
 from digs_survey.catalog import Catalog

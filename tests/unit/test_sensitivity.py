@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from digs_survey.audit.sensitivity.faults import Simulator
-from digs_survey.audit.sensitivity.table import NO_FAULT, Sensitivity, _sensitivity, worst_faults
+from digs_survey.audit.sensitivity.fault_table import NO_FAULT, Sensitivity, _sensitivity, worst_faults
+from digs_survey.audit.sensitivity.simulated_faults import Simulator
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.noise.observation import split_observed
 

@@ -339,6 +339,6 @@ def test_the_table_is_part_of_the_hash():
 
 
 def test_described_for_the_report():
-    assert describe(VELOCITY) == "smoothed by σ = 350 km/s"
-    assert describe(POWER) == "smoothed to λ/FWHM = 100"
-    assert describe(PRISM) == "smoothed by a tabulated line-spread function, λ/FWHM = 30 to 370"
+    assert describe(VELOCITY, PRIOR) == "smoothed by σ = 350 km/s"
+    assert describe(POWER, PRIOR) == "smoothed to λ/FWHM = 100"
+    assert describe(PRISM, PRIOR) == "smoothed by a tabulated line-spread function, λ/FWHM = 30 to 370"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from digs_survey.audit.sensitivity.faults import BEYOND_PRIOR, FAULTS, SIGMA, Simulator, Truth, faulty_rows
+from digs_survey.audit.sensitivity.simulated_faults import BEYOND_PRIOR, FAULTS, SIGMA, Simulator, Truth, faulty_rows
 from digs_survey.config import MapConfig
 from digs_survey.importance.predictive_check import Checker
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
