@@ -12,8 +12,8 @@ from digs_survey.catalog.readers.desi import DesiReader
 from digs_survey.catalog.readers.jwst import JwstReader
 from digs_survey.catalog.readers.redshifts import Redshifts
 from digs_survey.catalog.readers.sdss import SdssReader
-from digs_survey.catalog.readers.table import TableReader
 from digs_survey.catalog.readers.table_map import load_map
+from digs_survey.catalog.readers.table_reader import TableReader
 from digs_survey.spectra import vacuum_to_air
 
 LIGHT = 2.99792458e18

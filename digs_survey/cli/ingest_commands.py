@@ -219,8 +219,8 @@ def ingest_table_command(
     quiet: QuietOption = False,
 ) -> None:
     """Any other spectra, by a column map: pixels in rows, arrays in rows, or FITS images with a WCS."""
-    from digs_survey.catalog.readers.table import TableReader
     from digs_survey.catalog.readers.table_map import load_map
+    from digs_survey.catalog.readers.table_reader import TableReader
 
     inputs, out = _split(files, overwrite)
     _ingest(
