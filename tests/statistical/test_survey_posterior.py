@@ -44,7 +44,7 @@ def test_draws_are_near_those_of_the_exact_posterior(posterior):
 
 
 def test_better_errors_give_a_narrower_posterior(posterior):
-    theta, redshift = posterior.prior.from_unit_cube(np.full((1, 5), 0.5)), np.array([0.1])
+    theta, redshift = posterior.prior.from_unit_cube(np.full((1, posterior.prior.ndim), 0.5)), np.array([0.1])
     model = BatchedModel.from_config(posterior.model, posterior.prior, posterior.grid)
     flux = model.spectra(physical_theta(posterior.prior, theta, redshift))
     noise, observed = np.random.default_rng(7).normal(size=flux.shape), posterior.grid.wavelength * 1.1
