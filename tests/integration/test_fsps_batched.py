@@ -48,9 +48,7 @@ def both(count, *overrides):
 
 TABLE = ("model.line_spread=table", "model.line_spread_angstrom=[2900,5000,10500]",
          "model.line_spread_resolving_power=[60,100,300]")
-FREE = ("prior.sigma_smooth={low=60, high=400}", "grid.start_angstrom=4800", "grid.stop_angstrom=6700",
-        "grid.step_angstrom=10")
-SPREADS = ("bare", "power", "table", "free")
+SPREADS = ("bare", "power", "table")
 found = {}
 for name, count, overrides in (
     ("delayed_tau", 500, ()),
@@ -60,7 +58,6 @@ for name, count, overrides in (
     ("other_gas", 20, ("model.gas_logu=-3.3",)),
     ("power", 10, ("model.line_spread=resolving_power",)),
     ("table", 10, TABLE),
-    ("free", 40, FREE),
 ):
     config, theta, batched, prospector = both(count, *overrides)
     found[name] = batched.spectra(theta), prospector.spectra(theta)
@@ -135,10 +132,6 @@ def results(sps_home, build_once):
 def test_spectra_are_prospectors(results, case):
     """All over the prior and at its corners; the case delayed_tau has 500 theta and 32 corners."""
     np.testing.assert_allclose(results[f"{case}_0"], results[f"{case}_1"], rtol=1e-4)
-
-
-def test_a_free_line_spread_is_prospectors(results):
-    np.testing.assert_allclose(results["free_0"], results["free_1"], rtol=1e-3)
 
 
 def test_likelihoods_are_prospectors(results):
