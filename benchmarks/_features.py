@@ -6,6 +6,7 @@ of the shape, so that training, coordinates and network are those of the package
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from digs_survey.estimator.feature_base import MIN_VARIANCE, RANGE, FeatureBase
 from digs_survey.estimator.features import Features
 from digs_survey.estimator.robust import clip_outliers
 from digs_survey.noise.observation import split_clean, split_observed
-from digs_survey.noise.row_noise import calibration_terms
+from digs_survey.noise.row_likelihood import calibration_terms
 from digs_survey.parameters import Prior
 
 __all__ = ["Channels", "FilledFlux", "LeastSquares", "TrialFeatures"]
@@ -36,8 +37,6 @@ _CORRELATED, _PROJECTED = 32, 32
 
 class TrialFeatures(FeatureBase):
     """Features that are scaled to unit variance, one by one.
-
-    A subclass has :meth:`learn` and :meth:`raw`.
 
     Attributes
     ----------
@@ -65,13 +64,13 @@ class TrialFeatures(FeatureBase):
         }.items():
             self.register_buffer(name, torch.zeros(shape))
 
+    @abstractmethod
     def learn(self, noisy: NDArray[np.float64], flux: NDArray[np.float64], theta: NDArray[np.floating]) -> None:
         """Set what :meth:`raw` needs, from what :meth:`fit` takes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def raw(self, observed: Tensor) -> tuple[Tensor, Tensor]:
         """Amplitude (n, 1) in dex, and features (n, shape_features), of observations (n, 2 wavelength + 1)."""
-        raise NotImplementedError
 
     def fit(self, noisy: NDArray[np.floating], flux: NDArray[np.floating], theta: NDArray[np.floating]) -> None:
         """Set the statistics from the training split.

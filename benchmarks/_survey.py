@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +80,7 @@ def simulated_rows(
     uniform = row_uniforms(seed, f"noise/{stream}", 0, count, noise.columns(clean.shape[1]))
     rows, _ = observe_rows(noise, clean, uniform, load_config("survey").map.min_good_fraction)
     kept = (rows.quality & NO_POSTERIOR) == 0
-    return theta[kept], PreparedRows(*(getattr(rows, field.name)[kept] for field in fields(rows)))
+    return theta[kept], rows.take(kept)
 
 
 class WeighedDraws:

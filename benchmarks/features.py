@@ -114,7 +114,7 @@ class Tests:
         """Simulate rows, and weigh draws of a posterior for the first of them."""
         theta, rows = simulated_rows(reference, _SEED, "benchmark", count)
         snr = signal_to_noise(rows.spectrum, rows.ivar, rows.good)
-        exact = WeighedDraws.of(reference, _first(rows, weighed), REFERENCE_DRAWS).width
+        exact = WeighedDraws.of(reference, rows.take(slice(weighed)), REFERENCE_DRAWS).width
         return cls(theta, rows, snr, exact, SpectrumLikelihood.of_posterior(reference))
 
 
@@ -281,10 +281,6 @@ def _encoding(posterior: FrozenPosterior, flux: NDArray[np.float64]) -> float:
 
 def _medians(values: NDArray[np.float64]) -> list[float | None]:
     return [median_of(column) for column in values.T]
-
-
-def _first(rows: PreparedRows, count: int) -> PreparedRows:
-    return PreparedRows(rows.flux[:count], rows.ivar[:count], rows.good[:count], rows.quality[:count])
 
 
 def _table(found: dict[str, dict[str, Any]]) -> list[tuple[str, list[float], str]]:

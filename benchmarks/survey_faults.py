@@ -9,7 +9,7 @@ import time
 
 from benchmarks._form import finish, parser
 from benchmarks._survey import add_model_option, survey_posterior
-from digs_survey.audit.sensitivity.fault_table import measure_sensitivity
+from digs_survey.audit.sensitivity.fault_table import NO_FAULT, measure_sensitivity
 from digs_survey.audit.sensitivity.simulated_faults import ALL_FAULTS
 from digs_survey.config import MapConfig
 
@@ -28,10 +28,13 @@ def main() -> None:
     found = measure_sensitivity(posterior, settings, count, _SEED, ALL_FAULTS)
     rows: list[tuple[str, list[float], str]] = []
     for one in found:
+        if one.biased is None or one.flagged is None:
+            continue
         rows.append((f"{one.fault}: biased", [one.biased], ""))
         if one.flagged_of_biased is not None:
             rows.append((f"{one.fault}: of these flagged", [one.flagged_of_biased], ""))
-    rows.append(("no fault: flagged", [found[0].flagged], ""))
+        if one.fault == NO_FAULT:
+            rows.append((f"{one.fault}: flagged", [one.flagged], ""))
     result = {"benchmark": "survey_faults", "model": posterior.hash, "rows": count}
     result["core_s"] = time.process_time() - began
     finish(f"{count} rows, shares", rows, result | {one.fault: one.to_dict() for one in found}, args.json)

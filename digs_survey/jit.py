@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 __all__ = ["PLAIN", "STRIDE", "cached", "loops", "padded"]
 
 PLAIN = "DIGS_SURVEY_PLAIN_SAMPLER"
-"""Environment variable that keeps loops from being compiled, if it is set to anything but 0."""
+"""Environment variable that keeps all loops (sampler, likelihood, spectra) from being compiled, unless it is 0 or
+empty."""
 
 STRIDE = 4
 """Columns of every weight are padded with zeros to a multiple of this."""
@@ -39,7 +40,8 @@ def cached(jit: Any) -> Callable[[Callable[..., Any]], Any]:
 
 def padded(weight: NDArray[Any]) -> NDArray[Any]:
     """Return weights whose last axis is padded with zeros to a multiple of :data:`STRIDE`."""
-    return np.pad(weight, [(0, 0)] * (weight.ndim - 1) + [(0, -weight.shape[-1] % STRIDE)])
+    # np.pad keeps Fortran order, of which numba would compile the loops once more.
+    return np.ascontiguousarray(np.pad(weight, [(0, 0)] * (weight.ndim - 1) + [(0, -weight.shape[-1] % STRIDE)]))
 
 
 def loops(name: str) -> ModuleType | None:

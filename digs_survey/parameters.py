@@ -26,8 +26,8 @@ __all__ = ["DERIVED", "MAX_REDSHIFT", "PARAMETERS", "SIGMA_KMS", "Parameter", "P
 MAX_REDSHIFT = 20.0
 """A greater redshift in a catalog is taken for a failed measurement, and simulations have none."""
 SIGMA_KMS = (10.0, 12_000.0)
-"""Least and largest sigma of a free line spread. Less cannot be told from none: the populations have some 60 km/s of
-their own."""
+"""Least and largest sigma of a free line spread. A smaller one cannot be measured: the populations are about 60 km/s
+wide themselves."""
 _EDGE = 1e-9
 """Distance from 0 and 1, in the prior's CDF, to which values are drawn before the logit."""
 

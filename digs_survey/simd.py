@@ -20,7 +20,7 @@ from numpy.polynomial import Chebyshev, Polynomial
 
 from digs_survey.jit import STRIDE, cached, padded
 
-__all__ = ["STRIDE", "cached_jit", "dense_of", "exp", "jit", "log", "log1p", "padded", "softplus", "tanh"]
+__all__ = ["STRIDE", "cached_jit", "dense_of", "exp", "jit", "log", "padded", "softplus", "tanh"]
 
 jit: Any = partial(njit, nogil=True, fastmath={"contract"}, error_model="numpy")
 cached_jit = cached(jit)

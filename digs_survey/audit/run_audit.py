@@ -34,7 +34,7 @@ from digs_survey.audit.mcmc.fit_galaxies import fit_galaxies
 from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyFit, GalaxyJob, galaxy_jobs
 from digs_survey.audit.residuals import chi_square, residual_percent
 from digs_survey.audit.sample import Sample, read_sample
-from digs_survey.audit.sensitivity.fault_table import Sensitivity, measure_sensitivity, worst_faults
+from digs_survey.audit.sensitivity.fault_table import measure_sensitivity, worst_faults
 from digs_survey.audit.simulated_agreement import Weighed, compare_simulations
 from digs_survey.audit.weighing import importance_summary, smoothed_log_weights, weigh_calibration, weigh_rows
 from digs_survey.catalog import Catalog
@@ -132,6 +132,7 @@ def run_audit(
     if audit.config.audit.checked_galaxies:
         domain = check_survey(audit.posterior, identity, audit.catalog, run_dir, audit.config)
     sensitivity = _sensitivity(audit)
+    recalibrated = _recalibrated(audit, calibration)
     own_s = time.process_time() - began
     galaxies = _galaxies(audit, sampled, fits)
     summary = {
@@ -142,7 +143,7 @@ def run_audit(
         "calibration": calibration.summary(identity.prior.names),
         **_compared(audit, galaxies, fits),
         **_cost(audit, sampled, fits, stages, own_s + workers_s),
-        **_recalibrated(audit, calibration),
+        **recalibrated,
         "row_agreement": _row_agreement(audit, sampled, galaxies, simulated),
     }
     if weighed:
@@ -153,7 +154,7 @@ def run_audit(
     if domain is not None:
         summary["domain"] = domain.summary()
     if sensitivity:
-        summary["sensitivity"] = [one.to_dict() for one in sensitivity]
+        summary["sensitivity"] = sensitivity
     survey = None if domain is None else domain.arrays()
     quantiles = audit.config.map.quantiles
     write_audit(run_dir / "audit.zarr", identity.prior, identity.grid, quantiles, calibration, galaxies, survey)
@@ -228,12 +229,13 @@ def _sample(audit: _Audit) -> _Sampled:
     return _Sampled(sample, npe, errors, galaxy_jobs(rows, seen, errors, npe, predictive))
 
 
-def _sensitivity(audit: _Audit) -> list[Sensitivity]:
-    """Measure what faults would do to this posterior, and say which of them would cost most unseen."""
+def _sensitivity(audit: _Audit) -> list[dict[str, Any]]:
+    """Measure what faults would do to this posterior, say which would cost most unseen, and return what is known."""
     rows = audit.config.audit.sensitivity_rows
     if not rows:
         return []
-    found = measure_sensitivity(audit.posterior, audit.config.map, rows, audit.identity.seed)
+    measured = measure_sensitivity(audit.posterior, audit.config.map, rows, audit.identity.seed)
+    found = [one.to_dict() for one in measured]
     _LOG.info("audit: %s", worst_faults(found))
     return found
 

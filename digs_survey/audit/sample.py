@@ -52,11 +52,11 @@ class Sample:
 
     def take(self, some: NDArray[np.intp]) -> Sample:
         """Return a random part of the sample, with weights that make it stand for all."""
-        chosen, seen = self.selection, self.prepared
+        chosen = self.selection
         weight = chosen.weight[some] * (chosen.rows.size / max(1, some.size))
         return Sample(
             selection=Selection(chosen.rows[some], weight, chosen.stratum[some]),
-            prepared=PreparedRows(seen.flux[some], seen.ivar[some], seen.good[some], seen.quality[some]),
+            prepared=self.prepared.take(some),
             galaxy_id=self.galaxy_id[some],
             redshift=self.redshift[some],
             snr=self.snr[some],
@@ -139,8 +139,7 @@ def prepare_rows(catalog: Catalog, rows: Sequence[int], identity: RunIdentity, c
     """Read rows, in any order, and prepare them as the map does."""
     order = np.argsort(np.asarray(rows, dtype=np.int64), kind="stable")
     prepared = _prepare(catalog, read_rows(catalog, np.asarray(rows, dtype=np.int64)[order]), identity, config)
-    back = np.argsort(order)
-    return PreparedRows(*(getattr(prepared, field.name)[back] for field in fields(prepared)))
+    return prepared.take(np.argsort(order))
 
 
 def _prepare(catalog: Catalog, raw: CatalogRows, identity: RunIdentity, config: SurveyConfig) -> PreparedRows:

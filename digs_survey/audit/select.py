@@ -95,7 +95,7 @@ def mean_predictor(found: Mapping[str, NDArray[np.floating]]) -> NDArray[np.floa
     Parameters
     ----------
     found : mapping of str to ndarray, shape (row,)
-        From :func:`~digs_survey.audit.agreement_model.read_predictors`.
+        From :func:`~digs_survey.audit.agreement_predictors.read_predictors`.
     """
     total = np.zeros(len(next(iter(found.values()))))
     for values in found.values():

@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from digs_survey.audit.agreement_model import Compared
 from digs_survey.audit.agreement_predictors import predictors
-from digs_survey.audit.calibration.blocks import SimulationBlocks, run_blocks
+from digs_survey.audit.calibration.blocks import SimulationBlocks, count_simulations, run_blocks
 from digs_survey.audit.calibration.calibrate import observe_rows
 from digs_survey.audit.mcmc.distances import weighted_wasserstein_sigma
 from digs_survey.config import SurveyConfig
 from digs_survey.importance.predictive_check import Checker
 from digs_survey.importance.psis import MIN_ESS, smooth_tail
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
-from digs_survey.importance.weights import effective_sample_size
-from digs_survey.infer.rows import ordered_quantiles
+from digs_survey.importance.weights import effective_sample_size, log_ratios
+from digs_survey.infer.drawn_rows import DrawnRows
+from digs_survey.infer.quantiles import ordered_quantiles
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.sps.arrays import one_thread
@@ -112,21 +112,17 @@ class _Comparison(SimulationBlocks[Weighed]):
         uniform = row_uniforms(self.config.seed, "noise/calibration", start, start + len(clean), columns)
         rows, errors = observe_rows(noise, clean, uniform, settings.min_good_fraction)
         kept = np.flatnonzero((rows.quality & NO_POSTERIOR) == 0)
-        u, outside = posterior.draw_and_judge(rows.flux[kept], settings.draws)
-        finite = np.isfinite(u).all(axis=(1, 2))
-        u, outside, kept = u[finite], outside[finite], kept[finite]
-        flux, good = rows.flux[kept], rows.good[kept]
-        errors = None if errors is None else errors[:, kept]
-        draws = prior.from_unconstrained(u.transpose(0, 2, 1))
+        known = DrawnRows.of(posterior, rows, kept, settings.draws, is_sorted=False).with_finite_draws()
+        flux, good, draws = known.flux, known.good, known.theta
+        errors = None if errors is None else errors[:, known.rows]
         extra: dict[str, NDArray[np.floating]] = {}
         if settings.predictive_draws:
             check = self.checker(flux, good, errors, draws)
             extra |= {"feature_distance": check.distance, "predictive_reduced_chi2": check.chi2}
             extra |= {"weight_scatter": check.scatter}
         weighed = self._weighed_draws(flux, draws)
-        log_weights = self.checker.likelihood(weighed, flux, good, errors) + prior.log_prob(weighed)
         # A constant changes neither the weights' shape nor what is weighted with them.
-        log_weights -= posterior.log_prob(weighed, flux, normalised=False)
+        log_weights = log_ratios(posterior, self.checker.likelihood, weighed, flux, good, errors, normalised=False)
         distance, k, ess = _distances(weighed, log_weights)
         if self._weighs_all:
             extra |= {"importance_ess": ess, "importance_pareto_k": k}
@@ -134,8 +130,8 @@ class _Comparison(SimulationBlocks[Weighed]):
         found = predictors(
             prior,
             settings.quantiles,
-            ordered_quantiles(np.sort(u, axis=-1), levels, prior),
-            np.where(outside, int(QualityFlag.OUTSIDE_SIMULATIONS), 0),
+            ordered_quantiles(known.ordered, levels, prior),
+            np.where(known.outside, int(QualityFlag.OUTSIDE_SIMULATIONS), 0),
             good.sum(axis=1),
             good.shape[1],
             extra,
@@ -196,11 +192,9 @@ def compare_simulations(
     float
         Processor time in seconds.
     """
-    group: Any = zarr.open_group(str(path), mode="r")
-    asked = min(config.audit.agreement_simulations, config.audit.calibration_simulations)
+    count = count_simulations(path, config.audit.agreement_simulations, config.audit.calibration_simulations)
     levels = (recorded_recipe(mapped) or {}).get("levels")
     at = None if not levels else np.array([levels[name] for name in posterior.prior.names])
-    count = min(asked, group["theta"].shape[0])
     blocks = _Comparison(path, count, _BLOCK, posterior, config, at)
     parts, used_s = run_blocks(blocks, workers=workers, address=address)
     return Weighed.join(parts), used_s

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from digs_survey.audit.calibration.blocks import SimulationBlocks, run_blocks
+from digs_survey.audit.calibration.blocks import SimulationBlocks, count_simulations, run_blocks
 from digs_survey.catalog.prepare import PreparedRows
 from digs_survey.config import SurveyConfig
 from digs_survey.importance.psis import PARETO_K_LIMIT, smooth_tail
@@ -68,9 +67,8 @@ def weigh_calibration(
     float
         Processor time in seconds.
     """
-    group: Any = zarr.open_group(str(path), mode="r")
-    asked = min(config.importance.simulations, config.audit.calibration_simulations)
-    count, draws = min(asked, group["theta"].shape[0]), config.importance.draws
+    count = count_simulations(path, config.importance.simulations, config.audit.calibration_simulations)
+    draws = config.importance.draws
     blocks = _Weighed(path, count, _BLOCK, posterior, draws, config.seed)
     found, used_s = run_blocks(blocks, workers=workers, address=address)
     whole = Importance.unknown(count, posterior.prior.ndim, found[0].percentiles.shape[-1])

@@ -7,7 +7,8 @@ to that amplitude by :func:`reference_factor`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -48,6 +49,10 @@ class PreparedRows:
     def spectrum(self) -> NDArray[np.float64]:
         """The flux alone (galaxy, wavelength)."""
         return self.flux[:, : self.good.shape[1]]
+
+    def take(self, rows: Any) -> PreparedRows:
+        """Return the rows that an index or a slice chooses."""
+        return PreparedRows(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     @property
     def n_good(self) -> NDArray[np.int32]:

@@ -29,7 +29,8 @@ class MCMCConfig(Section):
     engine: Literal["prospector", "batched"] = "prospector"
     """Whose spectra: Prospector's own, or batches equal to them, some twenty times faster, of which Prospector computes
     a few again. The cost that the neural posterior is compared with is that of the engine."""
-    walkers: Annotated[int, Field(ge=12)] = 32
+    walkers: Count = 32
+    """At least two more than twice the parameters: each half proposes from the other's spread in all directions."""
     burn_in: tuple[Count, ...] = (250,)
     """Steps of each burn-in round, discarded."""
     steps: Count = 1_000

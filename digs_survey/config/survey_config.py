@@ -296,11 +296,16 @@ class SurveyConfig(Section):
     escalate: EscalateConfig = EscalateConfig()
 
     @model_validator(mode="after")
-    def _known_parameters(self) -> SurveyConfig:
+    def _prior_and_walkers(self) -> SurveyConfig:
         try:
-            self.make_prior()
+            prior = self.make_prior()
         except ConfigError as error:
             raise ValueError(str(error)) from error
+        if self.audit.mcmc.walkers // 2 <= prior.ndim:
+            raise ValueError(
+                f"audit.mcmc.walkers: expected {2 * (prior.ndim + 1)} or more for the {prior.ndim} parameters of this "
+                f"prior, found {self.audit.mcmc.walkers}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,7 +20,7 @@ RANGE = 1e-4
 """Share of the training spectra that each feature's range leaves out."""
 
 
-class FeatureBase(nn.Module):
+class FeatureBase(nn.Module, ABC):
     """Amplitude and shape of spectra, scaled to unit variance; buffers only, nothing is trained by gradient.
 
     A subclass registers the buffers, and has :meth:`fit` and :meth:`forward`.
@@ -53,9 +55,9 @@ class FeatureBase(nn.Module):
         """Number of features that the network sees."""
         return self.sees_amplitude + self.shape_features
 
+    @abstractmethod
     def fit(self, noisy: NDArray[np.floating], flux: NDArray[np.floating], theta: NDArray[np.floating]) -> None:
         """Set the statistics from the training split: spectra with noise and without, and theta (n, ndim)."""
-        raise NotImplementedError
 
     def context(self, features: Tensor) -> Tensor:
         """What the network sees (n, size) of features (n, 1 + shape_features)."""

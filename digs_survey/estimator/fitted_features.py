@@ -32,7 +32,7 @@ from digs_survey.estimator.feature_base import MIN_VARIANCE, RANGE, FeatureBase
 from digs_survey.estimator.robust import clip_outliers, ordinary_rows
 from digs_survey.estimator.row_fit import fit_row
 from digs_survey.noise.observation import split_clean, split_observed
-from digs_survey.noise.row_noise import calibration_terms
+from digs_survey.noise.row_likelihood import calibration_terms
 from digs_survey.parameters import Prior
 
 __all__ = ["FittedFeatures"]
@@ -173,20 +173,21 @@ class FittedFeatures(FeatureBase):
         right = (weight * residual) @ self.basis
         covariance = torch.cholesky_inverse(torch.linalg.cholesky(normal))
         alone = (covariance @ right[..., None])[..., 0]
-        coefficients, spectrum = alone, self.mean.expand_as(residual)
-        along, gain, inner, part = right.new_zeros(()), covariance, covariance, alone
-        for _ in range(_FITS if self.order else 0):
-            cross, inner, along = self._with_calibration(weight, residual, spectrum, self._tables)
-            gain = covariance @ cross
-            inner = torch.linalg.inv(inner - cross.mT @ gain)
-            part = (inner @ (along[..., None] - cross.mT @ alone[..., None]))[..., 0]
-            coefficients = alone - (gain @ part[..., None])[..., 0]
-            spectrum = self.mean + coefficients @ self.basis.T
+        coefficients = alone
         variance, precision = (torch.diagonal(matrix, dim1=-2, dim2=-1) for matrix in (covariance, normal))
-        square = (weight * residual**2).sum(dim=-1, keepdim=True) - (right * coefficients).sum(dim=-1, keepdim=True)
+        square = (weight * residual**2).sum(dim=-1, keepdim=True)
         if self.order:
+            spectrum = self.mean.expand_as(residual)
+            for _ in range(_FITS):
+                cross, inner, along = self._with_calibration(weight, residual, spectrum, self._tables)
+                gain = covariance @ cross
+                inner = torch.linalg.inv(inner - cross.mT @ gain)
+                part = (inner @ (along[..., None] - cross.mT @ alone[..., None]))[..., 0]
+                coefficients = alone - (gain @ part[..., None])[..., 0]
+                spectrum = self.mean + coefficients @ self.basis.T
             variance = variance + ((gain @ inner) * gain).sum(dim=-1)
             square = square - (along * part).sum(dim=-1, keepdim=True)
+        square = square - (right * coefficients).sum(dim=-1, keepdim=True)
         return coefficients, variance, precision, square
 
     def _normal(self, weight: Tensor, tables: _Tables) -> Tensor:

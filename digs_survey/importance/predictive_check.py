@@ -3,10 +3,10 @@ r"""Whether a row's spectrum looks like those of its own posterior: predictive c
 For draws :math:`\theta_k` of a row's posterior, :math:`\chi^2_k` is the sum over the n good elements of the squared
 residuals from the model's spectrum, in units of the noise about it, what neighbours share taken out. A spectrum that
 the model and the noise could have made has :math:`\chi^2_k` from the chi-square distribution with n degrees of
-freedom, were it not that the posterior has seen it; the posterior predictive p-value takes together the draws' chances
-of a larger one (Gelman, Meng & Stern 1996, Stat. Sinica 6, 733). Here it is their median, not their mean, which a
-single draw of 64 can keep above 1/64. Since the spectrum is used twice it gathers around 1/2 where all is well, and
-near 0 it is not too bold: the share of good rows below a small p is at most 2 p. (Each chance is uniform if the
+freedom, were it not that the posterior has seen it. The posterior predictive p-value combines the draws' chances of a
+larger one (Gelman, Meng & Stern 1996, Stat. Sinica 6, 733). It is their median: a mean over 64 draws stays near 1/64 or
+above if a single draw fits. Since the spectrum is used twice it gathers around 1/2 where all is well, and near 0 it is
+not too bold: the share of good rows below a small p is at most 2 p. (Each chance is uniform if the
 posterior is right. Where the median is below p, half of them are, and that happens in at most 2 p of the rows; Meng
 1994, Ann. Stat. 22, 1142, has the like for the mean.)
 
@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import chdtrc, ndtri
+from scipy import stats
+from scipy.special import chdtrc
 
 from digs_survey.importance.score_tests import ScoreTests
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
@@ -71,8 +72,8 @@ class PredictiveCheck:
     @classmethod
     def unknown(cls, rows: int) -> PredictiveCheck:
         """Return NaN for every galaxy."""
-        double = {"pvalue", "shift_pvalue", "step_pvalue"}
-        return cls(*(np.full(rows, np.nan, dtype=float if one.name in double else np.float32) for one in fields(cls)))
+        kinds = (float if one.name.endswith("pvalue") else np.float32 for one in fields(cls))
+        return cls(*(np.full(rows, np.nan, dtype=kind) for kind in kinds))
 
     def poor(self, min_pvalue: float) -> NDArray[np.bool_]:
         """Tell which galaxies (galaxy,) have any p-value below a limit."""
@@ -135,7 +136,7 @@ class Checker:
                 scores = self.scores(flux[row], good[row], own, predicted)
                 found.velocity[row], found.velocity_error[row] = scores.velocity, scores.velocity_error
                 found.shift_pvalue[row], found.step_pvalue[row] = scores.shift_pvalue, scores.step_pvalue
-        found.scatter[:] = _scatter(log_weight - proposal)
+        found.scatter[:] = stats.median_abs_deviation(log_weight - proposal, axis=1, scale="normal")
         return found
 
     def thinned(self, draws: int) -> NDArray[np.intp]:
@@ -163,9 +164,3 @@ def judge(chi2: NDArray[np.float64], count: int) -> tuple[float, float]:
         Of good elements.
     """
     return float(np.median(chi2) / count), float(np.median(chdtrc(count, chi2)))
-
-
-def _scatter(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Median absolute deviation (n,) of values (n, draws), scaled to be a Gaussian's standard deviation."""
-    centre = np.median(values, axis=1, keepdims=True)
-    return np.asarray(np.median(np.abs(values - centre), axis=1) / ndtri(0.75))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
 
 __all__ = ["SpectrumLikelihood"]
+
+
+@lru_cache(maxsize=1)
+def _model_of(posterior: FrozenPosterior) -> BatchedModel:
+    return BatchedModel.from_config(posterior.model, posterior.prior, posterior.grid)
 
 
 class SpectrumLikelihood:
@@ -39,13 +45,14 @@ class SpectrumLikelihood:
     def of_posterior(cls, posterior: FrozenPosterior) -> SpectrumLikelihood:
         """Build the likelihood that a frozen posterior was trained for: its card's model, its grid and its noise.
 
+        That of the last posterior is kept: a model of many line spreads takes long to build.
+
         Raises
         ------
         ConfigError, MissingDependencyError
             If the populations do not cover the prior or are not there.
         """
-        model = BatchedModel.from_config(posterior.model, posterior.prior, posterior.grid)
-        return cls(model, posterior.noise, posterior.prior)
+        return cls(_model_of(posterior), posterior.noise, posterior.prior)
 
     def spectra(self, theta: NDArray[np.float64], observed: NDArray[np.float64]) -> NDArray[np.float64]:
         """Predict noiseless spectra (draws, wavelength) for theta (draws, ndim) of one galaxy.
@@ -69,7 +76,8 @@ class SpectrumLikelihood:
         if self.prior is not None:
             theta = physical_theta(self.prior, theta, self.noise.redshift_of(observed)[:, None])
         flat = np.ascontiguousarray(theta).reshape(-1, theta.shape[-1])
-        return self.model.spectra(flat).reshape(*theta.shape[:2], -1)
+        spectra = self.model.spectra(flat)
+        return spectra.reshape(*theta.shape[:2], spectra.shape[1])
 
     def __call__(
         self,

@@ -147,6 +147,8 @@ def log_ratios(
     flux: NDArray[np.float64],
     good: NDArray[np.bool_],
     errors: NDArray[np.float64] | None = None,
+    *,
+    normalised: bool = True,
 ) -> NDArray[np.float64]:
     """Natural logs (n, draws) of the weights of draws from a posterior: log L + log p - log q.
 
@@ -158,8 +160,10 @@ def log_ratios(
         Draws of the posterior for ``flux``.
     flux, good, errors : ndarray
         As :class:`SpectrumLikelihood` takes them; what the posterior sees is ``flux``.
+    normalised : bool
+        Without it a constant of each galaxy is left out, as in the posterior's ``log_prob``.
     """
-    proposal = posterior.log_prob(theta, flux)
+    proposal = posterior.log_prob(theta, flux, normalised=normalised)
     return likelihood(theta, flux, good, errors) + posterior.prior.log_prob(theta) - proposal
 
 

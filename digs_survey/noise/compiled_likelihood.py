@@ -1,7 +1,7 @@
 r"""The likelihood of one row under noise of kind "row" for many models, compiled; a model in each lane.
 
 The residuals r and the calibration's terms V, both over the errors, are those of
-:mod:`~digs_survey.noise.row_noise`. Chi-square with the calibration integrated out is
+:mod:`~digs_survey.noise.row_likelihood`. Chi-square with the calibration integrated out is
 :math:`r'r - (V'r)' (1 + V'V)^{-1} V'r`, and the determinant of its covariance is that of :math:`1 + V'V`. One
 Cholesky factor gives both.
 """

@@ -15,9 +15,9 @@ from digs_survey.noise.row_noise import RowNoise
 from digs_survey.quality import NO_POSTERIOR
 from digs_survey.spectra import WavelengthGrid
 
-__all__ = ["LEAST_DONORS", "catalog_donors", "noise_of_rows"]
+__all__ = ["catalog_donors", "noise_of_rows"]
 
-LEAST_DONORS = 100
+_LEAST_DONORS = 100
 """Of fewer rows a posterior would learn the conditions by heart."""
 _MOST_DONORS = 4096
 _LEAST_FLOOR = 1e-9
@@ -36,7 +36,7 @@ def catalog_donors(
     min_good_fraction: float,
     setting: str = "noise.observing.donors = 'catalog'",
     instead: str = "describe the survey by noise.observing with donors = 'none'",
-    least: int = LEAST_DONORS,
+    least: int = _LEAST_DONORS,
     most: int = _MOST_DONORS,
 ) -> Donors:
     """Choose donors among the rows of a catalog: blocks of rows in random order, until there are enough.

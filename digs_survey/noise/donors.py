@@ -26,7 +26,7 @@ from digs_survey.store.storage import checksum
 __all__ = ["LEAST_DETECTION", "Donors", "Redshifts", "donor_shape"]
 
 LEAST_DETECTION = 5.0
-"""Amplitude of a donor in units of its own error: of a fainter row nobody knows what its errors are relative to."""
+"""Least amplitude of a donor in units of its own error. Errors relative to a fainter amplitude are not reliable."""
 _NEAR, _MOVED = 0.01, 0.005
 """In ln(1 + z): how far a donor may be from a simulation, and how far a simulation is moved from a donor."""
 
@@ -84,7 +84,7 @@ class Donors:
         table = np.concatenate([np.asarray(shape, dtype=float), z[:, None]], axis=1)
         return cls(table[np.argsort(z, kind="stable")].astype(np.float32).astype(np.float64))
 
-    @property
+    @cached_property
     def redshifts(self) -> Redshifts:
         """Of simulations that are to have these donors."""
         z = self.table[:, -1]
@@ -104,6 +104,12 @@ class Donors:
     def good_share(self) -> NDArray[np.float64]:
         """Share (donor,) of the elements that have data."""
         return np.asarray((self.table[:, :-1] > 0).mean(axis=1))
+
+    @cached_property
+    def near_shares(self) -> NDArray[np.float64]:
+        """Least and greatest good share (donor, 2) among the donors that a simulation near each one may get."""
+        near = zip(*self.neighbours(self.table[:, -1]), strict=True)
+        return np.array([[self.good_share[a:b].min(), self.good_share[a:b].max()] for a, b in near])
 
     def neighbours(self, redshift: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """First donor, and the one after the last, near redshifts (n,): at least the nearest."""

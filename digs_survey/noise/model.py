@@ -331,7 +331,12 @@ class NoiseModel:
             Natural log of the density per unit of flux in each element, normalised, summed over the elements;
             -inf where the model's flux is not positive and finite, or the noise cannot reach the observed flux.
         """
-        white, log_width, log_det, counts = self._standardise(observed, model, good, errors)
+        return self._density(observed, model, *self._standardise(observed, model, good, errors))
+
+    def _density(
+        self, observed: ArrayLike, model: ArrayLike, white: Any, log_width: Any, log_det: Any, counts: Any
+    ) -> NDArray[np.float64]:
+        """Log density (...) of what :meth:`_standardise` gives."""
         with np.errstate(invalid="ignore", over="ignore"):
             log_density = -0.5 * (white**2 + _LOG_2PI) - log_width
         possible = np.isfinite(model) & (np.asarray(model) > 0)
@@ -351,8 +356,9 @@ class NoiseModel:
 
         Chi-square is the sum of the squares of :meth:`residuals`; the density is that of :meth:`log_likelihood`.
         """
-        chi2 = np.nansum(np.square(self.residuals(observed, models, good, errors)), axis=-1)
-        return chi2, self.log_likelihood(observed, models, good, errors)
+        standard = self._standardise(observed, models, good, errors)
+        chi2 = np.nansum(np.where(standard[3], np.square(standard[0]), 0.0), axis=-1)
+        return chi2, self._density(observed, models, *standard)
 
     def errors_of(self, flux: ArrayLike, ivar: ArrayLike, good: ArrayLike) -> NDArray[np.float64] | None:
         """Errors (terms, n, wavelength) of observed rows, as ``errors`` of the other methods takes them.

@@ -20,14 +20,14 @@ from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import split_observed
 from digs_survey.noise.row_noise import RowNoise
 
-__all__ = ["NOISE_FACTOR", "outside_conditions"]
+__all__ = ["outside_conditions"]
 
 _SNR_MARGIN = 1.3
 """Factor beyond the trained signal-to-noise ratios: these are means over a simulation's elements, and a row's is their
 median, so that colours and sky lines move it."""
 _SHARE_MARGIN = 0.05
 """Beyond the trained shares of good elements."""
-NOISE_FACTOR = 1.5
+_NOISE_FACTOR = 1.5
 """Where a posterior is not shown a row's errors: how far they may be from those that it was trained for."""
 _TABLE_SHARE = 0.005
 """Share of a catalog's rows beyond whose quantiles errors are unusual: too few had them to train for."""
@@ -50,9 +50,9 @@ def outside_conditions(noise: NoiseModel, rows: PreparedRows) -> NDArray[np.bool
 
 def _outside_row_noise(noise: RowNoise, rows: PreparedRows) -> NDArray[np.bool_]:
     flux, inverse, redshift = split_observed(rows.flux)
-    z, (low, high) = noise.redshifts, _snr_range(noise)
+    z, donors, (low, high) = noise.redshifts, noise.donors, _snr_range(noise)
     snr = _median(flux * inverse, rows.good)
-    least, most = (_drawn_shares if noise.donors is None else _donated_shares)(noise, redshift)
+    least, most = _drawn_shares(noise, redshift) if donors is None else _donated_shares(noise, donors, redshift)
     share = rows.good.mean(axis=1)
     # A float32 of the training may be the redshift's neighbour.
     step = 1e-6 * (1 + redshift)
@@ -79,10 +79,8 @@ def _snr_range(noise: RowNoise) -> tuple[float, float]:
 
 def _drawn_shares(noise: RowNoise, redshift: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Least and greatest share (n,) of good elements that ``noise.observing`` gives at redshifts (n,)."""
-    if noise.grid is None:
-        raise ValueError("noise of kind 'row' needs the elements of a grid; use RowNoise.on")
     config = noise.config.observing
-    observed = noise.grid.wavelength * (1 + redshift[:, None])
+    observed = noise.elements.wavelength * (1 + redshift[:, None])
     most = (observed >= config.blue_end_angstrom[0]) & (observed <= config.red_end_angstrom[1])
     least = (observed >= config.blue_end_angstrom[1]) & (observed <= config.red_end_angstrom[0])
     if config.masked_lines:
@@ -100,21 +98,13 @@ def _alone(observed: NDArray[np.float64], arms: tuple[tuple[float, float], ...],
     return covers[arm] & ~np.any(others, axis=0)
 
 
-def _donated_shares(noise: RowNoise, redshift: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _donated_shares(
+    noise: RowNoise, donors: Donors, redshift: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Least and greatest share (n,) of good elements of the donors near redshifts (n,)."""
-    if noise.donors is None:
-        raise ValueError("expected noise with donors")
     lines = noise.lines.mean() if noise.config.observing.masked_lines else 0.0
-    limits = _near_shares(noise.donors)[noise.donors.near(redshift, np.full(len(redshift), 0.5))]
+    limits = donors.near_shares[donors.near(redshift, np.full(len(redshift), 0.5))]
     return limits[:, 0] - lines, limits[:, 1]
-
-
-@lru_cache(maxsize=8)
-def _near_shares(donors: Donors) -> NDArray[np.float64]:
-    """Least and greatest good share (donor, 2) among the donors that a simulation near each one may get."""
-    share = donors.good_share
-    near = zip(*donors.neighbours(donors.table[:, -1]), strict=True)
-    return np.array([[share[first:last].min(), share[first:last].max()] for first, last in near])
 
 
 def _misjudged(noise: NoiseModel, rows: PreparedRows) -> NDArray[np.bool_]:
@@ -126,7 +116,7 @@ def _misjudged(noise: NoiseModel, rows: PreparedRows) -> NDArray[np.bool_]:
             # The share of the flux that stands for the model's own errors is in no catalog's errors.
             own = np.hypot(own, noise.config.fraction * flux)
         low, high = (_median(own / noise.sigma(flux, errors), rows.good) for errors in _usual(noise) or (None, None))
-    return np.asarray((low < 1 / NOISE_FACTOR) | (high > NOISE_FACTOR))
+    return np.asarray((low < 1 / _NOISE_FACTOR) | (high > _NOISE_FACTOR))
 
 
 @lru_cache(maxsize=8)

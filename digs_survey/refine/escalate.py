@@ -208,7 +208,7 @@ def in_words(summary: Mapping[str, Any]) -> str:
     """Say in a line what :func:`escalate` returned."""
     rows = ", ".join(f"{count:,} by {name}" for name, count in summary["rows"].items())
     if summary["without_agreement"] == sum(summary["rows"].values()):
-        return f"posteriors {rows}; agreement is not known: {MIN_ROWS} simulations with good weights are needed"
+        return f"posteriors {rows}; agreement is not known: fewer than {MIN_ROWS} spectra have a known exact posterior"
     line = (
         f"posteriors {rows}; {summary['low_agreement']:,} rows keep a neural posterior that agrees with the exact one "
         f"with a chance below {summary['agreement_threshold']:g}"

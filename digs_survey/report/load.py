@@ -75,6 +75,7 @@ class RunData:
     calibration: xr.Dataset | None
     galaxies: xr.Dataset | None
     survey: xr.Dataset | None = None
+    escalated: dict[str, Any] | None = None
 
 
 def names_of(dataset: xr.Dataset) -> list[str]:
@@ -100,7 +101,7 @@ def load_run(run_dir: Path) -> RunData:
     config = recorded_config(run_dir, manifest, load_config(run_dir / "config.toml"))
     model = recorded_folder(run_dir, manifest)
     card = model / "card.json"
-    audit = run_dir / "audit.json"
+    audit, escalated = run_dir / "audit.json", run_dir / "escalate.json"
     return RunData(
         folder=run_dir,
         manifest=manifest,
@@ -113,6 +114,7 @@ def load_run(run_dir: Path) -> RunData:
         calibration=_group(run_dir / "audit.zarr", "calibration", "simulation"),
         galaxies=_group(run_dir / "audit.zarr", "galaxies", "galaxy"),
         survey=_group(run_dir / "audit.zarr", "survey", "galaxy"),
+        escalated=read_json(escalated) if is_file(escalated) else None,
     )
 
 

@@ -12,8 +12,7 @@ from digs_survey.report.figures import row_agreement_plots as figures
 from digs_survey.report.format import count, percent
 from digs_survey.report.headline import Headline
 from digs_survey.report.load import RunData, open_table
-from digs_survey.store.locations import exists, is_file
-from digs_survey.store.storage import read_json
+from digs_survey.store.locations import exists
 
 __all__ = ["row_agreement_section", "with_agreement"]
 
@@ -25,8 +24,7 @@ def row_agreement_section(run: RunData) -> dict[str, Any] | None:
     learned = run.audit.get("row_agreement")
     if learned is None:
         return None
-    path = run.folder / "escalate.json"
-    told = read_json(path) if is_file(path) else None
+    told = run.escalated
     pictures = []
     if held := learned.get("held_out"):
         pictures.append(figures.held_out(**held, tolerance=learned["tolerance_sigma"]))
@@ -41,12 +39,11 @@ def row_agreement_section(run: RunData) -> dict[str, Any] | None:
 
 def _capped(told: dict[str, Any] | None) -> str:
     """Say why no row has a higher agreement than the cap; empty where there is no cap."""
-    words = OUTSIDE_VERDICTS.get((told or {}).get("verdict") or "")
-    if told is None or words is None:
+    if told is None or told["verdict"] not in OUTSIDE_VERDICTS:
         return ""
     return (
-        f"The survey as a whole is {words}: agreement is capped at {told['agreement_cap']:g}, in "
-        f"{count(told['capped'])} rows (AGREEMENT_CAPPED)."
+        f"The survey as a whole is {OUTSIDE_VERDICTS[told['verdict']]}: agreement is capped at "
+        f"{told['agreement_cap']:g}, in {count(told['capped'])} rows (AGREEMENT_CAPPED)."
     )
 
 

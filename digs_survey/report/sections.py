@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from digs_survey.config import NoiseConfig
 from digs_survey.parameters import PARAMETERS
-from digs_survey.quality import DESCRIPTIONS, NO_POSTERIOR
+from digs_survey.quality import DESCRIPTIONS, NO_POSTERIOR, QualityFlag
 from digs_survey.report.figures import agreement_plots as agreement
 from digs_survey.report.figures import calibration_plots as calibration
 from digs_survey.report.figures import survey_plots as survey
@@ -228,11 +228,18 @@ def cost_section(run: RunData) -> dict[str, Any] | None:
     return {"picture": picture, "stages": stages, "numbers": cost, "baselines": baselines}
 
 
+_ESCALATED = {QualityFlag.LOW_AGREEMENT: "low_agreement", QualityFlag.AGREEMENT_CAPPED: "capped"}
+"""Bits that rows get after the map, with their entries in escalate.json."""
+
+
 def catalog_section(run: RunData) -> dict[str, Any] | None:
     """Return the quality table, the distributions of medians and the table's first rows."""
     if run.catalog is None:
         return None
-    names = [name for name, counts in run.catalog.counts.items() if counts.any()]
+    names = [name for name, medians in run.catalog.counts.items() if medians.any()]
+    counts = {flag: rows for flag, rows in run.catalog.bits.items() if flag not in _ESCALATED}
+    if run.escalated is not None:
+        counts |= {flag: run.escalated[entry] for flag, entry in _ESCALATED.items()}
     return {
         "summary": run.catalog,
         "bits": [
@@ -243,7 +250,7 @@ def catalog_section(run: RunData) -> dict[str, Any] | None:
                 "rows": rows,
                 "lost": bool(flag & NO_POSTERIOR),
             }
-            for flag, rows in run.catalog.bits.items()
+            for flag, rows in counts.items()
         ],
         "medians": [survey.medians(name, run.catalog.edges[name], run.catalog.counts[name]) for name in names],
         "units": {name: PARAMETERS[name].unit for name in names},

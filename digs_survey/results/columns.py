@@ -315,6 +315,7 @@ _SURVEY_UCDS = {
     "class": "src.class",
     "subclass": "src.class",
     "sn_median": "stat.snr",
+    "ebv": "phot.color.excess",
 }
 """Columns that surveys name alike."""
 

@@ -260,4 +260,6 @@ def compile_all() -> None:
         0, 1, 1, np.zeros(0, np.int64), np.zeros((0, STRIDE), np.float32), matrix, np.arange(2), matrix[None]
     )
     shares, order = np.ones((1, 1), np.float32), np.zeros(1, np.int64)
-    predict(history, (part,), one, one, one, one, np.ones(1), shares, order, np.ones((1, 1)))
+    # Gas whose metallicities have nodes of their own is a second part.
+    for parts in ((part,), (part, part)):
+        predict(history, parts, one, one, one, one, np.ones(1), shares, order, np.ones((1, 1)))

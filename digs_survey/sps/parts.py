@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["Part", "SpreadPart", "lagrange_shares"]
 
 _LONG_FROM, _RESIDUE, _LONG_RESIDUE = 1_000, 3e-7, 2e-6
-"""What the vectors that populations are sums of leave out, as a share of the populations: on a grid by whose length,
-times the powers of the attenuation, they become long it may be more.
+"""Share of the populations that sums of fewer vectors may leave out: :data:`_RESIDUE`, or :data:`_LONG_RESIDUE` where
+elements times powers of the attenuation reach :data:`_LONG_FROM`.
 """
 _SPREAD_RESIDUE = 3e-6
 """The same on long grids where the line spread is free, whose elements count by their importance."""

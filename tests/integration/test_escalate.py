@@ -59,7 +59,7 @@ def audited(build_once, survey):
 
 
 def threshold(run_dir):
-    """A agreement below which half of the rows are that the audit did not fit."""
+    """An agreement below which half of the rows are that the audit did not fit."""
     table = table_of(run_dir)
     return float(np.median(table.agreement[table.tier == 0]))
 

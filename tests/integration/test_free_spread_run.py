@@ -25,10 +25,8 @@ sigma_smooth = { low = 80.0, high = 500.0 }
 @pytest.fixture(scope="module")
 def made(build_once):
     def build(folder):
-        start = TOML.index("start_angstrom")
-        text = (
-            TOML[:start] + GRID + TOML[TOML.index("[simulate]") :].replace('engine = "prospector"', 'engine = "auto"')
-        )
+        text = TOML[: TOML.index("start_angstrom")] + GRID + TOML[TOML.index("[simulate]") :]
+        text = text.replace('engine = "prospector"', 'engine = "auto"').replace("walkers = 12", "walkers = 14")
         catalog, toml, _ = make_survey(folder, text)
         finished = run("run", catalog, "-c", toml, "-o", folder / "run")
         assert finished.returncode == 0, finished.stderr

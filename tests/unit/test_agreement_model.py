@@ -28,7 +28,7 @@ def rows(count: int, slope: float, seed: int = 0) -> tuple[dict[str, np.ndarray]
     return found, np.exp(np.log(0.25) + slope * (found["weights"] - 1) / 2 + SCATTER * rng.normal(size=count))
 
 
-def test_trust_is_the_share_that_agrees_on_rows_that_it_never_saw():
+def test_agreement_is_the_share_that_agrees_on_rows_that_it_never_saw():
     model, told = fit_agreement(Compared(*rows(200, 0.7)), None, TOLERANCE, seed=1)
     found, disagreement = rows(20_000, 0.7, seed=2)
     agreement = model.agreement(np.stack(list(found.values()), axis=-1))
@@ -67,7 +67,7 @@ def test_where_no_predictor_means_anything_no_row_comes_before_another():
     assert 0 < told["beyond_tolerance"] < 60
 
 
-def test_a_larger_predictor_never_means_more_trust():
+def test_agreement_never_increases_with_a_predictor():
     found, disagreement = rows(60, -0.7)
     model, _ = fit_agreement(Compared(found, disagreement), None, TOLERANCE, 0)
     assert (model.coefficient >= 0).all()
@@ -132,7 +132,7 @@ def test_rows_that_disagree_more_than_simulations_lower_the_agreement_of_all(fac
         assert told["audited"]["mean_agreement"] == pytest.approx(told["audited"]["share_within"], abs=0.12)
 
 
-def test_doubts_by_hand():
+def test_predictors_by_hand():
     place = np.tile([0.2, 0.3, 0.5, 0.7, 0.8], (3, 5, 1))
     place[1, 2] = [0.01, 0.02, 0.03, 0.04, 0.05]
     place[2] = np.nan
@@ -163,7 +163,7 @@ def test_doubts_by_hand():
     assert "chi2" not in found
 
 
-def test_overall_doubt_is_a_mean_in_standard_deviations():
+def test_the_mean_predictor_is_in_standard_deviations():
     first, second = np.array([1.0, 2.0, 3.0, np.nan]), np.array([10.0, 30.0, 20.0, 40.0])
     total = mean_predictor({"a": first, "b": second, "c": np.ones(4)})
     z = [(x[:3] - np.nanmean(x)) / np.nanstd(x) for x in (first, second)]

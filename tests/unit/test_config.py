@@ -55,6 +55,7 @@ def test_overrides_win_over_the_file(tmp_path):
         ("train.epoch=5", r"train.epoch: unknown key; did you mean train.epochs\?"),
         ("trian.epochs=5", r"trian: unknown key; did you mean train\?"),
         ("audit.mcmc.walker=40", r"did you mean audit.mcmc.walkers\?"),
+        ("audit.mcmc.walkers=11", "expected 12 or more for the 5 parameters of this prior, found 11"),
         ("train.epochs=many", r"train.epochs: .*integer.* found 'many'"),
         ("prior.age={low=0, high=1}", "unknown parameter 'age'"),
         ("prior.tage={low=3, high=1}", "prior.tage: expected finite low < high"),

@@ -210,11 +210,11 @@ def test_an_arm_is_missing_as_a_whole_where_no_other_covers_it(share):
     observed = GRID.wavelength * (1 + redshift[:, None])
     alone = [(observed >= 3600) & (observed < 5600), (observed > 5800) & (observed < 7500), (observed > 7600)]
     alone[2] &= observed <= 9800
-    has = [~(good & part).any(axis=1) & part.any(axis=1) for part in alone]
-    lacking = np.sum(has, axis=0)
+    lacks = [~(good & part).any(axis=1) & part.any(axis=1) for part in alone]
+    lacking = np.sum(lacks, axis=0)
     assert lacking.max() <= 1
     assert abs((lacking == 1).mean() - share) <= 4 * np.sqrt(share * (1 - share) / 600) + 0.02
     whole = lacking == 0
     np.testing.assert_array_equal(good[whole].all(axis=1), np.ones(whole.sum(), dtype=bool))
     if share == 1.0:
-        assert [row.mean() > 0.2 for row in has] == [True, True, True]
+        assert [row.mean() > 0.2 for row in lacks] == [True, True, True]

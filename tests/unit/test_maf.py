@@ -11,8 +11,9 @@ from sbi.neural_nets.net_builders import build_maf, build_nsf
 from torch import nn
 
 from digs_survey.estimator.flows.maf import affine_transforms, flow_log_prob, maf_log_prob
-from digs_survey.estimator.flows.sampler import PLAIN, compiled_loops
+from digs_survey.estimator.flows.sampler import compiled_loops
 from digs_survey.estimator.training.loop import prepare_estimator
+from digs_survey.jit import PLAIN
 from digs_survey.noise.model import NoiseModel
 
 NETWORKS = {

@@ -16,10 +16,10 @@ from scipy.stats import multivariate_normal
 from digs_survey.errors import CatalogError, RunDirectoryError
 from digs_survey.estimator.artefact import update_card
 from digs_survey.estimator.flows.points import base_points, row_points
-from digs_survey.estimator.flows.sampler import PLAIN
 from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.estimator.training.loop import prepare_estimator
+from digs_survey.jit import PLAIN
 from digs_survey.noise.model import NoiseModel
 from digs_survey.spectra import WavelengthGrid
 

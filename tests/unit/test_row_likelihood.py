@@ -9,7 +9,8 @@ from scipy import stats
 
 from digs_survey.jit import PLAIN
 from digs_survey.noise.observation import join_observed, split_observed
-from digs_survey.noise.row_noise import RowNoise, calibration_terms
+from digs_survey.noise.row_likelihood import calibration_terms
+from digs_survey.noise.row_noise import RowNoise
 
 
 @pytest.mark.parametrize("settings", [{}, {"calibration_order": 0}, {"calibration_order": 3, "calibration_width": 0.4}])
@@ -131,6 +132,3 @@ def test_a_calibration_error_is_what_the_calibrated_model_follows():
     np.testing.assert_allclose(noise.calibrated(observed, flux), flux * bend, rtol=1e-5)
     none = row_noise(calibration_order=0)
     np.testing.assert_array_equal(none.calibrated(observed, flux), flux)
-
-
-# -- random numbers belong to a row --------------------------------------------------------------------------

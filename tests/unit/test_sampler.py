@@ -17,7 +17,8 @@ from sbi.neural_nets.net_builders import build_maf, build_nsf, build_zuko_maf, b
 
 from digs_survey import jit, simd
 from digs_survey.estimator.flows import compiled
-from digs_survey.estimator.flows.sampler import KINDS, PLAIN, MaskedFlow
+from digs_survey.estimator.flows.sampler import KINDS, MaskedFlow
+from digs_survey.jit import PLAIN
 
 BUILDERS = {"maf": build_maf, "zuko_maf": build_zuko_maf, "zuko_nsf": build_zuko_nsf}
 CONTEXT = 7

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from digs_survey.audit.sensitivity.fault_table import NO_FAULT, Sensitivity, _sensitivity, worst_faults
-from digs_survey.audit.sensitivity.simulated_faults import Simulator
+from digs_survey.audit.sensitivity.simulated_faults import ALL_FAULTS, Simulator, _known, faulty_rows
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.noise.observation import split_observed
 
@@ -27,6 +27,16 @@ def simulator(request):
         clean = np.concatenate([clean, np.full((6, 1), 0.2)], axis=1)
     found.__dict__["drawn"] = (theta, clean)
     return found
+
+
+def test_every_fault_has_a_name_that_is_known(simulator):
+    names = simulator.posterior.prior.names
+    absent = {"line spread 1.75 times as wide" if "sigma_smooth" in names else "line spread wider than the prior"}
+    if "tage" not in names:
+        absent.add("older than the prior")
+    assert set(_known(simulator)) == set(ALL_FAULTS) - absent
+    with pytest.raises(ValueError, match="found a step of 11 %"):
+        next(faulty_rows(simulator, ("a step of 11 %",)))
 
 
 def test_faults_change_what_they_name_and_nothing_else(simulator):

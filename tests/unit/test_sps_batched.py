@@ -19,6 +19,7 @@ from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import one_thread
 from digs_survey.sps.batched import BatchedModel
 from digs_survey.sps.bc03 import read_bc03
+from digs_survey.sps.compiled_spectra import predict
 from digs_survey.sps.history import bin_weights
 from digs_survey.sps.prospector import ProspectorSimulator
 from digs_survey.sps.sampling import GridSampling
@@ -93,6 +94,8 @@ def test_compiled_and_plain_spectra_agree_and_a_row_is_the_same_bytes_anywhere(s
     assert model.by_itself
     np.testing.assert_array_equal(model.spectra(theta[shuffled]), flux[shuffled])
     np.testing.assert_array_equal(np.concatenate([model.spectra(theta[[k]]) for k in range(30)]), flux[:30])
+    # Those for one part and for two: arrays of another layout would be compiled for once more.
+    assert len(predict.signatures) == 2
     monkeypatch.setenv(PLAIN, "1")
     assert not model.by_itself
     np.testing.assert_allclose(model.spectra(theta), flux, rtol=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from row_noise import ELEMENTS, GRID, draw, row_noise, spectra
-from test_donors import OBSERVING, with_donors
+from test_donors import with_donors
 
 from digs_survey.catalog.prepare import PreparedRows
 from digs_survey.config import MapConfig, NoiseConfig
@@ -81,7 +81,6 @@ def test_conditions_of_donors_are_theirs():
         assert outside_conditions(noise, row(snr, 0.2, 0.0, 0, 225)).tolist() == [outside]
     assert outside_conditions(noise, row(15, 0.2, 0.0, 0, 300)).tolist() == [True]
     assert outside_conditions(noise, row(15, 0.2, 0.0, 60, 225)).tolist() == [True]
-    assert OBSERVING["masked_lines"] == 0.0
 
 
 def older(noise: NoiseModel, factor: float, errors: np.ndarray | None = None, count: int = 50) -> PreparedRows:

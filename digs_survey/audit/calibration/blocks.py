@@ -19,11 +19,17 @@ from digs_survey.errors import StageError
 from digs_survey.noise.observation import clean_spectra
 from digs_survey.store.storage import rows_of_shard, shard_count
 
-__all__ = ["BlockWorker", "SimulationBlocks", "run_blocks"]
+__all__ = ["BlockWorker", "SimulationBlocks", "count_simulations", "run_blocks"]
 
 _TRIES = 2
 
 T = TypeVar("T")
+
+
+def count_simulations(path: Path, *limits: int) -> int:
+    """Return how many simulations there are at ``path``, at most each of the limits."""
+    group: Any = zarr.open_group(str(path), mode="r")
+    return min(int(group["theta"].shape[0]), *limits)
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ class DomainCheck:
             if one.pvalue < SIGNIFICANCE / len(shares) and one.share - one.simulations_share > _MIN_EXCESS
         ]
         stack, references = self.stacks["survey"], [self.stacks[name] for name in POPULATIONS[1:]]
-        residuals = [(one.sigma, one.percent) for one in (self.populations[name] for name in POPULATIONS)]
+        residuals = [(self.populations[name].sigma, self.populations[name].percent) for name in POPULATIONS]
         found = ranges(stack, references, self.grid.edges) or band_ranges(residuals[0], residuals[1:], self.grid)
         tests = {
             "features": discrepancy(survey.features, simulated.features, self.seed),

@@ -1,17 +1,17 @@
 """A table of what faults would do to a posterior: how many rows they bias, and how many of these get a bit.
 
 Each fault is put into the same simulated rows. A row is biased where the median of a parameter is more than three of
-its half 16-84 % widths from the truth and, without the fault, is not. A free line spread
-does not count: it is there to keep the other parameters right. A row is flagged where it has POOR_FIT,
-OUTSIDE_SIMULATIONS or OUTSIDE_CONDITIONS, as the map would give them, and where the galaxy lies beyond the prior
-PRIOR_EDGE, which is what this bit is for.
+its half 16-84 % widths from the truth and, without the fault, is not. A free line spread does not count: it is there
+to keep the other parameters right. A row is flagged where it has POOR_FIT, OUTSIDE_SIMULATIONS or OUTSIDE_CONDITIONS,
+as the map would give them, and where the galaxy lies beyond the prior PRIOR_EDGE, which is what this bit is for.
+Percentiles are those before any recalibration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ _BITS = int(QualityFlag.POOR_FIT | QualityFlag.OUTSIDE_SIMULATIONS | QualityFlag
 _BITS_BEYOND = _BITS | int(QualityFlag.PRIOR_EDGE)
 _QUANTILES = (0.16, 0.5, 0.84)
 _LEAST_DRAWS = 16
+_NAMED = 3
+"""Faults that the words name."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,10 @@ class Sensitivity:
     fault : str
     rows : int
         Simulated rows that have a posterior with and without the fault.
-    biased : float
-        Share of these that the fault biases (for "no fault": that are biased).
-    flagged : float
-        Share of all of them that have a bit.
+    biased : float or None
+        Share of these that the fault biases (for "no fault": that are biased); None where there are no rows.
+    flagged : float or None
+        Share of all of them that have a bit; None where there are no rows.
     flagged_of_biased : float or None
         Share of the biased ones that have one; None where there are none.
     interval : tuple of float or None
@@ -61,8 +63,8 @@ class Sensitivity:
 
     fault: str
     rows: int
-    biased: float
-    flagged: float
+    biased: float | None
+    flagged: float | None
     flagged_of_biased: float | None
     interval: tuple[float, float] | None
     worst: str | None
@@ -70,12 +72,11 @@ class Sensitivity:
     @property
     def unnoticed(self) -> float:
         """Share of the rows that are biased and have no bit."""
-        return self.biased * (1 - (self.flagged_of_biased or 0.0))
+        return (self.biased or 0.0) * (1 - (self.flagged_of_biased or 0.0))
 
     def to_dict(self) -> dict[str, object]:
         """Return an entry of audit.json."""
-        interval = None if self.interval is None else list(self.interval)
-        return asdict(self) | {"interval": interval, "unnoticed": self.unnoticed}
+        return asdict(self) | {"unnoticed": self.unnoticed}
 
 
 def measure_sensitivity(
@@ -106,10 +107,7 @@ def measure_sensitivity(
         The first one is "no fault".
     """
     draws = settings.predictive_draws if settings.predictive_draws >= _LEAST_DRAWS else 32
-    # The simulations have their error floor already.
-    plainly = settings.model_copy(
-        update={"quantiles": _QUANTILES, "samples": 0, "error_floor": 0.0, "predictive_draws": draws}
-    )
+    plainly = settings.model_copy(update={"quantiles": _QUANTILES, "samples": 0})
     checker = Checker(posterior, SpectrumLikelihood.of_posterior(posterior), draws)
     simulator = Simulator(posterior, checker.likelihood.model, count, seed, settings.min_good_fraction)
     least = _pulls(posterior, checker, simulator.plain, plainly)
@@ -121,13 +119,17 @@ def measure_sensitivity(
     return found
 
 
-def worst_faults(found: Sequence[Sensitivity], most: int = 3) -> str:
-    """Say in a line which faults would bias most rows without a bit."""
-    bad = sorted((one for one in found if one.fault != NO_FAULT and one.unnoticed > 0), key=lambda one: -one.unnoticed)
+def worst_faults(faults: Sequence[Mapping[str, Any]]) -> str:
+    """Say which faults, of the entry ``sensitivity`` of audit.json, would bias most rows without a bit."""
+    bad = sorted((one for one in faults if one["fault"] != NO_FAULT and one["unnoticed"]), key=_unnoticed)
     if not bad:
-        return "each fault that was tried biases no simulated row without a bit"
-    parts = [f"{one.fault} ({one.unnoticed:.0%})" for one in bad[:most]]
-    return f"faults that would bias most rows by more than {FAR:g} half-widths without a bit: {', '.join(parts)}"
+        return "Every simulated row that one of the faults biases gets a quality bit."
+    named = ", ".join(f"{one['fault']} ({one['unnoticed']:.0%} of the rows)" for one in bad[:_NAMED])
+    return f"Rows would be biased without a bit most often by: {named}. Rule these out by other means."
+
+
+def _unnoticed(one: Mapping[str, Any]) -> float:
+    return -float(one["unnoticed"])
 
 
 def _pulls(
@@ -154,7 +156,7 @@ def _sensitivity(
     known = np.isfinite(pulls).all(axis=1) & np.isfinite(before)
     pulls, flagged, before = pulls[known], flagged[known], before[known]
     if not len(pulls):
-        return Sensitivity(name, 0, float("nan"), float("nan"), None, None, None)
+        return Sensitivity(name, 0, None, None, None, None, None)
     biased = (pulls.max(axis=1) > FAR) & (before <= FAR)
     number, noticed = int(biased.sum()), int((biased & flagged).sum())
     share = interval = worst = None

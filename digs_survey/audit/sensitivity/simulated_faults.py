@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from digs_survey.audit.calibration.calibrate import observe_rows
 from digs_survey.catalog.gaps import fill_flux
 from digs_survey.catalog.prepare import PreparedRows
 from digs_survey.noise.observation import join_clean, join_observed, split_observed
-from digs_survey.parameters import Prior
+from digs_survey.parameters import SIGMA_KMS, Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.simulate.simulated_spectra import simulated_spectra
@@ -33,9 +33,10 @@ _STEP_ANGSTROM, _SLOPE_ANGSTROM = 6000.0, 3900.0
 _BROADER = 1.75
 _OUTSIDE = 0.5
 """How far beyond its prior a parameter reaches, as a share of the upper end."""
-_OLDEST_GYR = 13.5
 SIGMA = "sigma_smooth"
 """The free line spread, where a prior has one."""
+_LARGEST = {"tage": 13.5, SIGMA: SIGMA_KMS[1]}
+"""What a parameter can be at most."""
 _STREAM = "faults"
 
 
@@ -138,8 +139,8 @@ class Simulator:
     def _changed(self, rows: PreparedRows, factor: Any, inverse_factor: Any) -> PreparedRows:
         if self.posterior.noise.config.by_row:
             flux, inverse, redshift = split_observed(rows.flux)
-            observed = join_observed(flux * factor, inverse * inverse_factor, redshift)
-            return replace(rows, flux=observed, ivar=split_observed(observed)[1] ** 2)
+            inverse = inverse * inverse_factor
+            return replace(rows, flux=join_observed(flux * factor, inverse, redshift), ivar=inverse**2)
         return replace(rows, flux=rows.flux * factor, ivar=rows.ivar * np.square(inverse_factor))
 
     def beyond(self, name: str) -> Truth:
@@ -151,9 +152,9 @@ class Simulator:
         bounds = {p.name: (p.low, p.high) for p in prior.parameters}
         if SIGMA in bounds and name != SIGMA:
             theta[:, prior.index(SIGMA)] = bounds[SIGMA][0]
-        low, end = bounds[name]
-        far = end * (1 + _OUTSIDE) if name != "tage" else min(end * (1 + _OUTSIDE), _OLDEST_GYR)
-        bounds[name] = (low, far)
+        end = bounds[name][1]
+        far = min(end * (1 + _OUTSIDE), _LARGEST.get(name, np.inf))
+        bounds[name] = end, far
         share = row_uniforms(self.seed, f"beyond/{_STREAM}", 0, self.count, 1)[:, 0]
         theta[:, column] = end + (far - end) * share
         wide = Prior.of_bounds(bounds)
@@ -178,9 +179,15 @@ FAULTS = (
     "dustier than the prior",
     "older than the prior",
 )
-"""Those of an audit; the last one where the prior ends before the oldest galaxies."""
-BEYOND_PRIOR = frozenset(name for name in FAULTS if name.endswith("than the prior"))
-"""Those of galaxies whose parameters lie where nothing was simulated."""
+"""Those of an audit, as far as a posterior's model can have them."""
+BEYOND_PRIOR = {
+    "line spread wider than the prior": SIGMA,
+    "dustier than the prior": "dust2",
+    "older than the prior": "tage",
+}
+"""Those of galaxies that lie where nothing was simulated, with the parameter that does; none where the prior ends near
+what is possible.
+"""
 ALL_FAULTS = (*FAULTS, "redshift off by 3000 km/s", "gas of another ionisation")
 
 
@@ -190,6 +197,8 @@ def faulty_rows(simulator: Simulator, names: tuple[str, ...] = FAULTS) -> Iterat
     The step multiplies flux and errors by 0.9 from 6000 Angstrom (observed) on, and the slope takes them there from 1
     to 0.9 at 9900 Angstrom; on grids that do not have it, from their middle on.
     """
+    if unknown := set(names) - set(ALL_FAULTS):
+        raise ValueError(f"faults: expected some of {', '.join(ALL_FAULTS)}, found {', '.join(sorted(unknown))}")
     known = _known(simulator)
     for name in names:
         if name in known:
@@ -225,7 +234,7 @@ def _known(simulator: Simulator) -> dict[str, Callable[[], Truth]]:
             "line_spread_resolving_power": tuple(max(10.0, r / _BROADER) for r in model.line_spread_resolving_power)
         },
     }
-    found = {
+    found: dict[str, Callable[[], Truth]] = {
         "calibration step of 10 %": lambda: times(lambda x: np.where(x > 0, 0.9, 1.0)),
         "calibration slope of 10 %": lambda: times(lambda x: 1 - 0.1 * np.clip(x, 0, 1)),
         "redshift off by 300 km/s": lambda: made(velocity_kms=300.0),
@@ -234,17 +243,14 @@ def _known(simulator: Simulator) -> dict[str, Callable[[], Truth]]:
         "errors said to be half of what they are": lambda: made(2.0),
         "errors said to be twice what they are": lambda: made(0.5),
         "15 % masked at the blue end": gap,
-        "line spread 1.75 times as wide": lambda: made(**spreads[model.line_spread]),
     }
-    if SIGMA in prior.names:
-        del found["line spread 1.75 times as wide"]
-        found["line spread wider than the prior"] = lambda: simulator.beyond(SIGMA)
+    if SIGMA not in prior.names:
+        found["line spread 1.75 times as wide"] = lambda: made(**spreads[model.line_spread])
     if model.nebular:
         found["gas of another ionisation"] = lambda: made(gas_logu=-3.5 if model.gas_logu > -2.75 else -2.0)
-    if "dust2" in prior.names:
-        found["dustier than the prior"] = lambda: simulator.beyond("dust2")
-    if "tage" in prior.names and prior.high[prior.index("tage")] < 0.9 * _OLDEST_GYR:
-        found["older than the prior"] = lambda: simulator.beyond("tage")
+    for fault, name in BEYOND_PRIOR.items():
+        if (ends := prior.bounds(name)) and ends[1] < 0.9 * _LARGEST.get(name, np.inf):
+            found[fault] = partial(simulator.beyond, name)
     return found
 
 

@@ -1,11 +1,7 @@
 r"""The flow's loops, compiled: a block of draws at a time, eight or sixteen of them in each instruction.
 
-All values lie in rows of :data:`BLOCK` draws. A loop over the draws of a row is innermost everywhere and its
-length is fixed, so that the compiler turns it into SIMD instructions without a remainder, and what becomes of a
-draw does not depend on its neighbours. A pass over a layer takes three of its units and four of those before at a
-time, so that there are more multiplications than loads and stores.
-
-Only contractions (fused multiply-adds) are allowed of the compiler's fast maths: NaN stays NaN.
+All values lie in rows of :data:`BLOCK` draws; see :mod:`digs_survey.simd`. A pass over a layer takes three of its units
+and four of those before at a time, so that there are more multiplications than loads and stores.
 """
 
 from __future__ import annotations
@@ -22,7 +18,6 @@ __all__ = [
     "EXPONENTIAL",
     "SOFTPLUS",
     "SPLINE",
-    "STRIDE",
     "Packed",
     "compile_all",
     "density",

@@ -7,11 +7,11 @@ hidden units are sorted by degree (the number of coordinates that they may see),
 that have just become computable, and the context is projected once for each galaxy. All draws of a galaxy together
 cost about one evaluation of the network.
 
-The loops are compiled with numba (:mod:`~digs_survey.estimator.flows.compiled`); where that fails, or where the
-environment
-has :data:`PLAIN`, the same passes run in torch (:mod:`~digs_survey.estimator.flows.plain`), more slowly and with other
-roundings. Either way everything is computed one galaxy at a time with shapes that depend on nothing else, so that a
-galaxy's draws are the same bytes whatever else is in the batch.
+The loops are compiled with numba (:mod:`~digs_survey.estimator.flows.compiled`). Where that fails, or where the
+environment has :data:`~digs_survey.jit.PLAIN`, the same passes run in torch
+(:mod:`~digs_survey.estimator.flows.plain`), more slowly and with other roundings. Either way everything is computed one
+galaxy at a time with shapes that depend on nothing else, so that a galaxy's draws are the same bytes whatever else is
+in the batch.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digs_survey.estimator.flows import plain
-from digs_survey.jit import PLAIN, loops, padded
+from digs_survey.jit import loops, padded
 
 if TYPE_CHECKING:
     from torch import nn
 
     from digs_survey.estimator.flows.compiled import Packed
 
-__all__ = ["KINDS", "PLAIN", "MaskedFlow", "compiled_loops"]
+__all__ = ["KINDS", "MaskedFlow", "compiled_loops"]
 
 KINDS = ("maf", "zuko_maf", "zuko_nsf")
 """Flows by the names of sbi's builders.
