@@ -60,7 +60,7 @@ class Sensitivity:
         Share of all of them that have a bit; None where there are no rows.
     flagged_of_biased : float or None
         Share of the biased ones that have one; None where there are none.
-    interval : tuple of float or None
+    interval : list of float or None
         95 % of that share (Clopper and Pearson 1934).
     worst : str or None
         Parameter that most biased rows have furthest off.
@@ -73,7 +73,7 @@ class Sensitivity:
     biased: float | None
     flagged: float | None
     flagged_of_biased: float | None
-    interval: tuple[float, float] | None
+    interval: list[float] | None
     worst: str | None
     verdict: str
 
@@ -197,7 +197,7 @@ def _sensitivity(
     if number:
         share = noticed / number
         low, high = stats.binomtest(noticed, number).proportion_ci(0.95, method="exact")
-        interval = float(low), float(high)
+        interval = [float(low), float(high)]
         furthest = np.bincount(pulls[biased].argmax(axis=1), minlength=posterior.prior.ndim)
         worst = posterior.prior.names[int(furthest.argmax())]
     shares = float(biased.mean()), float(flagged.mean())
