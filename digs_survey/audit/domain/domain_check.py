@@ -64,6 +64,7 @@ __all__ = [
     "check_survey",
     "choose_rows",
     "hold_against",
+    "population_of",
 ]
 
 POPULATIONS = ("survey", "simulations", "replicated")
@@ -326,24 +327,28 @@ def check_survey(
     count = min(config.audit.checked_galaxies, config.audit.calibration_simulations)
     survey = _survey_blocks(catalog, rows, identity, config)
     simulated = _simulated_blocks(run_dir / "calibration.zarr", count, posterior.noise, config)
-    return hold_against(checker, survey, simulated, config.seed)
+    return hold_against(checker, survey, population_of(checker, simulated), config.seed)
 
 
-def hold_against(checker: Checker, survey: Iterable[Spectra], simulated: Iterable[Spectra], seed: int) -> DomainCheck:
-    """Hold blocks of a survey's spectra, and of simulations, against spectra of their posteriors."""
-    posterior, rows = checker.posterior, [np.zeros(0, dtype=np.int64)]
-    parts: dict[str, list[Population]] = {name: [] for name in POPULATIONS}
+def hold_against(checker: Checker, survey: Iterable[Spectra], simulations: Population, seed: int) -> DomainCheck:
+    """Hold blocks of a survey's spectra against spectra of their posteriors, and both against simulations."""
+    posterior, rows, seen, again = checker.posterior, [np.zeros(0, dtype=np.int64)], [], []
     for block in survey:
         rows.append(block.rows)
         theta = posterior.sample(block.flux, checker.draws)
-        parts["survey"].append(Population.of(checker, block, theta))
-        again = _replicate(checker, block, theta, seed)
-        parts["replicated"].append(Population.of(checker, again, posterior.sample(again.flux, checker.draws)))
-    for block in simulated:
-        parts["simulations"].append(Population.of(checker, block, posterior.sample(block.flux, checker.draws)))
-    populations = {name: Population.join(found, posterior.grid) for name, found in parts.items()}
+        seen.append(Population.of(checker, block, theta))
+        again.append(population_of(checker, [_replicate(checker, block, theta, seed)]))
+    joined = (Population.join(parts, posterior.grid) for parts in (seen, [simulations], again))
+    populations = dict(zip(POPULATIONS, joined, strict=True))
     stacks = {name: Stack.of(one.sigma, one.percent) for name, one in populations.items()}
     return DomainCheck(np.concatenate(rows), populations, stacks, posterior.grid, seed)
+
+
+def population_of(checker: Checker, blocks: Iterable[Spectra]) -> Population:
+    """Hold blocks of spectra against spectra of their posteriors."""
+    sample, draws = checker.posterior.sample, checker.draws
+    parts = [Population.of(checker, block, sample(block.flux, draws)) for block in blocks]
+    return Population.join(parts, checker.posterior.grid)
 
 
 def choose_rows(quality: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from digs_survey.audit.domain.domain_check import OUTSIDE_VERDICTS, Spectra, hold_against
+from digs_survey.audit.domain.domain_check import OUTSIDE_VERDICTS, Spectra, hold_against, population_of
 from digs_survey.audit.sensitivity.simulated_faults import BEYOND_PRIOR, FAULTS, SIGMA, Simulator, Truth, faulty_rows
 from digs_survey.config import MapConfig
 from digs_survey.importance.predictive_check import Checker
@@ -121,12 +121,16 @@ def measure_sensitivity(
     least = _pulls(posterior, checker, simulator.plain, plainly)
     # Halves of the rows without a fault, against each other: the same rows would never differ.
     plain = _spectra(posterior, simulator.plain)
-    verdict = hold_against(checker, [plain.take(0, 2)], [plain.take(1, 2)], seed).judgement.verdict
-    found = [_sensitivity(NO_FAULT, posterior, least, np.zeros(count), verdict)]
+    half = population_of(checker, [plain.take(1, 2)])
+    verdict = hold_against(checker, [plain.take(0, 2)], half, seed).judgement.verdict
+    found, simulated = (
+        [_sensitivity(NO_FAULT, posterior, least, np.zeros(count), verdict)],
+        population_of(checker, [plain]),
+    )
     for name, truth in faulty_rows(simulator, names):
         bits = _BITS_BEYOND if name in BEYOND_PRIOR else _BITS
         pulls = _pulls(posterior, checker, truth, plainly, bits)
-        verdict = hold_against(checker, [_spectra(posterior, truth)], [plain], seed).judgement.verdict
+        verdict = hold_against(checker, [_spectra(posterior, truth)], simulated, seed).judgement.verdict
         found.append(_sensitivity(name, posterior, pulls, least[0].max(axis=1), verdict))
     return found
 
