@@ -12,8 +12,8 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 
 from digs_survey import formats
-from digs_survey.catalog.catalog import plain_strings
 from digs_survey.catalog.column_names import name_violations
+from digs_survey.catalog.decoding import NotTextError, plain_strings
 from digs_survey.catalog.schema import (
     FORMAT_ATTRIBUTE,
     open_group,
@@ -73,11 +73,11 @@ def write_catalog(
         "ivar": np.asarray(ivar, dtype=np.float64),
         "mask": np.asarray(mask),
         "redshift": np.asarray(redshift, dtype=np.float64),
-        "galaxy_id": plain_strings(np.asarray(galaxy_id)),
+        "galaxy_id": _text("galaxy_id", galaxy_id),
     }
     described: dict[str, tuple[Any, Mapping[str, Any]]] = {}
     for name, (values, attributes) in (columns or {}).items():
-        arrays[name] = plain_strings(np.asarray(values))
+        arrays[name] = _text(name, values)
         described[name] = arrays[name].dtype, attributes
     rows = arrays["redshift"].size
     wrong = []
@@ -185,6 +185,16 @@ def new_catalog(
         violations = schema_violations(open_group(building))
         if violations:
             raise CatalogError(f"catalog {path} cannot be written:", violations)
+
+
+def _text(name: str, values: ArrayLike) -> NDArray[Any]:
+    """Return strings of any kind as numpy's, and other values as they are."""
+    try:
+        return plain_strings(np.asarray(values))
+    except NotTextError as error:
+        raise CatalogError(
+            f"{name}: expected text or bytes of UTF-8, found other bytes ({error}); decode them"
+        ) from error
 
 
 def _float32(name: str, values: ArrayLike) -> NDArray[np.float32]:
