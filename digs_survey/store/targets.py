@@ -30,7 +30,7 @@ def write_remedy(error: BaseException | None) -> str | None:
     """Return what to do where an error, or what caused it, is that a disk is full or read-only; None for others."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (*_FULL, errno.EROFS):
-            return _REMEDIES[error.errno]
+            return _REMEDIES.get(error.errno or 0)
         error = error.__cause__
     return None
 
