@@ -89,7 +89,9 @@ def test_an_archived_run_is_read_and_not_written(finished_run, tmp_path, monkeyp
             main()
         return ended.value.code, capsys.readouterr()
 
+    access = os.access
     monkeypatch.setattr(targets.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(os, "access", lambda path, mode, **how: not mode & os.W_OK and access(path, mode, **how))
     before = snapshot(run_dir)
     code, said = command("verify", "-q")
     assert code == 7
