@@ -18,6 +18,9 @@ from digs_survey.config import GridConfig, grid_centres
 __all__ = ["WavelengthGrid", "air_to_vacuum", "rebin_matrix", "rebin_spectrum", "vacuum_to_air"]
 
 C_KMS = 299_792.458
+_SAME_GRID = 1e-3
+"""Share of an element's width by which the wavelengths of one grid may differ: float32 has such differences, and no
+spectrum changes by them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +62,32 @@ class WavelengthGrid:
         return self.wavelength.size
 
     def __eq__(self, other: object) -> bool:
+        return isinstance(other, WavelengthGrid) and not self.difference(other)
+
+    def difference(self, other: WavelengthGrid) -> str:
+        """Say how another grid differs from this one; nothing if they are the same.
+
+        Wavelengths are the same up to 1e-3 of an element's width.
+
+        Returns
+        -------
+        str
+            Such as "medium air, not vacuum", with this grid's value first, or the largest difference of wavelengths.
+        """
+        for name in ("frame", "medium"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                return f"{name} {mine}, not {theirs}"
+        if len(self) != len(other):
+            return f"{len(self)} elements, not {len(other)}"
+        apart = np.abs(self.wavelength - other.wavelength)
+        width = np.minimum(np.diff(self.edges), np.diff(other.edges))
+        if (apart <= _SAME_GRID * width).all():
+            return ""
+        i = int(np.argmax(apart))
         return (
-            isinstance(other, WavelengthGrid)
-            and (self.frame, self.medium, len(self)) == (other.frame, other.medium, len(other))
-            and bool(np.allclose(self.wavelength, other.wavelength, rtol=1e-9, atol=1e-6))
+            f"wavelengths that differ by up to {apart[i]:.3g} Angstrom ({self.wavelength[i]:.10g}, not "
+            f"{other.wavelength[i]:.10g}, at element {i}); up to {_SAME_GRID:g} of an element would do"
         )
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from digs_survey.audit.simulated_agreement import Weighed, compare_simulations
 from digs_survey.audit.weighing import importance_summary, smoothed_log_weights, weigh_calibration, weigh_rows
 from digs_survey.catalog import Catalog
 from digs_survey.catalog.prepare import PreparedRows
+from digs_survey.cluster.cores import usable_cores
 from digs_survey.cluster.ray_session import ray_session
 from digs_survey.config import SurveyConfig
 from digs_survey.identity import RunIdentity
@@ -319,7 +319,7 @@ def _cost(
         stages,
         [fit.core_s for fit in converged],
         audit.catalog.n_rows,
-        max((records[row]["cores"] for row in done), default=os.cpu_count() or 1),
+        max((records[row]["cores"] for row in done), default=usable_cores()),
         engine=audit.config.audit.mcmc.engine,
         other_core_s=[fit.likelihoods * fit.other_core_s for fit in converged],
         elsewhere=audit.posterior.card.get("cost"),

@@ -4,6 +4,7 @@ The schema (dims ``galaxy``, ``wavelength``): ``flux`` and ``ivar`` (galaxy, wav
 wavelength; 0 = good), ``redshift`` and ``galaxy_id`` (galaxy,), ``wavelength`` in Angstrom with attributes
 ``frame`` (rest or observed) and ``medium`` (vacuum or air); units as attributes that :mod:`astropy.units`
 reads. Any other variable with one value per galaxy is the survey's own and travels to the result tables.
+Values are those that xarray shows (:mod:`~digs_survey.catalog.decoding`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from digs_survey.catalog.decoding import NotTextError, StoredArray, numbers
 from digs_survey.catalog.schema import (
     FLUX_UNIT,
     ValidationReport,
@@ -29,6 +31,7 @@ from digs_survey.catalog.schema import (
     parse_unit,
     redshift_quality,
     schema_violations,
+    stored_arrays,
     survey_arrays,
     usable_elements,
 )
@@ -38,7 +41,7 @@ from digs_survey.spectra import WavelengthGrid
 from digs_survey.store.locations import location
 from digs_survey.store.retry import retry_io
 
-__all__ = ["Catalog", "CatalogRows", "plain_strings", "validate_catalog"]
+__all__ = ["Catalog", "CatalogRows", "validate_catalog"]
 
 log = logging.getLogger(__name__)
 
@@ -76,11 +79,13 @@ class Catalog:
 
     def __init__(self, path: Path, group: zarr.Group) -> None:
         self.path = path
-        self._arrays = dict(group.arrays())
+        self._arrays = stored_arrays(group)
         self._attrs = dict(group.attrs)
-        self.grid = WavelengthGrid.from_array(self._arrays["wavelength"])
+        wave = self._arrays["wavelength"]
+        self.grid = WavelengthGrid(numbers(wave[:]), str(wave.attrs["frame"]), str(wave.attrs["medium"]))
         self.n_rows: int = self._arrays["flux"].shape[0]
-        self.survey_columns: tuple[str, ...] = tuple(survey_arrays(group)[0])
+        columns, self.not_carried = survey_arrays(self._arrays)
+        self.survey_columns: tuple[str, ...] = tuple(columns)
         self._scale = float(parse_unit(self._arrays["flux"].attrs["units"]).to(FLUX_UNIT))
 
     @classmethod
@@ -110,10 +115,10 @@ class Catalog:
         """
         part = slice(start, stop)
         damaged = np.zeros(stop - start, dtype=bool)
-        flux = self._read_or_mark("flux", part, np.nan, damaged).astype(np.float64) * self._scale
-        ivar = self._read_or_mark("ivar", part, 0, damaged).astype(np.float64) / self._scale**2
-        good = self._read_or_mark("mask", part, 1, damaged) == 0
-        redshift = self._read_or_mark("redshift", part, np.nan, damaged).astype(np.float64)
+        flux = numbers(self._read_or_mark("flux", part, np.nan, damaged)) * self._scale
+        ivar = numbers(self._read_or_mark("ivar", part, 0, damaged)) / self._scale**2
+        good = np.ma.filled(self._read_or_mark("mask", part, 1, damaged), 1) == 0
+        redshift = numbers(self._read_or_mark("redshift", part, np.nan, damaged))
         good[damaged] = False
         quality = usable_elements(flux, ivar, good)[1] | redshift_quality(redshift)
         quality[damaged] |= QualityFlag.UNREADABLE
@@ -127,16 +132,34 @@ class Catalog:
         return int(self._arrays["flux"].chunks[0])
 
     def galaxy_id(self, start: int, stop: int) -> NDArray[Any]:
-        """Read the identifiers of rows ``start`` to ``stop`` (excluded): integers or strings."""
-        return self._read("galaxy_id", slice(start, stop))
+        """Read the identifiers of rows ``start`` to ``stop`` (excluded): integers or strings.
+
+        Raises
+        ------
+        CatalogError
+            If a row has none, or one of bytes that are no text.
+        """
+        values = self._read("galaxy_id", slice(start, stop))
+        missing = np.flatnonzero(np.ma.getmaskarray(values))
+        if missing.size:
+            raise CatalogError(
+                f"galaxy_id: expected an identifier in every row of {self.path}, found row {start + missing[0]}"
+                f"{_and_more(missing)} marked as missing (_FillValue or missing_value); give each row one"
+            )
+        return np.ma.getdata(values)
 
     def find(self, galaxy_id: str) -> NDArray[np.int64]:
-        """Return the rows (in order) with an identifier, given as text; reads all of ``galaxy_id``."""
+        """Return the rows (in order) with an identifier, given as text; reads all of ``galaxy_id``.
+
+        Blanks at the end do not count, since FITS does not keep them.
+        """
         rows = []
         for block in _blocks(self._arrays["galaxy_id"]):
-            values = self._read("galaxy_id", block)
-            wanted: Any = galaxy_id
-            if values.dtype.kind != "U":
+            values = self.galaxy_id(block.start, block.stop)
+            wanted: Any = galaxy_id.rstrip(" ")
+            if values.dtype.kind == "U":
+                values = np.char.rstrip(values, " ")
+            else:
                 try:
                     wanted = int(galaxy_id)
                 except ValueError:
@@ -146,15 +169,22 @@ class Catalog:
 
     def redshift(self, start: int, stop: int) -> NDArray[np.float64]:
         """Read the redshifts of rows ``start`` to ``stop`` (excluded)."""
-        return self._read("redshift", slice(start, stop)).astype(np.float64)
+        return numbers(self._read("redshift", slice(start, stop)))
 
     def columns(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
-        """Read the survey's own columns of rows ``start`` to ``stop`` (excluded)."""
+        """Read the survey's own columns of rows ``start`` to ``stop`` (excluded).
+
+        Missing values are NaN in columns of floats, and masked in those of integers, booleans and text.
+        """
         return {name: self._read(name, slice(start, stop)) for name in self.survey_columns}
 
     def column(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Read one of the survey's own columns of rows ``start`` to ``stop`` (excluded)."""
-        return self._read(name, slice(start, stop))
+        """Read one of the survey's own columns of rows ``start`` to ``stop`` (excluded).
+
+        Numbers are floats, NaN where they are missing; text is as :meth:`columns` gives it.
+        """
+        values = self._read(name, slice(start, stop))
+        return values if values.dtype.kind == "U" else numbers(values)
 
     def require_column(self, name: str, setting: str) -> None:
         """Refuse a setting that names a column which the catalog has not, or not of numbers."""
@@ -164,16 +194,19 @@ class Catalog:
 
     def column_attrs(self, name: str) -> dict[str, Any]:
         """Return the attributes of a variable, ``units`` and ``description`` among them where given."""
-        return {key: value for key, value in self._arrays[name].attrs.items() if not key.startswith("_")}
+        return dict(self._arrays[name].attrs)
 
     @cached_property
     def duplicate_rows(self) -> NDArray[np.int64]:
-        """Rows (in order) whose ``galaxy_id`` another row has as well."""
+        """Rows (in order) whose ``galaxy_id`` another row has as well; blanks at the end do not count."""
         # Hashes of strings, since 8 bytes a row fit into memory whatever the length of the identifiers.
         keys = np.empty(self.n_rows, dtype=np.int64)
         for block in _blocks(self._arrays["galaxy_id"]):
-            values = self._read("galaxy_id", block)
-            keys[block] = [hash(i) for i in values.tolist()] if values.dtype.kind == "U" else values.astype(np.int64)
+            values = self.galaxy_id(block.start, block.stop)
+            if values.dtype.kind == "U":
+                keys[block] = [hash(text.rstrip(" ")) for text in values.tolist()]
+            else:
+                keys[block] = values.astype(np.int64)
         order = np.argsort(keys, kind="stable")
         same = keys[order][1:] == keys[order][:-1]
         repeated = np.concatenate([same, [False]]) | np.concatenate([[False], same])
@@ -192,6 +225,8 @@ class Catalog:
                     value = np.array(["damaged"])
                 if value.dtype.kind == "U":
                     digest.update(json.dumps(value.tolist()).encode())
+                elif isinstance(value, np.ma.MaskedArray):
+                    digest.update(value.filled(0).tobytes() + np.ma.getmaskarray(value).tobytes())
                 else:
                     digest.update(np.ascontiguousarray(value).tobytes())
         return digest.hexdigest()
@@ -206,24 +241,33 @@ class Catalog:
         told = [[n, i["size"], str(i.get("ETag") or i.get("etag") or i.get("mtime"))] for n, i in found.items()]
         return hashlib.sha256(json.dumps(sorted(told)).encode()).hexdigest()
 
-    def check_rows(self) -> tuple[dict[QualityFlag, NDArray[np.int64]], list[str]]:
-        """Read every row, block by block: the rows of each quality bit, and what cannot be read."""
+    def check_rows(self) -> tuple[dict[QualityFlag, NDArray[np.int64]], list[str], list[str]]:
+        """Read every row, block by block: the rows of each quality bit, what cannot be read, and why rows are bad."""
         quality = np.zeros(self.n_rows, dtype=np.int64)
-        unreadable = []
+        infinite = 0
+        unreadable: dict[str, None] = {}
         for block in _blocks(self._arrays["flux"]):
             try:
-                quality[block] = self.rows(block.start, block.stop).quality
+                rows = self.rows(block.start, block.stop)
+                quality[block] = rows.quality
+                infinite += int((np.isinf(rows.ivar) & rows.good).any(axis=1).sum())
                 self.columns(block.start, block.stop)
             except CatalogError as error:
-                unreadable.append(str(error))
+                unreadable[str(error)] = None
         flagged = {flag: np.flatnonzero(quality & flag) for flag in QualityFlag}
-        return {flag: rows for flag, rows in flagged.items() if rows.size}, unreadable
+        hints = [_overflow(infinite)] if infinite and self._arrays["ivar"].dtype.itemsize < 8 else []
+        return {flag: rows for flag, rows in flagged.items() if rows.size}, list(unreadable), hints
 
     def _read(self, name: str, part: slice) -> NDArray[Any]:
+        where = f"{name}: rows {part.start} to {part.stop - 1} of {self.path}"
         try:
-            return plain_strings(retry_io(self._arrays[name].__getitem__, part))
+            return retry_io(self._arrays[name].__getitem__, part)
+        except NotTextError as error:
+            raise CatalogError(
+                f"{where}: expected text, found bytes of another encoding ({error}); write text, or name the encoding "
+                "in the attribute _Encoding of the array, for example 'latin-1'"
+            ) from error
         except _DAMAGE as error:
-            where = f"{name}: rows {part.start} to {part.stop - 1} of {self.path}"
             raise CatalogError(f"{where} cannot be read ({error}); write the catalog again") from error
 
     def _read_or_mark(self, name: str, part: slice, fill: float, damaged: NDArray[np.bool_]) -> NDArray[Any]:
@@ -238,7 +282,7 @@ class Catalog:
                 some = slice(max(start, part.start), min(start + chunk, part.stop))
                 here = slice(some.start - part.start, some.stop - part.start)
                 try:
-                    values[here] = self._read(name, some)
+                    values[here] = np.ma.filled(self._read(name, some), fill)
                 except CatalogError as error:
                     log.warning("%s", error)
                     damaged[here] = True
@@ -259,20 +303,23 @@ def validate_catalog(path: Path | str) -> ValidationReport:
     if errors:
         return ValidationReport(path, errors)
     catalog = Catalog(path, group)
-    problems, unreadable = catalog.check_rows()
-    return ValidationReport(path, unreadable, problems, catalog.n_rows, survey_arrays(group)[1])
+    problems, unreadable, hints = catalog.check_rows()
+    return ValidationReport(path, unreadable, problems, catalog.n_rows, catalog.not_carried, hints)
 
 
-def _blocks(array: zarr.Array) -> Iterator[slice]:
-    width = int(np.prod(array.shape[1:], dtype=int)) * max(1, array.dtype.itemsize)
+def _blocks(array: StoredArray) -> Iterator[slice]:
+    width = int(np.prod(array.shape[1:], dtype=int)) * array.itemsize
     rows = max(1, _BLOCK_BYTES // max(1, width))
     for start in range(0, array.shape[0], rows):
         yield slice(start, min(start + rows, array.shape[0]))
 
 
-def plain_strings(values: Any) -> NDArray[Any]:
-    """Turn numpy's several kinds of strings into the fixed-width one that every reader knows."""
-    array = np.asarray(values)
-    if array.dtype.kind == "S":
-        return np.char.decode(array, "utf-8", "replace")
-    return np.array(array.tolist(), dtype=str) if array.dtype.kind in "TO" else array
+def _and_more(rows: NDArray[np.int64]) -> str:
+    return f" and {rows.size - 1} more" if rows.size > 1 else ""
+
+
+def _overflow(rows: int) -> str:
+    return (
+        f"ivar: infinite in unmasked elements of {rows} rows: float32 holds nothing above 3.4e38; write flux in a "
+        "scaled unit, such as '1e-17 erg / (s cm2 Angstrom)', and ivar in that unit to the power -2"
+    )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from digs_survey import formats
 from digs_survey.catalog.column_names import name_violations
+from digs_survey.catalog.decoding import StoredArray, numbers
 from digs_survey.errors import CatalogError
 from digs_survey.parameters import MAX_REDSHIFT
 from digs_survey.quality import QualityFlag
@@ -28,11 +29,11 @@ __all__ = [
     "FLUX_UNIT",
     "FORMAT_ATTRIBUTE",
     "ValidationReport",
-    "array_dims",
     "open_group",
     "parse_unit",
     "redshift_quality",
     "schema_violations",
+    "stored_arrays",
     "survey_arrays",
     "usable_elements",
 ]
@@ -49,11 +50,14 @@ SCHEMA: dict[str, tuple[tuple[str, ...], str, str]] = {
     "wavelength": ((_WAVE_DIM,), "fiu", "a number"),
     "flux": ((_ROW_DIM, _WAVE_DIM), "f", "floating point"),
     "ivar": ((_ROW_DIM, _WAVE_DIM), "f", "floating point"),
-    "mask": ((_ROW_DIM, _WAVE_DIM), "iu", "integer (0 = good)"),
+    "mask": ((_ROW_DIM, _WAVE_DIM), "iub", "integer (0 = good) or boolean (False = good)"),
     "redshift": ((_ROW_DIM,), "f", "floating point"),
     "galaxy_id": ((_ROW_DIM,), "iuSUTO", "integer or string"),
 }
 """Required variables: dimensions, numpy kinds of their dtype, and these kinds in words."""
+
+_SHORTEST = 50.0
+"""Angstrom: no population of stars has a spectrum that ends at shorter wavelengths."""
 
 _COLUMN_KINDS = "biufSUTO"
 
@@ -72,6 +76,8 @@ class ValidationReport:
     n_rows : int
     not_carried : list of str
         Variables that do not travel to the result tables, since they are not one value per galaxy.
+    hints : list of str
+        What makes many rows bad at once, and the remedy.
     """
 
     path: Path
@@ -79,6 +85,7 @@ class ValidationReport:
     row_problems: dict[QualityFlag, NDArray[np.int64]] = field(default_factory=dict)
     n_rows: int = 0
     not_carried: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -92,13 +99,13 @@ class ValidationReport:
             raise CatalogError(message, self.errors)
 
     def row_lines(self, limit: int = 10) -> list[str]:
-        """Describe the row problems, one line a bit, naming at most ``limit`` rows each."""
+        """Describe the row problems, one line a bit, naming at most ``limit`` rows each; then the hints."""
         lines = []
         for flag, rows in self.row_problems.items():
             named = ", ".join(str(row) for row in rows[:limit])
             more = f" and {rows.size - limit} more" if rows.size > limit else ""
             lines.append(f"{flag.name}: {rows.size} of {self.n_rows} rows: {named}{more}")
-        return lines
+        return lines + self.hints
 
 
 def open_group(path: Path) -> zarr.Group:
@@ -107,7 +114,8 @@ def open_group(path: Path) -> zarr.Group:
     if not exists(path):
         raise CatalogError(f"catalog {path}: no such file or folder; expected a Zarr group")
     try:
-        return zarr.open_group(str(path), mode="r")
+        # Consolidated metadata are a copy, which nobody who changes an array keeps up to date.
+        return zarr.open_group(str(path), mode="r", use_consolidated=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CatalogError(
             f"catalog {path}: expected a Zarr group (format 3 or 2), found none ({error}); FITS spectra are "
@@ -124,30 +132,31 @@ def parse_unit(text: Any) -> units.UnitBase:
         return units.Unit(text)
 
 
-def array_dims(array: zarr.Array) -> tuple[str, ...] | None:
-    """Names of the dimensions, as Zarr 3 or (in its attributes) xarray's Zarr 2 gives them."""
-    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
-    return tuple(str(name) for name in names) if names else None  # type: ignore[union-attr]
+def stored_arrays(group: zarr.Group) -> dict[str, StoredArray]:
+    """Return all arrays of a catalog by name, to be read as xarray shows them; identifiers must be text or integers."""
+    return {name: StoredArray(name, array, strict=name == "galaxy_id") for name, array in sorted(group.arrays())}
 
 
-def survey_arrays(group: zarr.Group) -> tuple[list[str], list[str]]:
+def survey_arrays(arrays: Mapping[str, StoredArray]) -> tuple[list[str], list[str]]:
     """Return the names of the survey's own columns (one value per galaxy), and of all that is neither."""
-    arrays = {name: array for name, array in sorted(group.arrays()) if name not in SCHEMA}
-    columns = [n for n, a in arrays.items() if array_dims(a) == (_ROW_DIM,) and a.dtype.kind in _COLUMN_KINDS]
-    return columns, [name for name in arrays if name not in columns]
+    others = {name: array for name, array in arrays.items() if name not in SCHEMA}
+    columns = [n for n, a in others.items() if a.dims == (_ROW_DIM,) and a.dtype.kind in _COLUMN_KINDS]
+    return columns, [name for name in others if name not in columns]
 
 
 def schema_violations(group: zarr.Group) -> list[str]:
     """List every violation of the schema that metadata and the wavelengths show; reads no spectra."""
-    arrays = dict(group.arrays())
+    arrays = stored_arrays(group)
     found = [f"{n}: missing; expected dims {_dims(SCHEMA[n][0])}" for n in SCHEMA if n not in arrays]
     present = {name: arrays[name] for name in SCHEMA if name in arrays}
     if (number := group.attrs.get(FORMAT_ATTRIBUTE, formats.CATALOG)) != formats.CATALOG:
         found.append(f"{FORMAT_ATTRIBUTE}: expected {formats.CATALOG}, found {number}; write the catalog again")
     for name, array in present.items():
         found += _array_violations(name, array)
-    columns, _ = survey_arrays(group)
+    columns, _ = survey_arrays(arrays)
     sizes = {name: arrays[name] for name in [*present, *columns]}
+    for array in sizes.values():
+        found += array.problems
     found += _size_violations(sizes)
     if "wavelength" in present:
         found += _wavelength_violations(present["wavelength"])
@@ -160,18 +169,17 @@ def _dims(names: tuple[str, ...] | None) -> str:
     return "none" if names is None else f"({', '.join(names)})"
 
 
-def _array_violations(name: str, array: zarr.Array) -> Iterator[str]:
+def _array_violations(name: str, array: StoredArray) -> Iterator[str]:
     dims, kinds, words = SCHEMA[name]
-    if array_dims(array) != dims:
-        yield f"{name}: expected dims {_dims(dims)}, found {_dims(array_dims(array))}"
-    if array.dtype.kind not in kinds:
+    if array.dims != dims:
+        yield f"{name}: expected dims {_dims(dims)}, found {_dims(array.dims)}"
+    if array.is_time:
+        yield f"{name}: expected {words}, found times"
+    elif array.dtype.kind not in kinds:
         yield f"{name}: expected dtype {words}, found {array.dtype}"
-    packed = [key for key in ("scale_factor", "add_offset") if key in array.attrs]
-    if packed:
-        yield f"{name}: expected plain values, found packed ones (attribute {packed[0]!r}); unpack them"
 
 
-def _size_violations(arrays: Mapping[str, zarr.Array]) -> Iterator[str]:
+def _size_violations(arrays: Mapping[str, StoredArray]) -> Iterator[str]:
     reference = {}
     if "flux" in arrays and len(arrays["flux"].shape) == 2:
         reference[_ROW_DIM] = ("flux", arrays["flux"].shape[0])
@@ -190,7 +198,7 @@ def _size_violations(arrays: Mapping[str, zarr.Array]) -> Iterator[str]:
                 yield f"{name}: expected {expected} along {dim}, as {other} has, found {size}"
 
 
-def _wavelength_violations(array: zarr.Array) -> Iterator[str]:
+def _wavelength_violations(array: StoredArray) -> Iterator[str]:
     for key, allowed in (("frame", ("rest", "observed")), ("medium", ("vacuum", "air"))):
         value = array.attrs.get(key)
         if value not in allowed:
@@ -199,7 +207,8 @@ def _wavelength_violations(array: zarr.Array) -> Iterator[str]:
     try:
         unit = parse_unit(array.attrs["units"])
         if unit != units.AA:
-            yield f"wavelength: expected units Angstrom, found {array.attrs['units']!r}; convert the values"
+            found = f"{array.attrs['units']!r}{_ampere(unit)}"
+            yield f"wavelength: expected units Angstrom, found {found}; convert the values"
     except KeyError:
         yield "wavelength: expected attribute units = 'Angstrom', found none"
     except ValueError as error:
@@ -209,7 +218,7 @@ def _wavelength_violations(array: zarr.Array) -> Iterator[str]:
     if array.shape[0] < 2:
         yield f"wavelength: expected at least 2 elements, found {array.shape[0]}"
     try:
-        wave = np.asarray(array[:], dtype=float)
+        wave = numbers(array[:])
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         yield f"wavelength: the values cannot be read ({error})"
         return
@@ -217,6 +226,11 @@ def _wavelength_violations(array: zarr.Array) -> Iterator[str]:
     if wrong.size:
         value = wave[wrong[0]]
         yield f"wavelength: expected finite, positive values, found {value} at element {_elements(wrong)}"
+    elif wave.size and wave.max() < _SHORTEST:
+        yield (
+            f"wavelength: expected Angstrom, found values from {wave.min():g} to {wave.max():g}, below the spectra of "
+            "stars; are they logarithms (write 10**values), or in micron or nm (convert them)?"
+        )
     falling = np.flatnonzero(np.diff(wave) <= 0) + 1
     if falling.size:
         i = falling[0]
@@ -234,7 +248,7 @@ def _short(error: Exception) -> str:
     return str(error).split(". ")[0].rstrip(".")
 
 
-def _flux_unit_violations(arrays: Mapping[str, zarr.Array]) -> Iterator[str]:
+def _flux_unit_violations(arrays: Mapping[str, StoredArray]) -> Iterator[str]:
     parsed: dict[str, units.UnitBase] = {}
     expected = {"flux": "such as '1e-17 erg / (s cm2 Angstrom)'", "ivar": "those of flux to the power -2"}
     for name in ("flux", "ivar"):
@@ -250,10 +264,18 @@ def _flux_unit_violations(arrays: Mapping[str, zarr.Array]) -> Iterator[str]:
             yield f"{name}: expected units that astropy.units reads, {expected[name]}, found {found}"
     flux, ivar = parsed.get("flux"), parsed.get("ivar")
     if flux is not None and not flux.is_equivalent(FLUX_UNIT):
-        yield f"flux: expected units convertible to {FLUX_UNIT}, found {arrays['flux'].attrs['units']!r}"
+        found = f"{arrays['flux'].attrs['units']!r}{_ampere(flux)}"
+        yield f"flux: expected units convertible to {FLUX_UNIT}, found {found}"
+    elif flux is not None and not 0 < flux.to(FLUX_UNIT) < np.inf:
+        yield f"flux: expected units with a positive scale, found {arrays['flux'].attrs['units']!r}"
     elif flux is not None and ivar is not None and not _same(ivar, flux**-2):
-        found = repr(arrays["ivar"].attrs["units"])
+        found = f"{arrays['ivar'].attrs['units']!r}{_ampere(ivar)}"
         yield f"ivar: expected units {(flux**-2).to_string()} ({expected['ivar']}), found {found}"
+
+
+def _ampere(unit: units.UnitBase) -> str:
+    """Return a hint where a unit has amperes, which nobody means here."""
+    return "; A is the ampere, write Angstrom or AA" if units.A in getattr(unit, "bases", ()) else ""
 
 
 def _same(one: units.UnitBase, other: units.UnitBase) -> bool:

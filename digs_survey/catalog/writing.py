@@ -12,8 +12,8 @@ import zarr
 from numpy.typing import ArrayLike, NDArray
 
 from digs_survey import formats
-from digs_survey.catalog.catalog import plain_strings
 from digs_survey.catalog.column_names import name_violations
+from digs_survey.catalog.decoding import text_values
 from digs_survey.catalog.schema import (
     FORMAT_ATTRIBUTE,
     open_group,
@@ -73,11 +73,11 @@ def write_catalog(
         "ivar": np.asarray(ivar, dtype=np.float64),
         "mask": np.asarray(mask),
         "redshift": np.asarray(redshift, dtype=np.float64),
-        "galaxy_id": plain_strings(np.asarray(galaxy_id)),
+        "galaxy_id": text_values("galaxy_id", galaxy_id),
     }
     described: dict[str, tuple[Any, Mapping[str, Any]]] = {}
     for name, (values, attributes) in (columns or {}).items():
-        arrays[name] = plain_strings(np.asarray(values))
+        arrays[name] = text_values(name, values)
         described[name] = arrays[name].dtype, attributes
     rows = arrays["redshift"].size
     wrong = []

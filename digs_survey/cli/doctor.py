@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,9 +11,11 @@ from uuid import uuid4
 
 import psutil
 
+from digs_survey.cluster.cores import usable_cores
 from digs_survey.errors import DigsError
 from digs_survey.store.locations import check_reachable, is_remote
 from digs_survey.store.storage import read_bytes, remove, write_bytes
+from digs_survey.store.targets import can_write
 
 __all__ = ["Check", "run_checks"]
 
@@ -82,7 +83,7 @@ def _package(name: str) -> Check:
 
 def _machine() -> Check:
     available = psutil.virtual_memory().available / 2**30
-    detail = f"{os.cpu_count()} cores, {available:.1f} GiB of memory available"
+    detail = f"{usable_cores()} cores for this process, {available:.1f} GiB of memory available"
     if available < _MIN_MEMORY_GIB:
         return Check(
             "cores and memory",
@@ -95,6 +96,11 @@ def _machine() -> Check:
 
 def _disk(folder: Path) -> Check:
     existing = next(p for p in [folder.resolve(), *folder.resolve().parents] if p.exists())
+    if not existing.is_dir():
+        return Check("disk", "fail", f"{existing} is a file, no folder", "choose another --run-dir")
+    if not can_write(existing):
+        remedy = "choose another --run-dir; status, verify, export, replay and report --out read a run there"
+        return Check("disk", "fail", f"{existing} cannot be written", remedy)
     free = shutil.disk_usage(existing).free / 2**30
     detail = f"{free:.1f} GiB free at {existing}"
     if free < _MIN_DISK_GIB:

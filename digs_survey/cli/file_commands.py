@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,7 @@ from digs_survey.cli.options import (
 from digs_survey.errors import MissingDependencyError, StageError
 from digs_survey.logs.progress import ProgressReporter
 from digs_survey.store.locations import check_reachable, exists, location
+from digs_survey.store.targets import can_write, check_target
 
 __all__ = ["app"]
 
@@ -75,6 +77,7 @@ def fake_catalog_command(
     check_reachable(out)
     if exists(out) and not overwrite:
         raise typer.BadParameter(f"{out} exists; choose another name or give --overwrite")
+    check_target("catalog", out)
     settings = load_config(config, overrides or [])
     with ProgressReporter(quiet=quiet).task("fake-catalog", rows, "galaxies") as advance:
         fake_catalog(out, settings, rows, bad=bad, advance=advance)
@@ -144,14 +147,28 @@ def status(
 
 @app.command()
 def verify(run_dir: RunDir = RunDirDefault, quiet: QuietOption = False) -> None:
-    """Check every finished shard against its checksum; damaged ones are named, and made again by the next run."""
+    """Check every finished shard against its checksum; damaged ones are named, and made again by the next run.
+
+    A run that cannot be written, such as an archived one, is checked too.
+    """
     from digs_survey.run.verify import finished_rows, verify_run
 
+    check_reachable(run_dir)
+    archived = exists(run_dir) and not can_write(run_dir)
     total = finished_rows(run_dir)
-    with survey_at(run_dir, None, None, quiet) as survey, survey.progress.task("verify", total, "rows") as advance:
-        damaged = verify_run(run_dir, advance)
+    with ExitStack() as stack:
+        if archived:
+            progress = ProgressReporter(quiet=quiet)
+        else:
+            progress = stack.enter_context(survey_at(run_dir, None, None, quiet)).progress
+        damaged = verify_run(run_dir, stack.enter_context(progress.task("verify", total, "rows")), mark=not archived)
     for damage in damaged:
         print(damage)
+    if damaged and archived:
+        raise StageError(
+            f"{run_dir}: {len(damaged)} damaged shard(s); they are not marked, since the run cannot be written: mend a "
+            "copy of it with 'digs-survey verify' and the command that made them"
+        )
     if damaged:
         raise StageError(
             f"{run_dir}: {len(damaged)} damaged shard(s); the command that made them makes them again, and only them"

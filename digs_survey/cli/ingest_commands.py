@@ -12,6 +12,7 @@ import typer
 from digs_survey.cli.options import QuietOption
 from digs_survey.logs.progress import ProgressReporter
 from digs_survey.store.locations import check_reachable, exists, location
+from digs_survey.store.targets import check_target
 
 if TYPE_CHECKING:
     from digs_survey.catalog.readers.reading import Reader
@@ -59,6 +60,7 @@ def _split(files: list[Path], overwrite: bool) -> tuple[list[Path], Path]:
     check_reachable(out)
     if exists(out) and not overwrite:
         raise typer.BadParameter(f"{out} exists; choose another name or give --overwrite")
+    check_target("catalog", out)
     return inputs, out
 
 

@@ -28,17 +28,17 @@ from digs_survey.cli.options import (
     print_results,
     survey_at,
 )
-from digs_survey.errors import DigsError, MissingDependencyError
-from digs_survey.store.locations import explain, location, store_errors
-from digs_survey.store.retry import is_full
+from digs_survey.errors import DigsError
+from digs_survey.store.locations import exists, explain, location, store_errors
+from digs_survey.store.targets import can_write, explain_write
 from digs_survey.versions import __version__
 
 __all__ = ["app", "main"]
 
 EPILOG = (
     "Exit codes: 0 done (or nothing to do) - 1 unexpected error - 2 wrong usage - 3 configuration - 4 catalog - "
-    "5 something outside is missing (FSPS data, a cluster, disk) - 6 the run directory holds other results - "
-    "7 a stage failed and can be resumed - 130 interrupted."
+    "5 something outside is missing or cannot be written (FSPS data, a cluster, disk) - "
+    "6 the run directory holds other results - 7 a stage failed and can be resumed - 130 interrupted."
 )
 
 app = typer.Typer(
@@ -229,9 +229,19 @@ def report(
     figures: Annotated[
         bool, typer.Option("--figures", help="Write each figure to figures/ too: PDF, PNG, and its data as CSV.")
     ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for the page and its figures, of a run that is archived.", parser=location),
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Write report.html, one self-contained page."""
+    if out is not None or (exists(run_dir) and not can_write(run_dir)):
+        from digs_survey.run.opened_run import open_run
+
+        page = open_run(run_dir).report(out, figures=figures)
+        print_results(page.parent, page.name, *(["figures"] if figures else []))
+        return
     with survey_at(run_dir, None, None, quiet) as survey:
         survey.report(figures=figures)
     print_results(run_dir, "report.html", *(["figures"] if figures else []))
@@ -249,15 +259,11 @@ def main() -> None:
         print(f"digs-survey: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except store_errors() as error:
-        explained = explain(error)
-        if explained is not None:
-            print(f"digs-survey: {explained}", file=sys.stderr)
-            sys.exit(explained.exit_code)
-        if not is_full(error):
+        explained = explain(error) or explain_write(error)
+        if explained is None:
             raise
-        remedy = "free some space, and the same command goes on from what is finished"
-        print(f"digs-survey: {error}; {remedy}", file=sys.stderr)
-        sys.exit(MissingDependencyError.exit_code)
+        print(f"digs-survey: {explained}", file=sys.stderr)
+        sys.exit(explained.exit_code)
     except KeyboardInterrupt:
         print("digs-survey: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

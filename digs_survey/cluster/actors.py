@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from digs_survey.errors import DigsError, MissingDependencyError, StageError
-from digs_survey.store.retry import is_full
+from digs_survey.store.targets import write_remedy
 
 __all__ = ["run_on_actors"]
 
@@ -250,12 +250,12 @@ class _Failures:
         Raises
         ------
         MissingDependencyError
-            No space is left on a disk, which no other attempt can change.
+            A disk is full or read-only, which no other attempt can change.
         """
         cause = error.cause if isinstance(error.cause, BaseException) else error
         self.latest = self._make_error(piece, _describe(cause))
-        if is_full(cause):
-            raise MissingDependencyError(f"{self.latest}; free some space first") from cause
+        if remedy := write_remedy(cause):
+            raise MissingDependencyError(f"{self.latest}; {remedy}") from cause
         self._errors[piece] += 1
         if piece is not None and self._errors[piece] < self._tries:
             return True

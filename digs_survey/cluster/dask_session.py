@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from digs_survey.cluster.cores import usable_cores
 from digs_survey.cluster.dashboards import dashboards_wanted, tell_dashboard
 from digs_survey.errors import MissingDependencyError, StageError
 
@@ -129,7 +130,6 @@ def probe_dask(address: str | None = None) -> str:
 def _connect(stage: str, address: str | None, workers: int | None, shards: int) -> Iterator[Client]:
     """Connect to a scheduler, or start worker processes on this machine, no more than there are shards."""
     import dask
-    from dask.system import CPU_COUNT
     from distributed import Client
 
     with ExitStack() as stack:
@@ -150,7 +150,7 @@ def _connect(stage: str, address: str | None, workers: int | None, shards: int) 
         cluster = stack.enter_context(
             _started(
                 stage,
-                n_workers=min(workers or CPU_COUNT, shards),
+                n_workers=min(workers or usable_cores(), shards),
                 threads_per_worker=1,
                 dashboard_address="127.0.0.1:0",
                 scheduler_kwargs={"dashboard": watched},

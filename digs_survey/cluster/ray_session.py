@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from digs_survey.cluster.cores import usable_cores
 from digs_survey.cluster.dashboards import dashboards_wanted, tell_dashboard
 from digs_survey.errors import MissingDependencyError
 
@@ -27,9 +30,9 @@ def ray_session(address: str | None = None) -> Iterator[int]:
     Parameters
     ----------
     address : str, optional
-        A running cluster, as ``host:port``, ``ray://host:port`` or ``auto``. Without it Ray starts on this
-        machine's cores, listens on its loopback interface alone and stops at the end. A session that is open
-        already is used and left open.
+        A running cluster, as ``host:port``, ``ray://host:port`` or ``auto``. Without it, or with ``local`` as in
+        Ray's own ``RAY_ADDRESS``, Ray starts on the cores that this process may use, listens on the loopback interface
+        alone and stops at the end. A session that is open already is used and left open.
 
     Yields
     ------
@@ -47,7 +50,7 @@ def ray_session(address: str | None = None) -> Iterator[int]:
 
     opened = not ray.is_initialized()
     if opened:
-        _start() if address is None else _connect(address)
+        _start() if address in (None, "local") else _connect(str(address))
     try:
         yield max(1, int(ray.cluster_resources().get("CPU", 0)))
     finally:
@@ -58,28 +61,42 @@ def ray_session(address: str | None = None) -> Iterator[int]:
 def _start() -> None:
     import ray
 
-    watched = dashboards_wanted()
+    watched, cores = dashboards_wanted(), usable_cores()
     try:
         with _loopback_only():
             # "local" and not None: None would join whatever cluster RAY_ADDRESS or an earlier `ray start` left.
             context = ray.init(
                 address="local",
-                num_cpus=os.cpu_count(),
+                num_cpus=cores,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 include_dashboard=watched,
                 dashboard_host=_LOOPBACK,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-    except (OSError, RuntimeError, ValueError) as error:
+    # Ray raises a bare Exception where its own processes do not come up in time.
+    except Exception as error:
+        ray.shutdown()
         raise MissingDependencyError(
-            f"Ray: expected to start on this machine's cores, found {type(error).__name__}: {error}; "
-            "it needs a writable home folder and /tmp, which `digs-survey doctor` checks"
+            f"Ray: expected to start on this machine's cores, found {type(error).__name__}: {error}; {_remedy(error)}"
         ) from error
     if watched:
         _tell(context.dashboard_url)
         (node,) = ray.nodes()
         tell_dashboard("Ray metrics for Prometheus", f"http://{_LOOPBACK}:{node['MetricsExportPort']}/metrics")
+
+
+def _remedy(error: Exception) -> str:
+    """Say what helps where Ray does not start on this machine."""
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    if "AF_UNIX" in str(error):
+        return f"the path of its sockets, below {folder}, is too long: set RAY_TMPDIR to a short folder, such as /tmp"
+    if sys.flags.optimize > 1:
+        return "its processes do not start with python -OO: leave PYTHONOPTIMIZE unset"
+    return (
+        f"its processes tell why in {folder}/ray/session_latest/logs. It needs a writable home folder and {folder}, "
+        "free memory, and processes that start within some 30 s; `digs-survey doctor` checks it"
+    )
 
 
 @contextmanager
@@ -110,6 +127,8 @@ def _connect(address: str) -> None:
     import ray
 
     remedy = "start the cluster, correct the address, or leave it away to use this machine's cores"
+    if os.environ.get("RAY_ADDRESS") == address:
+        remedy = "it comes from RAY_ADDRESS in the environment: start the cluster, or unset RAY_ADDRESS"
     if address != "auto":
         host, _, port = address.removeprefix("ray://").rpartition(":")
         if not host or not port.isdecimal():
@@ -138,5 +157,5 @@ def probe_ray(address: str | None = None) -> str:
         import ray
 
         answer = ray.get(ray.remote(lambda: os.getpid()).remote())
-        where = "started on this machine" if address is None else f"reached at {address}"
+        where = "started on this machine" if address in (None, "local") else f"reached at {address}"
         return f"{where}: {cores} cores, a task ran in process {answer}"

@@ -72,9 +72,13 @@ def load_config(source: str | Path | None = None, overrides: Iterable[str] = ())
             path = preset_path(str(source))
         name = str(source)
         try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
+            data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise ConfigError(f"configuration {path}: no such file") from None
+        except IsADirectoryError:
+            raise ConfigError(f"configuration {path}: expected a TOML file, found a folder; name the file") from None
+        except PermissionError:
+            raise ConfigError(f"configuration {path}: this user may not read it; change its permissions") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"configuration {path} is not valid TOML: {error}") from error
     for override in overrides:

@@ -185,7 +185,7 @@ def check_grid(trained: WavelengthGrid, grid: WavelengthGrid, noise: NoiseModel)
     elif grid != trained:
         raise CatalogError(
             "the catalog's wavelength grid is not the one that the posterior was trained for:\n"
-            f"  catalog:   {grid}\n  posterior: {trained}\n"
+            f"  catalog:   {grid}\n  posterior: {trained}\nThe catalog has {grid.difference(trained)}.\n"
             "Train for this grid (digs-survey run with a new --run-dir), or resample the catalog."
         )
 

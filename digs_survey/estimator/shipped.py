@@ -15,7 +15,7 @@ from digs_survey.config import SurveyConfig
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.store.storage import read_json
 
-__all__ = ["find_shipped", "mismatches", "shipped"]
+__all__ = ["find_shipped", "mismatches", "shipped", "why_none"]
 
 
 def shipped() -> dict[str, Path]:
@@ -39,9 +39,10 @@ def mismatches(card: dict[str, Any], config: SurveyConfig, grid: WavelengthGrid)
     Returns
     -------
     list of str
-        Such as "grid" or "noise.fraction (0.05, not 0.1)".
+        Such as "grid (medium vacuum, not air)" or "noise.fraction (0.05, not 0.1)".
     """
-    found = [] if WavelengthGrid.from_dict(card["grid"]) == grid else ["grid"]
+    grids = WavelengthGrid.from_dict(card["grid"]).difference(grid)
+    found = [f"grid ({grids})"] if grids else []
     for section, trained, asked in (
         ("model", card["model"], config.model.model_dump(mode="json")),
         ("noise", card["noise"], config.noise.model_dump(mode="json")),
@@ -59,6 +60,16 @@ def find_shipped(config: SurveyConfig, grid: WavelengthGrid) -> Path | None:
         if not mismatches(read_json(folder / "card.json"), config, grid):
             return folder
     return None
+
+
+def why_none(config: SurveyConfig, grid: WavelengthGrid) -> str:
+    """Say for each shipped posterior what of it is not what a survey asks for, at most three facts each."""
+    told = []
+    for name, folder in shipped().items():
+        found = mismatches(read_json(folder / "card.json"), config, grid)
+        more = [f"and {len(found) - 3} more"] if len(found) > 3 else []
+        told.append(f"{name} has another {', '.join([*found[:3], *more])}")
+    return "; ".join(told)
 
 
 def _bounds(parameters: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from digs_survey.cluster.cores import usable_cores
 from digs_survey.sps.arrays import one_thread
 
 __all__ = ["for_each"]
@@ -20,7 +21,8 @@ def for_each(function: Callable[[int], None], count: int) -> None:
     its threads wait longer for each other than one spectrum takes.
     """
     allowed = torch.get_num_threads()
-    threads = max(min(allowed, count), 1)
+    # torch knows of affinity, not of the quota of a container.
+    threads = max(min(allowed, usable_cores(), count), 1)
 
     def take(first: int) -> None:
         for row in range(first, count, threads):

@@ -124,7 +124,8 @@ class RowInference:
         )
         keep = None
         if settings.samples_column:
-            keep = self.catalog.column(settings.samples_column, rows.start, rows.stop) != 0
+            # Where the survey has no value, nobody asks for samples.
+            keep = np.nan_to_num(self.catalog.column(settings.samples_column, rows.start, rows.stop)) != 0
         return infer_rows(
             self.posterior, prepared, settings, self.weigher, self.derive, keep, self.checker, self.levels
         )

@@ -63,7 +63,7 @@ def exit_code(error: BaseException | None) -> int:
 def run_log(run_dir: Path, show: Callable[[str], None]) -> Iterator[RunLog]:
     """Keep a log of the work in a run directory; it is there once :meth:`RunLog.begin` was called.
 
-    An error that comes earlier is logged if the run directory was there before.
+    An error that comes earlier is logged if the run directory was there before, and may be written.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def run_log(run_dir: Path, show: Callable[[str], None]) -> Iterator[RunLog]:
         failure = error
         raise
     finally:
-        if failure is not None and handler.local and run_dir.is_dir():
+        if failure is not None and handler.local and run_dir.is_dir() and os.access(run_dir, os.W_OK):
             handler.begin()
         logger.removeHandler(terminal)
         _end(failure)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["write_report"]
 
 
-def write_report(run_dir: Path, *, figures: bool = False) -> Path:
-    """Write ``report.html`` into a run directory and return its path.
+def write_report(run_dir: Path, *, figures: bool = False, out: Path | None = None) -> Path:
+    """Write ``report.html`` into a run directory, or elsewhere, and return its path.
 
     What the run has not made is named on the page as missing. The same files give the same bytes.
 
@@ -26,6 +26,8 @@ def write_report(run_dir: Path, *, figures: bool = False) -> Path:
         A run directory with at least ``manifest.json`` and ``config.toml``.
     figures : bool
         Write every figure to ``figures/`` as well: PDF, PNG, and what is drawn as CSV.
+    out : Path, optional
+        Folder for page and figures; by default the run directory.
 
     Returns
     -------
@@ -50,6 +52,7 @@ def write_report(run_dir: Path, *, figures: bool = False) -> Path:
     from digs_survey.report.row_agreement import row_agreement_section, with_agreement
     from digs_survey.report.sensitivity_section import sensitivity_section
 
+    folder = out or run_dir
     run = load_run(run_dir)
     environment = Environment(
         loader=PackageLoader("digs_survey.report", "."),
@@ -83,8 +86,8 @@ def write_report(run_dir: Path, *, figures: bool = False) -> Path:
         )
         if figures:
             for name, picture in _pictures(parts, ""):
-                save_picture(run_dir / "figures", name, picture)
-    path = run_dir / "report.html"
+                save_picture(folder / "figures", name, picture)
+    path = folder / "report.html"
     write_text(path, page)
     return path
 

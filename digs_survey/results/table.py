@@ -40,6 +40,14 @@ def field_of(column: Column) -> pa.Field:
     return pa.field(column.name, kind, metadata=metadata)
 
 
+def _arrow(value: NDArray[Any]) -> pa.Array:
+    import pyarrow as pa
+
+    if isinstance(value, np.ma.MaskedArray):
+        return pa.array(value.data, mask=np.ma.getmaskarray(value))
+    return pa.array(value)
+
+
 @dataclass(frozen=True)
 class ResultTable:
     """The table of a survey's results, made part by part.
@@ -83,7 +91,7 @@ class ResultTable:
         start : int
             First of them in the catalog.
         catalog : mapping of str to ndarray, shape (row,)
-            ``galaxy_id``, ``redshift`` and then the survey's own columns.
+            ``galaxy_id``, ``redshift`` and then the survey's own columns; masked values become nulls.
         results : mapping of str to ndarray, shape (row, ...)
             By their names in ``posterior.zarr``.
 
@@ -107,7 +115,7 @@ class ResultTable:
         columns = [(self._of_catalog(name, value.dtype), value) for name, value in given.items()]
         columns += [*self._percentiles(results), *self._of_rows(results)]
         schema = pa.schema([field_of(column) for column, _ in columns], metadata=self._metadata())
-        table = pa.Table.from_arrays([pa.array(value) for _, value in columns], schema=schema)
+        table = pa.Table.from_arrays([_arrow(value) for _, value in columns], schema=schema)
         sink = pa.BufferOutputStream()
         parquet.write_table(table, sink, compression="zstd")
         return sink.getvalue().to_pybytes()

@@ -19,6 +19,7 @@ from digs_survey.run.manifest import RunManifest
 from digs_survey.run.stages import stage_named
 from digs_survey.store.locations import exists, location
 from digs_survey.store.storage import read_json
+from digs_survey.store.targets import check_target
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -200,6 +201,36 @@ class Run:
         from digs_survey.run.replay import replay
 
         return replay(self.run_dir, self.config, str(galaxy_id))
+
+    def report(self, out: Path | str | None = None, *, figures: bool = False) -> Path:
+        """Return the page of an audited run: its own, or one that is written elsewhere.
+
+        Parameters
+        ----------
+        out : path-like, optional
+            Folder for ``report.html``. Without it the run's own page is returned, which must be there and current.
+        figures : bool
+            Write each figure to ``out/figures`` too.
+
+        Raises
+        ------
+        RunDirectoryError
+            If nothing is audited, or without ``out`` the run has no page that is current.
+        """
+        self._there(stage_named("audit").outputs[0], "audit")
+        if out is not None:
+            from digs_survey.report.html import write_report
+
+            folder = location(out)
+            check_target("report", folder, folder=True)
+            return write_report(self.run_dir, figures=figures, out=folder)
+        done = self.manifest.stages.get("report", {}).get("status") == "done"
+        if figures or not done:
+            wanted = "its figures" if done else "a finished report"
+            raise RunDirectoryError(
+                f"{self.run_dir}: expected {wanted} to be there; write it elsewhere with --out FOLDER"
+            )
+        return self._there("report.html", "report")
 
     def export(self, out: Path | str, table_format: str | None = None, *, overwrite: bool = False) -> Path:
         """Write the table of results as FITS, ECSV, VOTable, CSV or Parquet.

@@ -19,6 +19,7 @@ from digs_survey.run.manifest import RunManifest
 from digs_survey.run.survey import Survey
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.store.locations import check_reachable, is_file
+from digs_survey.store.targets import check_target, writing
 
 __all__ = ["open_survey"]
 
@@ -52,7 +53,8 @@ def open_survey(
     ConfigError
         If the configuration cannot be used, or the source does not cover its prior or the grid.
     MissingDependencyError
-        If the source does not work, or ``dashboards`` are to start and are not installed.
+        If the source does not work, ``dashboards`` are to start and are not installed, or the directory cannot be
+        written.
     CatalogError
         If the catalog breaks the schema; rows that will carry a quality bit are only told (of a catalog that is
         not too large to be read for that).
@@ -89,6 +91,7 @@ def open_survey(
                 report.raise_for_errors()
                 for line in report.row_lines():
                     progress.say(f"catalog: {line}")
+        check_target("run directory", run_dir, folder=True)
         simulated = manifest.stages.get("simulate", {}).get("status") == "done"
         if simulates and (redo == "simulate" or not simulated):
             from digs_survey.sps.coverage import check_source
@@ -96,7 +99,8 @@ def open_survey(
             check_source(config.model, config.make_prior(), grid)
         if dashboards and None in (dask_address, ray_address):
             check_dashboards()
-        run_dir.mkdir(parents=True, exist_ok=True)
+        with writing("run directory", run_dir):
+            run_dir.mkdir(parents=True, exist_ok=True)
         log.begin(config_hash=config.hash())
         with run_lock(run_dir, progress.say):
             survey = Survey(run_dir, config, RunManifest(run_dir), progress, dask_address, ray_address, dashboards)

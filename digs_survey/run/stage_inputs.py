@@ -73,7 +73,7 @@ class StageInputs(RunDirectory):
         return RunIdentity.of_config(self.config, grid, self._noise(simulations))
 
     def _shipped(self, catalog: Path | str) -> Path | None:
-        from digs_survey.estimator.shipped import find_shipped
+        from digs_survey.estimator.shipped import find_shipped, why_none
 
         # Who asks for pairs asks for a posterior that is trained on them.
         if self.config.train.pairs == "disk":
@@ -81,7 +81,15 @@ class StageInputs(RunDirectory):
         trained = self._recorded_key("train")
         if "simulate" in self.manifest.stages or (trained and "pretrained" not in trained):
             return None
-        return find_shipped(self.config, self._grid_of(Catalog.open(catalog)))
+        grid = self._grid_of(Catalog.open(catalog))
+        found = find_shipped(self.config, grid)
+        if found is None and not self._is_done("train"):
+            self.progress.say(
+                "no posterior that ships with this version was trained for this survey: "
+                f"{why_none(self.config, grid)}. {self.config.simulate.simulations:,} spectra are simulated, and "
+                "one is trained here"
+            )
+        return found
 
     def _take_lower_rates(self, settings: Mapping[str, Any]) -> None:
         """Let a training that diverged go on with other rates, though it was begun with those in the manifest."""
@@ -102,8 +110,12 @@ class StageInputs(RunDirectory):
         return self._grid_of(Catalog.open(path)) if exists(path) else None
 
     def _grid_of(self, catalog: Catalog) -> WavelengthGrid:
-        """Return the grid to simulate on for a catalog: its own, or with row noise the configured one."""
-        return WavelengthGrid.from_config(self.config.grid) if self.config.noise.by_row else catalog.grid
+        """Return the grid to simulate on for a catalog: its own, or with row noise the configured one.
+
+        A catalog on the configured grid whose wavelengths are rounded, such as to float32, has the configured one.
+        """
+        configured = WavelengthGrid.from_config(self.config.grid)
+        return configured if self.config.noise.by_row or catalog.grid == configured else catalog.grid
 
     def _simulations_hash(self) -> str:
         return simulations_hash(self.run_dir / "simulations.zarr", self._ledger("simulate").records())

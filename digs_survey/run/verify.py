@@ -50,7 +50,7 @@ class Damage:
         return f"{self.path}: shard {self.shard} (rows {self.rows.start} to {self.rows.stop - 1}): {self.why}"
 
 
-def verify_run(run_dir: Path, advance: Callable[[int], None] = lambda rows: None) -> list[Damage]:
+def verify_run(run_dir: Path, advance: Callable[[int], None] = lambda rows: None, *, mark: bool = True) -> list[Damage]:
     """Read every finished shard of every stage again, and take the markers of damaged ones away.
 
     The stages that have damaged shards count as interrupted from then on: the next run makes these shards again, and
@@ -61,6 +61,8 @@ def verify_run(run_dir: Path, advance: Callable[[int], None] = lambda rows: None
     run_dir : Path
     advance : callable
         Called with the number of rows of each shard that was read.
+    mark : bool
+        Without it nothing is written: an archived run is only looked at.
 
     Returns
     -------
@@ -81,12 +83,14 @@ def verify_run(run_dir: Path, advance: Callable[[int], None] = lambda rows: None
         for shards in stage.shards:
             ledger = Ledger(run_dir / shards.ledger)
             here = list(_CHECKS[shards.kind](run_dir, stage.name, shards, ledger, advance))
+            damaged += here
+            if not mark:
+                continue
             for damage in here:
                 ledger.forget(damage.shard)
             for name in shards.decides if here else ():
                 remove(run_dir / name)
-            damaged += here
-        if damaged and stage.name in manifest.stages:
+        if mark and damaged and stage.name in manifest.stages:
             manifest.stages[stage.name]["status"] = "damaged"
             manifest.save()
         found += damaged

@@ -24,6 +24,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from digs_survey.store.locations import is_remote
+from digs_survey.store.targets import writing
 
 __all__ = [
     "ArraySpec",
@@ -136,8 +137,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     if is_remote(path):
         remove(path)
     else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        with writing("folder", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            building = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield building
         if building != path:
@@ -156,10 +158,11 @@ def new_file(path: Path) -> Iterator[Path]:
     What stood there before is replaced as a whole. On an object store the file is uploaded when it is complete.
     """
     folder = None if is_remote(path) else path.parent
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=folder)
-    os.close(handle)
+    with writing("file", path):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=folder)
+        os.close(handle)
     try:
         yield Path(name)
         if folder is None:

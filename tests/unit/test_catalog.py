@@ -116,7 +116,10 @@ def test_every_violation_is_listed_at_once(path: Path) -> None:
         ("ivar", {"units": "erg / (s cm2 Angstrom)"}, "ivar: expected units"),
         ("ivar", {"units": "cm4 Angstrom2 s2 / erg2"}, "ivar: expected units"),
         ("wavelength", {"units": "nm", "frame": "rest", "medium": "air"}, "expected units Angstrom"),
-        ("flux", {"units": UNIT, "scale_factor": 0.1}, "found packed ones"),
+        ("flux", {"units": "erg/cm2/s/A"}, "found 'erg/cm2/s/A'; A is the ampere, write Angstrom or AA"),
+        ("flux", {"units": "-1e-17 erg / (s cm2 Angstrom)"}, "expected units with a positive scale"),
+        ("wavelength", {"units": "A", "frame": "rest", "medium": "air"}, "A is the ampere"),
+        ("flux", {"units": UNIT, "scale_factor": "0.1x"}, "scale_factor: expected a finite number, found '0.1x'"),
     ],
 )
 def test_wrong_attributes(path: Path, variable: str, attrs: dict, expected: str) -> None:
@@ -220,3 +223,18 @@ def test_values_out_of_float32_range_are_refused(tmp_path: Path) -> None:
     given.update(ivar=given["ivar"] * np.float64(1e40), flux_unit="erg / (s cm2 Angstrom)")
     with pytest.raises(CatalogError, match="float32"):
         write_catalog(tmp_path / "c.zarr", **given)
+
+
+@pytest.mark.parametrize("change", [np.log10, np.log, lambda wave: wave / 1e4])
+def test_logarithms_and_microns_are_not_taken_for_angstrom(path: Path, change) -> None:
+    zarr.open_group(str(path))["wavelength"][:] = change(GRID.wavelength)
+    (error,) = validate_catalog(path).errors
+    assert "expected Angstrom, found values from" in error
+    assert "10**values" in error
+
+
+def test_ivar_that_overflowed_is_named_with_its_remedy(path: Path) -> None:
+    zarr.open_group(str(path))["ivar"][1:4] = np.float32(np.inf)
+    lines = validate_catalog(path).row_lines()
+    assert lines[0].startswith("BAD_IVAR: 3 of 6 rows")
+    assert lines[-1].startswith("ivar: infinite in unmasked elements of 3 rows: float32 holds nothing above 3.4e38")

@@ -88,11 +88,20 @@ def test_all_mistakes_come_at_once():
     assert all(name in str(error.value) for name in ("train.epoch", "mcmc", "simulate.simulations"))
 
 
+def test_a_byte_order_mark_does_not_matter(tmp_path):
+    path = tmp_path / "bom.toml"
+    path.write_bytes(b"\xef\xbb\xbfseed = 7\n")
+    assert load_config(path).seed == 7
+
+
 def test_wrong_files_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"did you mean 'digs2022'\? Presets: digs2022, faint, paper, quick, sdss"):
         load_config("digs2202")
     with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path / "missing.toml")
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(ConfigError, match="expected a TOML file, found a folder"):
+        load_config(tmp_path / "folder.toml")
     broken = tmp_path / "broken.toml"
     broken.write_text("seed = = 3")
     with pytest.raises(ConfigError, match="not valid TOML"):

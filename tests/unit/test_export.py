@@ -35,6 +35,8 @@ METADATA = {
     "tage_p50": {"unit": "Gyr", "description": "median age"},
     "quality": {"description": "bits (5500 Å)"},
 }
+UNSPELLED = {("votable", "dex(solMass)"), ("fits", "dex(solMass)"), ("fits", "nanobogus")}
+"""Units that stand in the description, since the format's readers know none such."""
 READERS = {"fits": "fits", "ecsv": "ascii.ecsv", "votable": "votable", "csv": "ascii.csv"}
 
 
@@ -66,10 +68,14 @@ def test_values_come_back(source: Path, tmp_path: Path, format: str) -> None:
 
 @pytest.mark.parametrize("format", ["fits", "ecsv", "votable"])
 def test_units_and_descriptions_come_back(source: Path, tmp_path: Path, format: str) -> None:
-    table = Table.read(export_table(source, tmp_path / "table", format), format=READERS[format])
+    out = export_table(source, tmp_path / "table", format)
+    with warnings.catch_warnings():
+        if format == "fits":
+            warnings.simplefilter("error")
+        table = Table.read(out, format=READERS[format])
     for name, metadata in METADATA.items():
         expected, description = metadata.get("unit", ""), metadata["description"]
-        if format == "votable" and expected == "dex(solMass)":
+        if (format, expected) in UNSPELLED:
             # readers that check units know no logarithms
             expected, description = "", f"{description} [{expected}]"
         found = str(table[name].unit or "")
@@ -82,8 +88,11 @@ def test_fits_header_says_units_and_descriptions(source: Path, tmp_path: Path) -
     header = fits.getheader(export_table(source, tmp_path / "table.fits", "fits"), "PERCENTILES")
     for i, name in enumerate(VALUES, start=1):
         assert header[f"TTYPE{i}"] == name
-        assert header.get(f"TUNIT{i}") == METADATA.get(name, {}).get("unit")
-        assert header.get(f"TCOMM{i}", "") == METADATA.get(name, {}).get("description", "").replace("Å", "?")
+        unit, text = METADATA.get(name, {}).get("unit"), METADATA.get(name, {}).get("description", "")
+        if ("fits", unit) in UNSPELLED:
+            unit, text = None, f"{text} [{unit}]"
+        assert header.get(f"TUNIT{i}") == unit
+        assert header.get(f"TCOMM{i}", "") == text.replace("Å", "?")
 
 
 NULLS = {

@@ -17,8 +17,9 @@ from digs_survey.config import MapConfig
 from digs_survey.run.status import run_status
 from digs_survey.store import retry
 from digs_survey.store.ledger import Ledger
-from digs_survey.store.retry import is_full, retry_io
+from digs_survey.store.retry import retry_io
 from digs_survey.store.storage import ArraySpec, create_bytes, create_dataset, write_shard
+from digs_survey.store.targets import write_remedy
 
 
 def mark(ledger: Ledger, shard: int, **extra: object) -> bool:
@@ -150,9 +151,9 @@ def test_what_may_pass_is_tried_again_and_the_rest_is_not(monkeypatch, caplog):
 def test_full_is_told_from_other_trouble():
     outer = RuntimeError("writing")
     outer.__cause__ = OSError(28, "No space left on device")
-    assert is_full(outer)
-    assert not is_full(OSError(5, "Input/output error"))
-    assert not is_full(None)
+    assert write_remedy(outer).startswith("free some space first")
+    assert write_remedy(OSError(5, "Input/output error")) is None
+    assert write_remedy(None) is None
 
 
 @pytest.mark.parametrize(

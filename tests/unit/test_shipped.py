@@ -7,7 +7,7 @@ import pytest
 
 from digs_survey.config import load_config
 from digs_survey.estimator.posterior import FrozenPosterior
-from digs_survey.estimator.shipped import find_shipped, mismatches, shipped
+from digs_survey.estimator.shipped import find_shipped, mismatches, shipped, why_none
 from digs_survey.spectra import WavelengthGrid
 
 CONFIG = load_config("digs2022")
@@ -42,6 +42,13 @@ def test_another_survey_is_told_what_differs(override, named):
     card = FrozenPosterior.load(shipped()["digs2022"]).card
     assert named in mismatches(card, config, GRID)
     assert find_shipped(config, GRID) is None
+
+
+def test_why_none_is_taken_is_told_for_each():
+    air = WavelengthGrid(GRID.wavelength, medium="air")
+    told = why_none(CONFIG, air)
+    assert "digs2022 has another grid (medium vacuum, not air)" in told
+    assert all(f"{name} has another" in told for name in shipped())
 
 
 def test_another_grid_does_not_fit():

@@ -21,6 +21,26 @@ def test_the_papers_grid():
     assert WavelengthGrid(grid.wavelength, medium="air") != grid
 
 
+def test_wavelengths_in_float32_make_the_same_grid():
+    wave = np.arange(3600.3, 9800, 0.8)
+    grid, rounded = WavelengthGrid(wave), WavelengthGrid(wave.astype(np.float32))
+    assert np.abs(grid.wavelength - rounded.wavelength).max() > 1e-4
+    assert grid == rounded
+    assert grid.difference(rounded) == ""
+
+
+def test_the_largest_difference_of_grids_is_named():
+    wave = np.arange(4000.0, 4500, 50)
+    other = wave.copy()
+    other[3] += 0.06
+    other[5] += 0.02
+    assert WavelengthGrid(other) != WavelengthGrid(wave)
+    said = WavelengthGrid(other).difference(WavelengthGrid(wave))
+    assert said.startswith("wavelengths that differ by up to 0.06 Angstrom (4150.06, not 4150, at element 3)")
+    assert WavelengthGrid(wave, medium="air").difference(WavelengthGrid(wave)) == "medium air, not vacuum"
+    assert WavelengthGrid(wave[1:]).difference(WavelengthGrid(wave)) == "9 elements, not 10"
+
+
 @pytest.mark.parametrize("wave", [[1.0], [2.0, 1.0], [1.0, np.nan], [-1.0, 1.0]])
 def test_a_wrong_grid_is_refused(wave):
     with pytest.raises(ValueError, match="strictly increasing"):

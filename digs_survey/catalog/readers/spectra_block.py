@@ -10,7 +10,7 @@ import numpy as np
 from astropy import units
 from numpy.typing import ArrayLike, NDArray
 
-from digs_survey.catalog.catalog import plain_strings
+from digs_survey.catalog.decoding import plain_strings, text_values
 from digs_survey.catalog.schema import FLUX_UNIT, parse_unit
 from digs_survey.errors import CatalogError
 from digs_survey.spectra import WavelengthGrid, air_to_vacuum
@@ -127,13 +127,13 @@ class Spectra:
         self.ivar = np.where(good, ivar, 0.0)[:, order]
         self.frame, self.hdu = frame, hdu
         self.redshift = _column("redshift", np.asarray(redshift, dtype=np.float64), n)
-        self.galaxy_id = _column("galaxy_id", plain_strings(np.asarray(galaxy_id)), n)
+        self.galaxy_id = _column("galaxy_id", text_values("galaxy_id", galaxy_id), n)
         if self.galaxy_id.dtype.kind not in "iuU":
             raise CatalogError(f"galaxy_id: expected integers or strings, found {self.galaxy_id.dtype}")
         self.ebv = None if ebv is None else _column("ebv", np.asarray(ebv, dtype=np.float64), n)
         self.rows = np.arange(n) if rows is None else np.asarray(rows, dtype=np.int64)
         self.columns = {
-            name: (_column(name, plain_strings(np.asarray(values)), n), dict(attrs))
+            name: (_column(name, plain_strings(values, strict=False), n), dict(attrs))
             for name, (values, attrs) in (columns or {}).items()
         }
 

@@ -25,7 +25,7 @@ from digs_survey.results.export.records import (
     text_extents,
 )
 from digs_survey.results.export.source import Column, StoredTable
-from digs_survey.results.export.units import as_astropy, as_fits
+from digs_survey.results.export.units import as_astropy, as_fits, described
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -36,6 +36,7 @@ __all__ = ["write_fits"]
 def write_fits(source: StoredTable, target: Path) -> None:
     """Write the table as the extension PERCENTILES, with TUNITn, TCOMMn and TUCDn.
 
+    A unit that FITS cannot spell, such as ``dex(solMass)``, stands at the end of TCOMMn in brackets.
     A missing float is NaN, a missing integer the value of TNULLn, a missing string is empty.
     """
     from astropy.io import fits
@@ -70,14 +71,15 @@ def _header(source: StoredTable, dtypes: dict[str, np.dtype[Any]], nulls: dict[s
     from astropy.table import Table
     from astropy.utils.exceptions import AstropyWarning
 
-    empty = Table()
+    empty, spelled = Table(), {column.name: as_fits(column.unit) for column in source.columns if column.unit}
     for column in source.columns:
+        text = described(column.description, column.unit, spelled.get(column.name))
         empty[column.name] = AstropyColumn(
-            np.empty(0, dtypes[column.name]), unit=as_astropy(column.unit), description=column.description or None
+            np.empty(0, dtypes[column.name]), unit=as_astropy(column.unit), description=text or None
         )
     written = io.BytesIO()
     with warnings.catch_warnings():
-        # units that FITS does not define, such as dex(solMass), are left out with a warning: set below
+        # Units that FITS does not define: astropy keeps them in comments of its own.
         warnings.simplefilter("ignore", AstropyWarning)
         empty.write(written, format="fits")
     with fits.open(io.BytesIO(written.getvalue())) as hdus:
@@ -85,10 +87,11 @@ def _header(source: StoredTable, dtypes: dict[str, np.dtype[Any]], nulls: dict[s
     header["NAXIS2"] = source.n_rows
     header["EXTNAME"] = "PERCENTILES"
     for i, column in enumerate(source.columns, start=1):
+        header.remove(f"TUNIT{i}", ignore_missing=True)
         place = f"TFORM{i}"
         for keyword, value in (
-            ("TUNIT", as_fits(column.unit)),
-            ("TCOMM", column.description),
+            ("TUNIT", spelled.get(column.name)),
+            ("TCOMM", described(column.description, column.unit, spelled.get(column.name))),
             ("TUCD", column.ucd),
         ):
             if value:

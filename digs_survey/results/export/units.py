@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-__all__ = ["as_astropy", "as_fits", "as_vounit"]
+__all__ = ["as_astropy", "as_fits", "as_vounit", "described"]
 
 
 def as_astropy(unit: str) -> Any:
@@ -15,17 +15,27 @@ def as_astropy(unit: str) -> Any:
     return Unit(unit, parse_strict="silent") if unit else None
 
 
-def as_fits(unit: str) -> str:
-    """Return a unit in the spelling of the FITS standard, or in astropy's where the standard has none."""
-    if not unit:
-        return ""
-    found = as_astropy(unit)
+def described(text: str, unit: str, spelled: str | None) -> str:
+    """Return a description with the unit at its end, in brackets, where the format cannot spell it."""
+    return f"{text} [{unit}]".lstrip() if unit and spelled is None else text
+
+
+def as_fits(unit: str) -> str | None:
+    """Return a unit in the spelling of the FITS standard, or None where the standard as astropy reads it has none.
+
+    The standard spells a logarithm ``log(solMass)``, which astropy does not read, nor its own ``dex(solMass)``: either
+    one brings a warning for each column.
+    """
+    from astropy.units import Unit
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return str(found.to_string("fits"))
+            spelled = Unit(unit).to_string("fits")
+            Unit(spelled, format="fits")
         except ValueError:
-            return str(found.to_string())
+            return None
+    return str(spelled)
 
 
 def as_vounit(unit: str) -> str | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from digs_survey.results.export.records import ROWS, WIDER, StoredAs, TextExtent, logical, pack, text_extents
 from digs_survey.results.export.source import Column, StoredTable
-from digs_survey.results.export.units import as_vounit
+from digs_survey.results.export.units import as_vounit, described
 
 __all__ = ["write_votable"]
 
@@ -61,10 +61,7 @@ def _envelope(source: StoredTable, texts: dict[str, TextExtent]) -> str:
     for column in source.columns:
         unit = as_vounit(column.unit) if column.unit else None
         field = Field(document, name=column.name, unit=unit, ucd=column.ucd, **_datatype(column, texts))
-        description = column.description
-        if column.unit and unit is None:
-            description = f"{description} [{column.unit}]".lstrip()
-        field.description = description or None
+        field.description = described(column.description, column.unit, unit) or None
         table.fields.append(field)
     resource.tables.append(table)
     document.resources.append(resource)
