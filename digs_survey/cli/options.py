@@ -46,7 +46,7 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         "-c",
-        help="TOML file or preset (survey, digs2022, quick, sdss, faint, paper); default: the run directory's own.",
+        help="TOML file or preset (survey, digs2022, desi ...: catalogs/README.md); default: the run directory's own.",
     ),
 ]
 SetOption = Annotated[
