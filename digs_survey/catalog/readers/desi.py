@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from digs_survey.catalog.readers.fits_files import Table, flux_unit, image, open_fits, table
+from digs_survey.catalog.readers.fits_files import Table, image, open_fits, table
+from digs_survey.catalog.readers.flux_units import header_flux_unit
 from digs_survey.catalog.readers.reading import LeftOut, Unusable
 from digs_survey.catalog.readers.spectra_block import Spectra
 from digs_survey.store.locations import exists
@@ -193,7 +194,7 @@ class _Arms:
         self.unit = ""
         self._arms = []
         for arm, wave in zip(found, waves, strict=True):
-            unit = flux_unit(hdus[f"{arm}_FLUX"].header.get("BUNIT"), f"{arm}_FLUX: BUNIT")
+            unit = header_flux_unit(hdus[f"{arm}_FLUX"].header.get("BUNIT"), f"{arm}_FLUX: BUNIT")
             if unit != (self.unit or unit):
                 raise Unusable(f"{arm}_FLUX: BUNIT: expected {self.unit!r} as in the other arms, found {unit!r}")
             self.unit = unit

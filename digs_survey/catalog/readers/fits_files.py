@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy import units
 from astropy.io import fits
 from numpy.typing import NDArray
 
 from digs_survey.catalog.readers.reading import Unusable
-from digs_survey.catalog.readers.spectra_block import STORED_UNIT
-from digs_survey.catalog.schema import parse_unit
 
-__all__ = ["Table", "flux_unit", "image", "open_fits", "table"]
+__all__ = ["Table", "image", "open_fits", "table"]
 
 _TRUNCATED = re.compile(
     "truncated|Error validating header|file size|buffer is (too small|smaller)|cannot reshape|Compressed file ended",
@@ -108,18 +105,6 @@ def image(hdus: fits.HDUList, which: str | int, ndim: int | None = None) -> NDAr
     if ndim is not None and values.ndim != ndim:
         raise Unusable(f"HDU {which}: expected {ndim} dimension(s), found shape {values.shape}")
     return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
-
-
-def flux_unit(text: Any, where: str) -> str:
-    """Return a header's unit of flux per wavelength, in a spelling that :mod:`astropy.units` reads."""
-    spelled = re.sub(r"\bAng\b", "Angstrom", str(text).strip())
-    try:
-        unit = parse_unit(spelled)
-    except ValueError:
-        unit = None
-    if unit is None or not unit.is_equivalent(units.Unit(STORED_UNIT)):
-        raise Unusable(f"{where}: expected a flux density per wavelength, such as {STORED_UNIT!r}, found {text!r}")
-    return spelled
 
 
 def _hdu(hdus: fits.HDUList, which: str | int) -> Any:
