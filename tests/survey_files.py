@@ -297,9 +297,12 @@ def linear(folder: Path) -> tuple[list[Path], Any]:
     return _image(folder, TABLE_WAVE, "vacuum", CTYPE1="WAVE", CUNIT1="nm", CRVAL1=355.0, CDELT1=0.15)
 
 
+IRAF = {"DC-FLAG": 1, "WAT1_001": "wtype=linear label=Wavelength units=angstroms"}
+
+
 def log10(folder: Path) -> tuple[list[Path], Any]:
     """An image in steps of log10, as IRAF writes it."""
-    return _image(folder, 10 ** (3.55 + 1e-4 * np.arange(300)), "vacuum", CRVAL1=3.55, CD1_1=1e-4, **{"DC-FLAG": 1})
+    return _image(folder, 10 ** (3.55 + 1e-4 * np.arange(300)), "vacuum", CRVAL1=3.55, CD1_1=1e-4, **IRAF)
 
 
 def natural_log(folder: Path) -> tuple[list[Path], Any]:

@@ -113,9 +113,7 @@ def _plain(text: str, name: str) -> units.UnitBase:
     try:
         unit = parse_unit(text)
     except ValueError as error:
-        raise CatalogError(
-            f"{name}: expected a unit that astropy.units reads, found {text!r} ({error}){_hint(text)}"
-        ) from error
+        raise CatalogError(f"{name}: expected a unit that astropy.units reads, found {text!r}{_hint(text)}") from error
     if not isinstance(unit, units.UnitBase):
         raise CatalogError(f"{name}: expected a unit that is no logarithm, found {text!r}; convert the values first")
     return unit
