@@ -28,9 +28,18 @@ def known(wave: np.ndarray) -> np.ndarray:
     return 2.0 + 0.5 * np.sin(wave / 90.0) + line + 0.4 / (1 + np.exp((3650.0 - wave) / 4.0))
 
 
+ARMS = {"B": 3600 + 0.8 * np.arange(120), "R": 3664 + 0.8 * np.arange(120), "Z": 3728 + 0.8 * np.arange(100)}
+"""Pixels of the short arms of the DESI files here, which overlap."""
+
+
+def arms_at(wave: np.ndarray) -> np.ndarray:
+    """Return how many arms of DESI have a pixel at each wavelength."""
+    return sum((wave > arm[0] - 0.1) & (wave < arm[-1] + 0.1) for arm in ARMS.values()).astype(float)
+
+
 def coadd(path: Path, rows: int = 2, **changes: Any) -> Path:
     """Write a DESI coadd of ``rows`` targets (TARGETID 100, 101, ...) with short arms that overlap."""
-    arms = {"B": 3600 + 0.8 * np.arange(120), "R": 3664 + 0.8 * np.arange(120), "Z": 3728 + 0.8 * np.arange(100)}
+    arms = ARMS
     ids = np.array(changes.get("targetid", 100 + np.arange(rows)))
     objtype = np.array(changes.get("objtype", ["TGT"] * rows))
     fibermap = fits.BinTableHDU.from_columns(
@@ -288,9 +297,12 @@ def linear(folder: Path) -> tuple[list[Path], Any]:
     return _image(folder, TABLE_WAVE, "vacuum", CTYPE1="WAVE", CUNIT1="nm", CRVAL1=355.0, CDELT1=0.15)
 
 
+IRAF = {"DC-FLAG": 1, "WAT1_001": "wtype=linear label=Wavelength units=angstroms"}
+
+
 def log10(folder: Path) -> tuple[list[Path], Any]:
     """An image in steps of log10, as IRAF writes it."""
-    return _image(folder, 10 ** (3.55 + 1e-4 * np.arange(300)), "vacuum", CRVAL1=3.55, CD1_1=1e-4, **{"DC-FLAG": 1})
+    return _image(folder, 10 ** (3.55 + 1e-4 * np.arange(300)), "vacuum", CRVAL1=3.55, CD1_1=1e-4, **IRAF)
 
 
 def natural_log(folder: Path) -> tuple[list[Path], Any]:

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from digs_survey.cli.options import QuietOption
 from digs_survey.logs.progress import ProgressReporter
-from digs_survey.store.locations import check_reachable, exists, location
+from digs_survey.store.locations import check_reachable, exists, is_file, location
 from digs_survey.store.targets import check_target
 
 if TYPE_CHECKING:
+    from digs_survey.catalog.readers.grid_choice import GridChoice
     from digs_survey.catalog.readers.reading import Reader
 
 __all__ = ["ingest_app"]
 
 ingest_app = typer.Typer(help="Turn a survey's files into a catalog.", no_args_is_help=True)
-
-
-class _Frame(StrEnum):
-    rest = "rest"
-    observed = "observed"
 
 
 def _files(what: str) -> Any:
@@ -36,10 +31,13 @@ StepOption = Annotated[
     typer.Option("--step-angstrom", help="Width of the elements; default: the pixels of the files, or 50 at rest."),
 ]
 StartOption = Annotated[
-    float | None, typer.Option("--start-angstrom", help="First element; default: as far as any row reaches.")
+    float | None,
+    typer.Option("--start-angstrom", help="Least centre of an element; default: as far as any row reaches."),
 ]
-StopOption = Annotated[float | None, typer.Option("--stop-angstrom", help="Last element.")]
-FrameOption = Annotated[_Frame, typer.Option("--frame", help="Frame of the elements; the preset survey takes both.")]
+StopOption = Annotated[float | None, typer.Option("--stop-angstrom", help="Greatest centre of an element.")]
+FrameOption = Annotated[
+    Literal["observed", "rest"], typer.Option("--frame", help="Frame of the elements; the preset survey takes both.")
+]
 DereddenOption = Annotated[
     bool, typer.Option("--deredden", help="Correct for Galactic extinction (Fitzpatrick 1999), by the files' E(B-V).")
 ]
@@ -48,6 +46,12 @@ EbvOption = Annotated[
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be used.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the catalog if it is there.")]
+RedshiftOption = Annotated[
+    str,
+    typer.Option(
+        "--redshift", help="A number, or a table with galaxy_id or file, and redshift or z.", show_default=False
+    ),
+]
 
 
 def _split(files: list[Path], overwrite: bool) -> tuple[list[Path], Path]:
@@ -55,11 +59,13 @@ def _split(files: list[Path], overwrite: bool) -> tuple[list[Path], Path]:
     if len(files) < 2:
         raise typer.BadParameter("expected at least one file to read and then OUT.zarr")
     *inputs, out = files
-    if out.suffix in {".fits", ".gz", ".csv", ".ecsv", ".parquet", ".h5", ".hdf5", ".toml"}:
-        raise typer.BadParameter(f"the last argument is the catalog to write, found {out}; expected OUT.zarr")
     check_reachable(out)
+    if out.suffix in {".fits", ".gz", ".csv", ".ecsv", ".parquet", ".h5", ".hdf5", ".toml"} or is_file(out):
+        raise typer.BadParameter(f"the last argument is the catalog to write, found the file {out}; expected OUT.zarr")
     if exists(out) and not overwrite:
         raise typer.BadParameter(f"{out} exists; choose another name or give --overwrite")
+    if exists(out) and not any(exists(out / name) for name in ("zarr.json", ".zgroup")):
+        raise typer.BadParameter(f"{out} is a folder, and no catalog that could be replaced; choose another name")
     check_target("catalog", out)
     return inputs, out
 
@@ -68,18 +74,17 @@ def _ingest(
     inputs: list[Path],
     out: Path,
     reader: Reader,
+    grid: GridChoice,
+    *,
     source: str,
-    attrs: dict[str, Any],
+    attrs: dict[str, Any] | None = None,
     strict: bool,
     quiet: bool,
-    **choice: Any,
 ) -> None:
-    from digs_survey.catalog.readers.ingesting import GridChoice, ingest
+    from digs_survey.catalog.readers.ingesting import ingest
 
     with ProgressReporter(quiet=quiet).task("ingest", len(inputs), "files") as advance:
-        report = ingest(
-            inputs, out, reader, GridChoice(**choice), source=source, strict=strict, attrs=attrs, advance=advance
-        )
+        report = ingest(inputs, out, reader, grid, source=source, strict=strict, attrs=attrs, advance=advance)
     for line in report.lines():
         print(line, file=sys.stderr)
     print(f"{report.rows} rows", file=sys.stderr)
@@ -88,41 +93,30 @@ def _ingest(
 
 @ingest_app.command("desi")
 def ingest_desi_command(
-    files: Annotated[list[Path], _files("coadd-*.fits (and redrock-*.fits, unless they are beside them)")],
+    files: Annotated[list[Path], _files("coadd-*.fits or spectra-*.fits (and redrock-*.fits, unless beside them)")],
     redshifts: Annotated[
         Path | None,
-        typer.Option("--redshifts", help="Redshift catalog with TARGETID and Z, for all coadds.", parser=location),
+        typer.Option("--redshifts", help="Redshift catalog with TARGETID and Z, for all files.", parser=location),
     ] = None,
     step_angstrom: StepOption = None,
     start_angstrom: StartOption = None,
     stop_angstrom: StopOption = None,
-    frame: FrameOption = _Frame.observed,
+    frame: FrameOption = "observed",
     deredden: DereddenOption = False,
     ebv: EbvOption = None,
     strict: StrictOption = False,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """DESI coadds: arms joined, redshifts of Redrock, photometry and bits as columns; sky and stars left out."""
+    """DESI coadds or exposures: arms joined, redshifts, photometry and line spread as columns; no sky and stars."""
     from digs_survey.catalog.readers.desi import DesiReader
+    from digs_survey.catalog.readers.grid_choice import GridChoice
 
     inputs, out = _split(files, overwrite)
+    grid = GridChoice(step_angstrom, start_angstrom, stop_angstrom, frame, deredden, ebv)
     attrs = {"bad_pixels": "mask not 0, or ivar = 0", "aperture": "flux through the fibre"}
-    _ingest(
-        inputs,
-        out,
-        DesiReader(inputs, redshifts),
-        "DESI coadds",
-        attrs,
-        strict,
-        quiet,
-        step_angstrom=step_angstrom,
-        start_angstrom=start_angstrom,
-        stop_angstrom=stop_angstrom,
-        frame=frame.value,
-        deredden=deredden,
-        ebv=ebv,
-    )
+    reader = DesiReader(inputs, redshifts)
+    _ingest(inputs, out, reader, grid, source="DESI spectra", attrs=attrs, strict=strict, quiet=quiet)
 
 
 @ingest_app.command("sdss")
@@ -134,7 +128,7 @@ def ingest_sdss_command(
     step_angstrom: StepOption = None,
     start_angstrom: StartOption = None,
     stop_angstrom: StopOption = None,
-    frame: FrameOption = _Frame.observed,
+    frame: FrameOption = "observed",
     deredden: DereddenOption = False,
     ebv: EbvOption = None,
     strict: StrictOption = False,
@@ -142,40 +136,24 @@ def ingest_sdss_command(
     quiet: QuietOption = False,
 ) -> None:
     """SDSS, BOSS, eBOSS and SDSS-V spectra, full or lite, and plates; stars left out."""
+    from digs_survey.catalog.readers.grid_choice import GridChoice
     from digs_survey.catalog.readers.sdss import SdssReader
 
     inputs, out = _split(files, overwrite)
+    grid = GridChoice(step_angstrom, start_angstrom, stop_angstrom, frame, deredden, ebv)
     attrs = {"bad_pixels": "ivar = 0, or bit BRIGHTSKY of and_mask", "aperture": "flux through the fibre"}
-    _ingest(
-        inputs,
-        out,
-        SdssReader(inputs, z_noqso=z_noqso),
-        "SDSS spectra",
-        attrs,
-        strict,
-        quiet,
-        step_angstrom=step_angstrom,
-        start_angstrom=start_angstrom,
-        stop_angstrom=stop_angstrom,
-        frame=frame.value,
-        deredden=deredden,
-        ebv=ebv,
-    )
+    reader = SdssReader(inputs, z_noqso=z_noqso)
+    _ingest(inputs, out, reader, grid, source="SDSS spectra", attrs=attrs, strict=strict, quiet=quiet)
 
 
 @ingest_app.command("jwst")
 def ingest_jwst_command(
     files: Annotated[list[Path], _files("*.spec.fits (msaexp) or *_x1d.fits (pipeline) ...")],
-    redshift: Annotated[
-        str,
-        typer.Option(
-            "--redshift", help="A number, or a table with galaxy_id or file, and redshift or z.", show_default=False
-        ),
-    ],
+    redshift: RedshiftOption,
     step_angstrom: StepOption = None,
     start_angstrom: StartOption = None,
     stop_angstrom: StopOption = None,
-    frame: FrameOption = _Frame.observed,
+    frame: FrameOption = "observed",
     deredden: DereddenOption = False,
     ebv: EbvOption = None,
     strict: StrictOption = False,
@@ -183,25 +161,15 @@ def ingest_jwst_command(
     quiet: QuietOption = False,
 ) -> None:
     """JWST NIRSpec spectra of msaexp or of the pipeline: per frequency to per wavelength, DQ."""
+    from digs_survey.catalog.readers.grid_choice import GridChoice
     from digs_survey.catalog.readers.jwst import JwstReader
     from digs_survey.catalog.readers.redshifts import Redshifts
 
     inputs, out = _split(files, overwrite)
-    _ingest(
-        inputs,
-        out,
-        JwstReader(Redshifts(redshift)),
-        "JWST NIRSpec spectra",
-        {"bad_pixels": "error not positive, not finite, or bit DO_NOT_USE of DQ"},
-        strict,
-        quiet,
-        step_angstrom=step_angstrom,
-        start_angstrom=start_angstrom,
-        stop_angstrom=stop_angstrom,
-        frame=frame.value,
-        deredden=deredden,
-        ebv=ebv,
-    )
+    grid = GridChoice(step_angstrom, start_angstrom, stop_angstrom, frame, deredden, ebv)
+    attrs = {"bad_pixels": "error not positive, not finite, or bit DO_NOT_USE of DQ"}
+    reader = JwstReader(Redshifts(redshift))
+    _ingest(inputs, out, reader, grid, source="JWST NIRSpec spectra", attrs=attrs, strict=strict, quiet=quiet)
 
 
 @ingest_app.command("table")
@@ -213,7 +181,7 @@ def ingest_table_command(
     step_angstrom: StepOption = None,
     start_angstrom: StartOption = None,
     stop_angstrom: StopOption = None,
-    frame: FrameOption = _Frame.observed,
+    frame: FrameOption = "observed",
     deredden: DereddenOption = False,
     ebv: EbvOption = None,
     strict: StrictOption = False,
@@ -221,22 +189,11 @@ def ingest_table_command(
     quiet: QuietOption = False,
 ) -> None:
     """Any other spectra, by a column map: pixels in rows, arrays in rows, or FITS images with a WCS."""
+    from digs_survey.catalog.readers.grid_choice import GridChoice
     from digs_survey.catalog.readers.table_map import load_map
     from digs_survey.catalog.readers.table_reader import TableReader
 
     inputs, out = _split(files, overwrite)
-    _ingest(
-        inputs,
-        out,
-        TableReader(load_map(column_map), column_map.parent),
-        "tables of spectra",
-        {},
-        strict,
-        quiet,
-        step_angstrom=step_angstrom,
-        start_angstrom=start_angstrom,
-        stop_angstrom=stop_angstrom,
-        frame=frame.value,
-        deredden=deredden,
-        ebv=ebv,
-    )
+    grid = GridChoice(step_angstrom, start_angstrom, stop_angstrom, frame, deredden, ebv)
+    reader = TableReader(load_map(column_map), column_map.parent)
+    _ingest(inputs, out, reader, grid, source="tables of spectra", strict=strict, quiet=quiet)

@@ -270,6 +270,21 @@ def test_ingest_sdss(cli, tmp_path):
     assert not (tmp_path / "new.zarr").exists()
 
 
+def test_ingest_replaces_no_file_and_no_folder_that_is_no_catalog(cli, tmp_path):
+    data = SDSS[0].read_bytes()
+    for name in ("spec-a.fits", "spec-b", "spec-c.FITS"):
+        (tmp_path / name).write_bytes(data)
+        code, _, err = cli("ingest", "sdss", SDSS[0], tmp_path / name, "--overwrite")
+        assert (code, (tmp_path / name).read_bytes() == data) == (2, True)
+        assert "catalog to write" in err
+    (tmp_path / "folder").mkdir()
+    code, _, err = cli("ingest", "sdss", SDSS[0], tmp_path / "folder", "--overwrite")
+    assert (code, (tmp_path / "folder").is_dir()) == (2, True)
+    assert cli("ingest", "sdss", SDSS[0], tmp_path / "a.zarr")[0] == 0
+    assert cli("ingest", "sdss", SDSS[0], tmp_path / "a.zarr", "--overwrite", "--frame", "rest")[0] == 0
+    assert cli("ingest", "sdss", SDSS[0], tmp_path / "b.zarr", "--frame", "moved")[0] == 2
+
+
 def test_two_processes_do_not_share_a_run_directory(cli, catalog, tmp_path):
     from filelock import FileLock
 

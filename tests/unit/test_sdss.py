@@ -10,7 +10,8 @@ import survey_files as make
 from astropy.io import fits
 
 from digs_survey.catalog import Catalog, validate_catalog
-from digs_survey.catalog.readers.ingesting import GridChoice, ingest
+from digs_survey.catalog.readers.grid_choice import GridChoice
+from digs_survey.catalog.readers.ingesting import ingest
 from digs_survey.catalog.readers.sdss import BRIGHTSKY, SdssReader
 from digs_survey.errors import CatalogError
 from digs_survey.spectra import rebin_spectrum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,123 +10,207 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from digs_survey.catalog.readers.spectra_block import STORED_UNIT
+from digs_survey.catalog.readers.flux_units import STORED_UNIT
+from digs_survey.catalog.readers.reading import LeftOut
+from digs_survey.catalog.readers.rebinning import Rebinned
 from digs_survey.catalog.writing import new_catalog
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.store.storage import read_arrays
 
-__all__ = ["Part", "write_parts"]
+__all__ = ["PROVENANCE", "Part", "Parts"]
 
 _SHARD_BYTES = 2**25
 """Of flux, in one shard."""
 
-_PROVENANCE: dict[str, tuple[Any, Mapping[str, Any]]] = {
+PROVENANCE: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "source_file": (np.dtype("U1"), {"description": "file that the spectrum was read from"}),
     "source_hdu": (np.dtype("U1"), {"description": "HDU, group or column of the spectrum in its file"}),
     "source_row": (np.dtype("int64"), {"description": "row of the spectrum there, from 0"}),
 }
+"""Columns that every catalog of files has."""
+
+_DIGEST_BYTES = 16
+_MISSING = -1
+"""In a column of integers, where a file lacks it."""
+
+_Columns = Mapping[str, tuple[np.dtype[Any], Mapping[str, Any]]]
 
 
 class Part:
-    """Rows of one block of spectra.
+    """Rows of one block of spectra, which are in a file.
 
     Attributes
     ----------
     first, stop : int
         The elements that they are on.
-    galaxy_id : ndarray, shape (row,)
-    keep : ndarray of bool, shape (row,)
-        Rows that go into the catalog.
+    size : int
+        Rows in the file.
+    keep : ndarray of bool, shape (row,), or None
+        Rows that go into the catalog; None if all do.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        first: int,
-        values: Mapping[str, NDArray[Any]],
-        described: Mapping[str, Mapping[str, Any]],
-        file: str,
-        hdu: str,
-    ) -> None:
-        self.path, self.first, self.file, self.hdu = path, first, file, hdu
-        self.stop = first + values["flux"].shape[1]
-        self.galaxy_id = values["galaxy_id"]
-        self.keep = np.ones(self.galaxy_id.size, dtype=bool)
-        self.columns = {name: (values[f"column_{name}"].dtype, attrs) for name, attrs in described.items()}
+    __slots__ = ("columns", "file", "first", "hdu", "keep", "number", "size", "stop", "text")
+
+    def __init__(self, number: int, block: Rebinned, file: str, columns: _Columns) -> None:
+        self.number, self.first, self.file, self.hdu = number, block.first, file, block.spectra.hdu
+        self.stop = block.first + block.flux.shape[1]
+        self.size = len(block.spectra)
+        self.text = block.spectra.galaxy_id.dtype.kind == "U"
+        self.keep: NDArray[np.bool_] | None = None
+        self.columns = columns
 
     @property
     def rows(self) -> int:
         """Rows that go into the catalog."""
-        return int(self.keep.sum())
-
-    def read(self) -> dict[str, NDArray[Any]]:
-        """Read the rows that go into the catalog."""
-        return {name: values[self.keep] for name, values in read_arrays(self.path).items()}
+        return self.size if self.keep is None else int(self.keep.sum())
 
 
-def write_parts(out: Path, parts: list[Part], grid: WavelengthGrid, first: int, attrs: Mapping[str, Any]) -> None:
-    """Write a catalog whose grid begins with element ``first``; what a part does not reach is masked."""
-    parts = [part for part in parts if part.rows]
-    begin = np.concatenate([[0], np.cumsum([part.rows for part in parts])])
-    columns = {**_columns(parts), **_PROVENANCE}
-    text = any(part.galaxy_id.dtype.kind == "U" for part in parts)
-    per_shard = int(np.clip(_SHARD_BYTES // (4 * len(grid)), 64, 1024))
-    with new_catalog(
-        out,
-        grid=grid,
-        rows=int(begin[-1]),
-        id_dtype=np.dtype("U1") if text else np.dtype("int64"),
-        flux_unit=STORED_UNIT,
-        columns=columns,
-        attrs=attrs,
-        rows_per_shard=per_shard,
-    ) as (shards, write):
-        for shard in shards:
-            pieces = []
-            first_part, stop_part = np.searchsorted(begin, [shard.start, shard.stop - 1], side="right").tolist()
-            for number in range(first_part - 1, stop_part):
-                part, offset = parts[number], int(begin[number])
-                here = slice(max(0, shard.start - offset), shard.stop - offset)
-                pieces.append(_laid_out(part, here, grid, first, columns, text))
-            write(shard, {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]})
+class Parts:
+    """Parts in a folder. What stays in memory is some hundred bytes a part, and 16 a row.
+
+    Parameters
+    ----------
+    folder : Path
+        On this machine; its owner removes it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._parts: list[Part] = []
+        self._digests = bytearray()
+        self._columns: dict[Any, _Columns] = {}
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @property
+    def rows(self) -> int:
+        """Rows that go into the catalog."""
+        return sum(part.rows for part in self._parts)
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """The first element, and the one after the last, that rows of the catalog are on."""
+        having = [part for part in self._parts if part.rows]
+        return min(part.first for part in having), max(part.stop for part in having)
+
+    def add(self, block: Rebinned, file: str) -> None:
+        """Keep a block of rows."""
+        spectra = block.spectra
+        part = Part(len(self._parts), block, file, self._described(spectra.columns))
+        values: dict[str, Any] = {
+            "flux": block.flux,
+            "ivar": block.ivar,
+            "redshift": spectra.redshift,
+            "galaxy_id": spectra.galaxy_id,
+            "source_row": spectra.rows,
+            **{f"column_{name}": values for name, (values, _) in spectra.columns.items()},
+        }
+        np.savez(self._path(part), **values)
+        for name in spectra.galaxy_id.tolist():
+            self._digests += hashlib.blake2b(str(name).encode(), digest_size=_DIGEST_BYTES).digest()
+        self._parts.append(part)
+
+    def drop_duplicates(self) -> list[LeftOut]:
+        """Leave out rows whose identifier an earlier row has."""
+        halves = np.frombuffer(bytes(self._digests), dtype=np.uint64).reshape(-1, 2)
+        order = np.lexsort((halves[:, 1], halves[:, 0]))
+        again = np.zeros(order.size, dtype=bool)
+        again[order[1:]] = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
+        left = []
+        start = 0
+        for part in self._parts:
+            here = again[start : start + part.size]
+            start += part.size
+            if here.any():
+                part.keep = ~here
+                left.append(LeftOut("galaxy_id was read before, in this or another file", int(here.sum()), part.file))
+        return left
+
+    def write(self, out: Path, grid: WavelengthGrid, first: int, attrs: Mapping[str, Any]) -> None:
+        """Write a catalog whose grid begins with element ``first``; what a part does not reach is masked."""
+        parts = [part for part in self._parts if part.rows]
+        begin = np.concatenate([[0], np.cumsum([part.rows for part in parts])])
+        columns = {**_common(parts), **PROVENANCE}
+        text = any(part.text for part in parts)
+        with new_catalog(
+            out,
+            grid=grid,
+            rows=int(begin[-1]),
+            id_dtype=np.dtype("U1") if text else np.dtype("int64"),
+            flux_unit=STORED_UNIT,
+            columns=columns,
+            attrs=attrs,
+            rows_per_shard=int(np.clip(_SHARD_BYTES // (4 * len(grid)), 64, 1024)),
+        ) as (shards, write):
+            for shard in shards:
+                pieces = []
+                first_part, stop_part = np.searchsorted(begin, [shard.start, shard.stop - 1], side="right").tolist()
+                for number in range(first_part - 1, stop_part):
+                    part, offset = parts[number], int(begin[number])
+                    here = slice(max(0, shard.start - offset), shard.stop - offset)
+                    pieces.append(self._laid_out(part, here, grid, first, columns, text))
+                write(shard, {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]})
+
+    def _path(self, part: Part) -> Path:
+        return self._folder / f"{part.number:08d}.npz"
+
+    def _described(self, columns: Mapping[str, tuple[NDArray[Any], Mapping[str, Any]]]) -> _Columns:
+        """Return types and attributes of columns, the same object for the same ones."""
+        found = {
+            name: (np.dtype("U1") if values.dtype.kind == "U" else values.dtype, attrs)
+            for name, (values, attrs) in columns.items()
+        }
+        key = tuple((name, dtype.str, str(sorted(attrs.items()))) for name, (dtype, attrs) in found.items())
+        return self._columns.setdefault(key, found)
+
+    def _laid_out(
+        self, part: Part, rows: slice, grid: WavelengthGrid, first: int, columns: _Columns, text: bool
+    ) -> dict[str, NDArray[Any]]:
+        with np.load(self._path(part), allow_pickle=False) as stored:
+            values = {
+                name: array[rows] if part.keep is None else array[part.keep][rows] for name, array in stored.items()
+            }
+        n = values["redshift"].size
+        laid: dict[str, NDArray[Any]] = {name: np.zeros((n, len(grid)), np.float32) for name in ("flux", "ivar")}
+        for name in ("flux", "ivar"):
+            laid[name][:, part.first - first : part.stop - first] = values[name]
+        laid["mask"] = (laid["ivar"] <= 0).astype(np.uint8)
+        laid["redshift"] = values["redshift"]
+        laid["galaxy_id"] = values["galaxy_id"].astype(str) if text else values["galaxy_id"].astype(np.int64)
+        for name, (dtype, _) in columns.items():
+            column = values.get(f"column_{name}")
+            if column is None:
+                missing = {"U": "", "i": _MISSING}.get(dtype.kind, np.nan)
+                laid[name] = np.full(n, missing, dtype=dtype)
+            else:
+                laid[name] = column.astype(str if dtype.kind == "U" else dtype)
+        laid["source_file"] = np.full(n, part.file)
+        laid["source_hdu"] = np.full(n, part.hdu)
+        laid["source_row"] = values["source_row"]
+        return laid
 
 
-def _laid_out(
-    part: Part, rows: slice, grid: WavelengthGrid, first: int, columns: Mapping[str, Any], text: bool
-) -> dict[str, NDArray[Any]]:
-    values = {name: array[rows] for name, array in part.read().items()}
-    n = values["redshift"].size
-    laid: dict[str, NDArray[Any]] = {name: np.zeros((n, len(grid)), np.float32) for name in ("flux", "ivar")}
-    where = slice(part.first - first, part.stop - first)
-    for name in ("flux", "ivar"):
-        laid[name][:, where] = values[name]
-    laid["mask"] = (laid["ivar"] <= 0).astype(np.uint8)
-    laid["redshift"] = values["redshift"]
-    laid["galaxy_id"] = values["galaxy_id"].astype(str) if text else values["galaxy_id"].astype(np.int64)
-    for name, (dtype, _) in columns.items():
-        stored = values.get(f"column_{name}")
-        if stored is None:
-            laid[name] = np.full(n, "", dtype="U1") if dtype.kind == "U" else np.full(n, np.nan)
-        else:
-            laid[name] = stored.astype(str if dtype.kind == "U" else dtype)
-    laid["source_file"] = np.full(n, part.file)
-    laid["source_hdu"] = np.full(n, part.hdu)
-    laid["source_row"] = values["source_row"]
-    return laid
+def _common(parts: list[Part]) -> dict[str, tuple[np.dtype[Any], Mapping[str, Any]]]:
+    """Return one type and the attributes for each column.
 
-
-def _columns(parts: list[Part]) -> dict[str, tuple[np.dtype[Any], Mapping[str, Any]]]:
-    """Return one dtype and the attributes for each column; integers that some parts lack become floats, with NaN."""
-    names = list(dict.fromkeys(name for part in parts for name in part.columns))
+    Integers stay integers, so that no bit of a mask or an identifier changes: where files lack them they are -1, and
+    where no type has room for all they become text.
+    """
+    kinds = {id(part.columns): part.columns for part in parts}
     found: dict[str, tuple[np.dtype[Any], Mapping[str, Any]]] = {}
-    for name in names:
-        having = [part.columns[name] for part in parts if name in part.columns]
+    for name in dict.fromkeys(name for columns in kinds.values() for name in columns):
+        having = [columns[name] for columns in kinds.values() if name in columns]
         dtypes = [dtype for dtype, _ in having]
+        attrs = dict(having[0][1])
+        lacking = len(having) < len(kinds)
         if any(dtype.kind == "U" for dtype in dtypes):
             dtype = np.dtype("U1")
-        elif len(having) < len(parts):
-            dtype = np.result_type(np.float64, *dtypes)
+        elif all(dtype.kind in "biu" for dtype in dtypes):
+            dtype = np.result_type(*dtypes, *([np.int8] if lacking else []))
+            dtype = dtype if dtype.kind in "biu" else np.dtype("U1")
+            if lacking and dtype.kind == "i":
+                attrs["description"] = f"{attrs.get('description', name)}; {_MISSING} where the file has none"
         else:
-            dtype = np.result_type(*dtypes)
-        found[name] = dtype, having[0][1]
+            dtype = np.result_type(np.float64, *dtypes) if lacking else np.result_type(*dtypes)
+        found[name] = dtype, attrs
     return found

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from digs_survey.catalog.readers.fits_files import Table, flux_unit, image, open_fits, table
-from digs_survey.catalog.readers.reading import LeftOut, Unusable
+from digs_survey.catalog.readers.fits_files import Table, image, open_fits, table
+from digs_survey.catalog.readers.flux_units import header_flux_unit
+from digs_survey.catalog.readers.reading import DAMAGE, LeftOut, Unusable
 from digs_survey.catalog.readers.spectra_block import Spectra
-from digs_survey.store.locations import exists
+from digs_survey.errors import CatalogError, ConfigError
+from digs_survey.store.locations import exists, store_errors
 
 __all__ = ["DesiReader"]
 
@@ -30,7 +32,7 @@ _FIT = {
     "zwarn": ("ZWARN", {"description": "bits that warn of the redshift; 0 = none"}),
     "spectype": ("SPECTYPE", {"description": "class by Redrock: GALAXY, QSO or STAR"}),
     "subtype": ("SUBTYPE", {"description": "subclass by Redrock"}),
-    "deltachi2": ("DELTACHI2", {"description": "chi-square between the best and the next redshift"}),
+    "deltachi2": ("DELTACHI2", {"description": "difference in chi-square between the best redshift and the next"}),
 }
 _BANDS = ("G", "R", "Z", "W1", "W2")
 _MAP: dict[str, tuple[str, dict[str, str]]] = {
@@ -85,7 +87,7 @@ class DesiReader:
 
     def __init__(self, files: Sequence[Path] = (), redshifts: Path | None = None) -> None:
         self._given = {path.name: path for path in files if path.name.startswith(_REDSHIFT_FILES)}
-        self._catalog = None if redshifts is None else _read_redshifts(redshifts)
+        self._catalog = None if redshifts is None else _read_catalog(redshifts)
 
     def __call__(self, path: Path) -> Iterator[Spectra | LeftOut]:
         """Yield the spectra of a coadd."""
@@ -106,7 +108,7 @@ class DesiReader:
             redshifts = self._catalog or self._beside(path)
             if redshifts is None:
                 name = f"{_REDSHIFT_FILES[0]}{path.name.removeprefix('coadd-')}"
-                missing = f"no redshifts: expected {name} beside it or among the files, or --redshifts CATALOG"
+                missing = f"no redshifts: expected {name} beside it or among the files, or a catalog of redshifts"
                 yield LeftOut(missing, max(1, int(target.sum())))
                 return
             rows, fitted = redshifts.of(targetid, header)
@@ -193,7 +195,7 @@ class _Arms:
         self.unit = ""
         self._arms = []
         for arm, wave in zip(found, waves, strict=True):
-            unit = flux_unit(hdus[f"{arm}_FLUX"].header.get("BUNIT"), f"{arm}_FLUX: BUNIT")
+            unit = header_flux_unit(hdus[f"{arm}_FLUX"].header.get("BUNIT"), f"{arm}_FLUX: BUNIT")
             if unit != (self.unit or unit):
                 raise Unusable(f"{arm}_FLUX: BUNIT: expected {self.unit!r} as in the other arms, found {unit!r}")
             self.unit = unit
@@ -254,3 +256,12 @@ def _read_redshifts(path: Path) -> _Redshifts:
             return _Redshifts(table(hdus, name))
         except Unusable as error:
             raise Unusable(f"redshifts {path.name}: {error}") from error
+
+
+def _read_catalog(path: Path) -> _Redshifts:
+    """Read the redshifts that a user gives for all coadds; :class:`ConfigError` if they cannot be used."""
+    try:
+        return _read_redshifts(path)
+    except (CatalogError, *DAMAGE, *store_errors()) as error:
+        found = str(error) or type(error).__name__
+        raise ConfigError(f"redshifts {path}: expected a FITS catalog with TARGETID and Z, found: {found}") from error

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy import units
 from astropy.io import fits
 from numpy.typing import NDArray
 
 from digs_survey.catalog.readers.reading import Unusable
-from digs_survey.catalog.readers.spectra_block import STORED_UNIT
-from digs_survey.catalog.schema import parse_unit
+from digs_survey.store.locations import is_remote
 
-__all__ = ["Table", "flux_unit", "image", "open_fits", "table"]
+__all__ = ["Table", "image", "open_fits", "table"]
 
 _TRUNCATED = re.compile(
     "truncated|Error validating header|file size|buffer is (too small|smaller)|cannot reshape|Compressed file ended",
@@ -28,8 +26,14 @@ _TRUNCATED = re.compile(
 
 
 @contextmanager
-def open_fits(path: Path) -> Iterator[fits.HDUList]:
+def open_fits(path: Path, *, memmap: bool = False) -> Iterator[fits.HDUList]:
     """Open a FITS file, gzipped or not; only the HDUs that are used are read.
+
+    Parameters
+    ----------
+    path : Path
+    memmap : bool
+        Read only the rows of tables that are used, where the file is one of this machine and is not packed.
 
     Raises
     ------
@@ -41,9 +45,11 @@ def open_fits(path: Path) -> Iterator[fits.HDUList]:
         warnings.filterwarnings("error", message="(?s).*(truncated|Error validating header)")
         head = file.read(2)
         file.seek(0)
-        source: Any = gzip.GzipFile(fileobj=file) if head == b"\x1f\x8b" else file
+        packed = head == b"\x1f\x8b"
+        source: Any = gzip.GzipFile(fileobj=file) if packed else file
+        mapped = memmap and not packed and not is_remote(path)
         try:
-            with fits.open(source, memmap=False, lazy_load_hdus=True) as hdus:
+            with fits.open(source, memmap=mapped, lazy_load_hdus=True) as hdus:
                 yield hdus
         except (Warning, OSError, EOFError, ValueError, TypeError) as error:
             text = str(error)
@@ -62,6 +68,7 @@ class Table:
         self.data = hdu.data
         self._names = {column.upper(): column for column in hdu.columns.names}
         self._units = {column.name.upper(): column.unit for column in hdu.columns}
+        self.names = tuple(hdu.columns.names)
         self.rows = 0 if self.data is None else len(self.data)
 
     def has(self, name: str) -> bool:
@@ -77,13 +84,19 @@ class Table:
         return self._units[name.upper()] or None
 
     def __getitem__(self, name: str) -> NDArray[Any]:
+        """Return a column as :meth:`read` does."""
+        return self.read(name)
+
+    def read(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
         """Return a column as a plain array (rows, ...) in this machine's byte order; text without trailing blanks."""
         if not self.has(name):
             raise Unusable(f"{self.name}: expected a column {name}, found none")
-        values = np.asarray(self.data[self._names[name.upper()]])
+        values = np.asarray(self.data[self._names[name.upper()]][rows])
         if values.dtype.kind in "SU":
             return np.char.rstrip(values.astype(str) if values.dtype.kind == "U" else np.char.decode(values, "latin-1"))
-        return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
+        if values.dtype == object:
+            return values
+        return np.array(values, dtype=values.dtype.newbyteorder("="))
 
     def needs(self, *names: str) -> None:
         """Raise :class:`Unusable` that lists the columns that are missing."""
@@ -99,27 +112,15 @@ def table(hdus: fits.HDUList, which: str | int) -> Table:
     return Table(hdu, f"HDU {which}")
 
 
-def image(hdus: fits.HDUList, which: str | int, ndim: int | None = None) -> NDArray[Any]:
-    """Return the values of an image in this machine's byte order."""
+def image(hdus: fits.HDUList, which: str | int, ndim: int | None = None, rows: slice | None = None) -> NDArray[Any]:
+    """Return the values of an image, or of some of its rows, in this machine's byte order."""
     hdu = _hdu(hdus, which)
-    if hasattr(hdu, "columns") or hdu.data is None:
+    if hasattr(hdu, "columns") or not hdu.shape:
         raise Unusable(f"HDU {which}: expected an image, found {'a table' if hasattr(hdu, 'columns') else 'no data'}")
-    values = np.asarray(hdu.data)
+    values = np.asarray(hdu.data if rows is None or len(hdu.shape) < 2 else hdu.section[rows])
     if ndim is not None and values.ndim != ndim:
         raise Unusable(f"HDU {which}: expected {ndim} dimension(s), found shape {values.shape}")
-    return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
-
-
-def flux_unit(text: Any, where: str) -> str:
-    """Return a header's unit of flux per wavelength, in a spelling that :mod:`astropy.units` reads."""
-    spelled = re.sub(r"\bAng\b", "Angstrom", str(text).strip())
-    try:
-        unit = parse_unit(spelled)
-    except ValueError:
-        unit = None
-    if unit is None or not unit.is_equivalent(units.Unit(STORED_UNIT)):
-        raise Unusable(f"{where}: expected a flux density per wavelength, such as {STORED_UNIT!r}, found {text!r}")
-    return spelled
+    return np.array(values, dtype=values.dtype.newbyteorder("="))
 
 
 def _hdu(hdus: fits.HDUList, which: str | int) -> Any:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.io import fits
 
 from digs_survey.catalog.readers.fits_files import Table, open_fits
+from digs_survey.catalog.readers.flux_units import error_factor
 from digs_survey.catalog.readers.reading import LeftOut, Unusable
 from digs_survey.catalog.readers.redshifts import Redshifts
 from digs_survey.catalog.readers.spectra_block import Spectra
@@ -73,19 +73,18 @@ class JwstReader:
             if not spectrum.unit(name):
                 raise Unusable(f"{spectrum.name}: {name}: expected a unit (TUNIT), found none")
             units.append(str(spectrum.unit(name)))
-        if units[1] != units[2]:
-            raise Unusable(f"{spectrum.name}: expected one unit for flux and error, found {units[1]}, {units[2]}")
+        error = error * error_factor(units[2], units[1], f"{spectrum.name}: {names[2]}")
         for row in range(flux.shape[0]):
             name = _name(path, header, spectrum, row, rows_of, several)
             here = np.flatnonzero(np.isfinite(wave[row]) & (wave[row] > 0))
             if here.size < 2:
                 yield LeftOut("no wavelengths")
                 continue
-            columns = {
-                key: (header[card], attrs)
-                for key, (cards, attrs) in _HEADER.items()
-                if (card := next((card for card in cards if _is_value(header.get(card))), None))
-            }
+            columns: dict[str, tuple[Any, dict[str, str]]] = {}
+            for key, (cards, attrs) in _HEADER.items():
+                given = [header[card] for card in cards if header.get(card) is not None]
+                if given:
+                    columns[key] = given[0], attrs
             try:
                 made = Spectra(
                     wave[row][here],
@@ -107,14 +106,11 @@ class JwstReader:
                 yield made
 
 
-def _is_value(value: Any) -> bool:
-    return isinstance(value, (str, int, float)) and not isinstance(value, fits.card.Undefined)
-
-
 def _name(path: Path, header: dict[str, Any], spectrum: Table, row: int, rows_of: bool, several: bool) -> str:
     """Return the name of a spectrum: that of its file, and of its source where a file has several."""
     stem = path.name.removesuffix(".gz").removesuffix(".fits").removesuffix(".spec").removesuffix("_x1d")
     if rows_of:
         return f"{stem}_{spectrum['SOURCE_ID'][row] if spectrum.has('SOURCE_ID') else row}"
-    source = next((header[key] for key in ("SRCNAME", "SOURCEID") if _is_value(header.get(key))), None)
-    return f"{stem}_{source if source is not None else spectrum.header.get('EXTVER', 1)}" if several else stem
+    given = [header.get(key) for key in ("SRCNAME", "SOURCEID", "EXTVER")]
+    source = next((value for value in given if isinstance(value, (str, int)) and value != ""), 1)
+    return f"{stem}_{source}" if several else stem

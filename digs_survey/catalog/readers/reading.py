@@ -12,19 +12,19 @@ import numpy as np
 from astropy.io.fits import VerifyError
 
 from digs_survey.catalog.readers.spectra_block import Spectra
-from digs_survey.errors import DigsError
+from digs_survey.errors import CatalogError, DigsError
 from digs_survey.store.locations import is_file, store_errors
 
-__all__ = ["LeftOut", "Reader", "Unusable", "by_reason", "read_file", "usable_rows"]
+__all__ = ["DAMAGE", "LeftOut", "Reader", "Unusable", "by_reason", "read_file", "usable_rows"]
 
-_DAMAGE = (
+DAMAGE = (
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError, EOFError),
     *(VerifyError, struct.error, zlib.error),
 )
 """What astropy, pyarrow, h5py and numpy raise on bytes that are not what a file's name or header says."""
 
 
-class Unusable(Exception):
+class Unusable(CatalogError):
     """A file, or some rows of it, cannot become spectra; the message says why."""
 
 
@@ -71,9 +71,9 @@ def read_file(reader: Reader, path: Path) -> Iterator[Spectra | LeftOut]:
                 yield LeftOut(found.reason, found.rows, str(path), found.fault)
             else:
                 yield from usable_rows(found, str(path))
-    except (Unusable, DigsError) as error:
+    except DigsError as error:
         yield left_out(str(error))
-    except (*_DAMAGE, *store_errors()) as error:
+    except (*DAMAGE, *store_errors()) as error:
         yield left_out(f"cannot be read: {type(error).__name__}: {str(error)[:300] or 'no message'}")
 
 

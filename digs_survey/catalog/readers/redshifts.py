@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from digs_survey.catalog.readers.fits_files import open_fits, table
-from digs_survey.errors import ConfigError
-from digs_survey.store.locations import is_file, location
+from digs_survey.catalog.readers.reading import DAMAGE
+from digs_survey.catalog.readers.table_files import sources
+from digs_survey.errors import CatalogError, ConfigError
+from digs_survey.store.locations import is_file, location, store_errors
 
 __all__ = ["Redshifts"]
 
@@ -22,9 +23,9 @@ class Redshifts:
     Parameters
     ----------
     given : str
-        A number, or the path of a table (CSV, ECSV, FITS, Parquet) with a column ``galaxy_id``, ``file`` or ``id``, and
-        one ``redshift`` or ``z``. A spectrum is looked up by its galaxy_id, then by the name of its file, with and
-        without its ending.
+        A number, or the path of a table (CSV, ECSV, FITS, HDF5, Parquet) with a column ``galaxy_id``, ``file`` or
+        ``id``, and one ``redshift`` or ``z``. A spectrum is looked up by its galaxy_id, then by the name of its file,
+        with and without its ending.
 
     Raises
     ------
@@ -51,26 +52,28 @@ class Redshifts:
 
 def _read(path: Path) -> dict[str, float]:
     if not is_file(path):
-        raise ConfigError(f"--redshift {path}: expected a number or a table, found no such file")
-    if path.suffix in (".fits", ".gz"):
-        with open_fits(path) as hdus:
-            found = table(hdus, 1)
-            columns = {key: found[key] for key in (*_NAMES, *_VALUES) if found.first(key)}
-    elif path.suffix in (".parquet", ".pq"):
-        import pyarrow.parquet
+        raise ConfigError(f"redshifts {path}: expected a number or a table, found no such file")
+    try:
+        return _table(path)
+    except ConfigError:
+        raise
+    except (CatalogError, *DAMAGE, *store_errors()) as error:
+        found = str(error) or type(error).__name__
+        raise ConfigError(f"redshifts {path}: expected a table that can be read, found: {found}") from error
 
-        read = pyarrow.parquet.read_table(path)
-        columns = {key.lower(): np.array(read[key].to_pylist()) for key in read.column_names}
-    else:
-        from astropy.io import ascii as text
 
-        read = text.read(path, format="ecsv" if path.suffix == ".ecsv" else "csv")
-        columns = {key.lower(): np.asarray(read[key]) for key in read.colnames}
-    name = next((key for key in _NAMES if key in columns), None)
-    value = next((key for key in _VALUES if key in columns), None)
-    if name is None or value is None:
-        expected = f"one of {', '.join(_NAMES)}, and one of {', '.join(_VALUES)}"
-        raise ConfigError(
-            f"--redshift {path}: expected columns {expected}, found {', '.join(columns) or 'none of them'}"
-        )
-    return {str(key).strip(): float(z) for key, z in zip(columns[name], columns[value], strict=True)}
+def _table(path: Path) -> dict[str, float]:
+    redshifts: dict[str, float] = {}
+    with sources(path, None, "arrays") as found:
+        for source in found:
+            names = {name.lower(): name for name in reversed(source.names)}
+            name = next((names[key] for key in _NAMES if key in names), None)
+            value = next((names[key] for key in _VALUES if key in names), None)
+            if name is None or value is None:
+                expected = f"one of {', '.join(_NAMES)}, and one of {', '.join(_VALUES)}"
+                shown = ", ".join(source.names) or "none"
+                raise ConfigError(f"redshifts {path}: expected columns {expected}, found {shown}")
+            for key, z in zip(source.read(name).tolist(), source.read(value).tolist(), strict=True):
+                if not redshifts.setdefault(str(key).strip(), float(z)) == z and np.isfinite(z):
+                    raise ConfigError(f"redshifts {path}: expected one for each {name}, found several of {key}")
+    return redshifts

@@ -9,14 +9,15 @@ those through the fibre, and are not corrected for Galactic extinction.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from digs_survey.catalog.readers.fits_files import Table, flux_unit, image, open_fits, table
+from digs_survey.catalog.readers.fits_files import Table, image, open_fits, table
+from digs_survey.catalog.readers.flux_units import header_flux_unit
 from digs_survey.catalog.readers.reading import LeftOut, Unusable
 from digs_survey.catalog.readers.spectra_block import Spectra
 
@@ -57,7 +58,8 @@ _COLUMNS: dict[str, tuple[tuple[str, ...], type, dict[str, str]]] = {
         float,
         {"description": "median signal-to-noise ratio per pixel of the whole spectrum"},
     ),
-    "ebv": (("EBV", "SFD_EBV"), float, {"units": "mag", "description": "Galactic E(B-V)"}),
+    "ebv": (("SFD_EBV", "EBV"), float, {"units": "mag", "description": "Galactic E(B-V)"}),
+    "ebv_type": (("EBV_TYPE",), str, {"description": "source of the EBV of SDSS-V, where it has no SFD_EBV"}),
 }
 """Survey columns: their names (the first that holds one value a row counts), type and attributes."""
 
@@ -86,7 +88,7 @@ class SdssReader:
         if path.name.startswith("spZbest-"):
             return
         with open_fits(path) as hdus:
-            unit = flux_unit(hdus[0].header.get("BUNIT", _FLUX_UNIT), "BUNIT")
+            unit = header_flux_unit(hdus[0].header.get("BUNIT", _FLUX_UNIT), "BUNIT")
             if not hdus[0].header.get("VACUUM", True):
                 raise Unusable("VACUUM: expected vacuum wavelengths, found VACUUM = F")
             if "COEFF0" in hdus[0].header and getattr(hdus[0], "shape", None) and len(hdus[0].shape) == 2:
@@ -156,7 +158,7 @@ class SdssReader:
             galaxy_id=np.array(names),
             flux_unit=unit,
             medium="vacuum",
-            ebv=columns["ebv"][0] if "ebv" in columns else None,
+            ebv=_ebv(columns, record),
             columns=columns,
             hdu=hdu,
         ).take(keep)
@@ -211,6 +213,16 @@ def _name(record: Table, row: int) -> str:
     record.needs("PLATE", "MJD", "FIBERID")
     plate, mjd, fiber = (int(record[key][row]) for key in ("PLATE", "MJD", "FIBERID"))
     return f"{plate:04d}-{mjd:05d}-{fiber:04d}"
+
+
+def _ebv(columns: Mapping[str, tuple[NDArray[Any], Any]], record: Table) -> NDArray[np.float64] | None:
+    """Return E(B-V) by Schlegel et al. 1998 (row,): NaN where SDSS-V has it by another map, None if there is none."""
+    if "ebv" not in columns:
+        return None
+    ebv = columns["ebv"][0].astype(np.float64)
+    if "ebv_type" not in columns or record.first("SFD_EBV"):
+        return ebv
+    return np.where(np.char.startswith(np.char.upper(columns["ebv_type"][0]), "SFD"), ebv, np.nan)
 
 
 def _line_spread(pixels: NDArray[Any], ivar: NDArray[Any]) -> NDArray[np.float64]:

@@ -7,18 +7,14 @@ from copy import copy
 from typing import Any
 
 import numpy as np
-from astropy import units
 from numpy.typing import ArrayLike, NDArray
 
 from digs_survey.catalog.decoding import plain_strings, text_values
-from digs_survey.catalog.schema import FLUX_UNIT, parse_unit
+from digs_survey.catalog.readers.flux_units import flux_factor, length_factor
 from digs_survey.errors import CatalogError
 from digs_survey.spectra import WavelengthGrid, air_to_vacuum
 
-__all__ = ["STORED_UNIT", "Columns", "Spectra"]
-
-STORED_UNIT = "1e-17 erg / (s cm2 Angstrom)"
-"""Unit of flux in a block and in the catalogs that are made of blocks: float32 has room for it, and for its ivar."""
+__all__ = ["Columns", "Spectra"]
 
 Columns = Mapping[str, tuple[ArrayLike, Mapping[str, Any]]]
 """Survey columns: values (n,) and attributes ``units`` and ``description``, by name."""
@@ -62,7 +58,7 @@ class Spectra:
     wavelength : ndarray of float64, shape (pixel,)
         Angstrom in vacuum, increasing.
     flux, ivar : ndarray of float64, shape (n, pixel)
-        In :data:`STORED_UNIT` and its inverse square; 0 where not good.
+        In :data:`~digs_survey.catalog.readers.flux_units.STORED_UNIT` and its inverse square; 0 where not good.
     good : ndarray of bool, shape (n, pixel)
 
     Raises
@@ -104,7 +100,7 @@ class Spectra:
             raise CatalogError("spectra: expected either ivar or error")
         wave = _angstrom(wavelength, wavelength_unit, medium)
         flux = np.atleast_2d(np.asarray(flux, dtype=np.float64))
-        factor = _to_stored(flux_unit, wave, frame)
+        factor = flux_factor(flux_unit, wave, frame)
         if ivar is None:
             sigma = np.atleast_2d(np.asarray(error, dtype=np.float64))
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -130,6 +126,8 @@ class Spectra:
         self.galaxy_id = _column("galaxy_id", text_values("galaxy_id", galaxy_id), n)
         if self.galaxy_id.dtype.kind not in "iuU":
             raise CatalogError(f"galaxy_id: expected integers or strings, found {self.galaxy_id.dtype}")
+        if self.galaxy_id.dtype == np.uint64 and (self.galaxy_id > np.iinfo(np.int64).max).any():
+            self.galaxy_id = self.galaxy_id.astype(str)
         self.ebv = None if ebv is None else _column("ebv", np.asarray(ebv, dtype=np.float64), n)
         self.rows = np.arange(n) if rows is None else np.asarray(rows, dtype=np.int64)
         self.columns = {
@@ -150,7 +148,7 @@ class Spectra:
         """Edges (pixel + 1,) of the pixels in Angstrom, midway between their centres."""
         return WavelengthGrid(self.wavelength).edges
 
-    def take(self, rows: NDArray[np.int64]) -> Spectra:
+    def take(self, rows: NDArray[Any] | slice) -> Spectra:
         """Return some of the spectra."""
         part = copy(self)
         for name in ("flux", "ivar", "good", "redshift", "galaxy_id", "rows"):
@@ -170,10 +168,7 @@ def _angstrom(wavelength: ArrayLike, unit: str, medium: str) -> NDArray[np.float
     wave = np.asarray(wavelength, dtype=np.float64)
     if wave.ndim != 1 or wave.size < 2:
         raise CatalogError(f"wavelength: expected one dimension and two values or more, found shape {wave.shape}")
-    try:
-        wave = wave * parse_unit(unit).to(units.AA)
-    except (ValueError, units.UnitConversionError) as error:
-        raise CatalogError(f"wavelength: expected a unit of length, found {unit!r} ({error})") from error
+    wave = wave * length_factor(unit)
     if not np.isfinite(wave).all() or wave.min() <= 0:
         where = int(np.flatnonzero(~(np.isfinite(wave) & (wave > 0)))[0])
         raise CatalogError(f"wavelength: expected positive numbers, found {wave[where]:g} at pixel {where}")
@@ -187,26 +182,6 @@ def _angstrom(wavelength: ArrayLike, unit: str, medium: str) -> NDArray[np.float
     if medium == "air":
         wave = np.where(wave >= _AIR_FROM, air_to_vacuum(np.maximum(wave, _AIR_FROM)), wave)
     return wave
-
-
-def _to_stored(text: str, wave: NDArray[np.float64], frame: str) -> NDArray[np.float64]:
-    """Return the factor (pixel,) from a unit to :data:`STORED_UNIT`."""
-    stored = parse_unit(STORED_UNIT)
-    try:
-        unit = parse_unit(text)
-    except ValueError as error:
-        raise CatalogError(f"flux: expected a unit that astropy.units reads, found {text!r} ({error})") from error
-    if unit.is_equivalent(FLUX_UNIT):
-        factor = np.full(wave.size, unit.to(stored))
-    elif unit.is_equivalent(units.Jy):
-        if frame == "rest":
-            raise CatalogError(f"flux: expected a flux density per wavelength in the rest frame, found {text!r}")
-        factor = unit.to(stored, 1.0, equivalencies=units.spectral_density(wave * units.AA))
-    else:
-        raise CatalogError(f"flux: expected a flux density, such as {STORED_UNIT!r} or 'uJy', found {text!r}")
-    if not factor[0] > 0:
-        raise CatalogError(f"flux: expected a unit with a positive scale, found {text!r}")
-    return factor
 
 
 def _column(name: str, values: NDArray[Any], n: int) -> NDArray[Any]:
