@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from digs_survey.cli.options import QuietOption
+from digs_survey.cli.options import DaskOption, QuietOption
 from digs_survey.logs.progress import ProgressReporter
 from digs_survey.store.locations import check_reachable, exists, is_file, location
 from digs_survey.store.targets import check_target
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from digs_survey.catalog.readers.reading import Reader
 
 __all__ = ["ingest_app"]
+
+_FEW_FILES = 16
+"""Below which workers take longer to start than files to read."""
 
 ingest_app = typer.Typer(help="Turn a survey's files into a catalog.", no_args_is_help=True)
 
@@ -45,6 +48,12 @@ EbvOption = Annotated[
     float | None, typer.Option("--ebv", help="E(B-V) of Schlegel et al. 1998 for all rows, in the place of the files'.")
 ]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be used.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=0, help="Processes that read files; default: this one for a few files, else one for each core."
+    ),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the catalog if it is there.")]
 RedshiftOption = Annotated[
     str,
@@ -79,12 +88,19 @@ def _ingest(
     source: str,
     attrs: dict[str, Any] | None = None,
     strict: bool,
+    workers: int | None,
+    dask: str | None,
     quiet: bool,
 ) -> None:
     from digs_survey.catalog.readers.ingesting import ingest
 
+    if workers is None and dask is None and len(inputs) < _FEW_FILES:
+        workers = 0
+    cluster: dict[str, Any] = {"workers": workers, "address": dask}
     with ProgressReporter(quiet=quiet).task("ingest", len(inputs), "files") as advance:
-        report = ingest(inputs, out, reader, grid, source=source, strict=strict, attrs=attrs, advance=advance)
+        report = ingest(
+            inputs, out, reader, grid, source=source, strict=strict, attrs=attrs, advance=advance, **cluster
+        )
     for line in report.lines():
         print(line, file=sys.stderr)
     print(f"{report.rows} rows", file=sys.stderr)
@@ -105,6 +121,8 @@ def ingest_desi_command(
     deredden: DereddenOption = False,
     ebv: EbvOption = None,
     strict: StrictOption = False,
+    workers: WorkersOption = None,
+    dask: DaskOption = None,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -116,7 +134,18 @@ def ingest_desi_command(
     grid = GridChoice(step_angstrom, start_angstrom, stop_angstrom, frame, deredden, ebv)
     attrs = {"bad_pixels": "mask not 0, or ivar = 0", "aperture": "flux through the fibre"}
     reader = DesiReader(inputs, redshifts)
-    _ingest(inputs, out, reader, grid, source="DESI spectra", attrs=attrs, strict=strict, quiet=quiet)
+    _ingest(
+        inputs,
+        out,
+        reader,
+        grid,
+        source="DESI spectra",
+        attrs=attrs,
+        strict=strict,
+        workers=workers,
+        dask=dask,
+        quiet=quiet,
+    )
 
 
 @ingest_app.command("sdss")
@@ -132,6 +161,8 @@ def ingest_sdss_command(
     deredden: DereddenOption = False,
     ebv: EbvOption = None,
     strict: StrictOption = False,
+    workers: WorkersOption = None,
+    dask: DaskOption = None,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -143,7 +174,18 @@ def ingest_sdss_command(
     grid = GridChoice(step_angstrom, start_angstrom, stop_angstrom, frame, deredden, ebv)
     attrs = {"bad_pixels": "ivar = 0, or bit BRIGHTSKY of and_mask", "aperture": "flux through the fibre"}
     reader = SdssReader(inputs, z_noqso=z_noqso)
-    _ingest(inputs, out, reader, grid, source="SDSS spectra", attrs=attrs, strict=strict, quiet=quiet)
+    _ingest(
+        inputs,
+        out,
+        reader,
+        grid,
+        source="SDSS spectra",
+        attrs=attrs,
+        strict=strict,
+        workers=workers,
+        dask=dask,
+        quiet=quiet,
+    )
 
 
 @ingest_app.command("jwst")
@@ -157,6 +199,8 @@ def ingest_jwst_command(
     deredden: DereddenOption = False,
     ebv: EbvOption = None,
     strict: StrictOption = False,
+    workers: WorkersOption = None,
+    dask: DaskOption = None,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -169,7 +213,18 @@ def ingest_jwst_command(
     grid = GridChoice(step_angstrom, start_angstrom, stop_angstrom, frame, deredden, ebv)
     attrs = {"bad_pixels": "error not positive, not finite, or bit DO_NOT_USE of DQ"}
     reader = JwstReader(Redshifts(redshift))
-    _ingest(inputs, out, reader, grid, source="JWST NIRSpec spectra", attrs=attrs, strict=strict, quiet=quiet)
+    _ingest(
+        inputs,
+        out,
+        reader,
+        grid,
+        source="JWST NIRSpec spectra",
+        attrs=attrs,
+        strict=strict,
+        workers=workers,
+        dask=dask,
+        quiet=quiet,
+    )
 
 
 @ingest_app.command("table")
@@ -185,6 +240,8 @@ def ingest_table_command(
     deredden: DereddenOption = False,
     ebv: EbvOption = None,
     strict: StrictOption = False,
+    workers: WorkersOption = None,
+    dask: DaskOption = None,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -196,4 +253,6 @@ def ingest_table_command(
     inputs, out = _split(files, overwrite)
     grid = GridChoice(step_angstrom, start_angstrom, stop_angstrom, frame, deredden, ebv)
     reader = TableReader(load_map(column_map), column_map.parent)
-    _ingest(inputs, out, reader, grid, source="tables of spectra", strict=strict, quiet=quiet)
+    _ingest(
+        inputs, out, reader, grid, source="tables of spectra", strict=strict, workers=workers, dask=dask, quiet=quiet
+    )

@@ -1,9 +1,12 @@
-"""A catalog from its parts: blocks of rows that are on the same numbered elements, each in a file."""
+"""A catalog from its parts: blocks of rows that are on the same numbered elements, in an archive for each file."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import zipfile
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from digs_survey.catalog.readers.rebinning import Rebinned
 from digs_survey.catalog.writing import new_catalog
 from digs_survey.spectra import WavelengthGrid
 
-__all__ = ["PROVENANCE", "Part", "Parts"]
+__all__ = ["PROVENANCE", "Part", "Parts", "PartsWriter"]
 
 _SHARD_BYTES = 2**25
 """Of flux, in one shard."""
@@ -35,28 +38,39 @@ _MISSING = -1
 _Columns = Mapping[str, tuple[np.dtype[Any], Mapping[str, Any]]]
 
 
+@dataclass(frozen=True, eq=False)
 class Part:
-    """Rows of one block of spectra, which are in a file.
+    """Rows of one block of spectra, which are in an archive.
 
     Attributes
     ----------
+    archive : Path
+        Of the file that the rows were read from.
+    block : int
+        Number of the block there.
+    file, hdu : str
     first, stop : int
         The elements that they are on.
     size : int
-        Rows in the file.
+        Rows in the block.
+    text : bool
+        Whether identifiers are text.
+    columns : mapping
+        Types and attributes of the survey's columns.
     keep : ndarray of bool, shape (row,), or None
         Rows that go into the catalog; None if all do.
     """
 
-    __slots__ = ("columns", "file", "first", "hdu", "keep", "number", "size", "stop", "text")
-
-    def __init__(self, number: int, block: Rebinned, file: str, columns: _Columns) -> None:
-        self.number, self.first, self.file, self.hdu = number, block.first, file, block.spectra.hdu
-        self.stop = block.first + block.flux.shape[1]
-        self.size = len(block.spectra)
-        self.text = block.spectra.galaxy_id.dtype.kind == "U"
-        self.keep: NDArray[np.bool_] | None = None
-        self.columns = columns
+    archive: Path
+    block: int
+    file: str
+    hdu: str
+    first: int
+    stop: int
+    size: int
+    text: bool
+    columns: _Columns
+    keep: NDArray[np.bool_] | None = None
 
     @property
     def rows(self) -> int:
@@ -64,23 +78,99 @@ class Part:
         return self.size if self.keep is None else int(self.keep.sum())
 
 
-class Parts:
-    """Parts in a folder. What stays in memory is some hundred bytes a part, and 16 a row.
+class PartsWriter:
+    """Writes the blocks of one file to an archive, which is there when all of them are in it.
 
     Parameters
     ----------
-    folder : Path
-        On this machine; its owner removes it.
+    path : Path
+        On a disk; a file in the format of NumPy's ``savez``, whose member ``index`` says what is in it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._parts: list[Part] = []
-        self._digests = bytearray()
-        self._columns: dict[Any, _Columns] = {}
+    def __init__(self, path: Path) -> None:
+        self._path, self._building = path, path.with_suffix(".building")
+        self._archive = zipfile.ZipFile(self._building, "w", allowZip64=True)
+        self._columns: list[list[list[Any]]] = []
+        self._blocks: list[dict[str, Any]] = []
+        self._left_out: list[LeftOut] = []
 
-    def __len__(self) -> int:
-        return len(self._parts)
+    def __enter__(self) -> PartsWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            index = {
+                "columns": self._columns,
+                "blocks": self._blocks,
+                "left_out": [asdict(item) for item in self._left_out],
+            }
+            self._put("index", np.array(json.dumps(index)))
+        self._archive.close()
+        if kind is None:
+            self._building.replace(self._path)
+        else:
+            self._building.unlink(missing_ok=True)
+
+    def leave_out(self, item: LeftOut) -> None:
+        """Keep what was left out."""
+        self._left_out.append(item)
+
+    def add(self, block: Rebinned, file: str) -> None:
+        """Keep a block of rows."""
+        spectra, number = block.spectra, len(self._blocks)
+        described = [
+            [name, "<U1" if values.dtype.kind == "U" else values.dtype.str, dict(attrs)]
+            for name, (values, attrs) in spectra.columns.items()
+        ]
+        if described not in self._columns:
+            self._columns.append(described)
+        digests = [
+            hashlib.blake2b(str(name).encode(), digest_size=_DIGEST_BYTES).digest()
+            for name in spectra.galaxy_id.tolist()
+        ]
+        values: dict[str, Any] = {
+            "flux": block.flux,
+            "ivar": block.ivar,
+            "redshift": spectra.redshift,
+            "galaxy_id": spectra.galaxy_id,
+            "source_row": spectra.rows,
+            "digest": np.frombuffer(b"".join(digests), dtype=np.uint64).reshape(-1, 2),
+            **{f"column_{name}": values for name, (values, _) in spectra.columns.items()},
+        }
+        for name, array in values.items():
+            self._put(f"{number}/{name}", np.asarray(array))
+        self._blocks.append(
+            {
+                "file": file,
+                "hdu": spectra.hdu,
+                "first": block.first,
+                "stop": block.first + block.flux.shape[1],
+                "size": len(spectra),
+                "text": spectra.galaxy_id.dtype.kind == "U",
+                "columns": self._columns.index(described),
+            }
+        )
+
+    def _put(self, name: str, values: NDArray[Any]) -> None:
+        with self._archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+            np.lib.format.write_array(stream, values, allow_pickle=False)
+
+
+class Parts:
+    """The parts of all files. What stays in memory is some hundred bytes a part, and 16 a row."""
+
+    def __init__(self) -> None:
+        self._parts: list[Part] = []
+        self._columns: dict[str, _Columns] = {}
+
+    def load(self, path: Path) -> list[LeftOut]:
+        """Add the parts of an archive of :class:`PartsWriter`, and return what it left out."""
+        with np.load(path, allow_pickle=False) as stored:
+            index = json.loads(stored["index"].item())
+        columns = [self._shared(described) for described in index["columns"]]
+        for number, block in enumerate(index["blocks"]):
+            self._parts.append(Part(path, number, **{**block, "columns": columns[block["columns"]]}))
+        return [LeftOut(**item) for item in index["left_out"]]
 
     @property
     def rows(self) -> int:
@@ -93,36 +183,19 @@ class Parts:
         having = [part for part in self._parts if part.rows]
         return min(part.first for part in having), max(part.stop for part in having)
 
-    def add(self, block: Rebinned, file: str) -> None:
-        """Keep a block of rows."""
-        spectra = block.spectra
-        part = Part(len(self._parts), block, file, self._described(spectra.columns))
-        values: dict[str, Any] = {
-            "flux": block.flux,
-            "ivar": block.ivar,
-            "redshift": spectra.redshift,
-            "galaxy_id": spectra.galaxy_id,
-            "source_row": spectra.rows,
-            **{f"column_{name}": values for name, (values, _) in spectra.columns.items()},
-        }
-        np.savez(self._path(part), **values)
-        for name in spectra.galaxy_id.tolist():
-            self._digests += hashlib.blake2b(str(name).encode(), digest_size=_DIGEST_BYTES).digest()
-        self._parts.append(part)
-
     def drop_duplicates(self) -> list[LeftOut]:
         """Leave out rows whose identifier an earlier row has."""
-        halves = np.frombuffer(bytes(self._digests), dtype=np.uint64).reshape(-1, 2)
+        halves = np.concatenate([np.zeros((0, 2), np.uint64), *map(_digests, self._parts)])
         order = np.lexsort((halves[:, 1], halves[:, 0]))
         again = np.zeros(order.size, dtype=bool)
         again[order[1:]] = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
         left = []
         start = 0
-        for part in self._parts:
+        for number, part in enumerate(self._parts):
             here = again[start : start + part.size]
             start += part.size
             if here.any():
-                part.keep = ~here
+                self._parts[number] = replace(part, keep=~here)
                 left.append(LeftOut("galaxy_id was read before, in this or another file", int(here.sum()), part.file))
         return left
 
@@ -151,25 +224,18 @@ class Parts:
                     pieces.append(self._laid_out(part, here, grid, first, columns, text))
                 write(shard, {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]})
 
-    def _path(self, part: Part) -> Path:
-        return self._folder / f"{part.number:08d}.npz"
-
-    def _described(self, columns: Mapping[str, tuple[NDArray[Any], Mapping[str, Any]]]) -> _Columns:
+    def _shared(self, described: list[list[Any]]) -> _Columns:
         """Return types and attributes of columns, the same object for the same ones."""
-        found = {
-            name: (np.dtype("U1") if values.dtype.kind == "U" else values.dtype, attrs)
-            for name, (values, attrs) in columns.items()
-        }
-        key = tuple((name, dtype.str, str(sorted(attrs.items()))) for name, (dtype, attrs) in found.items())
-        return self._columns.setdefault(key, found)
+        found = {name: (np.dtype(kind), attrs) for name, kind, attrs in described}
+        return self._columns.setdefault(json.dumps(described), found)
 
     def _laid_out(
         self, part: Part, rows: slice, grid: WavelengthGrid, first: int, columns: _Columns, text: bool
     ) -> dict[str, NDArray[Any]]:
-        with np.load(self._path(part), allow_pickle=False) as stored:
-            values = {
-                name: array[rows] if part.keep is None else array[part.keep][rows] for name, array in stored.items()
-            }
+        block = f"{part.block}/"
+        with np.load(part.archive, allow_pickle=False) as stored:
+            whole = {name.removeprefix(block): stored[name] for name in stored.files if name.startswith(block)}
+        values = {name: array[rows] if part.keep is None else array[part.keep][rows] for name, array in whole.items()}
         n = values["redshift"].size
         laid: dict[str, NDArray[Any]] = {name: np.zeros((n, len(grid)), np.float32) for name in ("flux", "ivar")}
         for name in ("flux", "ivar"):
@@ -188,6 +254,11 @@ class Parts:
         laid["source_hdu"] = np.full(n, part.hdu)
         laid["source_row"] = values["source_row"]
         return laid
+
+
+def _digests(part: Part) -> NDArray[np.uint64]:
+    with np.load(part.archive, allow_pickle=False) as stored:
+        return np.asarray(stored[f"{part.block}/digest"])
 
 
 def _common(parts: list[Part]) -> dict[str, tuple[np.dtype[Any], Mapping[str, Any]]]:

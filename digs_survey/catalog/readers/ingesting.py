@@ -1,8 +1,9 @@
 """From spectra to a catalog: one grid for all rows, in memory that does not grow with them.
 
-Spectra are brought to the elements of the catalog as they are read, and kept in files beside it. When all are read,
-it is known how many rows there are and how far they reach, and the catalog is written shard by shard. The grid spans
-what any row has. What a row lacks is masked.
+Spectra are brought to the elements of the catalog as they are read, several files at a time, and kept in a hidden
+folder beside it. When all are read, it is known how many rows there are and how far they reach, and the catalog is
+written shard by shard. The grid spans what any row has. What a row lacks is masked. After an interruption the same
+call goes on: files that were read are not read again, unless they, the choices or the reader have changed.
 
 An element that shares a pixel with its neighbour has a correlated error, which ``ivar`` does not show. Of elements that
 are m pixels wide, the variance of a broad mean is therefore understated by at most a share of 1 / (2 m), and by none
@@ -11,24 +12,36 @@ where the elements are the pixels.
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import pickle
+import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from digs_survey.catalog.catalog import Catalog
-from digs_survey.catalog.readers.assembling import Parts
+from digs_survey.catalog.readers.assembling import Parts, PartsWriter
 from digs_survey.catalog.readers.elements import Elements
 from digs_survey.catalog.readers.grid_choice import MAX_ELEMENTS, GridChoice, too_many
 from digs_survey.catalog.readers.reading import LeftOut, Reader, by_reason, read_file, usable_rows
 from digs_survey.catalog.readers.rebinning import rebinned
 from digs_survey.catalog.readers.spectra_block import Spectra
-from digs_survey.errors import CatalogError
+from digs_survey.cluster.dask_session import run_shards
+from digs_survey.errors import CatalogError, StageError
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.store.locations import is_remote, location
+from digs_survey.store.locations import is_remote, location, store_errors
+from digs_survey.versions import __version__
 
 __all__ = ["IngestReport", "ingest", "write_spectra"]
+
+_LOG = logging.getLogger(__name__)
+_MEMORY = "spectra in memory"
+_FILES_PER_TASK = 32
 
 
 @dataclass
@@ -59,6 +72,8 @@ def ingest(
     source: str,
     strict: bool = False,
     attrs: dict[str, Any] | None = None,
+    workers: int | None = 0,
+    address: str | None = None,
     advance: Callable[[int], None] = lambda files: None,
 ) -> IngestReport:
     """Read files and write a catalog; a file that cannot be used costs its own rows only.
@@ -70,29 +85,185 @@ def ingest(
     out : path-like
         The catalog, which is replaced.
     reader : callable
-        See :data:`~digs_survey.catalog.readers.reading.Reader`.
+        See :data:`~digs_survey.catalog.readers.reading.Reader`. Workers get a pickled copy.
     source : str
         What the files are, for the catalog's attributes and for messages.
     strict : bool
         Stop at the first row with a fault.
     attrs : dict, optional
         More attributes of the catalog.
+    workers : int, optional
+        Dask processes on this machine that read files (None: one for each core); with 0, this process does.
+    address : str, optional
+        A running Dask scheduler. Its workers need the files, and the folder of the catalog, at the same paths.
     advance : callable
-        Called with 1 after each file.
+        Called with the number of files that were read.
 
     Raises
     ------
     CatalogError
         No row is left, or ``strict`` and a row has a fault.
+    StageError
+        Of a worker that was lost; the same call goes on.
     """
+    out, choice, paths = location(out), choice or GridChoice(), [location(path) for path in files]
+    report, parts = IngestReport(), Parts()
+    with _parts_folder(out, _fingerprint(paths, reader, choice)) as folder:
+        elements = _first_elements(paths, reader, choice)
+        work = _Reading(out, folder, paths, reader, choice, elements, strict)
+        pending = [number for number in range(len(paths)) if not work.archive(number).is_file()]
+        if len(pending) < len(paths):
+            _LOG.info("ingest: %d of %d files were read before", len(paths) - len(pending), len(paths))
+            advance(len(paths) - len(pending))
+        try:
+            run_shards(
+                "ingest",
+                work,
+                pending,
+                shards_per_task=_FILES_PER_TASK,
+                address=address,
+                workers=workers,
+                advance=advance,
+            )
+        except StageError:
+            if strict:
+                work.refuse()
+            raise
+        for number in range(len(paths)):
+            report.left_out += parts.load(work.archive(number))
+        _finish(out, parts, elements, choice, source, strict, attrs or {}, report)
+    return report
 
-    def blocks() -> Iterator[tuple[str, Spectra | LeftOut]]:
-        for path in map(location, files):
-            for found in read_file(reader, path):
-                yield str(path), found
-            advance(1)
 
-    return _ingest(blocks(), location(out), choice or GridChoice(), source, strict, attrs or {})
+@dataclass(frozen=True)
+class _Reading:
+    """Reads files into archives of their rows; the shards of :class:`~digs_survey.cluster.dask_session.ShardWork`."""
+
+    path: Path
+    folder: Path
+    files: list[Path]
+    reader: Reader
+    choice: GridChoice
+    elements: Elements | None
+    strict: bool
+
+    def rows(self, shard: int) -> slice:
+        """Return the files of a shard."""
+        return slice(shard, shard + 1)
+
+    def archive(self, number: int) -> Path:
+        """Return where the rows of a file are kept."""
+        return self.folder / f"{number:08d}.npz"
+
+    def make(self, shards: Sequence[int]) -> None:
+        """Read files."""
+        for number in shards:
+            file = self.files[number]
+            with PartsWriter(self.archive(number)) as parts:
+                for found in read_file(self.reader, file):
+                    _put(parts, found, str(file), self.elements, self.choice)
+            if self.strict and any(item.fault for item in Parts().load(self.archive(number))):
+                raise StageError(f"ingest: rows of {file} cannot be used")
+
+    def refuse(self) -> None:
+        """Name the faults of the files that were read, if there are any."""
+        archives = [path for number in range(len(self.files)) if (path := self.archive(number)).is_file()]
+        _refuse(self.path, [item for path in archives for item in Parts().load(path)])
+
+
+def _first_elements(files: Sequence[Path], reader: Reader, choice: GridChoice) -> Elements | None:
+    """Return the catalog's elements, which the first spectrum that can be used may decide; None if there is none."""
+    for file in files:
+        for found in read_file(reader, file):
+            if isinstance(found, Spectra):
+                return choice.elements(found)
+    return None
+
+
+def _put(
+    parts: PartsWriter, found: Spectra | LeftOut, file: str, elements: Elements | None, choice: GridChoice
+) -> None:
+    if isinstance(found, LeftOut):
+        parts.leave_out(found)
+        return
+    for made in rebinned(found, elements or choice.elements(found), choice):
+        if isinstance(made, LeftOut):
+            parts.leave_out(replace(made, file=file))
+        else:
+            parts.add(made, file)
+
+
+def _fingerprint(files: Sequence[Path], reader: Reader, choice: GridChoice) -> str:
+    """Return a digest of what decides the rows: files by path, size and time, reader and choices."""
+    seen = [(str(path), *_size_and_time(path)) for path in files]
+    try:
+        return hashlib.sha256(pickle.dumps((__version__, seen, reader, choice))).hexdigest()
+    except (pickle.PicklingError, AttributeError, TypeError):
+        # A function that was made on the spot cannot be known again.
+        return uuid.uuid4().hex
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    errors: tuple[type[Exception], ...] = (OSError, *store_errors())
+    try:
+        found = path.stat()
+    except errors:
+        return 0, 0
+    return int(found.st_size), int(getattr(found, "st_mtime_ns", 0) or 0)
+
+
+@contextmanager
+def _parts_folder(out: Path, fingerprint: str) -> Iterator[Path]:
+    """Give a folder for the parts of a catalog. It stays after an interruption, for the same work to go on."""
+    if is_remote(out):
+        with tempfile.TemporaryDirectory(prefix="digs-survey-parts-") as name:
+            yield Path(name)
+        return
+    folder = out.parent / f".{out.name}-parts"
+    folder.mkdir(parents=True, exist_ok=True)
+    told = folder / "fingerprint"
+    if not told.is_file() or told.read_text() != fingerprint:
+        shutil.rmtree(folder)
+        folder.mkdir()
+        told.write_text(fingerprint)
+    try:
+        yield folder
+    except Exception as error:
+        # A worker that was lost, as an interruption, leaves what was read.
+        if not isinstance(error, StageError):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder)
+
+
+def _refuse(out: Path, left: list[LeftOut]) -> None:
+    """Raise, if any of the rows that were left out have a fault."""
+    if faults := [item for item in left if item.fault]:
+        raise CatalogError(f"{out} is not written: rows cannot be used, and strict asks to stop", by_reason(faults))
+
+
+def _finish(
+    out: Path,
+    parts: Parts,
+    elements: Elements | None,
+    choice: GridChoice,
+    source: str,
+    strict: bool,
+    attrs: dict[str, Any],
+    report: IngestReport,
+) -> None:
+    """Write the catalog of all parts."""
+    report.left_out += parts.drop_duplicates()
+    if strict:
+        _refuse(out, report.left_out)
+    report.rows = parts.rows
+    if elements is None or not report.rows:
+        raise CatalogError(f"{source}: expected at least one spectrum that can be used, found none", report.lines())
+    first, stop = parts.reach
+    if stop - first > MAX_ELEMENTS:
+        raise CatalogError(f"{source}: {too_many()}")
+    grid = WavelengthGrid(elements.centres(first, max(stop, first + 2)), choice.frame, "vacuum")
+    parts.write(out, grid, first, {**choice.attributes(source), **attrs})
 
 
 def write_spectra(
@@ -117,55 +288,22 @@ def write_spectra(
     CatalogError
     """
     given = [spectra] if isinstance(spectra, Spectra) else spectra
-
-    def blocks() -> Iterator[tuple[str, Spectra | LeftOut]]:
-        for block in given:
-            for found in usable_rows(block, "spectra in memory"):
-                yield "", found
-
-    out = location(out)
-    _ingest(blocks(), out, GridChoice(**choice), "spectra in memory", strict, {})
-    return Catalog.open(out)
-
-
-def _ingest(
-    blocks: Iterator[tuple[str, Spectra | LeftOut]],
-    out: Path,
-    choice: GridChoice,
-    source: str,
-    strict: bool,
-    attrs: dict[str, Any],
-) -> IngestReport:
-    report = IngestReport()
-    elements: Elements | None = None
+    out, grid = location(out), GridChoice(**choice)
     if not is_remote(out):
         out.parent.mkdir(parents=True, exist_ok=True)
+    elements: Elements | None = None
     nearby = None if is_remote(out) else out.parent
-
-    def leave_out(left: list[LeftOut]) -> None:
-        report.left_out += left
-        if strict and (faults := [item for item in left if item.fault]):
-            raise CatalogError(f"{out} is not written: rows cannot be used, and strict asks to stop", by_reason(faults))
-
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-parts-", dir=nearby) as folder:
-        parts = Parts(Path(folder))
-        for file, found in blocks:
-            if isinstance(found, LeftOut):
-                leave_out([found])
-                continue
-            elements = elements or choice.elements(found)
-            for made in rebinned(found, elements, choice):
-                if isinstance(made, LeftOut):
-                    leave_out([replace(made, file=file)])
-                else:
-                    parts.add(made, file)
-        leave_out(parts.drop_duplicates())
-        report.rows = parts.rows
-        if elements is None or not report.rows:
-            raise CatalogError(f"{source}: expected at least one spectrum that can be used, found none", report.lines())
-        first, stop = parts.reach
-        if stop - first > MAX_ELEMENTS:
-            raise CatalogError(f"{source}: {too_many()}")
-        grid = WavelengthGrid(elements.centres(first, max(stop, first + 2)), choice.frame, "vacuum")
-        parts.write(out, grid, first, {**choice.attributes(source), **attrs})
-    return report
+        archive = Path(folder) / "memory.npz"
+        with PartsWriter(archive) as written:
+            for block in given:
+                for found in usable_rows(block, _MEMORY):
+                    if strict and isinstance(found, LeftOut):
+                        _refuse(out, [found])
+                    if isinstance(found, Spectra):
+                        elements = elements or grid.elements(found)
+                    _put(written, found, "", elements, grid)
+        parts, report = Parts(), IngestReport()
+        report.left_out += parts.load(archive)
+        _finish(out, parts, elements, grid, _MEMORY, strict, {}, report)
+    return Catalog.open(out)
