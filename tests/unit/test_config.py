@@ -89,9 +89,7 @@ def test_all_mistakes_come_at_once():
 
 
 def test_wrong_files_are_named(tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"did you mean 'digs2022'\? Presets: desi, digs2022, faint, nirspec-prism"
-    ):
+    with pytest.raises(ConfigError, match=r"did you mean 'digs2022'\? Presets: desi, digs2022, faint, nirspec-prism"):
         load_config("digs2202")
     with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path / "missing.toml")
