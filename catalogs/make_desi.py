@@ -1,8 +1,8 @@
 """Make ``catalogs/desi.zarr``: two public spectra of DESI, with published values beside them.
 
-The files are test data of the wheel of fastspecfit (BSD-3): ``python catalogs/make_desi.py FOLDER`` with the folder
-that has them. It runs ``digs-survey ingest desi`` with elements of three pixels of DESI, so that no pixel is shared,
-and adds columns that ingest cannot know of.
+The files are test data of the wheel of fastspecfit (BSD-3). ``python catalogs/make_desi.py FOLDER``, with the folder
+that has them, runs ``digs-survey ingest desi`` with elements of three pixels of DESI, so that no pixel is shared, and
+adds columns that ingest cannot know of.
 """
 
 from __future__ import annotations
