@@ -37,13 +37,13 @@ def main() -> None:
     options.add_argument("--memory", nargs="+", type=Path, metavar="FILE", help="read these, and print the peak memory")
     args = options.parse_args()
     if args.memory:
-        with tempfile.TemporaryDirectory() as folder:
-            ingest(args.memory, Path(folder) / "out.zarr", DesiReader(args.memory), source="benchmark")
+        with tempfile.TemporaryDirectory() as made:
+            ingest(args.memory, Path(made) / "out.zarr", DesiReader(args.memory), source="benchmark")
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     count, targets = args.files or (2 if args.quick else 8), args.targets or (50 if args.quick else 500)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
         files = [_coadd(folder, number, targets) for number in range(count)]
         rates, plain = [], []
         for turn in range(1 + (2 if args.quick else _TIMES)):
