@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ def inside_headline(run: RunData) -> Headline:
             ("inside-far", "far from the training set", percent(far["share"])),
             ("inside-odd", "not explained (p < 0.00001)", percent(odd["share"])),
             ("inside-close", "too close (p > 0.99)", percent(close["share"])),
-            ("inside-ranges", "wavelengths that depart", count(len(told["departures"]))),
+            ("inside-ranges", "wavelengths that depart", count(len(told["departures"] + told["observed_departures"]))),
         ],
     )
 
@@ -95,12 +96,12 @@ def _words(told: dict[str, Any]) -> str:
             f"share would have been seen from {fixed(told['min_sigma'], 2)} σ on."
         )
     words = []
-    if found := sorted(told["departures"], key=lambda one: -abs(one["sigma"])):
-        where = ", ".join(
-            f"{one['low']:.0f}–{one['high']:.0f} Å ({fixed(one['sigma'], 2, signed=True)} σ)" for one in found[:_NAMED]
-        )
-        more = f" and in {len(found) - _NAMED} more ranges" if len(found) > _NAMED else ""
-        words.append(f"The model does NOT describe the survey's flux at {where}{more}.")
+    for found, where in ((told["departures"], ""), (told["observed_departures"], " in the observed frame")):
+        if found:
+            words.append(f"The model does NOT describe the survey's flux at {_places(found)}{where}.")
+    if told["observed_departures"]:
+        words.append("What stays in place in the observed frame is a fault of the calibration or the sky.")
+    described = not words
     weaker = {name for name, stronger in _STRONGER.items() if stronger in told["reasons"]}
     for name in [name for name in told["reasons"] if name not in weaker]:
         one = told["shares"][name]
@@ -108,9 +109,21 @@ def _words(told: dict[str, Any]) -> str:
             f"{percent(one['share'])} of the rows, but {_share(one['simulations_share'])} of the simulations, have "
             f"{'a ' if name.startswith('p') else ''}{_NAMES.get(name, name)}."
         )
-    if told["reasons"] and not found:
+    if told["reasons"] and described:
         words.insert(0, "Part of the survey is OUTSIDE what was simulated.")
     return " ".join(words)
+
+
+def _places(found: Sequence[dict[str, Any]]) -> str:
+    furthest = sorted(found, key=lambda one: -abs(one["sigma"]))
+    more = f" and in {len(found) - _NAMED} more ranges" if len(found) > _NAMED else ""
+    return (
+        ", ".join(
+            f"{one['low']:.0f}–{one['high']:.0f} Å ({fixed(one['sigma'], 2, signed=True)} σ)"
+            for one in furthest[:_NAMED]
+        )
+        + more
+    )
 
 
 def _share(share: float) -> str:

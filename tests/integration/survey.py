@@ -56,6 +56,7 @@ galaxies = 1
 calibration_simulations = 120
 calibration_draws = 100
 predictive_draws = 8
+sensitivity_rows = 8
 [audit.mcmc]
 walkers = 12
 burn_in = [4]

@@ -41,6 +41,7 @@ CONFIG = SurveyConfig.model_validate(
             "calibration_draws": 100,
             "predictive_draws": 8,
             "checked_galaxies": 8,
+            "sensitivity_rows": 8,
             "mcmc": {
                 "walkers": 12,
                 "burn_in": [10],

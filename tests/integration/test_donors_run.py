@@ -30,7 +30,7 @@ SNR = 15.0
 SETTINGS = (
     *("--set", "noise.observing.donors=catalog", "--set", "simulate.simulations=1500", "--set", "train.epochs=2"),
     *("--set", "map.predictive_draws=0", "--set", "map.recalibrate=1000", "--set", "map.rows_per_shard=64"),
-    *("--set", "importance.rows=none", "--set", "audit.checked_galaxies=0"),
+    *("--set", "importance.rows=none", "--set", "audit.checked_galaxies=0", "--set", "audit.sensitivity_rows=0"),
 )
 
 

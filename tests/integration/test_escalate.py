@@ -32,6 +32,7 @@ SHORT = [
         "map.derived=['sfr_100', 'surviving_mass']",
         "audit.galaxies=24",
         "audit.checked_galaxies=0",
+        "audit.sensitivity_rows=0",
         "audit.mcmc.engine=batched",
         "audit.mcmc.moves=stretch",
         "audit.mcmc.walkers=40",

@@ -40,6 +40,7 @@ SHORT = [
         "audit.calibration_draws=100",
         "audit.predictive_draws=4",
         "audit.checked_galaxies=0",
+        "audit.sensitivity_rows=0",
         "audit.mcmc.engine=batched",
         "audit.mcmc.walkers=12",
         "audit.mcmc.burn_in=[2]",

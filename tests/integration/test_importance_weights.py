@@ -84,7 +84,7 @@ class MassPosterior:
         theta[..., 0] = self.mean + self.widen * (np.interp(uniform, self.cdf, self.mass) - self.mean)
         return theta
 
-    def log_prob(self, theta, flux):
+    def log_prob(self, theta, flux, *, normalised=True):
         mass = self.mean + (theta[..., 0] - self.mean) / self.widen
         others = np.log(self.prior.high - self.prior.low)[1:].sum()
         return np.interp(mass, self.mass, self.log_density) - np.log(self.widen) - others

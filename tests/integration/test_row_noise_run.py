@@ -74,6 +74,7 @@ calibration_simulations = 200
 calibration_draws = 100
 predictive_draws = 8
 checked_galaxies = 20
+sensitivity_rows = 16
 [audit.mcmc]
 engine = "batched"
 walkers = 16

@@ -26,6 +26,7 @@ SMALL = [
     *("--set", "audit.calibration_draws=100", "--set", "audit.mcmc.walkers=12", "--set", "audit.mcmc.burn_in=[4]"),
     *("--set", "audit.mcmc.steps=6", "--set", "audit.mcmc.max_steps=6", "--set", "simulate.simulations=240"),
     *("--set", "train.epochs=2", "--set", "train.batch_size=64", "--set", "simulate.engine=batched"),
+    *("--set", "audit.sensitivity_rows=4", "--set", "audit.checked_galaxies=12"),
 ]
 
 

@@ -62,7 +62,7 @@ class WidenedPosterior:
         normal = np.random.default_rng(seed).normal(size=(len(flux), draws, NDIM))
         return (self.mean(flux) + self.shift)[:, None] + self.widen * normal @ self.root.T
 
-    def log_prob(self, theta, flux):
+    def log_prob(self, theta, flux, *, normalised=True):
         centre = self.mean(flux) + self.shift
         scaled = multivariate_normal(np.zeros(NDIM), self.widen**2 * self.covariance)
         return np.stack([scaled.logpdf(row - middle) for row, middle in zip(theta, centre, strict=True)])

@@ -16,7 +16,7 @@ from digs_survey.audit.domain import domain_check as inside
 from digs_survey.audit.domain import misspecification
 from digs_survey.audit.domain.domain_check import POPULATIONS, check_survey, choose_rows
 from digs_survey.audit.domain.misspecification import discrepancy, distance_excess, share_excess
-from digs_survey.audit.domain.stack import Stack, band_ranges, ranges
+from digs_survey.audit.domain.stack import Stack, band_ranges, observed_bands, observed_ranges, ranges
 from digs_survey.audit.sample import read_rows
 from digs_survey.catalog import Catalog, write_catalog
 from digs_survey.config import NoiseConfig, SurveyConfig
@@ -347,6 +347,40 @@ def test_a_broad_feature_is_found_that_no_element_shows():
             assert one["elements"] >= 5
     assert seen >= 18
     assert seen_by_elements <= 4
+
+
+def in_observed_bands(rng, fault=0.0):
+    """Bands of rows at redshifts 0 to 0.5, with a fault from 6000 to 6300 Angstrom."""
+    redshift = 0.5 * rng.random(200)
+    sigma, percent = residuals(rng, 200)
+    seen = GRID.wavelength * (1 + redshift[:, None])
+    sigma = sigma + np.where((seen > 6000) & (seen < 6300), fault, 0.0)
+    return (sigma, percent), observed_bands(sigma, percent, redshift, GRID)
+
+
+def test_a_fault_that_stays_in_place_in_the_observed_frame_is_found_there_alone():
+    rng = np.random.default_rng(14)
+    for _ in range(10):
+        (rest, bands), *others = in_observed_bands(rng, 0.8), in_observed_bands(rng), in_observed_bands(rng)
+        found = observed_ranges(bands, [one for _, one in others])
+        assert found
+        assert min(one["low"] for one in found) > 5800
+        assert max(one["high"] for one in found) < 6500
+        assert max(one["sigma"] for one in found) > 0.4
+        assert not ranges(Stack.of(*rest), [Stack.of(*one) for one, _ in others], GRID.edges)
+
+
+def test_bands_in_the_observed_frame_of_surveys_that_are_right_do_not_depart():
+    rng = np.random.default_rng(15)
+    made = [in_observed_bands(rng)[1] for _ in range(90)]
+    assert not any(observed_ranges(made[i], [made[i + 1], made[i + 2]]) for i in range(0, 90, 3))
+
+
+def test_rows_whose_redshift_is_not_known_have_no_observed_bands():
+    lost = np.full((10, len(GRID)), np.nan)
+    bands = observed_bands(lost, lost, np.zeros(10), GRID)
+    assert np.isnan(bands).all()
+    assert observed_ranges(bands, [bands, bands]) == []
 
 
 def test_the_report_shows_it_and_says_where(check, tmp_path):

@@ -71,8 +71,12 @@ def departing_survey(rows=300, elements=60):
         features, sigma = rng.normal(size=(rows, 8)), rng.normal(size=(rows, elements))
         features[:far] *= 4
         sigma[:, 20:22] += line
+        observed = np.zeros((2, rows, 240))
+        observed[..., 90:130] = rng.normal(size=(rows, 40))
+        observed[..., 104] += line
         distance, chi2, pvalue = np.sqrt((features**2).mean(axis=1)), 1 + 0.1 * rng.normal(size=rows), rng.random(rows)
-        return Population(*(np.asarray(one, "f4") for one in (features, distance, chi2, pvalue, sigma, 5 * sigma)))
+        found = features, distance, chi2, pvalue, sigma, 5 * sigma, *observed
+        return Population(*(np.asarray(one, "f4") for one in found))
 
     populations = dict(zip(POPULATIONS, (population(0.6, 30), population(), population()), strict=True))
     stacks = {name: Stack.of(one.sigma, one.percent) for name, one in populations.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -129,9 +128,8 @@ def test_the_flagged_rows_have_their_agreement_beside_them(told, detail):
 )
 def test_a_survey_that_is_not_inside_has_its_cap_on_the_first_screen(tmp_path, verdict, words):
     told = ESCALATED | {"verdict": verdict, "agreement_cap": 0.5, "capped": 7}
-    (tmp_path / "escalate.json").write_text(json.dumps(told))
     audit = {"row_agreement": {"model": {"intercept": 0.0}, "tolerance_sigma": 0.3}}
-    run = SimpleNamespace(folder=tmp_path, audit=audit)
+    run = SimpleNamespace(folder=tmp_path, audit=audit, escalated=told)
     flagged = with_agreement(Headline("flagged", "Rows flagged", "Words.", "7", "measured"), row_agreement_section(run))
     assert (
         flagged.words
@@ -139,6 +137,6 @@ def test_a_survey_that_is_not_inside_has_its_cap_on_the_first_screen(tmp_path, v
     )
     assert flagged.status == "attention"
     assert flagged.details[-1] == ("agreement-capped", "agreement capped at 0.5", "7")
-    (tmp_path / "escalate.json").write_text(json.dumps(told | {"verdict": "inside", "capped": 0}))
+    run = SimpleNamespace(folder=tmp_path, audit=audit, escalated=told | {"verdict": "inside", "capped": 0})
     inside = with_agreement(Headline("flagged", "Rows flagged", "Words.", "7", "measured"), row_agreement_section(run))
     assert (inside.words, inside.status, len(inside.details)) == ("Words.", "measured", 1)

@@ -73,20 +73,26 @@ def test_rows_that_were_biased_before_do_not_count():
     posterior = type("Posterior", (), {"prior": type("P", (), {"ndim": 2, "names": ("a", "b")})})
     pulls = np.array([[4.0, 0], [0, 5], [0, 6], [1, 1], [np.nan, 0]])
     flagged = np.array([True, False, True, True, False])
-    found = _sensitivity("x", posterior, (pulls, flagged), np.array([4.0, 0, 0, 0, 0]))
+    found = _sensitivity("x", posterior, (pulls, flagged), np.array([4.0, 0, 0, 0, 0]), "inside")
     assert (found.rows, found.biased, found.flagged) == (4, 0.5, 0.75)
     assert (found.flagged_of_biased, found.worst, found.unnoticed) == (0.5, "b", 0.25)
-    nothing = _sensitivity("x", posterior, (pulls[3:], flagged[3:]), np.zeros(2))
+    nothing = _sensitivity("x", posterior, (pulls[3:], flagged[3:]), np.zeros(2), "inside")
     assert (nothing.flagged_of_biased, nothing.interval, nothing.unnoticed) == (None, None, 0)
 
 
 def test_the_worst_are_named_first():
-    def one(fault, biased, caught):
-        return Sensitivity(fault, 100, biased, 0.5, caught, None, None)
+    def one(fault, biased, caught, verdict="inside"):
+        return Sensitivity(fault, 100, biased, 0.5, caught, None, None, verdict).to_dict()
 
     found = [one(NO_FAULT, 0.5, 0.0), one("little", 0.1, 0.9), one("much", 0.4, 0.5), one("seen", 0.9, 1.0)]
     line = worst_faults(found)
-    assert "much (20%), little (1%)" in line
+    assert "by: much (20% of the rows), little (1% of the rows). Rule" in line
     assert NO_FAULT not in line
     assert "seen" not in line
-    assert "no simulated row" in worst_faults([one("seen", 0.9, 1.0)])
+    assert "check of the survey" not in line
+    both = worst_faults([*found, one("shared", 0.2, 0.5, "not described")])
+    assert both.startswith(line)
+    assert both.endswith("where all rows have them: shared (10% of the rows).")
+    assert (
+        worst_faults([one("seen", 0.9, 1.0)]) == "Every simulated row that one of the faults biases gets a quality bit."
+    )

@@ -5,12 +5,16 @@ that the posterior has not seen, drawn from the prior; and replications of the r
 row's posterior is simulated with the row's own noise and gaps (:math:`x^{rep}` of Gelman, Meng & Stern 1996, Stat.
 Sinica 6, 733). The simulations tell what the network was trained for. The replications tell what the rows would look
 like if the model were right: a survey is not distributed like the prior, but it should be distributed like these.
+
+Residuals are stacked at rest, where what the model lacks stays in place, and in the observed frame, where the faults of
+an instrument do: there with the likeliest calibration of each row, so that what the noise model allows for is no fault.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +25,17 @@ from scipy.special import ndtri
 
 from digs_survey.audit.calibration.calibrate import observe_rows
 from digs_survey.audit.calibration.uniformity import SIGNIFICANCE
-from digs_survey.audit.domain.misspecification import discrepancy, distance_excess, share_excess
-from digs_survey.audit.domain.stack import CLIP, Stack, band_ranges, departing, min_sigma, ranges
+from digs_survey.audit.domain.misspecification import Excess, discrepancy, distance_excess, share_excess
+from digs_survey.audit.domain.stack import (
+    CLIP,
+    Stack,
+    band_ranges,
+    departing,
+    min_sigma,
+    observed_bands,
+    observed_ranges,
+    ranges,
+)
 from digs_survey.audit.mcmc.agreement import median_of
 from digs_survey.audit.sample import prepare_rows
 from digs_survey.catalog import Catalog
@@ -41,7 +54,18 @@ if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
     from digs_survey.noise.model import NoiseModel
 
-__all__ = ["OUTSIDE_VERDICTS", "POPULATIONS", "DomainCheck", "Population", "check_survey", "choose_rows"]
+__all__ = [
+    "OUTSIDE_VERDICTS",
+    "POPULATIONS",
+    "DomainCheck",
+    "Judgement",
+    "Population",
+    "Spectra",
+    "check_survey",
+    "choose_rows",
+    "hold_against",
+    "population_of",
+]
 
 POPULATIONS = ("survey", "simulations", "replicated")
 OUTSIDE_VERDICTS = {
@@ -56,12 +80,29 @@ _MIN_EXCESS = 0.01
 
 
 @dataclass(frozen=True)
-class _Block:
-    """Spectra as the posterior takes them: flux, good (row, wavelength), errors (terms, row, wavelength) or None."""
+class Spectra:
+    """Spectra as the posterior takes them.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (row,)
+        Numbers that decide the random numbers of their replications.
+    flux : ndarray, shape (row, column)
+    good : ndarray of bool, shape (row, wavelength)
+    errors : ndarray, shape (terms, row, wavelength), or None
+    """
+
+    rows: NDArray[np.int64]
 
     flux: NDArray[np.float64]
     good: NDArray[np.bool_]
     errors: NDArray[np.float64] | None
+
+    def take(self, first: int, every: int) -> Spectra:
+        """Return every so many rows, from the first one on."""
+        some = slice(first, None, every)
+        errors = None if self.errors is None else self.errors[:, some]
+        return Spectra(self.rows[some], self.flux[some], self.good[some], errors)
 
 
 @dataclass(frozen=True)
@@ -78,6 +119,9 @@ class Population:
         Residual from the median of the predictive spectra in units of the noise about it; NaN where not good.
     percent : ndarray of float32, shape (row, wavelength)
         The same in per cent of that median.
+    observed_sigma, observed_percent : ndarray of float32, shape (row, band)
+        What is left with the likeliest calibration, in bands of observed wavelength
+        (:func:`~digs_survey.audit.domain.stack.observed_bands`); NaN where redshifts are not known.
     """
 
     features: NDArray[np.float32]
@@ -86,29 +130,37 @@ class Population:
     pvalue: NDArray[np.float64]
     sigma: NDArray[np.float32]
     percent: NDArray[np.float32]
+    observed_sigma: NDArray[np.float32]
+    observed_percent: NDArray[np.float32]
 
     @classmethod
-    def of(cls, checker: Checker, block: _Block, theta: NDArray[np.float64]) -> Population:
+    def of(cls, checker: Checker, block: Spectra, theta: NDArray[np.float64]) -> Population:
         """Hold the rows of a block against spectra of draws theta (row, draw, ndim); each row by itself."""
         posterior, noise, flux = checker.posterior, checker.likelihood.noise, block.flux
         chi2, pvalue = np.full((2, len(flux)), np.nan)
-        sigma, percent = np.full((2, *block.good.shape), np.nan, dtype=np.float32)
+        sigma, percent, left, left_percent = np.full((4, *block.good.shape), np.nan, dtype=np.float32)
+        redshift = noise.redshift_of(flux)
         with one_thread(), np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             for row in np.flatnonzero(np.isfinite(theta).all(axis=(1, 2))):
                 good, own = block.good[row], None if block.errors is None else block.errors[:, row]
                 spectra = checker.spectra(theta[row], flux[row])
                 chi2[row], pvalue[row] = judge(noise.goodness(flux[row], spectra, good, own)[0], int(good.sum()))
                 middle = np.median(spectra, axis=0)
-                residual = np.where(good, noise.spectrum_of(flux[row]) - middle, np.nan)
-                sigma[row], percent[row] = residual / noise.sigma(middle, own), 100 * residual / middle
-        return cls(posterior.features(flux), posterior.feature_distance(flux), chi2, pvalue, sigma, percent)
+                seen, width = np.where(good, noise.spectrum_of(flux[row]), np.nan), noise.sigma(middle, own)
+                sigma[row], percent[row] = (seen - middle) / width, 100 * (seen / middle - 1)
+                if np.isfinite(redshift[row]):
+                    calibrated = noise.calibrated(flux[row], middle)
+                    left[row], left_percent[row] = (seen - calibrated) / width, 100 * (seen / calibrated - 1)
+        observed = observed_bands(left, left_percent, np.nan_to_num(redshift), posterior.grid)
+        features, distance = posterior.features(flux), posterior.feature_distance(flux)
+        return cls(features, distance, chi2, pvalue, sigma, percent, *observed)
 
     @classmethod
-    def join(cls, parts: list[Population], elements: int) -> Population:
+    def join(cls, parts: list[Population], grid: WavelengthGrid) -> Population:
         """Return all parts as one; empty where there are none."""
         if not parts:
-            empty, none = np.zeros((0, elements), dtype=np.float32), np.zeros(0)
-            return cls(empty, none, none, none, empty, empty)
+            empty, none = np.zeros((0, len(grid)), dtype=np.float32), np.zeros(0)
+            return cls(empty, none, none, none, empty, empty, *observed_bands(empty, empty, none, grid))
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     @property
@@ -122,6 +174,33 @@ class Population:
     def known(self) -> NDArray[np.bool_]:
         """Rows (row,) whose distance and p-value are finite."""
         return np.isfinite(self.distance) & np.isfinite(self.pvalue)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a survey's rows say of it as a whole; see :meth:`DomainCheck.summary`.
+
+    Attributes
+    ----------
+    shares : dict of str to Excess
+        Of rows that stand out; empty where nothing is known.
+    reasons : list of str
+        Those that are too large.
+    departures, observed_departures : list of dict
+        Where stacked residuals depart, at rest and in the observed frame.
+    """
+
+    shares: dict[str, Excess]
+    reasons: list[str]
+    departures: list[dict[str, Any]]
+    observed_departures: list[dict[str, Any]]
+
+    @property
+    def verdict(self) -> str:
+        """One of "inside", "unknown" and those of :data:`OUTSIDE_VERDICTS`."""
+        if self.departures or self.observed_departures:
+            return "not described"
+        return "partly outside" if self.reasons else "inside" if self.shares else "unknown"
 
 
 @dataclass(frozen=True)
@@ -145,27 +224,13 @@ class DomainCheck:
     grid: WavelengthGrid
     seed: int
 
-    def summary(self) -> dict[str, Any]:
-        """Return the entry ``domain`` of audit.json.
-
-        ``verdict`` is "inside"; "partly outside" where more rows than simulations have features far from the training
-        set or spectra that their posteriors do not explain (``reasons``); "not described" where the stacked residuals
-        of some elements depart, or, if of none, those of some broad bands (``departures``; ``min_sigma`` is what would
-        have been seen in the median element); "unknown" where there are no rows. At most 2 % of the surveys that are
-        simulations are called anything but inside. ``misspecification`` is not part of it: "features" compares with
-        the simulations, and is rejected for any survey that is not distributed like the prior; "residuals" compares
-        with the replications, whatever galaxies there are.
-        """
+    @cached_property
+    def judgement(self) -> Judgement:
+        """What is told of the survey; its verdict is "unknown" where no row, or no simulation, has numbers."""
         survey, simulated = self.populations["survey"], self.populations["simulations"]
         some, known = survey.known, simulated.known
-        told: dict[str, Any] = {
-            "rows": int(some.sum()),
-            "excluded_nan": int((~some).sum()),
-            "simulations": int(known.sum()),
-            "simulations_excluded_nan": int((~known).sum()),
-        }
         if not some.any() or not known.any():
-            return told | {"verdict": "unknown", "reasons": [], "departures": []}
+            return Judgement({}, [], [], [])
         far, near = survey.distance[some], simulated.distance[known]
         p, q = survey.pvalue[some], simulated.pvalue[known]
         shares = {f"distance_above_{100 * level:g}%": distance_excess(far, near, level) for level in (0.99, 0.999)}
@@ -176,19 +241,46 @@ class DomainCheck:
             for name, one in shares.items()
             if one.pvalue < SIGNIFICANCE / len(shares) and one.share - one.simulations_share > _MIN_EXCESS
         ]
-        stack, references = self.stacks["survey"], [self.stacks[name] for name in POPULATIONS[1:]]
-        residuals = [(self.populations[name].sigma, self.populations[name].percent) for name in POPULATIONS]
+        stack, *references = (self.stacks[name] for name in POPULATIONS)
+        populations = [self.populations[name] for name in POPULATIONS]
+        residuals = [(one.sigma, one.percent) for one in populations]
         found = ranges(stack, references, self.grid.edges) or band_ranges(residuals[0], residuals[1:], self.grid)
+        bands, *others = ((one.observed_sigma, one.observed_percent) for one in populations)
+        return Judgement(shares, reasons, found, observed_ranges(bands, others))
+
+    def summary(self) -> dict[str, Any]:
+        """Return the entry ``domain`` of audit.json.
+
+        ``verdict`` is "inside"; "partly outside" where more rows than simulations have features far from the training
+        set or spectra that their posteriors do not explain (``reasons``); "not described" where the stacked residuals
+        of some elements depart, or, if of none, those of some broad bands (``departures``; ``min_sigma`` is what would
+        have been seen in the median element), or of some bands in the observed frame (``observed_departures``);
+        "unknown" where there are no rows. At most 2 % of the surveys that are simulations are called anything but
+        inside. ``misspecification`` is not part of it: "features" compares with the simulations, and is rejected for
+        any survey that is not distributed like the prior; "residuals" compares with the replications, whatever galaxies
+        there are.
+        """
+        survey, simulated = self.populations["survey"], self.populations["simulations"]
+        some, known, judged = survey.known, simulated.known, self.judgement
+        told: dict[str, Any] = {
+            "rows": int(some.sum()),
+            "excluded_nan": int((~some).sum()),
+            "simulations": int(known.sum()),
+            "simulations_excluded_nan": int((~known).sum()),
+            "verdict": judged.verdict,
+            "reasons": judged.reasons,
+            "departures": judged.departures,
+            "observed_departures": judged.observed_departures,
+        }
+        if judged.verdict == "unknown":
+            return told
         tests = {
             "features": discrepancy(survey.features, simulated.features, self.seed),
             "residuals": discrepancy(survey.residuals, self.populations["replicated"].residuals, self.seed),
         }
         return told | {
-            "verdict": "not described" if found else "partly outside" if reasons else "inside",
-            "reasons": reasons,
-            "departures": found,
-            "shares": {name: one.to_dict() for name, one in shares.items()},
-            "min_sigma": min_sigma(stack, references),
+            "shares": {name: one.to_dict() for name, one in judged.shares.items()},
+            "min_sigma": min_sigma(self.stacks["survey"], [self.stacks[name] for name in POPULATIONS[1:]]),
             "distance_median": {name: median_of(one.distance) for name, one in self.populations.items()},
             "chi2_median": {name: median_of(one.chi2) for name, one in self.populations.items()},
             "misspecification": {name: one and one.to_dict() for name, one in tests.items()},
@@ -233,18 +325,30 @@ def check_survey(
     result: Any = zarr.open_group(str(run_dir / "posterior.zarr"), mode="r")
     rows = choose_rows(result["quality"][:], config.audit.checked_galaxies, config.seed)
     count = min(config.audit.checked_galaxies, config.audit.calibration_simulations)
-    parts: dict[str, list[Population]] = {name: [] for name in POPULATIONS}
-    for some, block in _survey_blocks(catalog, rows, identity, config):
+    survey = _survey_blocks(catalog, rows, identity, config)
+    simulated = _simulated_blocks(run_dir / "calibration.zarr", count, posterior.noise, config)
+    return hold_against(checker, survey, population_of(checker, simulated), config.seed)
+
+
+def hold_against(checker: Checker, survey: Iterable[Spectra], simulations: Population, seed: int) -> DomainCheck:
+    """Hold blocks of a survey's spectra against spectra of their posteriors, and both against simulations."""
+    posterior, rows, seen, again = checker.posterior, [np.zeros(0, dtype=np.int64)], [], []
+    for block in survey:
+        rows.append(block.rows)
         theta = posterior.sample(block.flux, checker.draws)
-        parts["survey"].append(Population.of(checker, block, theta))
-        again = _replicate(checker, some, block, theta, config.seed)
-        parts["replicated"].append(Population.of(checker, again, posterior.sample(again.flux, checker.draws)))
-    for block in _simulated_blocks(run_dir / "calibration.zarr", count, posterior.noise, config):
-        theta = posterior.sample(block.flux, checker.draws)
-        parts["simulations"].append(Population.of(checker, block, theta))
-    populations = {name: Population.join(found, len(identity.grid)) for name, found in parts.items()}
+        seen.append(Population.of(checker, block, theta))
+        again.append(population_of(checker, [_replicate(checker, block, theta, seed)]))
+    joined = (Population.join(parts, posterior.grid) for parts in (seen, [simulations], again))
+    populations = dict(zip(POPULATIONS, joined, strict=True))
     stacks = {name: Stack.of(one.sigma, one.percent) for name, one in populations.items()}
-    return DomainCheck(rows, populations, stacks, identity.grid, config.seed)
+    return DomainCheck(np.concatenate(rows), populations, stacks, posterior.grid, seed)
+
+
+def population_of(checker: Checker, blocks: Iterable[Spectra]) -> Population:
+    """Hold blocks of spectra against spectra of their posteriors."""
+    sample, draws = checker.posterior.sample, checker.draws
+    parts = [Population.of(checker, block, sample(block.flux, draws)) for block in blocks]
+    return Population.join(parts, checker.posterior.grid)
 
 
 def choose_rows(quality: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
@@ -256,14 +360,14 @@ def choose_rows(quality: NDArray[np.int64], count: int, seed: int) -> NDArray[np
 
 def _survey_blocks(
     catalog: Catalog, rows: NDArray[np.int64], identity: RunIdentity, config: SurveyConfig
-) -> Iterator[tuple[NDArray[np.int64], _Block]]:
+) -> Iterator[Spectra]:
     for start in range(0, rows.size, _BLOCK):
         some = rows[start : start + _BLOCK]
         seen = prepare_rows(catalog, some.tolist(), identity, config)
-        yield some, _Block(seen.flux, seen.good, identity.noise.errors_of(seen.flux, seen.ivar, seen.good))
+        yield Spectra(some, seen.flux, seen.good, identity.noise.errors_of(seen.flux, seen.ivar, seen.good))
 
 
-def _simulated_blocks(path: Path, count: int, noise: NoiseModel, config: SurveyConfig) -> Iterator[_Block]:
+def _simulated_blocks(path: Path, count: int, noise: NoiseModel, config: SurveyConfig) -> Iterator[Spectra]:
     """Observe the first simulations as the calibration does; those that get no posterior are left out."""
     group: Any = zarr.open_group(str(path), mode="r")
     count = min(count, group["flux"].shape[0])
@@ -273,25 +377,24 @@ def _simulated_blocks(path: Path, count: int, noise: NoiseModel, config: SurveyC
         uniform = row_uniforms(config.seed, "noise/calibration", start, stop, noise.columns(clean.shape[1]))
         rows, errors = observe_rows(noise, clean, uniform, config.map.min_good_fraction)
         kept = (rows.quality & NO_POSTERIOR) == 0
-        yield _Block(rows.flux[kept], rows.good[kept], None if errors is None else errors[:, kept])
+        own = None if errors is None else errors[:, kept]
+        yield Spectra(start + np.flatnonzero(kept), rows.flux[kept], rows.good[kept], own)
 
 
-def _replicate(
-    checker: Checker, rows: NDArray[np.int64], block: _Block, theta: NDArray[np.float64], seed: int
-) -> _Block:
+def _replicate(checker: Checker, block: Spectra, theta: NDArray[np.float64], seed: int) -> Spectra:
     """Simulate a draw of each row's posterior with the row's noise and gaps; rows without finite draws stay."""
     noise, elements = checker.likelihood.noise, block.good.shape[1]
     columns = 1 + noise.normals(elements)
     flux, good = block.flux.copy(), block.good.copy()
     with one_thread():
         for i in np.flatnonzero(np.isfinite(theta).all(axis=(1, 2))):
-            row = int(rows[i])
+            row = int(block.rows[i])
             uniform = row_uniforms(seed, "inside/replicated", row, row + 1, columns)[0]
             clean = checker.likelihood.spectra(theta[i, [int(uniform[0] * theta.shape[1])]], flux[i])
             own = None if block.errors is None else block.errors[:, [i]]
             flux[i] = noise.redraw(clean, flux[[i]], ndtri(uniform[None, 1:]), own)[0]
     if noise.config.by_row:
-        return _Block(flux, good, block.errors)
+        return replace(block, flux=flux, good=good)
     if not noise.keeps_negative:
         good &= flux > 0
-    return _Block(fill_flux(flux, good, linear=noise.keeps_negative), good, block.errors)
+    return replace(block, flux=fill_flux(flux, good, linear=noise.keeps_negative), good=good)

@@ -15,7 +15,18 @@ from numpy.typing import NDArray
 
 from digs_survey.spectra import WavelengthGrid
 
-__all__ = ["CLIP", "ERRORS", "MIN_SIGMA", "Stack", "band_ranges", "departing", "min_sigma", "ranges"]
+__all__ = [
+    "CLIP",
+    "ERRORS",
+    "MIN_SIGMA",
+    "Stack",
+    "band_ranges",
+    "departing",
+    "min_sigma",
+    "observed_bands",
+    "observed_ranges",
+    "ranges",
+]
 
 ERRORS = 5.0
 """Standard errors by which stacks that part differ."""
@@ -32,6 +43,8 @@ _MIN_SHARE = 0.5
 """Of a band's elements that a spectrum must have."""
 _MIN_COUNT = 5
 """Spectra below which an element has no error."""
+_OBSERVED_EDGES = np.geomspace(500.0, 2e5, 241)
+"""Of bands in the observed frame, in Angstrom: 2.5 % wide."""
 
 
 @dataclass(frozen=True)
@@ -173,19 +186,66 @@ def band_ranges(
     """
     count = len(grid)
     limits = np.unique(np.linspace(0, count, min(_BANDS, count) + 1).round().astype(int))
-    stacks = [_in_bands(*one, limits) for one in (residuals, *references)]
+    band = np.repeat(np.arange(limits.size - 1), np.diff(limits))
+    stacks = [Stack.of(*_in_bands(*one, band[None], limits.size - 1)) for one in (residuals, *references)]
     found = ranges(stacks[0], stacks[1:], grid.edges[limits], _BAND_ERRORS, _BAND_MIN_SIGMA)
     for one in found:
         one["elements"] = int(((grid.wavelength > one["low"]) & (grid.wavelength < one["high"])).sum())
     return found
 
 
-def _in_bands(sigma: NDArray[np.floating], percent: NDArray[np.floating], limits: NDArray[np.int64]) -> Stack:
-    """Stack residuals (row, wavelength) added up between limits (band + 1,), over the noise of the sum."""
-    good = np.isfinite(sigma)
-    cut = np.where(good, np.clip(sigma, -CLIP, CLIP), 0.0).astype(float)
-    parts = [np.add.reduceat(values, limits[:-1], axis=1) for values in (cut, good, np.where(good, percent, 0.0))]
-    total, number, change = (part.astype(float) for part in parts)
-    some = number >= _MIN_SHARE * np.diff(limits)
-    number = np.where(some, number, np.nan)
-    return Stack.of(total / np.sqrt(number), change / number)
+def observed_bands(
+    sigma: NDArray[np.floating], percent: NDArray[np.floating], redshift: NDArray[np.floating], grid: WavelengthGrid
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Add up residuals in bands of observed wavelength, where the faults of an instrument stay in place.
+
+    Parameters
+    ----------
+    sigma, percent : ndarray, shape (row, wavelength)
+        In units of the noise and in per cent, on the grid at rest; NaN where not good.
+    redshift : ndarray, shape (row,)
+    grid : WavelengthGrid
+        In the rest frame.
+
+    Returns
+    -------
+    tuple of ndarray of float32, each (row, band)
+        The sums over the noise of each sum, and the means in per cent; NaN where a row has less than half of a band.
+    """
+    observed = grid.wavelength * (1 + redshift[:, None])
+    band = np.clip(np.searchsorted(_OBSERVED_EDGES, observed) - 1, 0, _OBSERVED_EDGES.size - 2)
+    total, change = _in_bands(sigma, percent, band, _OBSERVED_EDGES.size - 1)
+    return total.astype(np.float32), change.astype(np.float32)
+
+
+def observed_ranges(
+    bands: tuple[NDArray[np.floating], NDArray[np.floating]],
+    references: list[tuple[NDArray[np.floating], NDArray[np.floating]]],
+) -> list[dict[str, Any]]:
+    """Name the observed wavelengths at which spectra depart from every reference; see :func:`ranges`.
+
+    Parameters
+    ----------
+    bands : tuple of ndarray, each (row, band)
+        From :func:`observed_bands`.
+    references : list of such tuples
+    """
+    stacks = [Stack.of(*one) for one in (bands, *references)]
+    return ranges(stacks[0], stacks[1:], _OBSERVED_EDGES, _BAND_ERRORS, _BAND_MIN_SIGMA)
+
+
+def _in_bands(
+    sigma: NDArray[np.floating], percent: NDArray[np.floating], band: NDArray[np.int64], count: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sums (row, band) of residuals over the noise of the sum, and means in per cent, for the band of each element."""
+    good, rows = np.isfinite(sigma), len(sigma)
+    place = (np.broadcast_to(band, good.shape) + count * np.arange(rows)[:, None]).ravel()
+
+    def added(values: NDArray[Any]) -> NDArray[np.float64]:
+        summed = np.bincount(place, weights=values.ravel(), minlength=rows * count)
+        return np.asarray(summed.reshape(rows, count), dtype=float)
+
+    number, whole = added(good), added(np.ones(good.shape))
+    number = np.where((number > 0) & (number >= _MIN_SHARE * whole), number, np.nan)
+    total = added(np.where(good, np.clip(sigma, -CLIP, CLIP), 0.0))
+    return total / np.sqrt(number), added(np.where(good, percent, 0.0)) / number

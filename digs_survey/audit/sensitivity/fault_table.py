@@ -5,6 +5,10 @@ its half 16-84 % widths from the truth and, without the fault, is not. A free li
 to keep the other parameters right. A row is flagged where it has POOR_FIT, OUTSIDE_SIMULATIONS or OUTSIDE_CONDITIONS,
 as the map would give them, and where the galaxy lies beyond the prior PRIOR_EDGE, which is what this bit is for.
 Percentiles are those before any recalibration.
+
+A fault that all rows share may show in no single one. The rows are therefore also taken for a survey, and held against
+those without the fault as the audit does (:mod:`~digs_survey.audit.domain.domain_check`): where its verdict is not
+"inside", escalation caps the agreement of all rows and marks them.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from digs_survey.audit.domain.domain_check import OUTSIDE_VERDICTS, Spectra, hold_against, population_of
 from digs_survey.audit.sensitivity.simulated_faults import BEYOND_PRIOR, FAULTS, SIGMA, Simulator, Truth, faulty_rows
 from digs_survey.config import MapConfig
 from digs_survey.importance.predictive_check import Checker
@@ -55,10 +60,12 @@ class Sensitivity:
         Share of all of them that have a bit; None where there are no rows.
     flagged_of_biased : float or None
         Share of the biased ones that have one; None where there are none.
-    interval : tuple of float or None
+    interval : list of float or None
         95 % of that share (Clopper and Pearson 1934).
     worst : str or None
         Parameter that most biased rows have furthest off.
+    verdict : str
+        Of the check of a survey whose rows all have the fault.
     """
 
     fault: str
@@ -66,8 +73,9 @@ class Sensitivity:
     biased: float | None
     flagged: float | None
     flagged_of_biased: float | None
-    interval: tuple[float, float] | None
+    interval: list[float] | None
     worst: str | None
+    verdict: str
 
     @property
     def unnoticed(self) -> float:
@@ -111,12 +119,27 @@ def measure_sensitivity(
     checker = Checker(posterior, SpectrumLikelihood.of_posterior(posterior), draws)
     simulator = Simulator(posterior, checker.likelihood.model, count, seed, settings.min_good_fraction)
     least = _pulls(posterior, checker, simulator.plain, plainly)
-    found = [_sensitivity(NO_FAULT, posterior, least, np.zeros(count))]
+    # Halves of the rows without a fault, against each other: the same rows would never differ.
+    plain = _spectra(posterior, simulator.plain)
+    half = population_of(checker, [plain.take(1, 2)])
+    verdict = hold_against(checker, [plain.take(0, 2)], half, seed).judgement.verdict
+    found, simulated = (
+        [_sensitivity(NO_FAULT, posterior, least, np.zeros(count), verdict)],
+        population_of(checker, [plain]),
+    )
     for name, truth in faulty_rows(simulator, names):
         bits = _BITS_BEYOND if name in BEYOND_PRIOR else _BITS
         pulls = _pulls(posterior, checker, truth, plainly, bits)
-        found.append(_sensitivity(name, posterior, pulls, least[0].max(axis=1)))
+        verdict = hold_against(checker, [_spectra(posterior, truth)], simulated, seed).judgement.verdict
+        found.append(_sensitivity(name, posterior, pulls, least[0].max(axis=1), verdict))
     return found
+
+
+def _spectra(posterior: FrozenPosterior, truth: Truth) -> Spectra:
+    """Rows that have a posterior, as the check of a survey takes them."""
+    kept = np.flatnonzero((truth.rows.quality & int(NO_POSTERIOR)) == 0)
+    rows = truth.rows.take(kept)
+    return Spectra(kept, rows.flux, rows.good, posterior.noise.errors_of(rows.flux, rows.ivar, rows.good))
 
 
 def worst_faults(faults: Sequence[Mapping[str, Any]]) -> str:
@@ -124,8 +147,22 @@ def worst_faults(faults: Sequence[Mapping[str, Any]]) -> str:
     bad = sorted((one for one in faults if one["fault"] != NO_FAULT and one["unnoticed"]), key=_unnoticed)
     if not bad:
         return "Every simulated row that one of the faults biases gets a quality bit."
-    named = ", ".join(f"{one['fault']} ({one['unnoticed']:.0%} of the rows)" for one in bad[:_NAMED])
-    return f"Rows would be biased without a bit most often by: {named}. Rule these out by other means."
+    hidden = [one for one in bad if one["verdict"] not in OUTSIDE_VERDICTS]
+    words = []
+    if hidden:
+        words.append(
+            f"Rows would be biased without a bit most often by: {_listed(hidden)}. Rule these out by other means."
+        )
+    if told := [one for one in bad if one["verdict"] in OUTSIDE_VERDICTS]:
+        words.append(
+            f"Single rows do not show all of these faults, but the check of the survey does where all rows have "
+            f"them: {_listed(told)}."
+        )
+    return " ".join(words)
+
+
+def _listed(faults: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{one['fault']} ({one['unnoticed']:.0%} of the rows)" for one in faults[:_NAMED])
 
 
 def _unnoticed(one: Mapping[str, Any]) -> float:
@@ -151,19 +188,21 @@ def _sensitivity(
     posterior: FrozenPosterior,
     found: tuple[NDArray[np.float64], NDArray[np.bool_]],
     before: NDArray[np.float64],
+    verdict: str,
 ) -> Sensitivity:
     pulls, flagged = found
     known = np.isfinite(pulls).all(axis=1) & np.isfinite(before)
     pulls, flagged, before = pulls[known], flagged[known], before[known]
     if not len(pulls):
-        return Sensitivity(name, 0, None, None, None, None, None)
+        return Sensitivity(name, 0, None, None, None, None, None, verdict)
     biased = (pulls.max(axis=1) > FAR) & (before <= FAR)
     number, noticed = int(biased.sum()), int((biased & flagged).sum())
     share = interval = worst = None
     if number:
         share = noticed / number
         low, high = stats.binomtest(noticed, number).proportion_ci(0.95, method="exact")
-        interval = float(low), float(high)
+        interval = [float(low), float(high)]
         furthest = np.bincount(pulls[biased].argmax(axis=1), minlength=posterior.prior.ndim)
         worst = posterior.prior.names[int(furthest.argmax())]
-    return Sensitivity(name, len(pulls), float(biased.mean()), float(flagged.mean()), share, interval, worst)
+    shares = float(biased.mean()), float(flagged.mean())
+    return Sensitivity(name, len(pulls), *shares, share, interval, worst, verdict)
