@@ -151,14 +151,14 @@ class Catalog:
     def find(self, galaxy_id: str) -> NDArray[np.int64]:
         """Return the rows (in order) with an identifier, given as text; reads all of ``galaxy_id``.
 
-        Blanks at the end do not count, since FITS does not keep them.
+        Blanks at either end do not count, since readers of FITS and ECSV do not keep them.
         """
         rows = []
         for block in _blocks(self._arrays["galaxy_id"]):
             values = self.galaxy_id(block.start, block.stop)
-            wanted: Any = galaxy_id.rstrip(" ")
+            wanted: Any = galaxy_id.strip(" ")
             if values.dtype.kind == "U":
-                values = np.char.rstrip(values, " ")
+                values = np.char.strip(values, " ")
             else:
                 try:
                     wanted = int(galaxy_id)
@@ -198,13 +198,13 @@ class Catalog:
 
     @cached_property
     def duplicate_rows(self) -> NDArray[np.int64]:
-        """Rows (in order) whose ``galaxy_id`` another row has as well; blanks at the end do not count."""
+        """Rows (in order) whose ``galaxy_id`` another row has as well; blanks at either end do not count."""
         # Hashes of strings, since 8 bytes a row fit into memory whatever the length of the identifiers.
         keys = np.empty(self.n_rows, dtype=np.int64)
         for block in _blocks(self._arrays["galaxy_id"]):
             values = self.galaxy_id(block.start, block.stop)
             if values.dtype.kind == "U":
-                keys[block] = [hash(text.rstrip(" ")) for text in values.tolist()]
+                keys[block] = [hash(text.strip(" ")) for text in values.tolist()]
             else:
                 keys[block] = values.astype(np.int64)
         order = np.argsort(keys, kind="stable")

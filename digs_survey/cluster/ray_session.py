@@ -142,7 +142,8 @@ def _connect(address: str) -> None:
             ) from error
     try:
         context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    # As at a start, Ray raises a bare Exception among others.
+    except Exception as error:
         raise MissingDependencyError(
             f"Ray cluster {address}: expected to be let in, found {type(error).__name__}: {error}; {remedy}. "
             "The cluster must run the same versions of Ray and Python; where it asks for a token, set "

@@ -51,7 +51,7 @@ def preset_path(name: str) -> Path:
     if not path.is_file():
         known = presets()
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ConfigError(f"configuration {name!r} is neither a file nor a preset{hint} Presets: {', '.join(known)}")
     return path
 
@@ -69,7 +69,7 @@ def load_config(source: str | Path | None = None, overrides: Iterable[str] = ())
     if source is not None:
         path = location(source)
         if path.suffix != ".toml" and not is_file(path):
-            path = preset_path(str(source))
+            path = path if path.is_dir() else preset_path(str(source))
         name = str(source)
         try:
             data = tomllib.loads(path.read_text(encoding="utf-8-sig"))

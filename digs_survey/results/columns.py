@@ -339,7 +339,10 @@ def taken_by(name: str) -> str | None:
     column = find_column(name)
     if column is not None:
         return f"the {'result column' if column.dims == ('galaxy',) else 'array of posterior.zarr'} {column.name!r}"
-    return f"the dimension {name.casefold()!r}" if name.casefold() in DIMENSIONS else None
+    folded = name.casefold()
+    if folded in RENAMED:
+        return f"{folded!r}, as earlier versions call the result column {RENAMED[folded]!r}"
+    return f"the dimension {folded!r}" if folded in DIMENSIONS else None
 
 
 def ucd(name: str) -> str | None:

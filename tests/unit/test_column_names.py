@@ -13,7 +13,7 @@ from digs_survey.catalog import Catalog, validate_catalog, write_catalog
 from digs_survey.cli import main
 from digs_survey.errors import CatalogError
 from digs_survey.parameters import DERIVED, PARAMETERS
-from digs_survey.results.columns import ARRAYS, COLUMNS, DIMENSIONS, percentile
+from digs_survey.results.columns import ARRAYS, COLUMNS, DIMENSIONS, RENAMED, percentile
 from digs_survey.spectra import WavelengthGrid
 
 ROWS, GRID = 3, WavelengthGrid(np.arange(4000.0, 4400.0, 50.0))
@@ -27,7 +27,7 @@ def _registered() -> list[str]:
     names = [column.name for column in (*COLUMNS, *ARRAYS)]
     families = [name for name in names if "<percent>" in name]
     every = [name.replace("<percent>", percent) for name in families for percent in PERCENTS]
-    return sorted({*names, *every, *DIMENSIONS} - set(families))
+    return sorted({*names, *every, *DIMENSIONS, *RENAMED} - set(families))
 
 
 def _catalog(path: Path, *columns: str) -> Path:
@@ -50,7 +50,8 @@ def _catalog(path: Path, *columns: str) -> Path:
 
 
 def test_the_list_has_what_settings_can_make() -> None:
-    assert {"agreement", "tier", "feature_distance", "log_evidence", "quality", "galaxy", "sample"} < set(_registered())
+    some = {"agreement", "trust", "tier", "feature_distance", "log_evidence", "quality", "galaxy", "sample"}
+    assert some < set(_registered())
     for quantity in (*PARAMETERS, *DERIVED):
         for text, quantile in PERCENTS.items():
             assert percentile(quantity, quantile).name == f"{quantity}_p{text}"

@@ -102,6 +102,10 @@ def test_wrong_files_are_named(tmp_path):
     (tmp_path / "folder.toml").mkdir()
     with pytest.raises(ConfigError, match="expected a TOML file, found a folder"):
         load_config(tmp_path / "folder.toml")
+    with pytest.raises(ConfigError, match="expected a TOML file, found a folder"):
+        load_config(tmp_path)
+    with pytest.raises(ConfigError, match=r"nor a preset\. Presets: digs2022"):
+        load_config("unlike-any")
     broken = tmp_path / "broken.toml"
     broken.write_text("seed = = 3")
     with pytest.raises(ConfigError, match="not valid TOML"):

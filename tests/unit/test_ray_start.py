@@ -50,6 +50,15 @@ def test_a_start_that_fails_says_what_helps(started, error, remedy):
     assert started.shut == 1
 
 
+def test_a_cluster_that_fails_with_a_bare_exception_is_named(started, monkeypatch):
+    started.error = Exception("The current node timed out during startup")
+    with (
+        pytest.raises(MissingDependencyError, match="Ray cluster auto: expected to be let in, found Exception: "),
+        ray_session("auto"),
+    ):
+        pass
+
+
 def test_python_without_docstrings(started, monkeypatch):
     started.error = Exception("The current node timed out during startup")
     monkeypatch.setattr(session.sys, "flags", SimpleNamespace(optimize=2))

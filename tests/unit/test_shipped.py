@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from digs_survey.catalog import write_catalog
 from digs_survey.config import load_config
 from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.estimator.shipped import find_shipped, mismatches, shipped, why_none
+from digs_survey.run.survey import Survey
 from digs_survey.spectra import WavelengthGrid
 
 CONFIG = load_config("digs2022")
@@ -49,6 +51,25 @@ def test_why_none_is_taken_is_told_for_each():
     told = why_none(CONFIG, air)
     assert "digs2022 has another grid (medium vacuum, not air)" in told
     assert all(f"{name} has another" in told for name in shipped())
+
+
+def test_a_run_says_why_none_is_taken_before_it_simulates(tmp_path, monkeypatch, capsys):
+    class Simulated(Exception):
+        """Where the simulations would begin."""
+
+    def simulate(*arguments, **settings):
+        raise Simulated
+
+    flux, path = np.ones((2, len(GRID))), tmp_path / "air.zarr"
+    grid = WavelengthGrid(GRID.wavelength, medium="air")
+    spectra = {"flux": flux, "ivar": flux, "mask": flux == 0, "flux_unit": "1e-17 erg / (s cm2 Angstrom)"}
+    write_catalog(path, grid=grid, redshift=[0.1, 0.1], galaxy_id=[1, 2], **spectra)
+    monkeypatch.setattr(Survey, "simulate", simulate)
+    with pytest.raises(Simulated), Survey.open(tmp_path / "run", CONFIG, catalog=path) as survey:
+        survey.run(path)
+    told = capsys.readouterr().err
+    assert "digs2022 has another grid (medium vacuum, not air)" in told
+    assert f"{CONFIG.simulate.simulations:,} spectra are simulated" in told
 
 
 def test_another_grid_does_not_fit():
