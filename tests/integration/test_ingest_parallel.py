@@ -13,7 +13,8 @@ from digs_survey.catalog import Catalog
 from digs_survey.catalog.readers.grid_choice import GridChoice
 from digs_survey.catalog.readers.ingesting import ingest
 from digs_survey.catalog.readers.sdss import SdssReader
-from digs_survey.errors import CatalogError
+from digs_survey.errors import CatalogError, ConfigError
+from digs_survey.store.locations import location
 
 FILES = 12
 
@@ -106,3 +107,19 @@ def test_what_was_read_otherwise_is_read_again(files, tmp_path, what):
     assert reader.read == [file.name for file in (files[0], *files)]
     found = Catalog.open(out).rows(0, FILES).redshift
     np.testing.assert_allclose(found[2], 0.3 if what == "file" else 0.07)
+
+
+def test_two_at_once_do_not_share_their_parts(files, tmp_path):
+    def reader(path):
+        with pytest.raises(CatalogError, match="another process writes it"):
+            ingest(files, tmp_path / "out.zarr", SdssReader(), source="test")
+        yield from SdssReader()(path)
+
+    ingest(files[:1], tmp_path / "out.zarr", reader, source="test")
+    assert Catalog.open(tmp_path / "out.zarr").n_rows == 1
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_cluster_does_not_write_to_an_object_store(files):
+    with pytest.raises(ConfigError, match="write the catalog to a disk that its workers see"):
+        ingest(files, location("s3://bucket/out.zarr"), SdssReader(), source="test", address="tcp://127.0.0.1:1")

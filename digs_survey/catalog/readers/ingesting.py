@@ -24,6 +24,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from digs_survey.catalog.catalog import Catalog
 from digs_survey.catalog.readers.assembling import Parts, PartsWriter
 from digs_survey.catalog.readers.elements import Elements
@@ -32,7 +34,7 @@ from digs_survey.catalog.readers.reading import LeftOut, Reader, by_reason, read
 from digs_survey.catalog.readers.rebinning import rebinned
 from digs_survey.catalog.readers.spectra_block import Spectra
 from digs_survey.cluster.dask_session import run_shards
-from digs_survey.errors import CatalogError, StageError
+from digs_survey.errors import CatalogError, ConfigError, StageError
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.store.locations import is_remote, location, store_errors
 from digs_survey.versions import __version__
@@ -103,10 +105,17 @@ def ingest(
     ------
     CatalogError
         No row is left, or ``strict`` and a row has a fault.
+    ConfigError
+        A cluster, and a catalog in an object store.
     StageError
         Of a worker that was lost; the same call goes on.
     """
     out, choice, paths = location(out), choice or GridChoice(), [location(path) for path in files]
+    if address is not None and is_remote(out):
+        raise ConfigError(
+            f"{out}: a Dask cluster reads into a folder beside the catalog, and an object store has none; write the "
+            "catalog to a disk that its workers see, or leave the address away to use this machine's cores"
+        )
     report, parts = IngestReport(), Parts()
     with _parts_folder(out, _fingerprint(paths, reader, choice)) as folder:
         elements = _first_elements(paths, reader, choice)
@@ -219,21 +228,30 @@ def _parts_folder(out: Path, fingerprint: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="digs-survey-parts-") as name:
             yield Path(name)
         return
-    folder = out.parent / f".{out.name}-parts"
-    folder.mkdir(parents=True, exist_ok=True)
-    told = folder / "fingerprint"
-    if not told.is_file() or told.read_text() != fingerprint:
-        shutil.rmtree(folder)
-        folder.mkdir()
-        told.write_text(fingerprint)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out.parent / f".{out.name}-parts.lock")
     try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CatalogError(f"{out}: another process writes it; wait for its end, or choose another name") from None
+    folder = out.parent / f".{out.name}-parts"
+    try:
+        told = folder / "fingerprint"
+        if not told.is_file() or told.read_text() != fingerprint:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            told.write_text(fingerprint)
         yield folder
     except Exception as error:
         # A worker that was lost, as an interruption, leaves what was read.
         if not isinstance(error, StageError):
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    shutil.rmtree(folder)
+    else:
+        shutil.rmtree(folder)
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _refuse(out: Path, left: list[LeftOut]) -> None:
