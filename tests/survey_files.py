@@ -49,10 +49,17 @@ def coadd(path: Path, rows: int = 2, **changes: Any) -> Path:
             fits.Column("COADD_FIBERSTATUS", "J", array=np.zeros(rows)),
             fits.Column("TARGET_RA", "D", unit="deg", array=np.linspace(10, 20, rows)),
             fits.Column("EBV", "E", unit="mag", array=np.full(rows, 0.1)),
-            fits.Column("FLUX_R", "E", unit="nanomaggy", array=np.full(rows, 3.0)),
+            *(
+                fits.Column(f"FLUX_{ivar}{band}", "E", array=np.full(rows, 3.0))
+                for ivar in ("", "IVAR_")
+                for band in ("G", "R", "Z", "W1", "W2")
+            ),
         ],
         name="FIBERMAP",
     )
+    if "fiberstatus" in changes:
+        fibermap.columns.change_name("COADD_FIBERSTATUS", "FIBERSTATUS")
+        fibermap.data["FIBERSTATUS"] = changes["fiberstatus"]
     hdus = [fits.PrimaryHDU(), fibermap]
     hdus[0].header["SURVEY"] = "main"
     for arm, wave in arms.items():
@@ -61,7 +68,11 @@ def coadd(path: Path, rows: int = 2, **changes: Any) -> Path:
         hdus.append(fits.ImageHDU(changes.get("flux", lambda f: f)(flux).astype("f4"), name=f"{arm}_FLUX"))
         hdus[-1].header["BUNIT"] = changes.get("bunit", "10**-17 erg/(s cm2 Angstrom)")
         hdus.append(fits.ImageHDU(np.full(flux.shape, ERROR**-2, "f4"), name=f"{arm}_IVAR"))
-        hdus.append(fits.ImageHDU(np.zeros(flux.shape, "i4"), name=f"{arm}_MASK"))
+        hdus.append(fits.ImageHDU(np.zeros(flux.shape, "u4"), name=f"{arm}_MASK"))
+        if "sigma" in changes:
+            shares = np.exp(-0.5 * (np.arange(-5, 6) * 0.8 / changes["sigma"]) ** 2)
+            matrix = np.broadcast_to((shares / shares.sum())[:, None], (rows, 11, wave.size))
+            hdus.append(fits.ImageHDU(matrix.astype("f4"), name=f"{arm}_RESOLUTION"))
     kept = [hdu for hdu in hdus if hdu.name not in changes.get("without", ())]
     fits.HDUList(kept).writeto(path, overwrite=True)
     return path

@@ -256,3 +256,38 @@ def ingest_table_command(
     _ingest(
         inputs, out, reader, grid, source="tables of spectra", strict=strict, workers=workers, dask=dask, quiet=quiet
     )
+
+
+@ingest_app.command("specutils")
+def ingest_specutils_command(
+    files: Annotated[list[Path], _files("Files that the package specutils loads")],
+    redshift: RedshiftOption,
+    medium: Annotated[
+        Literal["vacuum", "air"], typer.Option("--medium", help="Of the files' wavelengths.", show_default=False)
+    ],
+    file_format: Annotated[
+        str | None, typer.Option("--format", help="Name of the loader; default: the one that knows the file.")
+    ] = None,
+    step_angstrom: StepOption = None,
+    start_angstrom: StartOption = None,
+    stop_angstrom: StopOption = None,
+    frame: FrameOption = "observed",
+    deredden: DereddenOption = False,
+    ebv: EbvOption = None,
+    strict: StrictOption = False,
+    workers: WorkersOption = None,
+    dask: DaskOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Spectra that the package specutils loads, if it is installed."""
+    from digs_survey.catalog.readers.grid_choice import GridChoice
+    from digs_survey.catalog.readers.redshifts import Redshifts
+    from digs_survey.catalog.readers.specutils_reader import SpecutilsReader
+
+    inputs, out = _split(files, overwrite)
+    grid = GridChoice(step_angstrom, start_angstrom, stop_angstrom, frame, deredden, ebv)
+    reader = SpecutilsReader(Redshifts(redshift), medium, file_format)
+    _ingest(
+        inputs, out, reader, grid, source="spectra by specutils", strict=strict, workers=workers, dask=dask, quiet=quiet
+    )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from digs_survey.catalog.readers.reading import Unusable
 from digs_survey.store.locations import is_remote
 
-__all__ = ["Table", "image", "open_fits", "table"]
+__all__ = ["Table", "find_hdu", "image", "open_fits", "table"]
 
 _TRUNCATED = re.compile(
     "truncated|Error validating header|file size|buffer is (too small|smaller)|cannot reshape|Compressed file ended",
@@ -106,24 +106,33 @@ class Table:
 
 def table(hdus: fits.HDUList, which: str | int) -> Table:
     """Return a table by the name or number of its HDU."""
-    hdu = _hdu(hdus, which)
+    hdu = find_hdu(hdus, which)
     if not hasattr(hdu, "columns"):
         raise Unusable(f"HDU {which}: expected a table, found an image")
     return Table(hdu, f"HDU {which}")
 
 
-def image(hdus: fits.HDUList, which: str | int, ndim: int | None = None, rows: slice | None = None) -> NDArray[Any]:
-    """Return the values of an image, or of some of its rows, in this machine's byte order."""
-    hdu = _hdu(hdus, which)
+def image(
+    hdus: fits.HDUList, which: str | int, ndim: int | None = None, rows: slice | None = None, *, copy: bool = True
+) -> NDArray[Any]:
+    """Return the values of an image, or of some of its rows.
+
+    They are in this machine's byte order, or without ``copy`` as they are in the file.
+    """
+    hdu = find_hdu(hdus, which)
     if hasattr(hdu, "columns") or not hdu.shape:
         raise Unusable(f"HDU {which}: expected an image, found {'a table' if hasattr(hdu, 'columns') else 'no data'}")
-    values = np.asarray(hdu.data if rows is None or len(hdu.shape) < 2 else hdu.section[rows])
+    # Scaled values cannot be mapped as a whole.
+    whole = rows is None or len(hdu.shape) < 2
+    scaled = bool({"BZERO", "BSCALE", "BLANK"} & set(hdu.header))
+    values = np.asarray(hdu.data if whole and not scaled else hdu.section[slice(None) if whole else rows])
     if ndim is not None and values.ndim != ndim:
         raise Unusable(f"HDU {which}: expected {ndim} dimension(s), found shape {values.shape}")
-    return np.array(values, dtype=values.dtype.newbyteorder("="))
+    return np.array(values, dtype=values.dtype.newbyteorder("=")) if copy else values
 
 
-def _hdu(hdus: fits.HDUList, which: str | int) -> Any:
+def find_hdu(hdus: fits.HDUList, which: str | int) -> Any:
+    """Return an HDU by name or number; :class:`Unusable` if there is none."""
     try:
         return hdus[which]
     except (KeyError, IndexError):

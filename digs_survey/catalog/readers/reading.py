@@ -19,7 +19,7 @@ __all__ = ["DAMAGE", "LeftOut", "Reader", "Unusable", "by_reason", "read_file", 
 
 DAMAGE = (
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError, EOFError),
-    *(VerifyError, struct.error, zlib.error),
+    *(AssertionError, VerifyError, struct.error, zlib.error),
 )
 """What astropy, pyarrow, h5py and numpy raise on bytes that are not what a file's name or header says."""
 
