@@ -104,7 +104,7 @@ def test_wrong_files_are_named(tmp_path):
         load_config(tmp_path / "folder.toml")
     with pytest.raises(ConfigError, match="expected a TOML file, found a folder"):
         load_config(tmp_path)
-    with pytest.raises(ConfigError, match=r"nor a preset\. Presets: digs2022"):
+    with pytest.raises(ConfigError, match=r"nor a preset\. Presets: "):
         load_config("unlike-any")
     broken = tmp_path / "broken.toml"
     broken.write_text("seed = = 3")
