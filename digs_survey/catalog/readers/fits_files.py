@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
+import math
 import re
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,11 @@ _TRUNCATED = re.compile(
     "truncated|Error validating header|file size|buffer is (too small|smaller)|cannot reshape|Compressed file ended",
     re.I,
 )
+_SPOOL_BYTES = 2**26
+"""Of a gzipped file that is unpacked in memory; a larger one goes to a temporary file."""
+_BLOCK = 2880
+_MOST = 999
+_STRUCTURE = re.compile(rb"BITPIX|NAXIS\d*|PCOUNT|GCOUNT|TFIELDS")
 
 
 @contextmanager
@@ -40,16 +49,22 @@ def open_fits(path: Path, *, memmap: bool = False) -> Iterator[fits.HDUList]:
     Unusable
         It is no FITS file, or it ends too early.
     """
-    with path.open("rb") as file, warnings.catch_warnings():
+    with ExitStack() as stack:
+        file: Any = stack.enter_context(path.open("rb"))
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message="(?s).*(truncated|Error validating header)")
-        head = file.read(2)
+        packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
-        packed = head == b"\x1f\x8b"
-        source: Any = gzip.GzipFile(fileobj=file) if packed else file
-        mapped = memmap and not packed and not is_remote(path)
         try:
-            with fits.open(source, memmap=mapped, lazy_load_hdus=True) as hdus:
+            if packed:
+                # HDUs are looked up in any order, and a gzipped file can only be read from its beginning.
+                plain = stack.enter_context(tempfile.SpooledTemporaryFile(_SPOOL_BYTES))
+                shutil.copyfileobj(gzip.GzipFile(fileobj=file), plain, 2**20)
+                file = plain
+            _check_headers(file)
+            mapped = memmap and not packed and not is_remote(path)
+            with fits.open(file, memmap=mapped, lazy_load_hdus=True) as hdus:
                 yield hdus
         except (Warning, OSError, EOFError, ValueError, TypeError) as error:
             text = str(error)
@@ -58,6 +73,39 @@ def open_fits(path: Path, *, memmap: bool = False) -> Iterator[fits.HDUList]:
             if "SIMPLE" in text or "Empty or corrupt" in text:
                 raise Unusable("no FITS file") from error
             raise
+
+
+def _check_headers(file: Any) -> None:
+    """Raise :class:`Unusable` for dimensions and columns beyond FITS's limit, through which astropy would count.
+
+    The file is back at its beginning then. Other faults are left to astropy.
+    """
+    size, at = file.seek(0, io.SEEK_END), 0
+    file.seek(0)
+    while at < size and (at or file.read(6) == b"SIMPLE"):
+        file.seek(at)
+        cards: dict[bytes, bytes] = {}
+        while b"END" not in cards:
+            block = file.read(_BLOCK)
+            at += _BLOCK
+            if len(block) < _BLOCK:
+                break
+            for start in range(0, _BLOCK, 80):
+                key = block[start : start + 8].rstrip()
+                if key == b"END" or _STRUCTURE.fullmatch(key):
+                    cards[key] = block[start + 10 : start + 80].partition(b"/")[0].strip()
+        cards.pop(b"END", None)
+        if odd := [key for key, value in cards.items() if not re.fullmatch(rb"[+-]?\d+", value)]:
+            raise Unusable(f"the header is damaged: {odd[0].decode()}: expected an integer")
+        counts = {key.decode(): int(value) for key, value in cards.items()}
+        for key in ("NAXIS", "TFIELDS"):
+            if not 0 <= counts.get(key, 0) <= _MOST:
+                raise Unusable(f"the header is damaged: {key}: expected 0 to {_MOST}, found {counts[key]}")
+        axes = [counts.get(f"NAXIS{number}", 0) for number in range(1, counts.get("NAXIS", 0) + 1)]
+        values = counts.get("PCOUNT", 0) + (math.prod(axes) if axes else 0)
+        data = abs(counts.get("BITPIX", 8)) // 8 * counts.get("GCOUNT", 1) * values
+        at += -(-max(0, data) // _BLOCK) * _BLOCK
+    file.seek(0)
 
 
 class Table:

@@ -106,7 +106,8 @@ class GridChoice:
             return None, "deredden: no E(B-V) in the file; give ebv"
         ebv = np.full(len(spectra), self.ebv) if self.ebv is not None else np.asarray(spectra.ebv, dtype=np.float64)
         ebv = np.where(np.isfinite(ebv) & (ebv >= 0), ebv, np.nan)
-        return 10 ** (0.4 * SFD_SCALE * ebv[:, None] * extinction_per_ebv(spectra.wavelength)), None
+        with np.errstate(over="ignore"):
+            return 10 ** (0.4 * SFD_SCALE * ebv[:, None] * extinction_per_ebv(spectra.wavelength)), None
 
     def attributes(self, source: str) -> dict[str, Any]:
         """Return the attributes that describe a catalog which is made so."""

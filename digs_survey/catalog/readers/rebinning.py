@@ -58,7 +58,7 @@ def rebinned(spectra: Spectra, elements: Elements, choice: GridChoice) -> Iterat
             yield LeftOut(why, len(block))
             continue
         if factor is not None:
-            wrong = np.asarray(~np.isfinite(factor).all(axis=1))
+            wrong = np.asarray(np.isnan(factor).any(axis=1))
             if wrong.any():
                 yield LeftOut("deredden: E(B-V) is not a number, is negative, or is not Schlegel's", int(wrong.sum()))
                 block, factor = block.take(~wrong), factor[~wrong]
@@ -95,7 +95,8 @@ def _on_elements(
     target = WavelengthGrid(elements.centres(first, max(stop, first + 2))).edges
     flux, ivar = block.flux, block.ivar
     if factor is not None:
-        flux, ivar = flux * factor, ivar / factor**2
+        with np.errstate(over="ignore", invalid="ignore"):
+            flux, ivar = flux * factor, ivar / factor**2
     wide = to_rest_frame(block.edges, flux, ivar, block.good, block.stretch(choice.frame) - 1, target)
     with np.errstate(over="ignore", under="ignore"):
         narrow = [values.astype(np.float32) for values in wide]
@@ -115,7 +116,8 @@ def _on_elements(
 
 def _reach(block: Spectra, frame: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return where the good pixels of each row (n,) begin and end, in Angstrom and a frame."""
-    edges, stretch = block.edges, block.stretch(frame)
+    # The first edge lies as far below the first pixel as the second above, which may be beyond zero.
+    edges, stretch = np.maximum(block.edges, block.wavelength[0] / 2), block.stretch(frame)
     first = block.good.argmax(axis=1)
     last = block.good.shape[1] - block.good[:, ::-1].argmax(axis=1)
     return edges[first] / stretch, edges[last] / stretch

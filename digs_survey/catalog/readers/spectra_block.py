@@ -20,6 +20,7 @@ Columns = Mapping[str, tuple[ArrayLike, Mapping[str, Any]]]
 """Survey columns: values (n,) and attributes ``units`` and ``description``, by name."""
 
 _AIR_FROM = 2000.0
+_AT_MOST = 1e10
 
 
 class Spectra:
@@ -172,6 +173,10 @@ def _angstrom(wavelength: ArrayLike, unit: str, medium: str) -> NDArray[np.float
     if not np.isfinite(wave).all() or wave.min() <= 0:
         where = int(np.flatnonzero(~(np.isfinite(wave) & (wave > 0)))[0])
         raise CatalogError(f"wavelength: expected positive numbers, found {wave[where]:g} at pixel {where}")
+    if wave.max() > _AT_MOST:
+        raise CatalogError(
+            f"wavelength: expected at most {_AT_MOST:g} Angstrom, found {wave.max():g}: is its unit right?"
+        )
     steps = np.diff(wave)
     if not ((steps > 0).all() or (steps < 0).all()):
         where = int(np.flatnonzero(np.sign(steps) != np.sign(steps[0]) if steps[0] else steps == 0)[0]) + 1
