@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import survey_files as make
 from astropy.io import fits
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import digs_survey as ds
@@ -19,9 +17,11 @@ from digs_survey.catalog.readers.desi import DesiReader
 from digs_survey.catalog.readers.extinction import extinction_per_ebv
 from digs_survey.catalog.readers.grid_choice import GridChoice
 from digs_survey.catalog.readers.ingesting import ingest
-from digs_survey.catalog.readers.reading import LeftOut, read_file
+from digs_survey.catalog.readers.jwst import JwstReader
+from digs_survey.catalog.readers.redshifts import Redshifts
 from digs_survey.cli import app
 from digs_survey.errors import CatalogError, ConfigError
+from digs_survey.spectra import WavelengthGrid
 
 FLUX = "1e-17 erg / (s cm2 Angstrom)"
 
@@ -198,21 +198,6 @@ def test_strict_stops_at_a_fault_but_not_at_a_sky_fibre(tmp_path):
     assert not list(tmp_path.glob(".*parts*"))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(kind=st.sampled_from([make.desi, make.sdss, make.x1d, make.eso]), data=st.data())
-def test_damaged_bytes_give_a_reason_or_spectra(kind, data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fuzz")
-    (path, *_), reader = kind(folder)
-    whole = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 8))):
-        at = data.draw(st.integers(0, len(whole) - 1))
-        whole[at] = data.draw(st.one_of(st.sampled_from(b"09 '=TF-EA"), st.integers(0, 255)))
-    path.write_bytes(bytes(whole[: data.draw(st.integers(0, len(whole)))] if data.draw(st.booleans()) else whole))
-    for found in read_file(reader, path):
-        assert isinstance(found, (LeftOut, ds.Spectra))
-        assert len(found) if isinstance(found, ds.Spectra) else found.reason
-
-
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -272,3 +257,43 @@ def test_real_files_become_a_valid_catalog(kind, tmp_path):
         assert np.allclose(Catalog.open(tmp_path / "out.zarr").rows(0, 1).flux[0, :2000] * 1e17, blue, rtol=1e-6)
         assert "SKY" in told
         assert "no redshifts" in told
+
+
+def test_real_spectra_at_rest_are_those_that_users_rebinned_by_hand(tmp_path):
+    folder = Path(__file__).resolve().parents[3] / "shared" / "real"
+    coadd = folder / "desi" / "coadd-4-80613-thru20210324.fits"
+    prism = folder / "jwst" / "ceers-1345_933-prism.spec.fits"
+    if not coadd.exists():
+        pytest.skip(f"no real files in {folder}")
+    with fits.open(coadd) as hdus, fits.open(coadd.with_name(coadd.name.replace("coadd", "redrock"))) as fits_of:
+        z = float(fits_of["REDSHIFTS"].data["Z"][0])
+        wave = 3600.0 + 0.8 * np.arange(7781)
+        weighted, weight = np.zeros(wave.size), np.zeros(wave.size)
+        for arm in "BRZ":
+            at = np.rint((hdus[f"{arm}_WAVELENGTH"].data - 3600.0) / 0.8).astype(int)
+            ivar = np.where(hdus[f"{arm}_MASK"].data[0] == 0, hdus[f"{arm}_IVAR"].data[0], 0.0)
+            weighted[at] += ivar * hdus[f"{arm}_FLUX"].data[0]
+            weight[at] += ivar
+        desi = wave, np.divide(weighted, weight, out=np.zeros(wave.size), where=weight > 0), weight
+    with fits.open(prism) as hdus:
+        data = hdus["SPEC1D"].data
+        wave = data["wave"].astype(float) * 1e4
+        per_wavelength = 1e-29 * make.LIGHT / wave**2 / 1e-17
+        flux, error = data["flux"] * per_wavelength, data["err"] * per_wavelength
+        good = np.isfinite(flux) & np.isfinite(error) & (error > 0)
+        jwst = wave, np.where(good, flux, 0.0), np.where(good, np.where(good, error, 1.0) ** -2.0, 0.0)
+    grid = GridChoice(step_angstrom=50.0, start_angstrom=3060.0, stop_angstrom=9910.0, frame="rest")
+    for (wave, flux, ivar), path, z_of, reader in (
+        (desi, coadd, z, DesiReader()),
+        (jwst, prism, 4.234, JwstReader(Redshifts("4.234"))),
+    ):
+        ingest([path], tmp_path / "a.zarr", reader, grid, source="test")
+        catalog = Catalog.open(tmp_path / "a.zarr")
+        rows, edges = catalog.rows(0, 1), WavelengthGrid(wave).edges
+        stretch = 1 + z_of
+        by_hand = ds.rebin_spectrum(edges / stretch, flux * stretch, ivar / stretch**2, catalog.grid.edges)
+        good = rows.good[0]
+        assert (good == (by_hand[2] == 0)).all()
+        assert good.sum() > 80
+        np.testing.assert_allclose(rows.flux[0][good] * 1e17, by_hand[0][good], rtol=1e-5)
+        np.testing.assert_allclose(rows.ivar[0][good] * 1e-34, by_hand[1][good], rtol=1e-5)

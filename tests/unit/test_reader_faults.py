@@ -131,6 +131,21 @@ def test_the_axis_of_an_image_is_that_of_its_flux(tmp_path):
     assert Catalog.open(tmp_path / "out.zarr").column("source_hdu", 0, 1)[0] == "SCI"
 
 
+def test_an_image_may_have_its_wavelengths_in_an_hdu(tmp_path):
+    wave = fits.ImageHDU(make.TABLE_WAVE, name="WAVE")
+    flux = fits.ImageHDU(np.tile(make.known(make.TABLE_WAVE), (2, 1)), name="FLUX")
+    ivar = fits.ImageHDU(np.full((2, make.TABLE_WAVE.size), make.ERROR**-2), name="IVAR")
+    flux.header["BUNIT"] = FLUX
+    fits.HDUList([fits.PrimaryHDU(), flux, ivar, wave]).writeto(tmp_path / "stack.fits")
+    toml = IMAGE.replace("SCI", "FLUX").replace('error = "ERR"', 'ivar = "IVAR"') + 'wavelength = "WAVE"\n'
+    with pytest.raises(CatalogError, match="WAVE: expected a unit"):
+        taken(tmp_path / "stack.fits", toml)
+    catalog = taken(tmp_path / "stack.fits", toml + 'wavelength_unit = "Angstrom"\n')
+    np.testing.assert_allclose(catalog.grid.wavelength, make.TABLE_WAVE)
+    np.testing.assert_allclose(catalog.rows(0, 2).flux[1] * 1e17, make.known(make.TABLE_WAVE), rtol=1e-6)
+    assert catalog.galaxy_id(0, 2).tolist() == ["stack_0", "stack_1"]
+
+
 @pytest.mark.parametrize("unit", ["furlong", "Hz", ""])
 def test_an_axis_in_no_known_unit_of_length_is_refused(tmp_path, unit):
     with pytest.raises(CatalogError, match="CUNIT1: expected"):

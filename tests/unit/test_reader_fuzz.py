@@ -132,3 +132,14 @@ def test_every_length_of_a_file_ends(kind):
     for length in np.linspace(0, len(whole), 12).astype(int).tolist():
         path.write_bytes(whole[:length])
         goes_through(reader, path)
+
+
+@pytest.mark.parametrize("card", [b"NAXIS   ", b"TFIELDS ", b"BITPIX  "])
+def test_counts_beyond_the_limit_of_fits_end_at_once(card):
+    path, whole, reader = made(make.eso)
+    at = whole.rindex(card + b"= ") + 10
+    path.write_bytes(
+        whole[:at] + (b"'A'" if card == b"BITPIX  " else b"7667610109238018457").ljust(70) + whole[at + 70 :]
+    )
+    (left,) = read_file(reader, path)
+    assert f"the header is damaged: {card.decode().strip()}" in left.reason

@@ -120,8 +120,8 @@ def test_a_real_file_is_loaded_by_the_package_itself(tmp_path):
     flux = fits.BinTableHDU.from_columns(
         [
             fits.Column("wave", "D", unit="Angstrom", array=make.TABLE_WAVE),
-            fits.Column("flux", "D", unit="1e-17 erg / (s cm2 Angstrom)", array=make.known(make.TABLE_WAVE)),
-            fits.Column("err", "D", unit="1e-17 erg / (s cm2 Angstrom)", array=np.full(200, make.ERROR)),
+            fits.Column("flux", "D", unit="erg / (s cm2 Angstrom)", array=make.known(make.TABLE_WAVE) * 1e-17),
+            fits.Column("err", "D", unit="erg / (s cm2 Angstrom)", array=np.full(200, make.ERROR * 1e-17)),
         ]
     )
     fits.HDUList([fits.PrimaryHDU(), flux]).writeto(tmp_path / "one.fits")

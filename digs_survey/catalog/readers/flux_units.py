@@ -36,17 +36,13 @@ def flux_factor(text: str, wave: NDArray[np.float64], frame: str) -> NDArray[np.
     CatalogError
     """
     stored = units.Unit(STORED_UNIT)
-    unit = _plain(text, "flux")
+    unit = _density(text)
     if unit.is_equivalent(FLUX_UNIT):
         factor = np.full(wave.size, unit.to(stored))
-    elif unit.is_equivalent(units.Jy):
-        if frame == "rest":
-            raise CatalogError(f"flux: expected a flux density per wavelength in the rest frame, found {text!r}")
-        factor = unit.to(stored, 1.0, equivalencies=units.spectral_density(wave * units.AA))
+    elif frame == "rest":
+        raise CatalogError(f"flux: expected a flux density per wavelength in the rest frame, found {text!r}")
     else:
-        raise CatalogError(
-            f"flux: expected a flux density, such as {STORED_UNIT!r} or 'uJy', found {text!r}{_hint(text)}"
-        )
+        factor = unit.to(stored, 1.0, equivalencies=units.spectral_density(wave * units.AA))
     if not factor[0] > 0:
         raise CatalogError(f"flux: expected a unit with a positive scale, found {text!r}")
     return factor
@@ -73,7 +69,7 @@ def error_factor(text: str | None, flux: str, name: str, power: int = 1) -> floa
     """
     if text is None or (power == 1 and text == flux):
         return 1.0
-    expected = _plain(flux, "flux") ** power
+    expected = _density(flux) ** power
     try:
         factor = float(_plain(text, name).to(expected))
     except units.UnitConversionError:
@@ -106,6 +102,16 @@ def header_flux_unit(text: Any, where: str) -> str:
             f"{where}: expected a flux density per wavelength, such as {STORED_UNIT!r}, found {text!r}{_hint(spelled)}"
         )
     return spelled
+
+
+def _density(text: str) -> units.UnitBase:
+    """Read a unit of flux density, per wavelength or per frequency."""
+    unit = _plain(text, "flux")
+    if not (unit.is_equivalent(FLUX_UNIT) or unit.is_equivalent(units.Jy)):
+        raise CatalogError(
+            f"flux: expected a flux density, such as {STORED_UNIT!r} or 'uJy', found {text!r}{_hint(text)}"
+        )
+    return unit
 
 
 def _plain(text: str, name: str) -> units.UnitBase:

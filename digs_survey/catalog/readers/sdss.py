@@ -186,13 +186,14 @@ class SdssReader:
         return redshift.astype(np.float64), columns
 
     def _redshifts(self, path: Path) -> Path:
-        name = path.name.replace("spPlate-", "spZbest-", 1)
-        if name in self._zbest:
-            return self._zbest[name]
-        found = [path.parent / name, *sorted(path.parent.glob(f"*/{name}"))]
-        if (beside := next((other for other in found if other.is_file()), None)) is None:
-            raise Unusable(f"no redshifts: expected {name} beside it, in a folder beside it, or among the files")
-        return beside
+        plain = path.name.removesuffix(".gz").replace("spPlate-", "spZbest-", 1)
+        for name in (plain, f"{plain}.gz"):
+            if name in self._zbest:
+                return self._zbest[name]
+            for beside in (path.parent / name, *sorted(path.parent.glob(f"*/{name}"))):
+                if beside.is_file():
+                    return beside
+        raise Unusable(f"no redshifts: expected {plain} beside it, in a folder beside it, or among the files")
 
 
 def _wavelengths(loglam: NDArray[Any]) -> NDArray[np.float64]:

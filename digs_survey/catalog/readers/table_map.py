@@ -61,7 +61,8 @@ class TableMap(BaseModel):
     hdu : int or str
         HDU of the table, or HDF5 group; of an image it is that of the flux.
     wavelength, flux, error, ivar, mask : str
-        Columns, HDF5 datasets, or HDUs of an image. Either ``error`` or ``ivar``; a mask is 0 where good.
+        Columns, HDF5 datasets, or HDUs of an image, whose header has the wavelengths if no HDU has. Either ``error`` or
+        ``ivar``; a mask is 0 where good.
     wavelength_unit, flux_unit, error_unit, ivar_unit : str
         In the place of the file's. Where neither the file nor the map gives a unit of error or ivar, it is that of the
         flux (to the power -2).
@@ -100,8 +101,8 @@ class TableMap(BaseModel):
     def _fits_together(self) -> TableMap:
         if (self.error is None) == (self.ivar is None):
             raise ValueError("expected either error or ivar")
-        if (self.wavelength is None) != (self.layout == "image"):
-            raise ValueError("wavelength: expected the column, or none for an image, whose header has them")
+        if self.wavelength is None and self.layout != "image":
+            raise ValueError("wavelength: expected the column; only the header of an image may have them instead")
         if self.layout == "image" and self.hdu is not None:
             raise ValueError("hdu: expected none for an image; flux, error, ivar and mask are HDUs")
         places = {"galaxy_id": self.galaxy_id, "ebv": self.ebv, **{f"columns.{k}": v for k, v in self.columns.items()}}

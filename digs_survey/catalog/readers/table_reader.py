@@ -153,7 +153,7 @@ class TableReader:
     def _wavelengths(self, source: Source, flux: NDArray[Any]) -> NDArray[Any]:
         """Return wavelengths (pixel,) for all rows, or (row, pixel)."""
         columns = self._map
-        if columns.layout == "image":
+        if columns.wavelength is None:
             wave, medium = wcs_wavelengths(
                 source.header, flux.shape[-1], log10=columns.wavelength_log10, unit=columns.wavelength_unit
             )
@@ -173,7 +173,7 @@ class TableReader:
 
     def _unit(self, source: Source, name: str | int | None, given: str | None, what: str) -> str:
         """Return the unit of the map, or that of the file where the map has none."""
-        if self._map.layout == "image" and what == "wavelength":
+        if name is None:
             return "Angstrom"
         found = source.unit(name) if given is None else given
         if found is None:
