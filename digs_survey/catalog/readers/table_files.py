@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -149,7 +150,10 @@ def _text(path: Path, ending: str) -> Source:
     plain = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     # Lines, since astropy takes a text of one line for the name of a file.
     lines = plain.decode("utf-8-sig").splitlines()
-    found = text.read(lines, **({"format": formats[ending]} if ending in formats else {}))
+    with warnings.catch_warnings():
+        # Of numbers beyond float64, which become infinite, and of files without rows.
+        warnings.simplefilter("ignore")
+        found = text.read(lines, **({"format": formats[ending]} if ending in formats else {}))
 
     def read(name: str) -> NDArray[Any]:
         if name not in found.colnames:
