@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,23 @@ def test_the_line_spread_of_real_files_is_that_of_the_instrument(tmp_path: Path)
             shares, away = hdus[f"{arm}_RESOLUTION"].data[0].astype(float), np.arange(-5, 6)[:, None]
             moment = np.sum(shares * away**2, axis=0) / shares.sum(axis=0)
             assert found[f"line_spread_{arm.lower()}"][0] == pytest.approx(0.8 * np.median(moment) ** 0.5, rel=0.03)
+
+
+def test_the_line_spread_is_that_of_scaled_double_and_packed_matrices_too(tmp_path: Path) -> None:
+    path = make.coadd(tmp_path / "coadd-a.fits", sigma=0.6)
+    make.redrock(tmp_path / "redrock-a.fits", [100, 101], [0.1, 0.2])
+    with fits.open(path, mode="update") as hdus:
+        double = hdus["R_RESOLUTION"].data.astype(float)
+        double[1] = 0.0
+        hdus["R_RESOLUTION"].data = double
+        hdus["Z_RESOLUTION"].scale("int16", bscale=1e-4, bzero=0.0)
+    whole = path.read_bytes()
+    for data in (whole, gzip.compress(whole)):
+        path.write_bytes(data)
+        found = taken([path], tmp_path / "a.zarr").columns(0, 2)
+        np.testing.assert_allclose(found["line_spread_b"], 0.6, rtol=1e-3)
+        np.testing.assert_allclose(found["line_spread_r"], [0.6, np.nan], rtol=1e-3)
+        np.testing.assert_allclose(found["line_spread_z"], 0.6, rtol=1e-3)
 
 
 def test_the_unit_of_the_inverse_variance_is_read(tmp_path: Path) -> None:

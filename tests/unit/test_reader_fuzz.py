@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,16 @@ CARD = re.compile(rb"[A-Z][A-Z0-9_-]{0,7} *= ")
 FEW = settings(max_examples=60, deadline=None)
 
 
+_FOLDERS: list[TemporaryDirectory[str]] = []
+"""Removed when the tests end."""
+
+
 @cache
 def made(kind: Any) -> tuple[Path, bytes, Any]:
     """A file of a kind, its bytes and its reader; what belongs to it lies beside it."""
-    (path, *_), reader = kind(Path(mkdtemp(prefix="fuzz-")))
+    folder = TemporaryDirectory(prefix="fuzz-")
+    _FOLDERS.append(folder)
+    (path, *_), reader = kind(Path(folder.name))
     return path, path.read_bytes(), reader
 
 

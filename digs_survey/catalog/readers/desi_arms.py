@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from digs_survey.catalog.readers.fits_files import find_hdu, image
+from digs_survey.catalog.readers.fits_files import find_hdu, image, middle_plane
 from digs_survey.catalog.readers.flux_units import error_factor, header_flux_unit
 from digs_survey.catalog.readers.reading import Unusable
 
 __all__ = ["DesiArms"]
 
-_SPREAD_EVERY = 16
+_SPREAD_EVERY = 64
 """Pixels from one measurement of the line spread to the next: it changes slowly."""
 
 
@@ -120,11 +120,10 @@ class DesiArms:
         pixel), itself in the middle. Sigma is that of the Gaussian whose peak is the pixel's own share. It differs by
         up to 1.5 % from the second moment of all shares, and asks for an eleventh of the file's largest HDUs only.
         """
-        hdu = find_hdu(hdus, name)
-        found = tuple(hdu.shape or ())
+        found = tuple(find_hdu(hdus, name).shape or ())
         if len(found) != 3 or (found[0], found[2]) != shape:
             raise Unusable(f"{name}: expected shape ({shape[0]}, neighbours, {shape[1]}), found {found}")
-        share = np.asarray(hdu.section[:, found[1] // 2, :])[:, ::_SPREAD_EVERY].astype(np.float64)
+        share = middle_plane(hdus, name)[:, ::_SPREAD_EVERY].astype(np.float64)
         good = np.isfinite(share) & (share > 0) & (share <= 1)
         peak = np.ma.median(np.ma.masked_array(np.where(good, share, 1.0), ~good), axis=1)
         return self.step / (np.sqrt(2 * np.pi) * np.ma.filled(peak.astype(np.float64), np.nan))
