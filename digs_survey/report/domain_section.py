@@ -96,11 +96,9 @@ def _words(told: dict[str, Any]) -> str:
             f"share would have been seen from {fixed(told['min_sigma'], 2)} σ on."
         )
     words = []
-    for found, where in ((told["departures"], ""), (told["observed_departures"], " in the observed frame")):
-        if found:
-            words.append(f"The model does NOT describe the survey's flux at {_places(found)}{where}.")
-    if told["observed_departures"]:
-        words.append("What stays in place in the observed frame is a fault of the calibration or the sky.")
+    kinds = (told["departures"], ""), (told["observed_departures"], " in the observed frame")
+    if places := " and ".join(f"{_places(found)}{where}" for found, where in kinds if found):
+        words.append(f"The model does NOT describe the survey's flux at {places}.")
     described = not words
     weaker = {name for name, stronger in _STRONGER.items() if stronger in told["reasons"]}
     for name in [name for name in told["reasons"] if name not in weaker]:

@@ -18,6 +18,7 @@ WITHOUT = {
 SURVEY_WITHOUT = {
     "plate": "an SDSS plate is neither an instrument nor a field by the list",
     "fiberid": "the list has no word for a fibre",
+    "ebv_type": "the list has no word for the source of a number",
 }
 
 
