@@ -29,6 +29,7 @@ __all__ = [
     "FLUX_UNIT",
     "FORMAT_ATTRIBUTE",
     "ValidationReport",
+    "ampere_hint",
     "open_group",
     "parse_unit",
     "redshift_quality",
@@ -207,7 +208,7 @@ def _wavelength_violations(array: StoredArray) -> Iterator[str]:
     try:
         unit = parse_unit(array.attrs["units"])
         if unit != units.AA:
-            found = f"{array.attrs['units']!r}{_ampere(unit)}"
+            found = f"{array.attrs['units']!r}{ampere_hint(unit)}"
             yield f"wavelength: expected units Angstrom, found {found}; convert the values"
     except KeyError:
         yield "wavelength: expected attribute units = 'Angstrom', found none"
@@ -264,17 +265,17 @@ def _flux_unit_violations(arrays: Mapping[str, StoredArray]) -> Iterator[str]:
             yield f"{name}: expected units that astropy.units reads, {expected[name]}, found {found}"
     flux, ivar = parsed.get("flux"), parsed.get("ivar")
     if flux is not None and not flux.is_equivalent(FLUX_UNIT):
-        found = f"{arrays['flux'].attrs['units']!r}{_ampere(flux)}"
+        found = f"{arrays['flux'].attrs['units']!r}{ampere_hint(flux)}"
         yield f"flux: expected units convertible to {FLUX_UNIT}, found {found}"
     elif flux is not None and not 0 < flux.to(FLUX_UNIT) < np.inf:
         yield f"flux: expected units with a positive scale, found {arrays['flux'].attrs['units']!r}"
     elif flux is not None and ivar is not None and not _same(ivar, flux**-2):
-        found = f"{arrays['ivar'].attrs['units']!r}{_ampere(ivar)}"
+        found = f"{arrays['ivar'].attrs['units']!r}{ampere_hint(ivar)}"
         yield f"ivar: expected units {(flux**-2).to_string()} ({expected['ivar']}), found {found}"
 
 
-def _ampere(unit: units.UnitBase) -> str:
-    """Return a hint where a unit has amperes, which nobody means here."""
+def ampere_hint(unit: units.UnitBase) -> str:
+    """Return a hint where a unit has amperes, which nobody means here; else nothing."""
     return "; A is the ampere, write Angstrom or AA" if units.A in getattr(unit, "bases", ()) else ""
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +17,6 @@ from digs_survey.store.locations import check_reachable, exists, is_file, locati
 from digs_survey.store.targets import check_target
 
 if TYPE_CHECKING:
-    from digs_survey.catalog.readers.grid_choice import GridChoice
     from digs_survey.catalog.readers.reading import Reader
 
 __all__ = ["ingest_app"]
@@ -25,8 +27,22 @@ _FEW_FILES = 16
 ingest_app = typer.Typer(help="Turn a survey's files into a catalog.", no_args_is_help=True)
 
 
-def _files(what: str) -> Any:
-    return typer.Argument(help=f"{what}, then the catalog to write.", show_default=False, parser=location)
+@dataclass(frozen=True)
+class _Source:
+    """What a command reads.
+
+    Attributes
+    ----------
+    reader : Reader
+    name : str
+        What the files are, for the catalog and for messages.
+    attrs : dict
+        More attributes of the catalog.
+    """
+
+    reader: Reader
+    name: str
+    attrs: dict[str, Any] = field(default_factory=dict)
 
 
 StepOption = Annotated[
@@ -80,26 +96,42 @@ def _split(files: list[Path], overwrite: bool) -> tuple[list[Path], Path]:
 
 
 def _ingest(
-    inputs: list[Path],
-    out: Path,
-    reader: Reader,
-    grid: GridChoice,
+    source: Callable[[list[Path]], _Source],
+    files: list[Path],
     *,
-    source: str,
-    attrs: dict[str, Any] | None = None,
-    strict: bool,
-    workers: int | None,
-    dask: str | None,
-    quiet: bool,
+    step_angstrom: StepOption = None,
+    start_angstrom: StartOption = None,
+    stop_angstrom: StopOption = None,
+    frame: FrameOption = "observed",
+    deredden: DereddenOption = False,
+    ebv: EbvOption = None,
+    strict: StrictOption = False,
+    workers: WorkersOption = None,
+    dask: DaskOption = None,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
 ) -> None:
+    """Do what all commands do; its options are theirs."""
+    from digs_survey.catalog.readers.grid_choice import GridChoice
     from digs_survey.catalog.readers.ingesting import ingest
 
+    inputs, out = _split(files, overwrite)
+    grid = GridChoice(step_angstrom, start_angstrom, stop_angstrom, frame, deredden, ebv)
+    given = source(inputs)
     if workers is None and dask is None and len(inputs) < _FEW_FILES:
         workers = 0
-    cluster: dict[str, Any] = {"workers": workers, "address": dask}
     with ProgressReporter(quiet=quiet).task("ingest", len(inputs), "files") as advance:
         report = ingest(
-            inputs, out, reader, grid, source=source, strict=strict, attrs=attrs, advance=advance, **cluster
+            inputs,
+            out,
+            given.reader,
+            grid,
+            source=given.name,
+            strict=strict,
+            attrs=given.attrs,
+            workers=workers,
+            address=dask,
+            advance=advance,
         )
     for line in report.lines():
         print(line, file=sys.stderr)
@@ -107,160 +139,86 @@ def _ingest(
     print(out)
 
 
-@ingest_app.command("desi")
-def ingest_desi_command(
-    files: Annotated[list[Path], _files("coadd-*.fits or spectra-*.fits (and redrock-*.fits, unless beside them)")],
+def _command(name: str, files: str) -> Callable[[Callable[..., _Source]], Callable[..., None]]:
+    """Make a command of a function of the files, and of options of its own, that says what is read.
+
+    The command has the options of :func:`_ingest` besides.
+    """
+
+    def register(kind: Callable[..., _Source]) -> Callable[..., None]:
+        argument = typer.Argument(help=f"{files}, then the catalog to write.", show_default=False, parser=location)
+        own = list(signature(kind, eval_str=True).parameters.values())[1:]
+        common = list(signature(_ingest, eval_str=True).parameters.values())[2:]
+
+        def command(files: list[Path], **options: Any) -> None:
+            given = {parameter.name: options.pop(parameter.name) for parameter in own}
+            _ingest(lambda inputs: kind(inputs, **given), files, **options)
+
+        first = Parameter("files", Parameter.KEYWORD_ONLY, annotation=Annotated[list[Path], argument])
+        options = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in (*own, *common)]
+        command.__signature__ = Signature([first, *options])  # type: ignore[attr-defined]
+        command.__doc__ = kind.__doc__
+        return ingest_app.command(name)(command)
+
+    return register
+
+
+@_command("desi", "coadd-*.fits or spectra-*.fits (and redrock-*.fits, unless beside them)")
+def _desi(
+    files: list[Path],
     redshifts: Annotated[
         Path | None,
         typer.Option("--redshifts", help="Redshift catalog with TARGETID and Z, for all files.", parser=location),
     ] = None,
-    step_angstrom: StepOption = None,
-    start_angstrom: StartOption = None,
-    stop_angstrom: StopOption = None,
-    frame: FrameOption = "observed",
-    deredden: DereddenOption = False,
-    ebv: EbvOption = None,
-    strict: StrictOption = False,
-    workers: WorkersOption = None,
-    dask: DaskOption = None,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-) -> None:
+) -> _Source:
     """DESI coadds or exposures: arms joined, redshifts, photometry and line spread as columns; no sky and stars."""
     from digs_survey.catalog.readers.desi import DesiReader
-    from digs_survey.catalog.readers.grid_choice import GridChoice
 
-    inputs, out = _split(files, overwrite)
-    grid = GridChoice(step_angstrom, start_angstrom, stop_angstrom, frame, deredden, ebv)
     attrs = {"bad_pixels": "mask not 0, or ivar = 0", "aperture": "flux through the fibre"}
-    reader = DesiReader(inputs, redshifts)
-    _ingest(
-        inputs,
-        out,
-        reader,
-        grid,
-        source="DESI spectra",
-        attrs=attrs,
-        strict=strict,
-        workers=workers,
-        dask=dask,
-        quiet=quiet,
-    )
+    return _Source(DesiReader(files, redshifts), "DESI spectra", attrs)
 
 
-@ingest_app.command("sdss")
-def ingest_sdss_command(
-    files: Annotated[list[Path], _files("spec-PLATE-MJD-FIBER.fits or spPlate-*.fits ...")],
+@_command("sdss", "spec-PLATE-MJD-FIBER.fits or spPlate-*.fits ...")
+def _sdss(
+    files: list[Path],
     z_noqso: Annotated[
         bool, typer.Option("--z-noqso", help="Redshift and class of the fit without quasars, where there is one.")
     ] = False,
-    step_angstrom: StepOption = None,
-    start_angstrom: StartOption = None,
-    stop_angstrom: StopOption = None,
-    frame: FrameOption = "observed",
-    deredden: DereddenOption = False,
-    ebv: EbvOption = None,
-    strict: StrictOption = False,
-    workers: WorkersOption = None,
-    dask: DaskOption = None,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-) -> None:
+) -> _Source:
     """SDSS, BOSS, eBOSS and SDSS-V spectra, full or lite, and plates; stars left out."""
-    from digs_survey.catalog.readers.grid_choice import GridChoice
     from digs_survey.catalog.readers.sdss import SdssReader
 
-    inputs, out = _split(files, overwrite)
-    grid = GridChoice(step_angstrom, start_angstrom, stop_angstrom, frame, deredden, ebv)
     attrs = {"bad_pixels": "ivar = 0, or bit BRIGHTSKY of and_mask", "aperture": "flux through the fibre"}
-    reader = SdssReader(inputs, z_noqso=z_noqso)
-    _ingest(
-        inputs,
-        out,
-        reader,
-        grid,
-        source="SDSS spectra",
-        attrs=attrs,
-        strict=strict,
-        workers=workers,
-        dask=dask,
-        quiet=quiet,
-    )
+    return _Source(SdssReader(files, z_noqso=z_noqso), "SDSS spectra", attrs)
 
 
-@ingest_app.command("jwst")
-def ingest_jwst_command(
-    files: Annotated[list[Path], _files("*.spec.fits (msaexp) or *_x1d.fits (pipeline) ...")],
-    redshift: RedshiftOption,
-    step_angstrom: StepOption = None,
-    start_angstrom: StartOption = None,
-    stop_angstrom: StopOption = None,
-    frame: FrameOption = "observed",
-    deredden: DereddenOption = False,
-    ebv: EbvOption = None,
-    strict: StrictOption = False,
-    workers: WorkersOption = None,
-    dask: DaskOption = None,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-) -> None:
+@_command("jwst", "*.spec.fits (msaexp) or *_x1d.fits (pipeline) ...")
+def _jwst(files: list[Path], redshift: RedshiftOption) -> _Source:
     """JWST NIRSpec spectra of msaexp or of the pipeline: per frequency to per wavelength, DQ."""
-    from digs_survey.catalog.readers.grid_choice import GridChoice
     from digs_survey.catalog.readers.jwst import JwstReader
     from digs_survey.catalog.readers.redshifts import Redshifts
 
-    inputs, out = _split(files, overwrite)
-    grid = GridChoice(step_angstrom, start_angstrom, stop_angstrom, frame, deredden, ebv)
     attrs = {"bad_pixels": "error not positive, not finite, or bit DO_NOT_USE of DQ"}
-    reader = JwstReader(Redshifts(redshift))
-    _ingest(
-        inputs,
-        out,
-        reader,
-        grid,
-        source="JWST NIRSpec spectra",
-        attrs=attrs,
-        strict=strict,
-        workers=workers,
-        dask=dask,
-        quiet=quiet,
-    )
+    return _Source(JwstReader(Redshifts(redshift)), "JWST NIRSpec spectra", attrs)
 
 
-@ingest_app.command("table")
-def ingest_table_command(
-    files: Annotated[list[Path], _files("FITS, ECSV, CSV, HDF5 or Parquet files")],
+@_command("table", "FITS, ECSV, CSV, HDF5 or Parquet files")
+def _table(
+    files: list[Path],
     column_map: Annotated[
         Path, typer.Option("--map", help="TOML file that says which column is what.", parser=location)
     ],
-    step_angstrom: StepOption = None,
-    start_angstrom: StartOption = None,
-    stop_angstrom: StopOption = None,
-    frame: FrameOption = "observed",
-    deredden: DereddenOption = False,
-    ebv: EbvOption = None,
-    strict: StrictOption = False,
-    workers: WorkersOption = None,
-    dask: DaskOption = None,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-) -> None:
+) -> _Source:
     """Any other spectra, by a column map: pixels in rows, arrays in rows, or FITS images with a WCS."""
-    from digs_survey.catalog.readers.grid_choice import GridChoice
     from digs_survey.catalog.readers.table_map import load_map
     from digs_survey.catalog.readers.table_reader import TableReader
 
-    inputs, out = _split(files, overwrite)
-    grid = GridChoice(step_angstrom, start_angstrom, stop_angstrom, frame, deredden, ebv)
-    reader = TableReader(load_map(column_map), column_map.parent)
-    _ingest(
-        inputs, out, reader, grid, source="tables of spectra", strict=strict, workers=workers, dask=dask, quiet=quiet
-    )
+    return _Source(TableReader(load_map(column_map), column_map.parent), "tables of spectra")
 
 
-@ingest_app.command("specutils")
-def ingest_specutils_command(
-    files: Annotated[list[Path], _files("Files that the package specutils loads")],
+@_command("specutils", "Files that the package specutils loads")
+def _specutils(
+    files: list[Path],
     redshift: RedshiftOption,
     medium: Annotated[
         Literal["vacuum", "air"], typer.Option("--medium", help="Of the files' wavelengths.", show_default=False)
@@ -268,26 +226,9 @@ def ingest_specutils_command(
     file_format: Annotated[
         str | None, typer.Option("--format", help="Name of the loader; default: the one that knows the file.")
     ] = None,
-    step_angstrom: StepOption = None,
-    start_angstrom: StartOption = None,
-    stop_angstrom: StopOption = None,
-    frame: FrameOption = "observed",
-    deredden: DereddenOption = False,
-    ebv: EbvOption = None,
-    strict: StrictOption = False,
-    workers: WorkersOption = None,
-    dask: DaskOption = None,
-    overwrite: OverwriteOption = False,
-    quiet: QuietOption = False,
-) -> None:
+) -> _Source:
     """Spectra that the package specutils loads, if it is installed."""
-    from digs_survey.catalog.readers.grid_choice import GridChoice
     from digs_survey.catalog.readers.redshifts import Redshifts
     from digs_survey.catalog.readers.specutils_reader import SpecutilsReader
 
-    inputs, out = _split(files, overwrite)
-    grid = GridChoice(step_angstrom, start_angstrom, stop_angstrom, frame, deredden, ebv)
-    reader = SpecutilsReader(Redshifts(redshift), medium, file_format)
-    _ingest(
-        inputs, out, reader, grid, source="spectra by specutils", strict=strict, workers=workers, dask=dask, quiet=quiet
-    )
+    return _Source(SpecutilsReader(Redshifts(redshift), medium, file_format), "spectra by specutils")

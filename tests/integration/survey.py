@@ -64,6 +64,23 @@ steps = 6
 max_steps = 6
 """
 
+ROW_NETWORK = """
+[train]
+whitening = "least_squares"
+components = 12
+amplitude = "equivariant"
+embedding = "mlp"
+embedding_features = 16
+embedding_layers = 1
+hidden_features = 16
+transforms = 2
+batch_size = 128
+epochs = 4
+threads_per_worker = 1
+device = "cpu"
+"""
+"""The smallest network for rows that differ in their noise."""
+
 
 def make_survey(folder: Path, text: str = TOML) -> tuple[Path, Path, SurveyConfig]:
     """Write a catalog and a configuration; returns catalog, TOML and the configuration."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from survey import run, run_here
+from survey import ROW_NETWORK, run, run_here
 
 from digs_survey.quality import NO_POSTERIOR
 
@@ -32,16 +32,9 @@ red_end_angstrom = [9000.0, 45000.0]
 [simulate]
 simulations = 1500
 rows_per_shard = 500
-[train]
-whitening = "least_squares"
-components = 12
-amplitude = "equivariant"
-hidden_features = 16
-transforms = 2
-epochs = 3
-batch_size = 128
-threads_per_worker = 1
-device = "cpu"
+"""
+TOML += ROW_NETWORK
+TOML += """
 [map]
 draws = 256
 min_good_fraction = 0.1

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import zarr
-from survey import contents, run
+from survey import ROW_NETWORK, contents, run
 
 import digs_survey as ds
 from digs_survey.catalog.prepare import reference_factor
@@ -45,19 +45,9 @@ red_end_angstrom = [8000.0, 9000.0]
 simulations = 3000
 rows_per_shard = 500
 engine = "batched"
-[train]
-whitening = "least_squares"
-components = 12
-amplitude = "equivariant"
-embedding = "mlp"
-embedding_features = 16
-embedding_layers = 1
-hidden_features = 16
-transforms = 2
-batch_size = 128
-epochs = 4
-threads_per_worker = 1
-device = "cpu"
+"""
+TOML += ROW_NETWORK
+TOML += """
 [map]
 draws = 200
 rows_per_shard = 8

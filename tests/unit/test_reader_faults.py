@@ -96,7 +96,7 @@ def test_units_of_the_map_come_first_and_those_of_errors_follow_the_flux(tmp_pat
 def test_magnitudes_are_no_flux(unit):
     with pytest.raises(CatalogError, match="flux: expected"):
         block(flux_unit=unit)
-    with pytest.raises(CatalogError, match="A is ampere"):
+    with pytest.raises(CatalogError, match="A is the ampere, write Angstrom"):
         block(flux_unit="erg/cm2/s/A")
 
 

@@ -12,7 +12,9 @@ from threadpoolctl import threadpool_limits
 
 from digs_survey.config import GridConfig, ModelConfig, load_config
 from digs_survey.errors import ConfigError
+from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.jit import PLAIN
+from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import Prior
 from digs_survey.simulate.prior_draws import draw_theta
 from digs_survey.spectra import WavelengthGrid
@@ -94,6 +96,11 @@ def test_compiled_and_plain_spectra_agree_and_a_row_is_the_same_bytes_anywhere(s
     assert model.by_itself
     np.testing.assert_array_equal(model.spectra(theta[shuffled]), flux[shuffled])
     np.testing.assert_array_equal(np.concatenate([model.spectra(theta[[k]]) for k in range(30)]), flux[:30])
+    likelihood = SpectrumLikelihood(model, NoiseModel.from_config(config.noise))
+    of_rows = likelihood.spectra_of_rows(theta[:6].reshape(2, 3, -1), flux[:2])
+    np.testing.assert_array_equal(np.concatenate(of_rows), flux[:6])
+    # No row of a block may have finite draws.
+    assert likelihood.spectra_of_rows(theta[:0].reshape(0, 3, prior.ndim), flux[:0]).shape == (0, 3, len(GRID))
     # Those for one part and for two: arrays of another layout would be compiled for once more.
     assert len(predict.signatures) == 2
     monkeypatch.setenv(PLAIN, "1")

@@ -60,10 +60,10 @@ __all__ = [
     "DomainCheck",
     "Judgement",
     "Population",
-    "Spectra",
+    "ObservedRows",
     "check_survey",
     "choose_rows",
-    "hold_against",
+    "compare_survey",
     "population_of",
 ]
 
@@ -80,8 +80,8 @@ _MIN_EXCESS = 0.01
 
 
 @dataclass(frozen=True)
-class Spectra:
-    """Spectra as the posterior takes them.
+class ObservedRows:
+    """Rows as the posterior takes them.
 
     Attributes
     ----------
@@ -98,11 +98,11 @@ class Spectra:
     good: NDArray[np.bool_]
     errors: NDArray[np.float64] | None
 
-    def take(self, first: int, every: int) -> Spectra:
+    def take(self, first: int, every: int) -> ObservedRows:
         """Return every so many rows, from the first one on."""
         some = slice(first, None, every)
         errors = None if self.errors is None else self.errors[:, some]
-        return Spectra(self.rows[some], self.flux[some], self.good[some], errors)
+        return ObservedRows(self.rows[some], self.flux[some], self.good[some], errors)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Population:
     observed_percent: NDArray[np.float32]
 
     @classmethod
-    def of(cls, checker: Checker, block: Spectra, theta: NDArray[np.float64]) -> Population:
+    def of(cls, checker: Checker, block: ObservedRows, theta: NDArray[np.float64]) -> Population:
         """Hold the rows of a block against spectra of draws theta (row, draw, ndim); each row by itself."""
         posterior, noise, flux = checker.posterior, checker.likelihood.noise, block.flux
         chi2, pvalue = np.full((2, len(flux)), np.nan)
@@ -327,10 +327,10 @@ def check_survey(
     count = min(config.audit.checked_galaxies, config.audit.calibration_simulations)
     survey = _survey_blocks(catalog, rows, identity, config)
     simulated = _simulated_blocks(run_dir / "calibration.zarr", count, posterior.noise, config)
-    return hold_against(checker, survey, population_of(checker, simulated), config.seed)
+    return compare_survey(checker, survey, population_of(checker, simulated), config.seed)
 
 
-def hold_against(checker: Checker, survey: Iterable[Spectra], simulations: Population, seed: int) -> DomainCheck:
+def compare_survey(checker: Checker, survey: Iterable[ObservedRows], simulations: Population, seed: int) -> DomainCheck:
     """Hold blocks of a survey's spectra against spectra of their posteriors, and both against simulations."""
     posterior, rows, seen, again = checker.posterior, [np.zeros(0, dtype=np.int64)], [], []
     for block in survey:
@@ -344,7 +344,7 @@ def hold_against(checker: Checker, survey: Iterable[Spectra], simulations: Popul
     return DomainCheck(np.concatenate(rows), populations, stacks, posterior.grid, seed)
 
 
-def population_of(checker: Checker, blocks: Iterable[Spectra]) -> Population:
+def population_of(checker: Checker, blocks: Iterable[ObservedRows]) -> Population:
     """Hold blocks of spectra against spectra of their posteriors."""
     sample, draws = checker.posterior.sample, checker.draws
     parts = [Population.of(checker, block, sample(block.flux, draws)) for block in blocks]
@@ -360,14 +360,14 @@ def choose_rows(quality: NDArray[np.int64], count: int, seed: int) -> NDArray[np
 
 def _survey_blocks(
     catalog: Catalog, rows: NDArray[np.int64], identity: RunIdentity, config: SurveyConfig
-) -> Iterator[Spectra]:
+) -> Iterator[ObservedRows]:
     for start in range(0, rows.size, _BLOCK):
         some = rows[start : start + _BLOCK]
         seen = prepare_rows(catalog, some.tolist(), identity, config)
-        yield Spectra(some, seen.flux, seen.good, identity.noise.errors_of(seen.flux, seen.ivar, seen.good))
+        yield ObservedRows(some, seen.flux, seen.good, identity.noise.errors_of(seen.flux, seen.ivar, seen.good))
 
 
-def _simulated_blocks(path: Path, count: int, noise: NoiseModel, config: SurveyConfig) -> Iterator[Spectra]:
+def _simulated_blocks(path: Path, count: int, noise: NoiseModel, config: SurveyConfig) -> Iterator[ObservedRows]:
     """Observe the first simulations as the calibration does; those that get no posterior are left out."""
     group: Any = zarr.open_group(str(path), mode="r")
     count = min(count, group["flux"].shape[0])
@@ -378,10 +378,10 @@ def _simulated_blocks(path: Path, count: int, noise: NoiseModel, config: SurveyC
         rows, errors = observe_rows(noise, clean, uniform, config.map.min_good_fraction)
         kept = (rows.quality & NO_POSTERIOR) == 0
         own = None if errors is None else errors[:, kept]
-        yield Spectra(start + np.flatnonzero(kept), rows.flux[kept], rows.good[kept], own)
+        yield ObservedRows(start + np.flatnonzero(kept), rows.flux[kept], rows.good[kept], own)
 
 
-def _replicate(checker: Checker, block: Spectra, theta: NDArray[np.float64], seed: int) -> Spectra:
+def _replicate(checker: Checker, block: ObservedRows, theta: NDArray[np.float64], seed: int) -> ObservedRows:
     """Simulate a draw of each row's posterior with the row's noise and gaps; rows without finite draws stay."""
     noise, elements = checker.likelihood.noise, block.good.shape[1]
     columns = 1 + noise.normals(elements)

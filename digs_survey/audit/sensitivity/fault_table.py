@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from digs_survey.audit.domain.domain_check import OUTSIDE_VERDICTS, Spectra, hold_against, population_of
+from digs_survey.audit.domain.domain_check import OUTSIDE_VERDICTS, ObservedRows, compare_survey, population_of
 from digs_survey.audit.sensitivity.simulated_faults import BEYOND_PRIOR, FAULTS, SIGMA, Simulator, Truth, faulty_rows
 from digs_survey.config import MapConfig
 from digs_survey.importance.predictive_check import Checker
@@ -122,7 +122,7 @@ def measure_sensitivity(
     # Halves of the rows without a fault, against each other: the same rows would never differ.
     plain = _spectra(posterior, simulator.plain)
     half = population_of(checker, [plain.take(1, 2)])
-    verdict = hold_against(checker, [plain.take(0, 2)], half, seed).judgement.verdict
+    verdict = compare_survey(checker, [plain.take(0, 2)], half, seed).judgement.verdict
     found, simulated = (
         [_sensitivity(NO_FAULT, posterior, least, np.zeros(count), verdict)],
         population_of(checker, [plain]),
@@ -130,16 +130,16 @@ def measure_sensitivity(
     for name, truth in faulty_rows(simulator, names):
         bits = _BITS_BEYOND if name in BEYOND_PRIOR else _BITS
         pulls = _pulls(posterior, checker, truth, plainly, bits)
-        verdict = hold_against(checker, [_spectra(posterior, truth)], simulated, seed).judgement.verdict
+        verdict = compare_survey(checker, [_spectra(posterior, truth)], simulated, seed).judgement.verdict
         found.append(_sensitivity(name, posterior, pulls, least[0].max(axis=1), verdict))
     return found
 
 
-def _spectra(posterior: FrozenPosterior, truth: Truth) -> Spectra:
+def _spectra(posterior: FrozenPosterior, truth: Truth) -> ObservedRows:
     """Rows that have a posterior, as the check of a survey takes them."""
     kept = np.flatnonzero((truth.rows.quality & int(NO_POSTERIOR)) == 0)
     rows = truth.rows.take(kept)
-    return Spectra(kept, rows.flux, rows.good, posterior.noise.errors_of(rows.flux, rows.ivar, rows.good))
+    return ObservedRows(kept, rows.flux, rows.good, posterior.noise.errors_of(rows.flux, rows.ivar, rows.good))
 
 
 def worst_faults(faults: Sequence[Mapping[str, Any]]) -> str:

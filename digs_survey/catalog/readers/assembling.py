@@ -85,6 +85,11 @@ class PartsWriter:
     ----------
     path : Path
         On a disk; a file in the format of NumPy's ``savez``, whose member ``index`` says what is in it.
+
+    Attributes
+    ----------
+    left_out : list of LeftOut
+        What has no row.
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,7 +97,7 @@ class PartsWriter:
         self._archive = zipfile.ZipFile(self._building, "w", allowZip64=True)
         self._columns: list[list[list[Any]]] = []
         self._blocks: list[dict[str, Any]] = []
-        self._left_out: list[LeftOut] = []
+        self.left_out: list[LeftOut] = []
 
     def __enter__(self) -> PartsWriter:
         return self
@@ -102,7 +107,7 @@ class PartsWriter:
             index = {
                 "columns": self._columns,
                 "blocks": self._blocks,
-                "left_out": [asdict(item) for item in self._left_out],
+                "left_out": [asdict(item) for item in self.left_out],
             }
             self._put("index", np.array(json.dumps(index)))
         self._archive.close()
@@ -110,10 +115,6 @@ class PartsWriter:
             self._building.replace(self._path)
         else:
             self._building.unlink(missing_ok=True)
-
-    def leave_out(self, item: LeftOut) -> None:
-        """Keep what was left out."""
-        self._left_out.append(item)
 
     def add(self, block: Rebinned, file: str) -> None:
         """Keep a block of rows."""

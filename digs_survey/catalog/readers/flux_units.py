@@ -9,15 +9,13 @@ import numpy as np
 from astropy import units
 from numpy.typing import NDArray
 
-from digs_survey.catalog.schema import FLUX_UNIT, parse_unit
+from digs_survey.catalog.schema import FLUX_UNIT, ampere_hint, parse_unit
 from digs_survey.errors import CatalogError
 
 __all__ = ["STORED_UNIT", "error_factor", "flux_factor", "header_flux_unit", "length_factor"]
 
 STORED_UNIT = "1e-17 erg / (s cm2 Angstrom)"
 """Unit of flux in a block and in the catalogs that are made of blocks: float32 has room for it, and for its ivar."""
-
-_AMPERE = re.compile(r"(?<![A-Za-z])A(?![A-Za-z])")
 
 
 def flux_factor(text: str, wave: NDArray[np.float64], frame: str) -> NDArray[np.float64]:
@@ -93,13 +91,11 @@ def length_factor(text: str, name: str = "wavelength") -> float:
 def header_flux_unit(text: Any, where: str) -> str:
     """Return a header's unit of flux per wavelength, in a spelling that :mod:`astropy.units` reads."""
     spelled = re.sub(r"\bAng\b", "Angstrom", str(text).strip())
-    try:
-        fits = _plain(spelled, where).is_equivalent(FLUX_UNIT)
-    except CatalogError:
-        fits = False
-    if not fits:
+    unit = _plain(spelled, where)
+    if not unit.is_equivalent(FLUX_UNIT):
         raise CatalogError(
-            f"{where}: expected a flux density per wavelength, such as {STORED_UNIT!r}, found {text!r}{_hint(spelled)}"
+            f"{where}: expected a flux density per wavelength, such as {STORED_UNIT!r}, found {text!r}"
+            f"{ampere_hint(unit)}"
         )
     return spelled
 
@@ -109,7 +105,7 @@ def _density(text: str) -> units.UnitBase:
     unit = _plain(text, "flux")
     if not (unit.is_equivalent(FLUX_UNIT) or unit.is_equivalent(units.Jy)):
         raise CatalogError(
-            f"flux: expected a flux density, such as {STORED_UNIT!r} or 'uJy', found {text!r}{_hint(text)}"
+            f"flux: expected a flux density, such as {STORED_UNIT!r} or 'uJy', found {text!r}{ampere_hint(unit)}"
         )
     return unit
 
@@ -119,11 +115,7 @@ def _plain(text: str, name: str) -> units.UnitBase:
     try:
         unit = parse_unit(text)
     except ValueError as error:
-        raise CatalogError(f"{name}: expected a unit that astropy.units reads, found {text!r}{_hint(text)}") from error
+        raise CatalogError(f"{name}: expected a unit that astropy.units reads, found {text!r}") from error
     if not isinstance(unit, units.UnitBase):
         raise CatalogError(f"{name}: expected a unit that is no logarithm, found {text!r}; convert the values first")
     return unit
-
-
-def _hint(text: str) -> str:
-    return "; A is ampere, Angstrom is spelled Angstrom" if _AMPERE.search(text) else ""

@@ -171,7 +171,7 @@ class _Reading:
             with PartsWriter(self.archive(number)) as parts:
                 for found in read_file(self.reader, file):
                     _put(parts, found, str(file), self.elements, self.choice)
-            if self.strict and any(item.fault for item in Parts().load(self.archive(number))):
+            if self.strict and any(item.fault for item in parts.left_out):
                 raise StageError(f"ingest: rows of {file} cannot be used")
 
     def refuse(self) -> None:
@@ -193,11 +193,11 @@ def _put(
     parts: PartsWriter, found: Spectra | LeftOut, file: str, elements: Elements | None, choice: GridChoice
 ) -> None:
     if isinstance(found, LeftOut):
-        parts.leave_out(found)
+        parts.left_out.append(found)
         return
     for made in rebinned(found, elements or choice.elements(found), choice):
         if isinstance(made, LeftOut):
-            parts.leave_out(replace(made, file=file))
+            parts.left_out.append(replace(made, file=file))
         else:
             parts.add(made, file)
 
