@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import zarr
-from survey import run
+from survey import run_here
 from test_row_noise_run import TOML
 
 import digs_survey as ds
@@ -23,7 +23,7 @@ from digs_survey.spectra import WavelengthGrid, rebin_matrix
 from digs_survey.sps.batched import BatchedModel
 from digs_survey.sps.universe import physical_theta
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cores")]
 
 ROWS = 120
 SNR = 15.0
@@ -69,10 +69,11 @@ def make_catalog(folder):
 
 
 @pytest.fixture(scope="module")
-def made(build_once):
+def made(shared_ray, build_once):
     def build(folder):
+        shared_ray.open()
         make_catalog(folder)
-        finished = run("run", folder / "rows.zarr", "-c", folder / "survey.toml", "-o", folder / "run", *SETTINGS)
+        finished = run_here("run", folder / "rows.zarr", "-c", folder / "survey.toml", "-o", folder / "run", *SETTINGS)
         assert finished.returncode == 0, finished.stderr
         (folder / "stderr").write_text(finished.stderr)
 
@@ -94,7 +95,7 @@ def test_simulations_have_the_redshifts_and_errors_of_donors_and_the_posterior_k
 
 
 def test_a_finished_run_answers_and_verifies(made):
-    again = run("run", made / "rows.zarr", "-c", made / "survey.toml", "-o", made / "run", *SETTINGS)
+    again = run_here("run", made / "rows.zarr", "-c", made / "survey.toml", "-o", made / "run", *SETTINGS)
     assert again.returncode == 0, again.stderr
     assert "simulate: done already" in again.stderr
     assert verify_run(made / "run") == []
@@ -117,11 +118,11 @@ def test_percentiles_are_recalibrated_for_the_rows_that_are_mapped(made):
 
 def test_too_few_rows_are_refused_before_any_work(made, tmp_path):
     few = ("--set", "noise.observing.redshift=[0.2, 0.3]")
-    done = run("run", made / "rows.zarr", "-c", made / "survey.toml", "-o", tmp_path / "run", *SETTINGS, *few)
+    done = run_here("run", made / "rows.zarr", "-c", made / "survey.toml", "-o", tmp_path / "run", *SETTINGS, *few)
     assert done.returncode != 0
     assert "expected at least 100 rows" in done.stderr
     assert "donors = 'none'" in done.stderr
     assert not (tmp_path / "run" / "simulations.zarr").exists()
-    alone = run("simulate", "-c", made / "survey.toml", "-o", tmp_path / "alone", *SETTINGS)
+    alone = run_here("simulate", "-c", made / "survey.toml", "-o", tmp_path / "alone", *SETTINGS)
     assert alone.returncode != 0
     assert "noise.observing.donors = 'catalog' needs a catalog" in alone.stderr

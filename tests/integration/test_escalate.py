@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import zarr
-from survey import ROWS, contents, run
+from survey import ROWS, contents, run_here
 
 import digs_survey as ds
 from digs_survey.audit.agreement_model import AgreementModel
@@ -20,7 +20,7 @@ from digs_survey.quality import QualityFlag
 from digs_survey.refine.reweigh import ReweighSetup, reweigh_rows
 from digs_survey.run.verify import verify_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cores")]
 
 # Chains are short, and any length will do. So much noise that a small network's draws can be weighed. Half of the rows
 # are audited, which is enough to learn agreement from.
@@ -45,11 +45,12 @@ GENEROUS = ("--set", "escalate.core_hours=1", "--set", "escalate.draws=2000")
 
 
 @pytest.fixture(scope="module")
-def audited(build_once, survey):
+def audited(shared_ray, build_once, survey):
     """A run whose audit has learned agreement from the rows that it fitted."""
 
     def build(folder):
-        finished = run("run", survey[0], "-c", survey[1], *SHORT, "-o", folder / "run")
+        shared_ray.open()
+        finished = run_here("run", survey[0], "-c", survey[1], *SHORT, "-o", folder / "run")
         assert finished.returncode == 0, finished.stderr
 
     run_dir = build_once("audited", build) / "run"
@@ -73,7 +74,7 @@ def test_without_a_budget_rows_are_told_apart_and_audited_ones_are_emcees(audite
     run_dir = tmp_path / "run"
     shutil.copytree(audited, run_dir)
     least = threshold(audited)
-    finished = run("escalate", "-o", run_dir, "--redo", "--set", f"escalate.agreement_threshold={least}")
+    finished = run_here("escalate", "-o", run_dir, "--redo", "--set", f"escalate.agreement_threshold={least}")
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.split() == [str(run_dir / "results.parquet"), str(run_dir / "escalate.json")]
     before, after = table_of(run_dir, "percentiles.parquet"), table_of(run_dir)
@@ -114,7 +115,7 @@ def test_without_a_budget_rows_are_told_apart_and_audited_ones_are_emcees(audite
     manifest["stages"]["escalate"]["status"] = "running"
     del manifest["stages"]["escalate"]["finished"]
     (run_dir / "manifest.json").write_text(json.dumps(manifest))
-    report = run("report", "-o", run_dir)
+    report = run_here("report", "-o", run_dir)
     assert report.returncode == 0, report.stderr
     assert (run_dir / "report.html").exists()
 
@@ -125,7 +126,7 @@ def test_a_survey_that_is_not_described_has_no_high_agreement(audited, tmp_path)
     before, least = table_of(audited), threshold(audited)
     audit = json.loads((run_dir / "audit.json").read_text())
     (run_dir / "audit.json").write_text(json.dumps(audit | {"domain": {"verdict": "not described"}}))
-    finished = run("escalate", "-o", run_dir, "--redo", "--set", f"escalate.agreement_cap={least}")
+    finished = run_here("escalate", "-o", run_dir, "--redo", "--set", f"escalate.agreement_cap={least}")
     assert finished.returncode == 0, finished.stderr
     after, told = table_of(run_dir), json.loads((run_dir / "escalate.json").read_text())
     capped = (after.quality & int(QualityFlag.AGREEMENT_CAPPED)) != 0
@@ -142,7 +143,7 @@ def test_a_budget_gives_weights_first_and_emcee_to_the_rest_and_resumes(audited,
     shutil.copytree(audited, run_dir)
     least = threshold(audited)
     settings = (*GENEROUS, "--set", f"escalate.agreement_threshold={least}", "--set", "escalate.min_ess=20")
-    finished = run("escalate", "-o", run_dir, "--redo", *settings)
+    finished = run_here("escalate", "-o", run_dir, "--redo", *settings)
     assert finished.returncode == 0, finished.stderr
     told = json.loads((run_dir / "escalate.json").read_text())
     assert told["wanted"] == told["weighed"] > 0
@@ -172,13 +173,13 @@ def test_a_budget_gives_weights_first_and_emcee_to_the_rest_and_resumes(audited,
     shutil.rmtree(run_dir / "escalate-jobs" / "weights")
     shutil.rmtree(run_dir / "escalate-jobs" / "emcee")
     jobs = contents(run_dir / "escalate-jobs")
-    again = run("escalate", "-o", run_dir)
+    again = run_here("escalate", "-o", run_dir)
     assert again.returncode == 0, again.stderr
     assert contents(run_dir / "results.parquet") == parts
     assert contents(run_dir / "escalate-jobs") == jobs
     assert json.loads((run_dir / "escalate.json").read_text()) == told
 
-    refused = run("escalate", "-o", run_dir, "--set", "escalate.agreement_threshold=0.9")
+    refused = run_here("escalate", "-o", run_dir, "--set", "escalate.agreement_threshold=0.9")
     assert refused.returncode == 6
     assert f"escalate.agreement_threshold: was {least}, now 0.9" in refused.stderr
 

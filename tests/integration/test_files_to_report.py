@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from survey import ROW_NETWORK, run, run_here
+from survey import ROW_NETWORK, run_here
 
 from digs_survey.quality import NO_POSTERIOR
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cores")]
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "real"
 SDSS = Path(__file__).resolve().parents[2] / "catalogs" / "sdss"
@@ -98,7 +98,7 @@ def test_two_commands_from_files_to_a_report(kind, tmp_path):
     toml.write_text(TOML)
     first = run_here("ingest", kind.__name__, *files, catalog, *options)
     assert first.returncode == 0, first.stderr
-    second = run("run", catalog, "-c", toml, "-o", out)
+    second = run_here("run", catalog, "-c", toml, "-o", out)
     assert second.returncode == 0, second.stderr
     found = pq.read_table(out / "results.parquet")
     assert found.num_rows == (len(files) if kind is not desi else 1)

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
-from survey import TOML, make_survey, run
+from survey import TOML, make_survey, run_here
 
 import digs_survey as ds
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cores")]
 
 GRID = """start_angstrom = 6450.0
 stop_angstrom = 6650.0
@@ -23,12 +23,13 @@ sigma_smooth = { low = 80.0, high = 500.0 }
 
 
 @pytest.fixture(scope="module")
-def made(build_once):
+def made(shared_ray, build_once):
     def build(folder):
+        shared_ray.open()
         text = TOML[: TOML.index("start_angstrom")] + GRID + TOML[TOML.index("[simulate]") :]
         text = text.replace('engine = "prospector"', 'engine = "auto"').replace("walkers = 12", "walkers = 14")
         catalog, toml, _ = make_survey(folder, text)
-        finished = run("run", catalog, "-c", toml, "-o", folder / "run")
+        finished = run_here("run", catalog, "-c", toml, "-o", folder / "run")
         assert finished.returncode == 0, finished.stderr
 
     return build_once("free-spread-run", build)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import zarr
-from survey import ROW_NETWORK, contents, run
+from survey import ROW_NETWORK, contents, run_here
 
 import digs_survey as ds
 from digs_survey.catalog.prepare import reference_factor
@@ -22,7 +22,7 @@ from digs_survey.spectra import WavelengthGrid, rebin_matrix
 from digs_survey.sps.batched import BatchedModel
 from digs_survey.sps.universe import age_of_universe, physical_theta
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cores")]
 
 ROWS = 24
 TOML = """
@@ -119,10 +119,11 @@ def make_catalogs(folder):
 
 
 @pytest.fixture(scope="module")
-def made(build_once):
+def made(shared_ray, build_once):
     def build(folder):
+        shared_ray.open()
         make_catalogs(folder)
-        finished = run("run", folder / "observed.zarr", "-c", folder / "survey.toml", "-o", folder / "run")
+        finished = run_here("run", folder / "observed.zarr", "-c", folder / "survey.toml", "-o", folder / "run")
         assert finished.returncode == 0, finished.stderr
         (folder / "stderr").write_text(finished.stderr)
 
@@ -160,7 +161,7 @@ def test_a_row_comes_out_bit_for_bit_again_and_the_run_verifies(made):
 
 
 def test_shards_and_order_of_rows_do_not_matter(made, tmp_path):
-    redo = run(
+    redo = run_here(
         *("map", made / "observed.zarr", "--model", made / "run" / "model", "-o", tmp_path / "run"),
         *("-c", made / "survey.toml", "--set", "map.rows_per_shard=5"),
     )
@@ -172,7 +173,7 @@ def test_shards_and_order_of_rows_do_not_matter(made, tmp_path):
 
 def test_the_frame_of_the_catalog_does_not_matter(made, tmp_path):
     for name in ("clean", "rest"):
-        done = run(
+        done = run_here(
             *("map", made / f"{name}.zarr", "--model", made / "run" / "model", "-o", tmp_path / name),
             *("-c", made / "survey.toml", "--set", "importance.rows=audit"),
         )
@@ -200,7 +201,7 @@ def test_rows_that_cannot_be_used_have_their_bits_and_a_line_says_why(made, tmp_
     group["redshift"][0], group["redshift"][1] = np.nan, 5.0
     group["ivar"][2] = 0.0
     group["flux"][4] *= 1e12
-    done = run(
+    done = run_here(
         *("map", tmp_path / "bad.zarr", "--model", made / "run" / "model", "-o", tmp_path / "run"),
         *("-c", made / "survey.toml"),
     )
@@ -218,7 +219,7 @@ def test_rows_that_cannot_be_used_have_their_bits_and_a_line_says_why(made, tmp_
 def test_the_error_floor_is_fitted_and_kept(made, tmp_path):
     fit = ("--set", "map.error_floor=fit", "--set", "importance.rows=audit")
     what = ("map", made / "observed.zarr", "--model", made / "run" / "model", "-o", tmp_path / "run")
-    first = run(*what, "-c", made / "survey.toml", *fit)
+    first = run_here(*what, "-c", made / "survey.toml", *fit)
     assert first.returncode == 0, first.stderr
     assert "error floor" in first.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
@@ -226,11 +227,11 @@ def test_the_error_floor_is_fitted_and_kept(made, tmp_path):
     assert manifest["stages"]["map"]["key"]["map"]["error_floor"] == fitted["floor"]
     assert fitted["rows"] == ROWS
     before = contents(tmp_path / "run" / "posterior.zarr")
-    again = run(*what, "-c", made / "survey.toml", *fit)
+    again = run_here(*what, "-c", made / "survey.toml", *fit)
     assert again.returncode == 0, again.stderr
     assert "map: done already" in again.stderr
     assert contents(tmp_path / "run" / "posterior.zarr") == before
-    other = run(*what, "-c", made / "survey.toml", "--set", "map.error_floor=0.2", *fit[2:])
+    other = run_here(*what, "-c", made / "survey.toml", "--set", "map.error_floor=0.2", *fit[2:])
     assert other.returncode == 6
     assert "map.error_floor" in other.stderr
 
@@ -247,7 +248,7 @@ def test_elements_wider_than_the_posteriors_are_refused(made, tmp_path):
         galaxy_id=np.arange(2),
         flux_unit=f"1e-17 {FLUX_UNIT}",
     )
-    done = run(
+    done = run_here(
         *("map", tmp_path / "wide.zarr", "--model", made / "run" / "model", "-o", tmp_path / "run"),
         *("-c", made / "survey.toml"),
     )
