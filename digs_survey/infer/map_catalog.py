@@ -53,8 +53,8 @@ def map_catalog(
     catalog_path : Path
         With a cluster, a path that its workers see too.
     out_path : Path
-        The dataset. Kept if the same posterior, catalog and settings made it, replaced (and the ledger cleared)
-        otherwise.
+        The dataset. Kept if the same posterior, catalog and settings made it. If only the catalog differs, shards whose
+        rows are as they were keep their results; otherwise it is replaced, and the ledger cleared.
     config : SurveyConfig
         Its map and importance sections are used. Its model, prior and noise must be the posterior's.
     ledger : Ledger
@@ -95,14 +95,18 @@ def map_catalog(
         id_dtype=catalog.galaxy_id(0, 1).dtype,
         importance_draws=task.recipe.get("importance_draws"),
     )
+    per_shard = config.map.shard_size(catalog.n_rows)
+    shards = shard_count(catalog.n_rows, per_shard)
     if not kept:
         remove(task.table)
+    for part in sorted(task.table.glob("part-*.parquet"))[shards:]:
+        remove(part)
     advance(ledger.totals()[0])
-    per_shard = config.map.shard_size(catalog.n_rows)
-    pending = ledger.pending(shard_count(catalog.n_rows, per_shard))
+    pending = ledger.pending(shards)
     if pending:
         _map_shards(task, pending, address, advance)
     reconcile(task.out, task.table, ledger, rows=catalog.n_rows, rows_per_shard=per_shard)
+    ledger.before.clear()
 
 
 def _task(

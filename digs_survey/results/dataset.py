@@ -16,11 +16,13 @@ from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.results.columns import ARRAYS, COLUMNS, QUANTITIES, Column, When
 from digs_survey.store.ledger import Ledger
-from digs_survey.store.sharded import open_or_create
+from digs_survey.store.sharded import keep_rows, open_or_create
 from digs_survey.store.storage import ArraySpec, shard_count
 
 __all__ = ["lay_out", "reconcile"]
 
+_OF_CATALOG = frozenset({"catalog", "rows"})
+"""Fields of the recipe that a catalog decides which has grown or was corrected."""
 _CHUNK_ROWS = 4096
 """Rows that are compressed together: whoever wants one row reads so many."""
 
@@ -37,6 +39,9 @@ def lay_out(
     importance_draws: int | None = None,
 ) -> bool:
     """Keep the dataset at ``path`` if the same recipe made it; otherwise replace it and clear the ledger.
+
+    Where the recipes differ in their catalog only, the dataset is given its rows, and the markers of what was made from
+    the earlier one are set aside (:meth:`~digs_survey.store.ledger.Ledger.set_aside`).
 
     Parameters
     ----------
@@ -68,6 +73,8 @@ def lay_out(
         for column in (*ARRAYS, *COLUMNS)
         if column.in_dataset and column.when in wanted
     }
+    if keep_rows(path, recipe, ledger, arrays, _OF_CATALOG):
+        return True
     return open_or_create(path, recipe, ledger, arrays, {name: labels[name] for name in labels if name in arrays})
 
 

@@ -16,11 +16,12 @@ from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import clean_spectra
 from digs_survey.noise.survey_noise import survey_noise
 from digs_survey.run.run_directory import RunDirectory
-from digs_survey.run.stages import stage_named
+from digs_survey.run.stages import followers, stage_named
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.locations import exists, location
 from digs_survey.store.sharded import simulations_hash
+from digs_survey.store.storage import remove
 
 __all__ = ["StageInputs"]
 
@@ -41,15 +42,50 @@ class StageInputs(RunDirectory):
         self.progress.say(f"map: percentiles are recalibrated on {self.config.map.recalibrate:,} simulations{like}")
         return recalibrate(FrozenPosterior.of(identity), self.config, catalog)
 
-    def _fit_error_floor(self, identity: RunIdentity, catalog: Catalog) -> dict[str, Any]:
-        """Put a number in the place of an error floor that is to be fitted; return what the manifest keeps of it."""
+    def _catalog_changed(self, entry: Mapping[str, Any]) -> bool:
+        """Tell whether the catalog that was mapped has other contents now, in the same place."""
+        mapped = self._recorded_key("map").get("catalog", entry["fingerprint"])
+        recorded = self.manifest.data["inputs"].get("catalog", {})
+        return mapped != entry["fingerprint"] and recorded.get("path") == entry["path"]
+
+    def _follow_catalog(self, key: Mapping[str, Any], fitted: Mapping[str, Any]) -> None:
+        """Begin the map of a catalog that has changed, if nothing else has; drop what was made from the earlier rows.
+
+        Fits and simulations of the audit stay: those that are asked for again are used again.
+
+        Raises
+        ------
+        RunDirectoryError
+            If settings have changed too.
+        """
+        of_catalog = {"catalog": self._recorded_key("map")["catalog"]}
+        if fitted:
+            recorded = self._recorded_key("map").get("map", {}).get("error_floor")
+            of_catalog["map"] = {**key["map"], "error_floor": recorded}
+        self.manifest.reusable("map", {**key, **of_catalog})
+        self.progress.say("map: the catalog has changed since it was mapped; its new and changed rows are mapped")
+        if fitted or self.config.map.recalibrate:
+            what = "the error floor is fitted to" if fitted else "percentiles are recalibrated for"
+            self.progress.say(f"map: {what} the catalog, so that all of its rows may be mapped again")
+        for stage in followers("map"):
+            self.manifest.forget(stage.name)
+            for output in stage.outputs if stage.name in ("escalate", "report") else ():
+                remove(self.run_dir / output)
+        self._ledger("escalate").clear()
+
+    def _fit_error_floor(self, identity: RunIdentity, catalog: Catalog, *, again: bool = False) -> dict[str, Any]:
+        """Put a number in the place of an error floor that is to be fitted; return what the manifest keeps of it.
+
+        With ``again``, one that was fitted before is not taken.
+        """
         unused = sorted(MapConfig.added & self._settings("map")["map"].keys())
         if unused and not identity.noise.config.by_row:
             raise ConfigError(
                 f"map.{unused[0]} needs a posterior that is shown the errors of each row (noise.kind = 'row'), "
                 f"and that in {identity.posterior} is not; leave it out"
             )
-        self.take_mapped_floor()
+        if not again:
+            self.take_mapped_floor()
         if self.config.map.error_floor != "fit":
             return {}
         from digs_survey.estimator.posterior import FrozenPosterior

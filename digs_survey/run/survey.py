@@ -273,11 +273,14 @@ class Survey(StageInputs):
         identity = identify(folder, seed=self.config.seed, catalog=entry["fingerprint"])
         check_grid(identity.grid, opened.grid, identity.noise)
         self.config = identity.adopt(self.config)
-        fitted = self._fit_error_floor(identity, opened)
+        changed = self._catalog_changed(entry)
+        fitted = self._fit_error_floor(identity, opened, again=changed)
         key = {"formats": self._formats("map"), **identity.key("seed", "catalog", "posterior"), **self._settings("map")}
         del key["map"]["workers"]
         if self.config.importance.rows == "all":
             key["importance"] = {"rows": "all", "draws": self.config.importance.draws}
+        if changed:
+            self._follow_catalog(key, fitted)
         ledger = self._ledger("map")
         with self._stage("map", key, opened.n_rows) as stage:
             # In a run directory that is moved its own posterior moves too.
@@ -301,6 +304,12 @@ class Survey(StageInputs):
                     levels=levels,
                 )
                 stage.record.rows, stage.record.core_s = ledger.totals()
+                kept = sum(record["rows"] for record in ledger.records().values() if record.get("kept"))
+                if kept:
+                    self.progress.say(
+                        f"map: {kept:,} of {opened.n_rows:,} rows keep their results; the others are new, have "
+                        "changed, or share a shard with one that has"
+                    )
         if stage:
             quality: Any = zarr.open_group(str(self.run_dir / "posterior.zarr"), mode="r")["quality"]
             self.progress.say(f"map: {without_posterior(quality[:], self.config.map.min_good_fraction)}")

@@ -25,7 +25,7 @@ from digs_survey.store.storage import create_bytes, read_files, remove, write_js
 
 __all__ = ["Ledger", "Pace"]
 
-_RUNNING, _FAILED = "running", "failed"
+_RUNNING, _FAILED, _BEFORE = "running", "failed", "before"
 _RECENT = 200
 """Shards that the present pace is judged by."""
 _PAUSE = 10.0
@@ -134,6 +134,17 @@ class Ledger:
     def forget(self, shard: int) -> None:
         """Take a shard's marker away, so that it is done again."""
         remove(self._marker(shard))
+
+    def set_aside(self) -> None:
+        """Take all markers away, and keep their records as those of :attr:`before`, the latest of each shard."""
+        for record in self.records().values():
+            write_json(self.before._marker(record["shard"]), record)
+            self.forget(record["shard"])
+
+    @property
+    def before(self) -> Ledger:
+        """What was done from inputs that have changed since, some of which may do still."""
+        return Ledger(self.folder / _BEFORE)
 
     def clear(self) -> None:
         """Forget all markers."""

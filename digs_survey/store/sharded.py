@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from digs_survey.store.ledger import Ledger
 from digs_survey.store.locations import is_remote
 from digs_survey.store.storage import ArraySpec, create_dataset, read_json
 
-__all__ = ["open_or_create", "recorded_recipe", "simulations_hash"]
+__all__ = ["keep_rows", "open_or_create", "recorded_recipe", "simulations_hash"]
 
 
 def open_or_create(
@@ -51,6 +51,40 @@ def open_or_create(
     ledger.clear()
     create_dataset(path, arrays, values, attrs={"recipe": dict(recipe)})
     return False
+
+
+def keep_rows(
+    path: Path, recipe: Mapping[str, Any], ledger: Ledger, arrays: Mapping[str, ArraySpec], of_inputs: Collection[str]
+) -> bool:
+    """Give a dataset the rows of other inputs in place, if its recipe and arrays differ in nothing else.
+
+    Finished shards are set aside in the ledger: whoever makes one again may find that what is there still holds.
+    A call that was interrupted is made again.
+
+    Parameters
+    ----------
+    path, recipe, ledger, arrays
+        As :func:`open_or_create` takes them.
+    of_inputs : collection of str
+        Fields of the recipe that tell the inputs, and may differ.
+
+    Returns
+    -------
+    bool
+        Whether the dataset is of this recipe now.
+    """
+    before, wanted = recorded_recipe(path), json.loads(json.dumps(recipe))
+    if before is None or before == wanted or any(before.get(k) != v for k, v in wanted.items() if k not in of_inputs):
+        return False
+    group: Any = zarr.open_group(str(path), mode="r+", use_consolidated=False)
+    if set(before) != set(wanted) or not all(name in group and spec.fits(group[name]) for name, spec in arrays.items()):
+        return False
+    ledger.set_aside()
+    for name, spec in arrays.items():
+        group[name].resize(spec.shape)
+    # Last: until then the dataset is of the earlier inputs.
+    group.attrs["recipe"] = wanted
+    return True
 
 
 def recorded_recipe(path: Path) -> Any:

@@ -79,6 +79,23 @@ class ArraySpec:
     attrs: Mapping[str, Any] = field(default_factory=dict)
     fill_value: float | None = None
 
+    @property
+    def chunks(self) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """Shape of a chunk, and of a shard if there are any."""
+        rest = tuple(max(1, n) for n in self.shape[1:])
+        rows = max(1, self.shape[0]) if self.rows_per_shard is None else self.rows_per_shard
+        rows_per_chunk = min(self.rows_per_chunk or rows, rows)
+        rows = -(-rows // rows_per_chunk) * rows_per_chunk
+        return (rows_per_chunk, *rest), None if self.rows_per_shard is None else (rows, *rest)
+
+    def fits(self, array: Any) -> bool:
+        """Tell whether a Zarr array differs in its number of rows at most, and rows can be added to it."""
+        if self.rows_per_shard is None:
+            return bool(array.shape == self.shape)
+        is_text = array.dtype.kind == "T"
+        same_type = is_text if self.dtype == "str" else not is_text and array.dtype == np.dtype(self.dtype)
+        return same_type and array.shape[1:] == self.shape[1:] and (array.chunks, array.shards) == self.chunks
+
 
 def create_dataset(
     path: Path,
@@ -100,17 +117,14 @@ def create_arrays(
 ) -> None:
     """Lay out the arrays of a dataset below a folder, which :func:`create_group` is to make a dataset at the end."""
     for name, spec in arrays.items():
-        rest = tuple(max(1, n) for n in spec.shape[1:])
-        rows = max(1, spec.shape[0]) if spec.rows_per_shard is None else spec.rows_per_shard
-        rows_per_chunk = min(spec.rows_per_chunk or rows, rows)
-        rows = -(-rows // rows_per_chunk) * rows_per_chunk
+        chunks, shards = spec.chunks
         fill: dict[str, Any] = {} if spec.fill_value is None else {"fill_value": spec.fill_value}
         array = zarr.create_array(
             str(folder / name),
             shape=spec.shape,
             dtype=spec.dtype,
-            chunks=(rows_per_chunk, *rest),
-            shards=None if spec.rows_per_shard is None else (rows, *rest),
+            chunks=chunks,
+            shards=shards,
             compressors=ZstdCodec(checksum=True),
             dimension_names=spec.dims,
             attributes=dict(spec.attrs),
