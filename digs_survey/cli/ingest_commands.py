@@ -70,6 +70,10 @@ WorkersOption = Annotated[
         "--workers", min=0, help="Processes that read files; default: this one for a few files, else one for each core."
     ),
 ]
+AppendOption = Annotated[
+    bool,
+    typer.Option("--append", help="Add to the catalog, on its own elements; a file that it has already is read again."),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the catalog if it is there.")]
 RedshiftOption = Annotated[
     str,
@@ -79,7 +83,7 @@ RedshiftOption = Annotated[
 ]
 
 
-def _split(files: list[Path], overwrite: bool) -> tuple[list[Path], Path]:
+def _split(files: list[Path], overwrite: bool, append: bool) -> tuple[list[Path], Path]:
     """Return the files and the catalog to write, which comes last."""
     if len(files) < 2:
         raise typer.BadParameter("expected at least one file to read and then OUT.zarr")
@@ -87,8 +91,10 @@ def _split(files: list[Path], overwrite: bool) -> tuple[list[Path], Path]:
     check_reachable(out)
     if out.suffix in {".fits", ".gz", ".csv", ".ecsv", ".parquet", ".h5", ".hdf5", ".toml"} or is_file(out):
         raise typer.BadParameter(f"the last argument is the catalog to write, found the file {out}; expected OUT.zarr")
-    if exists(out) and not overwrite:
-        raise typer.BadParameter(f"{out} exists; choose another name or give --overwrite")
+    if overwrite and append:
+        raise typer.BadParameter("expected one of --append and --overwrite")
+    if exists(out) and not (overwrite or append):
+        raise typer.BadParameter(f"{out} exists; choose another name, or give --append or --overwrite")
     if exists(out) and not any(exists(out / name) for name in ("zarr.json", ".zgroup")):
         raise typer.BadParameter(f"{out} is a folder, and no catalog that could be replaced; choose another name")
     check_target("catalog", out)
@@ -108,6 +114,7 @@ def _ingest(
     strict: StrictOption = False,
     workers: WorkersOption = None,
     dask: DaskOption = None,
+    append: AppendOption = False,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -115,7 +122,7 @@ def _ingest(
     from digs_survey.catalog.readers.grid_choice import GridChoice
     from digs_survey.catalog.readers.ingesting import ingest
 
-    inputs, out = _split(files, overwrite)
+    inputs, out = _split(files, overwrite, append)
     grid = GridChoice(step_angstrom, start_angstrom, stop_angstrom, frame, deredden, ebv)
     given = source(inputs)
     if workers is None and dask is None and len(inputs) < _FEW_FILES:
@@ -128,6 +135,7 @@ def _ingest(
             grid,
             source=given.name,
             strict=strict,
+            append=append,
             attrs=given.attrs,
             workers=workers,
             address=dask,
@@ -135,7 +143,8 @@ def _ingest(
         )
     for line in report.lines():
         print(line, file=sys.stderr)
-    print(f"{report.rows} rows", file=sys.stderr)
+    told = f": {report.added} added, {report.replaced} read again" if append else ""
+    print(f"{report.rows} rows{told}", file=sys.stderr)
     print(out)
 
 

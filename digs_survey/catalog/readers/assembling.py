@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ PROVENANCE: dict[str, tuple[Any, Mapping[str, Any]]] = {
 _DIGEST_BYTES = 16
 _MISSING = -1
 """In a column of integers, where a file lacks it."""
+
+_LACKING = f"; {_MISSING} where the file has none"
 
 _Columns = Mapping[str, tuple[np.dtype[Any], Mapping[str, Any]]]
 
@@ -184,21 +188,65 @@ class Parts:
         having = [part for part in self._parts if part.rows]
         return min(part.first for part in having), max(part.stop for part in having)
 
-    def drop_duplicates(self) -> list[LeftOut]:
-        """Leave out rows whose identifier an earlier row has."""
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def drop_duplicates(self, earlier: int = 0) -> tuple[int, list[LeftOut]]:
+        """Leave out rows whose identifier a row before them has.
+
+        Rows of a catalog to which files are added give way, in their place, to those that the same file has now.
+
+        Parameters
+        ----------
+        earlier : int
+            Parts, the first ones, that are such rows.
+
+        Returns
+        -------
+        replaced : int
+            Rows of the catalog that gave way.
+        left_out : list of LeftOut
+        """
         halves = np.concatenate([np.zeros((0, 2), np.uint64), *map(_digests, self._parts)])
         order = np.lexsort((halves[:, 1], halves[:, 0]))
-        again = np.zeros(order.size, dtype=bool)
-        again[order[1:]] = (halves[order[1:]] == halves[order[:-1]]).all(axis=1)
+        begins = np.ones(order.size, dtype=bool)
+        begins[1:] = (halves[order[1:]] != halves[order[:-1]]).any(axis=1)
+        first = np.empty(order.size, dtype=np.int64)
+        first[order] = order[np.maximum.accumulate(np.where(begins, np.arange(order.size), 0))]
+        again = first != np.arange(order.size)
+        begin = np.cumsum([0, *(part.size for part in self._parts)])
+        files = np.concatenate([np.zeros(0, "U1"), *map(_source_files, self._parts[:earlier])])
+        renewed: dict[int, tuple[int, int]] = {}
         left = []
-        start = 0
         for number, part in enumerate(self._parts):
-            here = again[start : start + part.size]
-            start += part.size
-            if here.any():
-                self._parts[number] = replace(part, keep=~here)
-                left.append(LeftOut("galaxy_id was read before, in this or another file", int(here.sum()), part.file))
-        return left
+            here = again[begin[number] : begin[number + 1]]
+            if not here.any():
+                continue
+            self._parts[number], lost = replace(part, keep=~here), 0
+            for row in np.flatnonzero(here).tolist():
+                head = int(first[begin[number] + row])
+                if head < files.size and files[head] == part.file and head not in renewed:
+                    renewed[head] = number, row
+                else:
+                    lost += 1
+            if lost:
+                left.append(LeftOut("galaxy_id was read before, in this or another file", lost, part.file))
+        self._parts = [*self._renewed(earlier, begin, renewed), *self._parts[earlier:]]
+        return len(renewed), left
+
+    def _renewed(
+        self, earlier: int, begin: NDArray[np.int64], renewed: Mapping[int, tuple[int, int]]
+    ) -> Iterator[Part]:
+        """Yield the parts of a catalog's rows, cut where rows of another part take their place."""
+        for number in range(earlier):
+            rows = range(int(begin[number]), int(begin[number + 1]))
+            places = [renewed.get(row, (number, row - rows.start)) for row in rows]
+            for origin, run in groupby(places, key=itemgetter(0)):
+                for ascending in _ascending([row for _, row in run]):
+                    source = self._parts[origin]
+                    keep = np.zeros(source.size, dtype=bool)
+                    keep[ascending] = True
+                    yield replace(source, keep=keep)
 
     def write(self, out: Path, grid: WavelengthGrid, first: int, attrs: Mapping[str, Any]) -> None:
         """Write a catalog whose grid begins with element ``first``; what a part does not reach is masked."""
@@ -251,8 +299,8 @@ class Parts:
                 laid[name] = np.full(n, missing, dtype=dtype)
             else:
                 laid[name] = column.astype(str if dtype.kind == "U" else dtype)
-        laid["source_file"] = np.full(n, part.file)
-        laid["source_hdu"] = np.full(n, part.hdu)
+        if "column_source_file" not in values:
+            laid |= {"source_file": np.full(n, part.file), "source_hdu": np.full(n, part.hdu)}
         laid["source_row"] = values["source_row"]
         return laid
 
@@ -260,6 +308,20 @@ class Parts:
 def _digests(part: Part) -> NDArray[np.uint64]:
     with np.load(part.archive, allow_pickle=False) as stored:
         return np.asarray(stored[f"{part.block}/digest"])
+
+
+def _source_files(part: Part) -> NDArray[Any]:
+    with np.load(part.archive, allow_pickle=False) as stored:
+        return np.asarray(stored[f"{part.block}/column_source_file"])
+
+
+def _ascending(rows: list[int]) -> Iterator[list[int]]:
+    """Cut rows into stretches in which they increase."""
+    start = 0
+    for stop in range(1, len(rows) + 1):
+        if stop == len(rows) or rows[stop] <= rows[stop - 1]:
+            yield rows[start:stop]
+            start = stop
 
 
 def _common(parts: list[Part]) -> dict[str, tuple[np.dtype[Any], Mapping[str, Any]]]:
@@ -281,7 +343,7 @@ def _common(parts: list[Part]) -> dict[str, tuple[np.dtype[Any], Mapping[str, An
             dtype = np.result_type(*dtypes, *([np.int8] if lacking else []))
             dtype = dtype if dtype.kind in "biu" else np.dtype("U1")
             if lacking and dtype.kind == "i":
-                attrs["description"] = f"{attrs.get('description', name)}; {_MISSING} where the file has none"
+                attrs["description"] = f"{attrs.get('description', name).removesuffix(_LACKING)}{_LACKING}"
         else:
             dtype = np.result_type(np.float64, *dtypes) if lacking else np.result_type(*dtypes)
         found[name] = dtype, attrs

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Elements", "Pixels", "Steps", "native_elements", "steps_of"]
+__all__ = ["Elements", "Pixels", "Steps", "continued", "native_elements", "steps_of"]
 
 _UNEVEN = 1e-3
 """Largest departure from equal steps, in steps, of pixels that count as equal."""
@@ -87,6 +87,38 @@ class Pixels:
         inside = wave[np.clip(index, 0, last)]
         below = np.minimum(index, 0) * (wave[1] - wave[0])
         return inside + below + np.maximum(index - last, 0) * (wave[-1] - wave[-2])
+
+
+@dataclass(frozen=True, eq=False)
+class Continued:
+    """The elements of a catalog, to the last bit, and others beyond both ends.
+
+    Attributes
+    ----------
+    wavelength : ndarray of float64, shape (element,)
+        Centres in Angstrom; the first is element 0.
+    beyond : Elements
+        The same elements up to rounding, and where they go on.
+    """
+
+    wavelength: NDArray[np.float64]
+    beyond: Elements
+
+    def covering(self, low: float, high: float) -> tuple[int, int]:
+        """See :class:`Elements`."""
+        return self.beyond.covering(low, high)
+
+    def centres(self, first: int, stop: int) -> NDArray[np.float64]:
+        """See :class:`Elements`."""
+        found, index = self.beyond.centres(first, stop), np.arange(first, stop)
+        known = (index >= 0) & (index < self.wavelength.size)
+        found[known] = self.wavelength[index[known]]
+        return found
+
+
+def continued(wavelength: NDArray[np.float64]) -> Elements:
+    """Return the elements of a catalog (element,), which go on as they do there."""
+    return Continued(wavelength, native_elements(wavelength))
 
 
 def steps_of(step: float, start: float | None) -> Steps:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -13,9 +14,11 @@ from digs_survey.catalog.readers.extinction import SFD_SCALE, extinction_per_ebv
 from digs_survey.catalog.readers.spectra_block import Spectra
 from digs_survey.errors import ConfigError
 
-__all__ = ["MAX_ELEMENTS", "GridChoice", "too_many"]
+__all__ = ["CHOICE_ATTRIBUTE", "MAX_ELEMENTS", "GridChoice", "too_many"]
 
 MAX_ELEMENTS = 100_000
+CHOICE_ATTRIBUTE = "ingested_with"
+"""Attribute of a catalog that holds the choice in JSON, for files that are added later."""
 _REST_STEP = 50.0
 
 
@@ -113,7 +116,8 @@ class GridChoice:
         """Return the attributes that describe a catalog which is made so."""
         law = f"corrected: Fitzpatrick 1999, R_V = 3.1, E(B-V) times {SFD_SCALE}"
         rest = {"rest_frame": "wavelength / (1 + z), flux * (1 + z), ivar / (1 + z)^2"} if self.frame == "rest" else {}
-        return {"source": source, "galactic_extinction": law if self.deredden else "not corrected", **rest}
+        correction = {"galactic_extinction": law if self.deredden else "not corrected"}
+        return {"source": source, **correction, **rest, CHOICE_ATTRIBUTE: json.dumps(asdict(self))}
 
 
 def too_many() -> str:

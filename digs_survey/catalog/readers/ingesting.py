@@ -27,6 +27,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from digs_survey.catalog.catalog import Catalog
+from digs_survey.catalog.readers.appending import EarlierCatalog
 from digs_survey.catalog.readers.assembling import Parts, PartsWriter
 from digs_survey.catalog.readers.elements import Elements
 from digs_survey.catalog.readers.grid_choice import MAX_ELEMENTS, GridChoice, too_many
@@ -54,10 +55,14 @@ class IngestReport:
     ----------
     rows : int
         Rows of the catalog.
+    added, replaced : int
+        Those of them that were not in a catalog before to which files were added, and those that its own gave way to.
     left_out : list of LeftOut
     """
 
     rows: int = 0
+    added: int = 0
+    replaced: int = 0
     left_out: list[LeftOut] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -73,6 +78,7 @@ def ingest(
     *,
     source: str,
     strict: bool = False,
+    append: bool = False,
     attrs: dict[str, Any] | None = None,
     workers: int | None = 0,
     address: str | None = None,
@@ -85,13 +91,16 @@ def ingest(
     files : sequence of path-like
         Their order is that of the rows.
     out : path-like
-        The catalog, which is replaced.
+        The catalog, which is replaced when all is done.
     reader : callable
         See :data:`~digs_survey.catalog.readers.reading.Reader`. Workers get a pickled copy.
     source : str
         What the files are, for the catalog's attributes and for messages.
     strict : bool
         Stop at the first row with a fault.
+    append : bool
+        Add the rows to those of the catalog, on its elements. Of a file that it was made of already, rows take the
+        place of those with the same identifier. If rows reach further than its grid, that grows.
     attrs : dict, optional
         More attributes of the catalog.
     workers : int, optional
@@ -104,21 +113,23 @@ def ingest(
     Raises
     ------
     CatalogError
-        No row is left, or ``strict`` and a row has a fault.
+        No row is left, or ``strict`` and a row has a fault; or there is no catalog to append to.
     ConfigError
-        A cluster, and a catalog in an object store.
+        A cluster, and a catalog in an object store; or another choice than that of the catalog to append to.
     StageError
         Of a worker that was lost; the same call goes on.
     """
-    out, choice, paths = location(out), choice or GridChoice(), [location(path) for path in files]
+    out, paths = location(out), [location(path) for path in files]
+    earlier = EarlierCatalog.open(out, choice) if append else None
+    choice = earlier.choice if earlier else choice or GridChoice()
     if address is not None and is_remote(out):
         raise ConfigError(
             f"{out}: a Dask cluster reads into a folder beside the catalog, and an object store has none; write the "
             "catalog to a disk that its workers see, or leave the address away to use this machine's cores"
         )
     report, parts = IngestReport(), Parts()
-    with _parts_folder(out, _fingerprint(paths, reader, choice)) as folder:
-        elements = _first_elements(paths, reader, choice)
+    with _parts_folder(out, _fingerprint(paths, reader, choice, earlier)) as folder:
+        elements = earlier.elements if earlier else _first_elements(paths, reader, choice)
         work = _Reading(out, folder, paths, reader, choice, elements, strict)
         pending = [number for number in range(len(paths)) if not work.archive(number).is_file()]
         if len(pending) < len(paths):
@@ -138,9 +149,17 @@ def ingest(
             if strict:
                 work.refuse()
             raise
+        if earlier:
+            earlier.write_parts(folder / "earlier.npz")
+            parts.load(folder / "earlier.npz")
+            attrs = earlier.attrs
+        own = len(parts)
         for number in range(len(paths)):
             report.left_out += parts.load(work.archive(number))
-        _finish(out, parts, elements, choice, source, strict, attrs or {}, report)
+        if earlier and len(parts) == own:
+            raise _no_spectrum(source, report)
+        _finish(out, parts, elements, choice, source, strict, attrs or {}, report, own)
+        report.added = report.rows - (earlier.catalog.n_rows if earlier else 0)
     return report
 
 
@@ -202,9 +221,11 @@ def _put(
             parts.add(made, file)
 
 
-def _fingerprint(files: Sequence[Path], reader: Reader, choice: GridChoice) -> str:
-    """Return a digest of what decides the rows: files by path, size and time, reader and choices."""
-    seen = [(str(path), *_size_and_time(path)) for path in files]
+def _fingerprint(files: Sequence[Path], reader: Reader, choice: GridChoice, earlier: EarlierCatalog | None) -> str:
+    """Return a digest of what decides the rows: files by path, size and time, reader, choices and earlier rows."""
+    seen: list[Any] = [(str(path), *_size_and_time(path)) for path in files]
+    if earlier:
+        seen.append(earlier.catalog.state())
     try:
         return hashlib.sha256(pickle.dumps((__version__, seen, reader, choice))).hexdigest()
     except (pickle.PicklingError, AttributeError, TypeError):
@@ -269,19 +290,25 @@ def _finish(
     strict: bool,
     attrs: dict[str, Any],
     report: IngestReport,
+    earlier: int = 0,
 ) -> None:
-    """Write the catalog of all parts."""
-    report.left_out += parts.drop_duplicates()
+    """Write the catalog of all parts, of which the first ``earlier`` are rows that it has already."""
+    report.replaced, left = parts.drop_duplicates(earlier)
+    report.left_out += left
     if strict:
         _refuse(out, report.left_out)
     report.rows = parts.rows
     if elements is None or not report.rows:
-        raise CatalogError(f"{source}: expected at least one spectrum that can be used, found none", report.lines())
+        raise _no_spectrum(source, report)
     first, stop = parts.reach
     if stop - first > MAX_ELEMENTS:
         raise CatalogError(f"{source}: {too_many()}")
     grid = WavelengthGrid(elements.centres(first, max(stop, first + 2)), choice.frame, "vacuum")
     parts.write(out, grid, first, {**choice.attributes(source), **attrs})
+
+
+def _no_spectrum(source: str, report: IngestReport) -> CatalogError:
+    return CatalogError(f"{source}: expected at least one spectrum that can be used, found none", report.lines())
 
 
 def write_spectra(
