@@ -184,10 +184,7 @@ class StageInputs(RunDirectory):
                 raise self._no_catalog()
             catalog = Catalog.open(location(entry["path"]))
             if not self.manifest.knows(catalog, "simulated_for") and catalog.fingerprint() != entry["fingerprint"]:
-                raise RunDirectoryError(
-                    f"{catalog.path} has changed since {self.run_dir} was simulated for it, and its errors are the "
-                    "noise to train with; put it back, or simulate again (--redo simulate)"
-                )
+                raise self._other_noise(catalog)
             noise = self._noise_of(catalog)
         if noise.keeps_negative:
             return noise
@@ -206,6 +203,13 @@ class StageInputs(RunDirectory):
         if self._read_noise is None or self._read_noise[0] != about:
             self._read_noise = about, survey_noise(self.config, catalog)
         return self._read_noise[1]
+
+    def _other_noise(self, catalog: Catalog) -> RunDirectoryError:
+        return RunDirectoryError(
+            f"{catalog.path} has changed since {self.run_dir} was simulated for it, and the posterior is trained with "
+            "the redshifts and errors of the catalog; put it back, apply the posterior as it is ('digs-survey map', "
+            "then 'audit', 'escalate' and 'report'), or train again (--redo simulate)"
+        )
 
     def _no_catalog(self) -> CatalogError:
         kind = self.config.noise.kind

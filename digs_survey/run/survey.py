@@ -137,6 +137,10 @@ class Survey(StageInputs):
         if catalog is not None:
             opened = Catalog.open(catalog)
             entry = self._catalog_entry(opened, "simulated_for")
+            before = self.manifest.data["inputs"].get("simulated_for", entry)
+            changed = before["path"] == entry["path"] and before["fingerprint"] != entry["fingerprint"]
+            if self.config.noise.needs_catalog and self._is_done("simulate") and changed:
+                raise self._other_noise(opened)
             grid = self._grid_of(opened)
             noise = self._noise_of(opened) if self.config.noise.has_donors else None
         elif self.config.noise.needs_catalog:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -126,3 +127,19 @@ def test_too_few_rows_are_refused_before_any_work(made, tmp_path):
     alone = run_here("simulate", "-c", made / "survey.toml", "-o", tmp_path / "alone", *SETTINGS)
     assert alone.returncode != 0
     assert "noise.observing.donors = 'catalog' needs a catalog" in alone.stderr
+
+
+def test_a_catalog_that_grew_is_refused_by_a_run_and_mapped_by_the_posterior_as_it_is(made, tmp_path):
+    catalog, run_dir = tmp_path / "rows.zarr", tmp_path / "run"
+    for name, copy in (("rows.zarr", catalog), ("run", run_dir)):
+        shutil.copytree(made / name, copy)
+    assert "nothing to do" in run_here("run", catalog, "-o", run_dir, *SETTINGS).stderr
+    redshift = zarr.open_group(str(catalog), mode="r+")["redshift"]
+    redshift[0] = redshift[0] + 0.001
+    refused = run_here("run", catalog, "-o", run_dir, *SETTINGS)
+    assert refused.returncode == 6
+    assert "redshifts and errors of the catalog" in refused.stderr
+    assert "digs-survey map" in refused.stderr
+    mapped = run_here("map", catalog, "-o", run_dir, *SETTINGS)
+    assert mapped.returncode == 0, mapped.stderr
+    assert "the catalog has changed since it was mapped" in mapped.stderr

@@ -46,7 +46,7 @@ calibration_simulations = 120
 calibration_draws = 100
 predictive_draws = 8
 checked_galaxies = 4
-sensitivity_rows = 4
+sensitivity_rows = 0
 [audit.mcmc]
 engine = "batched"
 walkers = 16

@@ -96,6 +96,7 @@ class EarlierCatalog:
 
     def _block(self, arrays: dict[str, StoredArray], rows: slice) -> Rebinned:
         flux, ivar = (numbers(arrays[name][rows]) for name in ("flux", "ivar"))
+        ivar[np.ma.filled(arrays["mask"][rows], 1) != 0] = 0
         columns = self.catalog.columns(rows.start, min(rows.stop, self.catalog.n_rows))
         source_row = columns.pop("source_row")
         spectra = Spectra(
