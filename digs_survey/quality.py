@@ -28,6 +28,7 @@ class QualityFlag(IntFlag):
     LOW_AGREEMENT = 1 << 12
     OUTSIDE_CONDITIONS = 1 << 13
     AGREEMENT_CAPPED = 1 << 14
+    CALIBRATION_STEP = 1 << 15
 
 
 DESCRIPTIONS: dict[QualityFlag, str] = {
@@ -47,15 +48,17 @@ DESCRIPTIONS: dict[QualityFlag, str] = {
     "to be trusted",
     QualityFlag.UNREADABLE: "the row's part of the catalog is damaged: its checksum fails or it cannot be decoded; "
     "no posterior",
-    QualityFlag.POOR_FIT: "spectra of the row's posterior do not look like it (predictive_pvalue, "
-    "shift_pvalue or step_pvalue below map.min_pvalue): the model, the noise, the redshift or the flux calibration is "
-    "not the galaxy's",
+    QualityFlag.POOR_FIT: "spectra of the row's posterior do not look like it (predictive_pvalue or shift_pvalue below "
+    "map.min_pvalue): the model, the noise or the redshift is not the galaxy's",
     QualityFlag.LOW_AGREEMENT: "the row's neural posterior probably does not agree with the exact posterior of the "
     "same model (agreement below escalate.agreement_threshold), and the budget had no better one",
     QualityFlag.OUTSIDE_CONDITIONS: "the row's errors, gaps or redshift are not those that the posterior was trained "
     "for; it may be too wide or too narrow",
     QualityFlag.AGREEMENT_CAPPED: "the survey as a whole is not inside what was simulated, so that agreement with the "
     "exact posterior says little; it was higher than escalate.agreement_cap, and was lowered to it",
+    QualityFlag.CALIBRATION_STEP: "the residuals have a step at some wavelength (step_pvalue below map.min_pvalue), as "
+    "where the arms of a spectrograph join badly; ordinary galaxies with a high signal-to-noise ratio have it too, "
+    "where the model is not exact",
 }
 
 NO_POSTERIOR = QualityFlag.FEW_GOOD_ELEMENTS | QualityFlag.BAD_REDSHIFT | QualityFlag.UNREADABLE

@@ -221,10 +221,10 @@ class MapConfig(Section):
     ionisation parameter, describes badly in many galaxies."""
     predictive_draws: Annotated[int, Field(ge=0)] = 0
     """Draws of each row whose spectra are held against it: chi-square, its p-value, those of an error of the redshift
-    and of a step in the calibration, the distance of its features from those of the simulations, and POOR_FIT; 0 leaves
-    all of that out."""
+    and of a step in the calibration, the distance of its features from those of the simulations, and the bits POOR_FIT
+    and CALIBRATION_STEP; 0 leaves all of that out."""
     min_pvalue: Annotated[float, Field(ge=0, lt=1)] = 1e-5
-    """Any of these p-values below which a row gets POOR_FIT."""
+    """P-value below which a row gets POOR_FIT (chi-square, redshift) or CALIBRATION_STEP (step)."""
     recalibrate: Annotated[int, Field(ge=0)] = 0
     """Simulations on which the levels of the parameters' percentiles are corrected, so that each holds the share of
     truths that it names; 0 gives the posterior's own. Draws, derived quantities and weighted percentiles stay."""

@@ -31,6 +31,7 @@ from scipy.special import chdtrc
 
 from digs_survey.importance.score_tests import ScoreTests
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
+from digs_survey.quality import QualityFlag
 from digs_survey.sps.arrays import one_thread
 
 if TYPE_CHECKING:
@@ -75,9 +76,10 @@ class PredictiveCheck:
         kinds = (float if one.name.endswith("pvalue") else np.float32 for one in fields(cls))
         return cls(*(np.full(rows, np.nan, dtype=kind) for kind in kinds))
 
-    def poor(self, min_pvalue: float) -> NDArray[np.bool_]:
-        """Tell which galaxies (galaxy,) have any p-value below a limit."""
-        return np.any([p < min_pvalue for p in (self.pvalue, self.shift_pvalue, self.step_pvalue)], axis=0)
+    def quality(self, min_pvalue: float) -> NDArray[np.int64]:
+        """Return the bits (galaxy,) of p-values below a limit: POOR_FIT and CALIBRATION_STEP."""
+        poor = (self.pvalue < min_pvalue) | (self.shift_pvalue < min_pvalue)
+        return poor * int(QualityFlag.POOR_FIT) | (self.step_pvalue < min_pvalue) * int(QualityFlag.CALIBRATION_STEP)
 
     def put(self, rows: NDArray[np.int64], some: PredictiveCheck) -> None:
         """Write the figures of some galaxies to their rows."""

@@ -139,9 +139,9 @@ def infer_rows(
     Returns
     -------
     RowResult
-        Adds PRIOR_EDGE, OUTSIDE_SIMULATIONS, OUTSIDE_CONDITIONS, UNEVEN_WEIGHTS and POOR_FIT to the bits of
-        ``prepared``. Rows whose bits say that they have no posterior hold NaN. So do rows so far outside the
-        simulations that the network gives no finite draws; they have OUTSIDE_SIMULATIONS.
+        Adds PRIOR_EDGE, OUTSIDE_SIMULATIONS, OUTSIDE_CONDITIONS, UNEVEN_WEIGHTS, POOR_FIT and CALIBRATION_STEP to
+        the bits of ``prepared``. Rows whose bits say that they have no posterior hold NaN. So do rows so far outside
+        the simulations that the network gives no finite draws; they have OUTSIDE_SIMULATIONS.
     """
     size, ndim, quantiles = prepared.quality.size, posterior.prior.ndim, map_config.quantiles
     result = RowResult(
@@ -194,10 +194,10 @@ def _put_importance(importance: Importance, quality: NDArray[np.int64], drawn: D
 def _put_check(
     check: PredictiveCheck, quality: NDArray[np.int64], known: DrawnRows, checker: Checker, min_pvalue: float
 ) -> None:
-    """Write what the predictive spectra of rows with finite draws say, and POOR_FIT."""
+    """Write what the predictive spectra of rows with finite draws say, and its bits."""
     found = checker(known.flux, known.good, known.errors, known.theta)
     check.put(known.rows, found)
-    quality[known.rows[found.poor(min_pvalue)]] |= QualityFlag.POOR_FIT
+    quality[known.rows] |= found.quality(min_pvalue)
 
 
 def _put_samples(samples: NDArray[np.float32], drawn: DrawnRows, keep: NDArray[np.bool_] | None) -> None:

@@ -24,6 +24,7 @@ CATALOG, RUN = "s3://survey/catalog.zarr", "s3://survey/runs/x"
 SMALL = [
     *("--set", "simulate.simulations=48", "--set", "simulate.rows_per_shard=24", "--set", "train.epochs=4"),
     *("--set", "audit.calibration_simulations=12", "--set", "importance.rows=none", "--set", "map.rows_per_shard=16"),
+    *("--set", "audit.sensitivity_rows=0"),
 ]
 
 

@@ -8,7 +8,7 @@ from scipy.stats import chi2, norm
 
 from digs_survey.catalog.prepare import PreparedRows
 from digs_survey.config import MapConfig, NoiseConfig
-from digs_survey.importance.predictive_check import Checker, judge
+from digs_survey.importance.predictive_check import Checker, PredictiveCheck, judge
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.infer.rows import infer_rows
 from digs_survey.parameters import Prior
@@ -158,3 +158,12 @@ def test_rows_do_not_know_each_other_and_those_without_a_posterior_hold_nan(nois
     alone = [infer_rows(posterior, prepare(flux[[k]]), config, checker=checker).check for k in range(70)]
     for name in ("distance", "chi2", "pvalue", "scatter"):
         assert getattr(together, name).tolist() == [getattr(one, name)[0] for one in alone]
+
+
+def test_each_p_value_has_its_bit():
+    check = PredictiveCheck.unknown(5)
+    check.pvalue[:], check.shift_pvalue[:], check.step_pvalue[:] = 0.5, 0.5, 0.5
+    check.pvalue[1] = check.shift_pvalue[2] = check.step_pvalue[3] = 1e-6
+    poor, step = int(QualityFlag.POOR_FIT), int(QualityFlag.CALIBRATION_STEP)
+    assert check.quality(1e-5).tolist() == [0, poor, poor, step, 0]
+    assert not PredictiveCheck.unknown(2).quality(1e-5).any()

@@ -2,9 +2,9 @@
 
 Each fault is put into the same simulated rows. A row is biased where the median of a parameter is more than three of
 its half 16-84 % widths from the truth and, without the fault, is not. A free line spread does not count: it is there
-to keep the other parameters right. A row is flagged where it has POOR_FIT, OUTSIDE_SIMULATIONS or OUTSIDE_CONDITIONS,
-as the map would give them, and where the galaxy lies beyond the prior PRIOR_EDGE, which is what this bit is for.
-Percentiles are those before any recalibration.
+to keep the other parameters right. A row is flagged where it has POOR_FIT, CALIBRATION_STEP, OUTSIDE_SIMULATIONS or
+OUTSIDE_CONDITIONS, as the map would give them, and where the galaxy lies beyond the prior PRIOR_EDGE, which is what
+this bit is for. Percentiles are those before any recalibration.
 
 A fault that all rows share may show in no single one. The rows are therefore also taken for a survey, and held against
 those without the fault as the audit does (:mod:`~digs_survey.audit.domain.domain_check`): where its verdict is not
@@ -37,7 +37,12 @@ __all__ = ["FAR", "NO_FAULT", "Sensitivity", "measure_sensitivity", "worst_fault
 FAR = 3.0
 """Half-widths from the truth beyond which a parameter is biased."""
 NO_FAULT = "no fault"
-_BITS = int(QualityFlag.POOR_FIT | QualityFlag.OUTSIDE_SIMULATIONS | QualityFlag.OUTSIDE_CONDITIONS)
+_BITS = int(
+    QualityFlag.POOR_FIT
+    | QualityFlag.CALIBRATION_STEP
+    | QualityFlag.OUTSIDE_SIMULATIONS
+    | QualityFlag.OUTSIDE_CONDITIONS
+)
 _BITS_BEYOND = _BITS | int(QualityFlag.PRIOR_EDGE)
 _QUANTILES = (0.16, 0.5, 0.84)
 _LEAST_DRAWS = 16
