@@ -144,6 +144,8 @@ def _ingest(
     for line in report.lines():
         print(line, file=sys.stderr)
     told = f": {report.added} added, {report.replaced} read again" if append else ""
+    if report.gone:
+        print(f"{report.gone} rows were kept that their files, read again, have no more", file=sys.stderr)
     print(f"{report.rows} rows{told}", file=sys.stderr)
     print(out)
 

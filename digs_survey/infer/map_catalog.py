@@ -19,6 +19,7 @@ from digs_survey.identity import RunIdentity
 from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.infer.shard_worker import ShardWorker, Task
 from digs_survey.results.dataset import lay_out, reconcile
+from digs_survey.results.table import part_name
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.storage import remove, shard_count
 
@@ -99,8 +100,10 @@ def map_catalog(
     shards = shard_count(catalog.n_rows, per_shard)
     if not kept:
         remove(task.table)
-    for part in sorted(task.table.glob("part-*.parquet"))[shards:]:
-        remove(part)
+    parts = {part_name(shard) for shard in range(shards)}
+    for part in task.table.glob("part-*.parquet"):
+        if part.name not in parts:
+            remove(part)
     advance(ledger.totals()[0])
     pending = ledger.pending(shards)
     if pending:

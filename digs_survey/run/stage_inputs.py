@@ -67,11 +67,15 @@ class StageInputs(RunDirectory):
         if fitted or self.config.map.recalibrate:
             what = "the error floor is fitted to" if fitted else "percentiles are recalibrated for"
             self.progress.say(f"map: {what} the catalog, so that all of its rows may be mapped again")
-        for stage in followers("map"):
+        kept = ("calibration.zarr", "audit-jobs")
+        # The map comes last: while it is recorded, a call that was interrupted is made again.
+        for stage in reversed(followers("map")):
             self.manifest.forget(stage.name)
-            for output in stage.outputs if stage.name in ("escalate", "report") else ():
-                remove(self.run_dir / output)
-        self._ledger("escalate").clear()
+            for output in stage.outputs if stage.name != "map" else ():
+                if output not in kept:
+                    remove(self.run_dir / output)
+            if stage.name == "escalate":
+                self._ledger("escalate").clear()
 
     def _fit_error_floor(self, identity: RunIdentity, catalog: Catalog, *, again: bool = False) -> dict[str, Any]:
         """Put a number in the place of an error floor that is to be fitted; return what the manifest keeps of it.

@@ -44,9 +44,7 @@ def open_or_create(
         Whether the dataset was kept.
     """
     if recorded_recipe(path) == json.loads(json.dumps(recipe)):
-        if not is_remote(path):
-            for partial in path.rglob("*.partial"):
-                partial.unlink(missing_ok=True)
+        _remove_partial(path)
         return True
     ledger.clear()
     create_dataset(path, arrays, values, attrs={"recipe": dict(recipe)})
@@ -74,17 +72,27 @@ def keep_rows(
         Whether the dataset is of this recipe now.
     """
     before, wanted = recorded_recipe(path), json.loads(json.dumps(recipe))
-    if before is None or before == wanted or any(before.get(k) != v for k, v in wanted.items() if k not in of_inputs):
+    if before is None or any(before.get(k) != v for k, v in wanted.items() if k not in of_inputs):
         return False
     group: Any = zarr.open_group(str(path), mode="r+", use_consolidated=False)
     if set(before) != set(wanted) or not all(name in group and spec.fits(group[name]) for name, spec in arrays.items()):
         return False
+    # A call that was interrupted may have resized some of them.
+    if before == wanted and all(group[name].shape == spec.shape for name, spec in arrays.items()):
+        return False
+    _remove_partial(path)
     ledger.set_aside()
     for name, spec in arrays.items():
         group[name].resize(spec.shape)
     # Last: until then the dataset is of the earlier inputs.
     group.attrs["recipe"] = wanted
     return True
+
+
+def _remove_partial(path: Path) -> None:
+    """Remove what Zarr leaves of files that it did not finish."""
+    for partial in () if is_remote(path) else path.rglob("*.partial"):
+        partial.unlink(missing_ok=True)
 
 
 def recorded_recipe(path: Path) -> Any:

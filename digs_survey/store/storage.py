@@ -89,10 +89,12 @@ class ArraySpec:
         return (rows_per_chunk, *rest), None if self.rows_per_shard is None else (rows, *rest)
 
     def fits(self, array: Any) -> bool:
-        """Tell whether a Zarr array differs in its number of rows at most, and rows can be added to it."""
+        """Tell whether a Zarr array differs in its number of rows at most."""
         if self.rows_per_shard is None:
             return bool(array.shape == self.shape)
         is_text = array.dtype.kind == "T"
+        if dict(array.attrs) != json.loads(json.dumps(dict(self.attrs))):
+            return False
         same_type = is_text if self.dtype == "str" else not is_text and array.dtype == np.dtype(self.dtype)
         return same_type and array.shape[1:] == self.shape[1:] and (array.chunks, array.shards) == self.chunks
 
@@ -157,9 +159,13 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield building
         if building != path:
-            remove(path)
             building.chmod(0o755)
+            old = _set_aside(path) if _is_folder(path) else None
+            path.unlink(missing_ok=True)
             os.replace(building, path)
+            # What takes long comes last: were it interrupted, nothing would stand at ``path``.
+            if old is not None:
+                shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         remove(building)
         raise
@@ -216,12 +222,21 @@ def remove(path: Path) -> None:
         for name in (store / "zarr.json", store):
             with suppress(FileNotFoundError):
                 store.fs.rm(name.path, recursive=name is store)
-    elif path.is_dir() and not path.is_symlink():
-        grave = Path(tempfile.mkdtemp(prefix=f".{path.name}-removed-", dir=path.parent))
-        os.replace(path, grave / path.name)
-        shutil.rmtree(grave, ignore_errors=True)
+    elif _is_folder(path):
+        shutil.rmtree(_set_aside(path), ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _set_aside(folder: Path) -> Path:
+    """Move a folder into a hidden one beside it, at once, and return that."""
+    grave = Path(tempfile.mkdtemp(prefix=f".{folder.name}-removed-", dir=folder.parent))
+    os.replace(folder, grave / folder.name)
+    return grave
 
 
 def shard_count(rows: int, rows_per_shard: int) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import survey_files as make
+import zarr
 from typer.testing import CliRunner
 
 from digs_survey.catalog import Catalog, validate_catalog, write_catalog
@@ -17,6 +19,7 @@ from digs_survey.catalog.readers.sdss import SdssReader
 from digs_survey.cli import app
 from digs_survey.errors import CatalogError, ConfigError
 from digs_survey.spectra import WavelengthGrid
+from digs_survey.store.locations import location
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -123,6 +126,102 @@ def test_columns_that_only_some_files_have_are_missing_elsewhere(spectra, tmp_pa
     assert catalog.galaxy_id(2, 4).tolist() == ["100", "101"]
     described = [catalog.column_attrs(name).get("description", "") for name in catalog.survey_columns]
     assert not any(text.count("where the file has none") > 1 for text in described)
+
+
+class Columns:
+    """Reads as SDSS's reader does, with a column of its own: a value for each file, or none."""
+
+    def __init__(self, **values) -> None:
+        self.values = values
+
+    def __call__(self, path):
+        for found in SdssReader()(path):
+            if path.stem[-1] in self.values:
+                found.columns["own"] = (np.array([self.values[path.stem[-1]]]), {"description": "own"})
+            yield found
+
+
+@pytest.mark.parametrize(
+    ("later", "expected", "description"),
+    [
+        (1.5, [5.0, np.nan, 1.5], "own"),
+        ("q", ["5", "", "q"], "own"),
+        (7, [5, -1, 7], "own; -1 where the file has none"),
+    ],
+)
+def test_what_files_lack_stays_missing_when_later_files_change_the_columns_type(
+    spectra, tmp_path, later, expected, description
+):
+    out, reader = tmp_path / "out.zarr", Columns(**{"0": 5, "2": later})
+    read(spectra[:1], out, reader)
+    for file in spectra[1:3]:
+        read([file], out, reader, append=True)
+    catalog = Catalog.open(out)
+    assert np.array_equal(catalog.columns(0, 3)["own"], expected, equal_nan=isinstance(later, float))
+    assert catalog.column_attrs("own")["description"] == description
+
+
+def test_rows_that_their_file_has_no_more_are_kept_and_counted(tmp_path):
+    file, out = observed(tmp_path, "a", [1, 2, 3]), tmp_path / "out.zarr"
+    read([file], out, DesiReader([file]))
+    observed(tmp_path, "a", [3, 1])
+    report = read([file], out, DesiReader([file]), append=True)
+    assert (report.rows, report.replaced, report.gone) == (3, 2, 1)
+    assert Catalog.open(out).galaxy_id(0, 3).tolist() == [1, 2, 3]
+
+
+def test_a_relative_path_is_the_same_file(spectra, tmp_path, monkeypatch):
+    out = tmp_path / "out.zarr"
+    monkeypatch.chdir(tmp_path)
+    read([Path(spectra[0].name)], out, SdssReader())
+    assert read(spectra[:1], out, SdssReader(), append=True).replaced == 1
+
+
+def test_what_a_user_changed_is_kept_or_refused(spectra, tmp_path):
+    out = tmp_path / "out.zarr"
+    read(spectra[:2], out, SdssReader())
+    group = zarr.open_group(str(out), mode="r+")
+    group["mask"][0, 40:50] = 4
+    group["redshift"][1] = 0.2
+    good = Catalog.open(out).rows(0, 2).good
+    read(spectra[2:3], out, SdssReader(), append=True)
+    after = Catalog.open(out).rows(0, 3)
+    assert (after.good[:2] == good).all()
+    assert after.redshift[:2].tolist() == [0.05, 0.2]
+    group = zarr.open_group(str(out), mode="r+")
+    units = {name: group[name].attrs["units"] for name in ("flux", "ivar")}
+    group["flux"].attrs["units"], group["ivar"].attrs["units"] = (
+        "1e-15 erg / (s cm2 Angstrom)",
+        "1e+30 cm4 Angstrom2 s2 / erg2",
+    )
+    with pytest.raises(CatalogError, match="undo what was changed"):
+        read(spectra[3:], out, SdssReader(), append=True)
+    for name, unit in units.items():
+        group[name].attrs["units"] = unit
+    group.create_array("more", data=np.zeros((3, after.flux.shape[1])), dimension_names=("galaxy", "wavelength"))
+    with pytest.raises(CatalogError, match="observed, more;"):
+        read(spectra[3:], out, SdssReader(), append=True)
+
+
+def test_a_catalog_stands_there_while_the_old_one_is_deleted(spectra, tmp_path, monkeypatch):
+    out = tmp_path / "out.zarr"
+    read(spectra[:2], out, SdssReader())
+    delete = shutil.rmtree
+
+    def killed(folder, *args, **options):
+        if "-removed-" in str(folder):
+            raise KeyboardInterrupt
+        delete(folder, *args, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        read(spectra[2:], out, SdssReader(), append=True)
+    assert Catalog.open(out).n_rows == 5
+
+
+def test_a_catalog_in_an_object_store_is_not_put_at_risk(spectra):
+    with pytest.raises(ConfigError, match="append to a copy"):
+        read(spectra, location("s3://bucket/out.zarr"), SdssReader(), append=True)
 
 
 def test_what_cannot_be_added_to_leaves_all_as_it_was(spectra, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 
 from digs_survey.catalog.catalog import Catalog
 from digs_survey.catalog.decoding import StoredArray, numbers
-from digs_survey.catalog.readers.assembling import PROVENANCE, PartsWriter
+from digs_survey.catalog.readers.assembling import PROVENANCE, PartsWriter, plain
 from digs_survey.catalog.readers.elements import Elements, continued
 from digs_survey.catalog.readers.flux_units import STORED_UNIT
 from digs_survey.catalog.readers.grid_choice import CHOICE_ATTRIBUTE, GridChoice
@@ -69,6 +69,14 @@ class EarlierCatalog:
                 f"attribute {CHOICE_ATTRIBUTE!r}; make it of all files, or append to a catalog of its own"
             )
         made_with = json.loads(str(attrs[CHOICE_ATTRIBUTE]))
+        found = catalog.column_attrs("flux").get("units"), catalog.grid.medium, catalog.grid.frame
+        if found != (STORED_UNIT, "vacuum", made_with["frame"]) or catalog.not_carried:
+            told = ", ".join(map(str, [*found, *catalog.not_carried]))
+            raise CatalogError(
+                f"{path}: expected flux in {STORED_UNIT!r}, wavelengths in vacuum, the {made_with['frame']} frame, and "
+                "no arrays but those that ingest writes and columns of one value a row; found "
+                f"{told}; undo what was changed, or ingest all files anew"
+            )
         wrong = [
             f"{name}: the catalog has {made_with[name]}, asked for is {value}"
             for name, value in asdict(asked or GridChoice()).items()
@@ -108,7 +116,12 @@ class EarlierCatalog:
             flux_unit=STORED_UNIT,
             medium="vacuum",
             frame=self.choice.frame,
-            columns={name: (values, self.catalog.column_attrs(name)) for name, values in columns.items()},
+            columns={name: (plain(values), _attributes(self.catalog, name)) for name, values in columns.items()},
             rows=source_row,
         )
         return Rebinned(spectra, 0, flux.astype(np.float32), ivar.astype(np.float32))
+
+
+def _attributes(catalog: Catalog, name: str) -> dict[str, Any]:
+    coded = ("_FillValue", "missing_value", "scale_factor", "add_offset")
+    return {key: value for key, value in catalog.column_attrs(name).items() if key not in coded}

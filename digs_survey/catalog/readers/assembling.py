@@ -21,7 +21,7 @@ from digs_survey.catalog.readers.rebinning import Rebinned
 from digs_survey.catalog.writing import new_catalog
 from digs_survey.spectra import WavelengthGrid
 
-__all__ = ["PROVENANCE", "Part", "Parts", "PartsWriter"]
+__all__ = ["PROVENANCE", "Part", "Parts", "PartsWriter", "plain"]
 
 _SHARD_BYTES = 2**25
 """Of flux, in one shard."""
@@ -166,6 +166,7 @@ class Parts:
 
     def __init__(self) -> None:
         self._parts: list[Part] = []
+        self._loaded: tuple[Path | None, int, dict[str, NDArray[Any]]] = None, 0, {}
         self._columns: dict[str, _Columns] = {}
 
     def load(self, path: Path) -> list[LeftOut]:
@@ -191,7 +192,7 @@ class Parts:
     def __len__(self) -> int:
         return len(self._parts)
 
-    def drop_duplicates(self, earlier: int = 0) -> tuple[int, list[LeftOut]]:
+    def drop_duplicates(self, earlier: int = 0) -> tuple[int, int, list[LeftOut]]:
         """Leave out rows whose identifier a row before them has.
 
         Rows of a catalog to which files are added give way, in their place, to those that the same file has now.
@@ -203,8 +204,8 @@ class Parts:
 
         Returns
         -------
-        replaced : int
-            Rows of the catalog that gave way.
+        replaced, gone : int
+            Rows of the catalog that gave way, and those that stay though their file has been read again without them.
         left_out : list of LeftOut
         """
         halves = np.concatenate([np.zeros((0, 2), np.uint64), *map(_digests, self._parts)])
@@ -215,7 +216,11 @@ class Parts:
         first[order] = order[np.maximum.accumulate(np.where(begins, np.arange(order.size), 0))]
         again = first != np.arange(order.size)
         begin = np.cumsum([0, *(part.size for part in self._parts)])
-        files = np.concatenate([np.zeros(0, "U1"), *map(_source_files, self._parts[:earlier])])
+        # Rows of a catalog stay, whatever their identifiers.
+        again[: begin[earlier]] = False
+        known: dict[str, int] = {}
+        files = np.concatenate([np.zeros(0, np.int64), *(_numbered(part, known) for part in self._parts[:earlier])])
+        numbers = [known.get(str(Path(part.file).absolute()), -1) for part in self._parts]
         renewed: dict[int, tuple[int, int]] = {}
         left = []
         for number, part in enumerate(self._parts):
@@ -225,14 +230,15 @@ class Parts:
             self._parts[number], lost = replace(part, keep=~here), 0
             for row in np.flatnonzero(here).tolist():
                 head = int(first[begin[number] + row])
-                if head < files.size and files[head] == part.file and head not in renewed:
+                if head < files.size and files[head] == numbers[number] and head not in renewed:
                     renewed[head] = number, row
                 else:
                     lost += 1
             if lost:
                 left.append(LeftOut("galaxy_id was read before, in this or another file", lost, part.file))
+        gone = int(np.isin(files, numbers[earlier:]).sum()) - len(renewed)
         self._parts = [*self._renewed(earlier, begin, renewed), *self._parts[earlier:]]
-        return len(renewed), left
+        return len(renewed), gone, left
 
     def _renewed(
         self, earlier: int, begin: NDArray[np.int64], renewed: Mapping[int, tuple[int, int]]
@@ -240,6 +246,9 @@ class Parts:
         """Yield the parts of a catalog's rows, cut where rows of another part take their place."""
         for number in range(earlier):
             rows = range(int(begin[number]), int(begin[number + 1]))
+            if not any(row in renewed for row in rows):
+                yield self._parts[number]
+                continue
             places = [renewed.get(row, (number, row - rows.start)) for row in rows]
             for origin, run in groupby(places, key=itemgetter(0)):
                 for ascending in _ascending([row for _, row in run]):
@@ -278,12 +287,19 @@ class Parts:
         found = {name: (np.dtype(kind), attrs) for name, kind, attrs in described}
         return self._columns.setdefault(json.dumps(described), found)
 
+    def _arrays(self, part: Part) -> dict[str, NDArray[Any]]:
+        """Return the arrays of a part's block; those that were read last are kept."""
+        if self._loaded[:2] != (part.archive, part.block):
+            block = f"{part.block}/"
+            with np.load(part.archive, allow_pickle=False) as stored:
+                whole = {name.removeprefix(block): stored[name] for name in stored.files if name.startswith(block)}
+            self._loaded = part.archive, part.block, whole
+        return self._loaded[2]
+
     def _laid_out(
         self, part: Part, rows: slice, grid: WavelengthGrid, first: int, columns: _Columns, text: bool
     ) -> dict[str, NDArray[Any]]:
-        block = f"{part.block}/"
-        with np.load(part.archive, allow_pickle=False) as stored:
-            whole = {name.removeprefix(block): stored[name] for name in stored.files if name.startswith(block)}
+        whole = self._arrays(part)
         values = {name: array[rows] if part.keep is None else array[part.keep][rows] for name, array in whole.items()}
         n = values["redshift"].size
         laid: dict[str, NDArray[Any]] = {name: np.zeros((n, len(grid)), np.float32) for name in ("flux", "ivar")}
@@ -298,7 +314,9 @@ class Parts:
                 missing = {"U": "", "i": _MISSING}.get(dtype.kind, np.nan)
                 laid[name] = np.full(n, missing, dtype=dtype)
             else:
-                laid[name] = column.astype(str if dtype.kind == "U" else dtype)
+                lacks = str(part.columns[name][1].get("description", "")).endswith(_LACKING)
+                some = lacks and column.dtype.kind == "i"
+                laid[name] = _as(column, dtype, column == _MISSING if some else np.zeros(n, dtype=bool))
         if "column_source_file" not in values:
             laid |= {"source_file": np.full(n, part.file), "source_hdu": np.full(n, part.hdu)}
         laid["source_row"] = values["source_row"]
@@ -310,9 +328,33 @@ def _digests(part: Part) -> NDArray[np.uint64]:
         return np.asarray(stored[f"{part.block}/digest"])
 
 
-def _source_files(part: Part) -> NDArray[Any]:
+def _numbered(part: Part, known: dict[str, int]) -> NDArray[np.int64]:
+    """Return the numbers (row,) of the files of a catalog's rows; new ones are added to those that are known."""
     with np.load(part.archive, allow_pickle=False) as stored:
-        return np.asarray(stored[f"{part.block}/column_source_file"])
+        names, which = np.unique(stored[f"{part.block}/column_source_file"], return_inverse=True)
+    numbers = [known.setdefault(str(Path(name).absolute()), len(known)) for name in names.tolist()]
+    return np.array(numbers, dtype=np.int64)[which]
+
+
+def plain(values: NDArray[Any]) -> NDArray[Any]:
+    """Return values (row,) without a mask: -1 or "" where they are missing."""
+    if not np.ma.getmaskarray(values).any():
+        return np.asarray(np.ma.getdata(values))
+    if values.dtype.kind == "U":
+        return np.asarray(np.ma.filled(values, ""))
+    return np.asarray(np.ma.filled(values.astype(np.int64), _MISSING))
+
+
+def _as(values: NDArray[Any], dtype: np.dtype[Any], missing: NDArray[np.bool_]) -> NDArray[Any]:
+    """Convert values (row,) of a column to its common type, and what is ``missing`` to what that has for it."""
+    if dtype.kind == "U":
+        text = values.astype(str)
+        text[missing | (np.isnan(values) if values.dtype.kind == "f" else False)] = ""
+        return text
+    found = values.astype(dtype)
+    if dtype.kind == "f":
+        found[missing] = np.nan
+    return found
 
 
 def _ascending(rows: list[int]) -> Iterator[list[int]]:
@@ -336,14 +378,19 @@ def _common(parts: list[Part]) -> dict[str, tuple[np.dtype[Any], Mapping[str, An
         having = [columns[name] for columns in kinds.values() if name in columns]
         dtypes = [dtype for dtype, _ in having]
         attrs = dict(having[0][1])
-        lacking = len(having) < len(kinds)
+        told = str(attrs.get("description", name))
+        lacking = len(having) < len(kinds) or any(
+            str(more.get("description", "")).endswith(_LACKING) for _, more in having
+        )
+        if told.endswith(_LACKING):
+            attrs["description"] = told.removesuffix(_LACKING)
         if any(dtype.kind == "U" for dtype in dtypes):
             dtype = np.dtype("U1")
         elif all(dtype.kind in "biu" for dtype in dtypes):
             dtype = np.result_type(*dtypes, *([np.int8] if lacking else []))
             dtype = dtype if dtype.kind in "biu" else np.dtype("U1")
             if lacking and dtype.kind == "i":
-                attrs["description"] = f"{attrs.get('description', name).removesuffix(_LACKING)}{_LACKING}"
+                attrs["description"] = f"{told.removesuffix(_LACKING)}{_LACKING}"
         else:
             dtype = np.result_type(np.float64, *dtypes) if lacking else np.result_type(*dtypes)
         found[name] = dtype, attrs

@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -57,12 +57,15 @@ class IngestReport:
         Rows of the catalog.
     added, replaced : int
         Those of them that were not in a catalog before to which files were added, and those that its own gave way to.
+    gone : int
+        Rows of the catalog that a file which was read again has no more; they were kept.
     left_out : list of LeftOut
     """
 
     rows: int = 0
     added: int = 0
     replaced: int = 0
+    gone: int = 0
     left_out: list[LeftOut] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -120,15 +123,22 @@ def ingest(
         Of a worker that was lost; the same call goes on.
     """
     out, paths = location(out), [location(path) for path in files]
-    earlier = EarlierCatalog.open(out, choice) if append else None
-    choice = earlier.choice if earlier else choice or GridChoice()
+    if append and is_remote(out):
+        raise ConfigError(
+            f"{out}: an object store cannot replace a catalog at once, and an interruption would lose it; append to a "
+            "copy on a disk, and store that anew"
+        )
     if address is not None and is_remote(out):
         raise ConfigError(
             f"{out}: a Dask cluster reads into a folder beside the catalog, and an object store has none; write the "
             "catalog to a disk that its workers see, or leave the address away to use this machine's cores"
         )
     report, parts = IngestReport(), Parts()
-    with _parts_folder(out, _fingerprint(paths, reader, choice, earlier)) as folder:
+    with ExitStack() as stack:
+        stack.enter_context(_locked(out))
+        earlier = EarlierCatalog.open(out, choice) if append else None
+        choice = earlier.choice if earlier else choice or GridChoice()
+        folder = stack.enter_context(_parts_folder(out, _fingerprint(paths, reader, choice, earlier)))
         elements = earlier.elements if earlier else _first_elements(paths, reader, choice)
         work = _Reading(out, folder, paths, reader, choice, elements, strict)
         pending = [number for number in range(len(paths)) if not work.archive(number).is_file()]
@@ -243,11 +253,10 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _parts_folder(out: Path, fingerprint: str) -> Iterator[Path]:
-    """Give a folder for the parts of a catalog. It stays after an interruption, for the same work to go on."""
+def _locked(out: Path) -> Iterator[None]:
+    """Keep other processes on this machine from writing the same catalog."""
     if is_remote(out):
-        with tempfile.TemporaryDirectory(prefix="digs-survey-parts-") as name:
-            yield Path(name)
+        yield
         return
     out.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out.parent / f".{out.name}-parts.lock")
@@ -255,6 +264,20 @@ def _parts_folder(out: Path, fingerprint: str) -> Iterator[Path]:
         lock.acquire(timeout=0)
     except Timeout:
         raise CatalogError(f"{out}: another process writes it; wait for its end, or choose another name") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+@contextmanager
+def _parts_folder(out: Path, fingerprint: str) -> Iterator[Path]:
+    """Give a folder for the parts of a catalog. It stays after an interruption, for the same work to go on."""
+    if is_remote(out):
+        with tempfile.TemporaryDirectory(prefix="digs-survey-parts-") as name:
+            yield Path(name)
+        return
     folder = out.parent / f".{out.name}-parts"
     try:
         told = folder / "fingerprint"
@@ -270,9 +293,6 @@ def _parts_folder(out: Path, fingerprint: str) -> Iterator[Path]:
         raise
     else:
         shutil.rmtree(folder)
-    finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _refuse(out: Path, left: list[LeftOut]) -> None:
@@ -293,7 +313,7 @@ def _finish(
     earlier: int = 0,
 ) -> None:
     """Write the catalog of all parts, of which the first ``earlier`` are rows that it has already."""
-    report.replaced, left = parts.drop_duplicates(earlier)
+    report.replaced, report.gone, left = parts.drop_duplicates(earlier)
     report.left_out += left
     if strict:
         _refuse(out, report.left_out)
