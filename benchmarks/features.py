@@ -76,15 +76,15 @@ KINDS = (
     Kind("filled", "filled flux, 32 PCA scores", partial(FilledFlux, described=False), ("train.components=32",)),
     Kind(
         "described",
-        "the same, S/N, redshift and share of good elements",
+        "the same, S/N, z, share of good elements",
         partial(FilledFlux, described=True),
         ("train.components=32",),
     ),
     *(_fitted(components) for components in (16, 32, 64, 96)),
     Kind("no-errors", "plain least squares, K = 64, no errors", partial(LeastSquares, errors="none"), _K),
-    Kind("diagonal", "the same, diagonals of A and of its inverse", partial(LeastSquares, errors="diagonal"), _K),
-    Kind("more", "the same, 32 scores of correlations in A", partial(LeastSquares, errors="more"), _K),
-    Kind("channels", "perceptron on flux/σ, 1/σ and mask of each element", Channels),
+    Kind("diagonal", "the same, diagonals of A and A⁻¹", partial(LeastSquares, errors="diagonal"), _K),
+    Kind("more", "the same, 32 scores of A's correlations", partial(LeastSquares, errors="more"), _K),
+    Kind("channels", "perceptron on flux/σ, 1/σ, mask", Channels),
 )
 
 
@@ -305,13 +305,15 @@ def _table(found: dict[str, dict[str, Any]]) -> list[tuple[str, list[float], str
 
 def _page(found: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table of docs/ablation.md."""
-    names = ", ".join(next(iter(found.values()))["parameters"])
-    head = ["the network sees", "features", "log q(θ\\|x)", f"half-widths over exact ones: {names}"]
-    head += [f"S/N ≥ {BRIGHT:g}", f"ESS/N, S/N < {BRIGHT:g}", f"S/N ≥ {BRIGHT:g}", "coverage of 68 %"]
-    head += ["train [core-s]", "encode a row [core-ms]"]
+    head = ["shown", "features", "log q", "widths", f"S/N ≥ {BRIGHT:g}", f"ESS/N, S/N < {BRIGHT:g}"]
+    head += [f"≥ {BRIGHT:g}", "coverage", "train [s]", "encode [ms]"]
 
     def several(values: Sequence[float | None]) -> str:
-        return " ".join("-" if value is None else f"{value:.2f}" for value in values)
+        known = [value for value in values if value is not None]
+        return f"{np.mean(known):.2f} {max(known):.2f}" if known else "-"
+
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}"
 
     rows = []
     for figures in found.values():
@@ -323,9 +325,9 @@ def _page(found: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]
                 f"{figures['log_q']:.2f}",
                 several(figures["width_over_exact"]),
                 several(figures["width_over_exact_bright"]),
-                several([figures["ess_share_faint"]]),
-                several([figures["ess_share_bright"]]),
-                f"{min(coverage):.3f} to {max(coverage):.3f}",
+                share(figures["ess_share_faint"]),
+                share(figures["ess_share_bright"]),
+                f"{min(coverage):.2f}-{max(coverage):.2f}",
                 f"{figures['train_core_s']:.0f}",
                 f"{figures['encode_core_ms']:.2f}",
             ]

@@ -57,8 +57,7 @@ DESCRIPTIONS: dict[QualityFlag, str] = {
     QualityFlag.AGREEMENT_CAPPED: "the survey as a whole is not inside what was simulated, so that agreement with the "
     "exact posterior says little; it was higher than escalate.agreement_cap, and was lowered to it",
     QualityFlag.CALIBRATION_STEP: "the residuals have a step at some wavelength (step_pvalue below map.min_pvalue), as "
-    "where the arms of a spectrograph join badly; ordinary galaxies with a high signal-to-noise ratio have it too, "
-    "where the model is not exact",
+    "where the arms of a spectrograph join badly; ordinary galaxies can have it too, where the model is not exact",
 }
 
 NO_POSTERIOR = QualityFlag.FEW_GOOD_ELEMENTS | QualityFlag.BAD_REDSHIFT | QualityFlag.UNREADABLE

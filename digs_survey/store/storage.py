@@ -90,11 +90,11 @@ class ArraySpec:
 
     def fits(self, array: Any) -> bool:
         """Tell whether a Zarr array differs in its number of rows at most."""
+        if dict(array.attrs) != json.loads(json.dumps(dict(self.attrs))):
+            return False
         if self.rows_per_shard is None:
             return bool(array.shape == self.shape)
         is_text = array.dtype.kind == "T"
-        if dict(array.attrs) != json.loads(json.dumps(dict(self.attrs))):
-            return False
         same_type = is_text if self.dtype == "str" else not is_text and array.dtype == np.dtype(self.dtype)
         return same_type and array.shape[1:] == self.shape[1:] and (array.chunks, array.shards) == self.chunks
 
@@ -163,7 +163,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             old = _set_aside(path) if _is_folder(path) else None
             path.unlink(missing_ok=True)
             os.replace(building, path)
-            # What takes long comes last: were it interrupted, nothing would stand at ``path``.
+            # To delete takes long. The new folder stands at ``path`` before it begins.
             if old is not None:
                 shutil.rmtree(old, ignore_errors=True)
     except BaseException:

@@ -218,7 +218,9 @@ def test_rows_that_cannot_be_used_have_their_bits_and_a_line_says_why(made, tmp_
 
 def test_the_error_floor_is_fitted_and_kept(made, tmp_path):
     fit = ("--set", "map.error_floor=fit", "--set", "importance.rows=audit")
-    what = ("map", made / "observed.zarr", "--model", made / "run" / "model", "-o", tmp_path / "run")
+    catalog = tmp_path / "observed.zarr"
+    shutil.copytree(made / "observed.zarr", catalog)
+    what = ("map", catalog, "--model", made / "run" / "model", "-o", tmp_path / "run")
     first = run_here(*what, "-c", made / "survey.toml", *fit)
     assert first.returncode == 0, first.stderr
     assert "error floor" in first.stderr
@@ -234,6 +236,14 @@ def test_the_error_floor_is_fitted_and_kept(made, tmp_path):
     other = run_here(*what, "-c", made / "survey.toml", "--set", "map.error_floor=0.2", *fit[2:])
     assert other.returncode == 6
     assert "map.error_floor" in other.stderr
+    ivar = zarr.open_group(str(catalog), mode="r+")["ivar"]
+    ivar[:] = 4 * ivar[:]
+    changed = run_here(*what, "-c", made / "survey.toml", *fit)
+    assert changed.returncode == 0, changed.stderr
+    assert "the error floor is fitted to the catalog" in changed.stderr
+    refitted = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert refitted["inputs"]["error_floor"]["floor"] > fitted["floor"]
+    assert refitted["stages"]["map"]["key"]["map"]["error_floor"] == refitted["inputs"]["error_floor"]["floor"]
 
 
 def test_elements_wider_than_the_posteriors_are_refused(made, tmp_path):

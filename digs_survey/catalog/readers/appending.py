@@ -24,6 +24,7 @@ from digs_survey.store.locations import exists
 __all__ = ["EarlierCatalog"]
 
 _ROWS = 512
+"""In a part."""
 
 
 @dataclass(frozen=True)

@@ -337,7 +337,7 @@ def _numbered(part: Part, known: dict[str, int]) -> NDArray[np.int64]:
 
 
 def plain(values: NDArray[Any]) -> NDArray[Any]:
-    """Return values (row,) without a mask: -1 or "" where they are missing."""
+    """Return integers, booleans or text (row,) without a mask: -1 or "" where they are missing."""
     if not np.ma.getmaskarray(values).any():
         return np.asarray(np.ma.getdata(values))
     if values.dtype.kind == "U":
