@@ -16,13 +16,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from digs_survey.config import ImportanceConfig, MapConfig, ModelConfig, SurveyConfig
-from digs_survey.config.survey_config import Bounds
+from digs_survey.distributions import Distribution, Fixed, Uniform
 from digs_survey.errors import ConfigError
 from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import Prior
 from digs_survey.spectra import WavelengthGrid
 
-__all__ = ["RunIdentity"]
+__all__ = ["RunIdentity", "prior_key"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,11 +126,11 @@ class RunIdentity:
             fixed = f"model.smoothing_kms = {self.model.smoothing_kms:g}"
             differences.append(f"prior.sigma_smooth: the posterior has {fixed} in its place")
         differences += _differences("noise", config.noise, self.noise.config)
-        for parameter in self.prior.parameters:
-            if bounds := config.prior.get(parameter.name):
-                trained = Bounds(low=parameter.low, high=parameter.high)
-                differences += _differences(f"prior.{parameter.name}", bounds, trained)
-        if other := {"tage", "tage_tuniv"} & config.prior.keys() - set(self.prior.names):
+        trained = self.prior.priors
+        for name, prior in config.prior.items():
+            if name in trained:
+                differences += _prior_differences(f"prior.{name}", prior, trained[name])
+        if other := {"tage", "tage_tuniv"} & config.prior.keys() - trained.keys():
             differences.append(f"prior.{other.pop()}: the posterior has prior.{self.model.age} in its place")
         if differences:
             lines = "\n".join(f"  - {line}" for line in differences)
@@ -164,8 +164,7 @@ class RunIdentity:
         )
 
     def _imposed(self, config: SurveyConfig) -> SurveyConfig:
-        prior = {p.name: Bounds(low=p.low, high=p.high) for p in self.prior.parameters}
-        update: dict[str, Any] = {"model": self.model, "noise": self.noise.config, "prior": prior}
+        update: dict[str, Any] = {"model": self.model, "noise": self.noise.config, "prior": self.prior.priors}
         if self.noise.config.by_row:
             # Else the configuration could be written, and not be read again.
             by_row = {"whitening": "least_squares", "pairs": "fresh"}
@@ -180,8 +179,8 @@ class RunIdentity:
     def _model_key(self) -> dict[str, Any]:
         return self.model.model_dump(mode="json")
 
-    def _prior_key(self) -> dict[str, list[float]]:
-        return {p.name: [p.low, p.high] for p in self.prior.parameters}
+    def _prior_key(self) -> dict[str, Any]:
+        return prior_key(self.prior)
 
     def _noise_key(self) -> dict[str, Any]:
         return self.noise.to_dict()
@@ -196,6 +195,17 @@ class RunIdentity:
         return self.posterior_hash
 
 
+def prior_key(prior: Prior) -> dict[str, Any]:
+    """Return each parameter's prior as plain values: two bounds where it is uniform, one number where it is fixed."""
+    return {name: _prior_value(one) for name, one in prior.priors.items()}
+
+
+def _prior_value(prior: Distribution | Fixed) -> Any:
+    if isinstance(prior, Fixed):
+        return prior.value
+    return [prior.low, prior.high] if isinstance(prior, Uniform) else prior.model_dump()
+
+
 def _differences(name: str, asked: BaseModel, trained: BaseModel) -> Iterator[str]:
     """Name what ``asked`` sets, and ``trained`` has otherwise."""
     for field in asked.model_fields_set:
@@ -204,6 +214,13 @@ def _differences(name: str, asked: BaseModel, trained: BaseModel) -> Iterator[st
             yield from _differences(f"{name}.{field}", mine, theirs)
         elif mine != theirs:
             yield f"{name}.{field}: posterior {_plain(theirs)!r}, configuration {_plain(mine)!r}"
+
+
+def _prior_differences(name: str, asked: Distribution | Fixed, trained: Distribution | Fixed) -> Iterator[str]:
+    if type(asked) is type(trained):
+        yield from _differences(name, asked, trained)
+    else:
+        yield f"{name}: posterior {trained.model_dump()}, configuration {asked.model_dump()}"
 
 
 def _plain(value: Any) -> Any:

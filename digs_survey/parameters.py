@@ -1,25 +1,27 @@
 r"""The parameters of the galaxy model and their prior: the one place where names, units and bounds live.
 
-Prospector, sbi and emcee all take their prior from here. Every prior is uniform in the named
-coordinate (``logmass`` uniform means log-uniform in mass). Training happens in the unconstrained
-coordinates :math:`u = \mathrm{logit}\,F(\theta)`, with :math:`F` the prior's cumulative distribution,
-whose range is all of :math:`R^D`: no posterior draw can fall outside the prior.
+Prospector, sbi, emcee and the importance weights all take their prior from here. A prior is of one of the kinds of
+:mod:`digs_survey.distributions`, uniform by default, in the named coordinate (``logmass`` uniform means log-uniform in
+mass). Training happens in the unconstrained coordinates :math:`u = \mathrm{logit}\,F(\theta)`, with :math:`F` the
+prior's cumulative distribution, whose range is all of :math:`R^D`: no posterior draw can fall outside the prior.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import TypeAdapter, ValidationError
 from scipy.special import expit, log_expit, logit
 
+from digs_survey.distributions import AnyPrior, Distribution, Fixed, Uniform
 from digs_survey.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch.distributions import Distribution
+    from torch.distributions import Distribution as TorchDistribution
 
 __all__ = ["DERIVED", "MAX_REDSHIFT", "PARAMETERS", "SIGMA_KMS", "Parameter", "Prior", "Quantity", "percent"]
 
@@ -34,20 +36,22 @@ _EDGE = 1e-9
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of the galaxy model with its uniform prior.
+    """One parameter of the galaxy model with its prior.
 
     Attributes
     ----------
     name : str
         The field's name of the parameter, as Prospector spells it where it has one.
     low, high : float
-        Bounds of the uniform prior, in ``unit``.
+        Bounds of the prior, in ``unit``.
     unit : str
         A unit that :mod:`astropy.units` reads ("" if dimensionless).
     label : str
         Label of figures, with TeX.
     description : str
         One line for people.
+    prior : Distribution, optional
+        Its prior between these bounds; uniform if None.
     """
 
     name: str
@@ -56,6 +60,23 @@ class Parameter:
     unit: str
     label: str
     description: str
+    prior: Distribution | None = None
+
+    @property
+    def distribution(self) -> Distribution:
+        """Its prior."""
+        return self.prior or Uniform(low=self.low, high=self.high)
+
+    def with_prior(self, prior: Distribution) -> Parameter:
+        """Return the parameter with another prior and its bounds."""
+        shape = None if isinstance(prior, Uniform) else prior
+        return replace(self, low=float(prior.low), high=float(prior.high), prior=shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; those of a uniform prior are its bounds alone."""
+        plain = asdict(replace(self, prior=None))
+        del plain["prior"]
+        return plain if self.prior is None else plain | {"prior": self.prior.model_dump()}
 
 
 PARAMETERS: dict[str, Parameter] = {
@@ -129,13 +150,17 @@ def percent(quantile: float) -> str:
     return f"{100 * quantile:.6g}"
 
 
+_PRIOR: TypeAdapter[Distribution | Fixed] = TypeAdapter(AnyPrior)
+
+
 class Prior:
-    """Independent uniform priors on the parameters of the model.
+    """Independent priors on the parameters of the model.
 
     Parameters
     ----------
-    bounds : mapping of str to (low, high), optional
-        Bounds that replace the defaults in :data:`PARAMETERS`. Bounds of ``sigma_smooth`` make it a parameter.
+    priors : mapping of str to (low, high), Distribution or Fixed, optional
+        Priors that replace the uniform ones between the bounds in :data:`PARAMETERS`; bounds alone are a uniform prior.
+        One of ``sigma_smooth`` makes it a parameter. A parameter that is fixed is none of the columns of theta.
     left_out : sequence of str, optional
         Parameters that the model does not have.
     age : {"tage", "tage_tuniv"}
@@ -144,43 +169,48 @@ class Prior:
 
     def __init__(
         self,
-        bounds: Mapping[str, tuple[float, float]] | None = None,
+        priors: Mapping[str, Any] | None = None,
         left_out: Sequence[str] = (),
         age: Literal["tage", "tage_tuniv"] = "tage",
     ) -> None:
-        bounds = dict(bounds or {})
+        priors = dict(priors or {})
         other = "tage" if age == "tage_tuniv" else "tage_tuniv"
-        absent = {*left_out, other, *(name for name in _OPTIONAL if name not in bounds)}
+        absent = {*left_out, other, *(name for name in _OPTIONAL if name not in priors)}
         chosen = [p for p in PARAMETERS.values() if p.name not in absent]
         names = [p.name for p in chosen]
-        unknown = sorted(set(bounds) - set(names))
+        unknown = sorted(set(priors) - set(names))
         if unknown:
             raise ConfigError(f"prior: unknown parameter {unknown[0]!r}; the model has {', '.join(names)}")
-        self.parameters = tuple(
-            Parameter(**{**asdict(p), "low": float(lo), "high": float(hi)})
-            for p in chosen
-            for lo, hi in [bounds.get(p.name, (p.low, p.high))]
-        )
+        given = {p: _prior(priors.get(p.name, (p.low, p.high)), p.name) for p in chosen}
+        self.parameters = tuple(p.with_prior(prior) for p, prior in given.items() if isinstance(prior, Distribution))
+        self.constants = {p.name: prior.value for p, prior in given.items() if isinstance(prior, Fixed)}
+        if not self.parameters:
+            raise ConfigError("prior: every parameter is fixed; leave one of them free")
         for p in self.parameters:
-            if not (np.isfinite([p.low, p.high]).all() and p.low < p.high):
-                raise ConfigError(f"prior.{p.name}: expected finite low < high, found [{p.low}, {p.high}]")
             if p.name == "sigma_smooth" and not SIGMA_KMS[0] <= p.low < p.high <= SIGMA_KMS[1]:
                 raise ConfigError(
                     f"prior.sigma_smooth: expected {SIGMA_KMS[0]:g} to {SIGMA_KMS[1]:g} km/s, "
                     f"found [{p.low:g}, {p.high:g}]"
                 )
+        if "sigma_smooth" in self.constants:
+            raise ConfigError("prior.sigma_smooth: a line spread that is fixed is model.smoothing_kms")
+        self._prepare()
+
+    def _prepare(self) -> None:
         self.low = np.array([p.low for p in self.parameters])
         self.high = np.array([p.high for p in self.parameters])
+        self._shaped = [(i, p.prior) for i, p in enumerate(self.parameters) if p.prior is not None]
 
     def __repr__(self) -> str:
-        inside = ", ".join(f"{p.name}=({p.low:g}, {p.high:g})" for p in self.parameters)
-        return f"Prior({inside})"
+        inside = ", ".join(f"{p.name}={p.prior or (p.low, p.high)}" for p in self.parameters)
+        fixed = "".join(f", {name}={value:g}" for name, value in self.constants.items())
+        return f"Prior({inside}{fixed})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Prior) and self.parameters == other.parameters
+        return isinstance(other, Prior) and self.priors == other.priors and self.names == other.names
 
     def __hash__(self) -> int:
-        return hash(self.parameters)
+        return hash((self.parameters, *self.constants.items()))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -201,23 +231,45 @@ class Prior:
         found = [(p.low, p.high) for p in self.parameters if p.name == name]
         return found[0] if found else None
 
+    @property
+    def priors(self) -> dict[str, Distribution | Fixed]:
+        """The prior, or the value, of each parameter; :meth:`of` makes the same prior of them."""
+        free: dict[str, Distribution | Fixed] = {p.name: p.distribution for p in self.parameters}
+        return free | {name: Fixed(value=value) for name, value in self.constants.items()}
+
     def without(self, name: str) -> Prior:
         """Return the prior of all parameters but ``name``."""
-        return Prior.from_dict([item for item in self.to_dict() if item["name"] != name])
+        return Prior.of({other: prior for other, prior in self.priors.items() if other != name})
 
     def from_unit_cube(self, cube: ArrayLike) -> NDArray[np.float64]:
         """Map points (..., ndim) of the unit cube to theta."""
-        return self.low + (self.high - self.low) * np.asarray(cube, dtype=float)
+        cube = np.asarray(cube, dtype=float)
+        theta = self.low + (self.high - self.low) * cube
+        for i, shape in self._shaped:
+            theta[..., i] = shape.ppf(cube[..., i])
+        return theta
+
+    def place(self, theta: ArrayLike) -> NDArray[np.float64]:
+        """Where theta (..., ndim) lies between the bounds: 0 at the lower, 1 at the upper, less or more outside."""
+        return (np.asarray(theta, dtype=float) - self.low) / (self.high - self.low)
 
     def cdf(self, theta: ArrayLike) -> NDArray[np.float64]:
         """Cumulative distribution of each parameter at theta (..., ndim); below 0 or above 1 outside."""
-        return (np.asarray(theta, dtype=float) - self.low) / (self.high - self.low)
+        share = self.place(theta)
+        for i, shape in self._shaped:
+            inside = (share[..., i] >= 0) & (share[..., i] <= 1)
+            share[..., i] = np.where(inside, shape.cdf(np.asarray(theta)[..., i]), share[..., i])
+        return share
 
     def log_prob(self, theta: ArrayLike) -> NDArray[np.float64]:
         """Log density of the prior at theta (..., ndim); -inf outside the bounds or where theta is NaN."""
         theta = np.asarray(theta, dtype=float)
         inside = np.all((theta >= self.low) & (theta <= self.high), axis=-1)
-        return np.where(inside, -np.log(self.high - self.low).sum(), -np.inf)
+        size = np.log(self.high - self.low)
+        density = -size.sum()
+        for i, shape in self._shaped:
+            density = density + size[i] + shape.log_pdf(np.clip(theta[..., i], self.low[i], self.high[i]))
+        return np.where(inside, density, -np.inf)
 
     def to_unconstrained(self, theta: ArrayLike) -> NDArray[np.float64]:
         """Map theta (..., ndim) to the unconstrained coordinates, u = logit of the prior's CDF."""
@@ -231,34 +283,62 @@ class Prior:
         """Log |d theta / d u| at u (..., ndim), summed over the parameters but for the column ``without``."""
         u = np.asarray(u, dtype=float)
         terms = log_expit(u) + log_expit(-u) + np.log(self.high - self.low)
+        for i, shape in self._shaped:
+            terms[..., i] -= np.log(self.high[i] - self.low[i]) + shape.log_pdf(shape.ppf(expit(u[..., i])))
         return terms.sum(axis=-1, where=np.arange(self.ndim) != without)
 
     def prospector_priors(self) -> dict[str, Any]:
-        """Return each parameter's prior as a Prospector ``TopHat``, by name."""
-        from prospect.models import priors
+        """Return each parameter's prior as one of Prospector's, by name: a ``TopHat`` where it is uniform."""
+        from digs_survey.prior_forms import prospector_prior
 
-        return {p.name: priors.TopHat(mini=p.low, maxi=p.high) for p in self.parameters}
+        return {p.name: prospector_prior(p.distribution) for p in self.parameters}
 
-    def torch_distribution(self) -> Distribution:
-        """Return the prior as the box-uniform torch distribution that sbi takes."""
-        import torch
-        from sbi.utils import BoxUniform
+    def torch_distribution(self) -> TorchDistribution:
+        """Return the prior as the torch distribution that sbi takes: box-uniform where all of it is uniform."""
+        from digs_survey.prior_forms import torch_prior
 
-        return BoxUniform(
-            torch.as_tensor(self.low, dtype=torch.float32), torch.as_tensor(self.high, dtype=torch.float32)
-        )
+        return torch_prior(self, uniform=not self._shaped)
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Return the parameters as plain values, for cards and manifests."""
-        return [asdict(p) for p in self.parameters]
+        fixed = [{"name": name, "value": value} for name, value in self.constants.items()]
+        return [*(p.to_dict() for p in self.parameters), *fixed]
 
     @classmethod
     def from_dict(cls, items: list[dict[str, Any]]) -> Prior:
         """Rebuild a prior from :meth:`to_dict`."""
-        return cls.of_bounds({item["name"]: (item["low"], item["high"]) for item in items})
+        return cls.of({item["name"]: _plain_prior(item) for item in items})
 
     @classmethod
-    def of_bounds(cls, bounds: Mapping[str, tuple[float, float]]) -> Prior:
-        """Return the prior that has the parameters named, and no others."""
-        age: Literal["tage", "tage_tuniv"] = "tage_tuniv" if "tage_tuniv" in bounds else "tage"
-        return cls(bounds, [name for name in PARAMETERS if name not in bounds], age)
+    def of(cls, priors: Mapping[str, Any]) -> Prior:
+        """Return the prior that has the parameters named, and no others; their priors as in the class's parameters."""
+        age: Literal["tage", "tage_tuniv"] = "tage_tuniv" if "tage_tuniv" in priors else "tage"
+        return cls(priors, [name for name in PARAMETERS if name not in priors], age)
+
+    @classmethod
+    def of_ranges(cls, ranges: Mapping[str, tuple[float, float]]) -> Prior:
+        """Return uniform priors of the parameters named; a parameter that has one value has it at both ends."""
+        made = cls.__new__(cls)
+        known = [p for p in PARAMETERS.values() if p.name in ranges]
+        made.parameters = tuple(replace(p, low=ranges[p.name][0], high=ranges[p.name][1]) for p in known)
+        made.constants = {}
+        made._prepare()
+        return made
+
+
+def _plain_prior(item: Mapping[str, Any]) -> Any:
+    """Return what :class:`Prior` takes, of one item of :meth:`Prior.to_dict`."""
+    if "value" in item:
+        return {"value": item["value"]}
+    return item.get("prior", (item["low"], item["high"]))
+
+
+def _prior(prior: Any, name: str) -> Distribution | Fixed:
+    """Return a prior for its bounds, its plain values, or itself."""
+    if isinstance(prior, Distribution | Fixed):
+        return prior
+    try:
+        return _PRIOR.validate_python(prior if isinstance(prior, Mapping) else {"low": prior[0], "high": prior[1]})
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"prior.{name}: {message}") from error

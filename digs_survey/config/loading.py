@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
 from digs_survey.config.survey_config import SurveyConfig
+from digs_survey.distributions import PRIORS
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import PARAMETERS
 from digs_survey.store.locations import is_file, location
@@ -126,7 +127,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
 def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, info in model.model_fields.items():
         if name == "prior" and model is SurveyConfig:
-            yield from (f"prior.{p}.{bound}" for p in PARAMETERS for bound in ("low", "high"))
+            keys = dict.fromkeys(key for kind in PRIORS for key in kind.model_fields)
+            yield from (f"prior.{p}.{key}" for p in PARAMETERS for key in keys)
         elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             yield from _known_keys(info.annotation, f"{prefix}{name}.")
         else:
@@ -137,7 +139,9 @@ def _explain(error: ValidationError) -> Iterator[str]:
     known = list(_known_keys(SurveyConfig))
     sections = sorted({key.rpartition(".")[0] for key in known} - {""})
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
+        # The kind of a prior is part of where it is, and no key.
+        where = [str(part) for k, part in enumerate(problem["loc"]) if not (k == 2 and problem["loc"][0] == "prior")]
+        key = ".".join(where)
         # Of a value that may be of several kinds, the last part names a kind.
         if (parent := key.rpartition(".")[0]) in known and isinstance(problem["loc"][-1], str):
             key = parent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, ImportanceConfig, MCMCConfig
 from digs_survey.config.noise_sections import MissingConfig, NoiseConfig
 from digs_survey.config.types import Count, Fraction, Positive, Section, Share
+from digs_survey.distributions import AnyPrior, Uniform
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import Prior, percent
 
@@ -272,19 +273,13 @@ class MapConfig(Section):
         return self
 
 
-class Bounds(Section):
-    """Bounds of a uniform prior, in the parameter's own unit."""
-
-    low: float
-    high: float
-
-
 class SurveyConfig(Section):
     """Everything that decides a run's results; see ``catalogs/*.toml`` for presets."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 2022
     model: ModelConfig = ModelConfig()
-    prior: dict[str, Bounds] = Field(default_factory=dict)
+    prior: dict[str, AnyPrior] = Field(default_factory=dict)
+    """Each parameter's prior or value, as ``[model.parameters]`` of the file gives them."""
     grid: GridConfig = GridConfig()
     noise: NoiseConfig = NoiseConfig()
     simulate: SimulateConfig = SimulateConfig()
@@ -294,6 +289,22 @@ class SurveyConfig(Section):
     importance: ImportanceConfig = ImportanceConfig()
     audit: AuditConfig = AuditConfig()
     escalate: EscalateConfig = EscalateConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parameters_of_model(cls, data: Any) -> Any:
+        """Take the parameters of the section of the model, where a number alone fixes one."""
+        model = data.get("model") if isinstance(data, dict) else None
+        if not isinstance(model, dict) or "parameters" not in model:
+            return data
+        given, prior = model["parameters"], data.get("prior", {})
+        if not isinstance(given, dict) or not isinstance(prior, dict):
+            raise ValueError("model.parameters: expected a section with an entry for each parameter")
+        if twice := sorted(given.keys() & prior.keys()):
+            raise ValueError(f"model.parameters.{twice[0]} and prior.{twice[0]} are both given; leave out the latter")
+        values = {name: {"value": one} if isinstance(one, int | float) else one for name, one in given.items()}
+        model = {name: value for name, value in model.items() if name != "parameters"}
+        return data | {"model": model, "prior": prior | values}
 
     @model_validator(mode="after")
     def _prior_and_walkers(self) -> SurveyConfig:
@@ -339,13 +350,23 @@ class SurveyConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _mass_is_a_scale(self) -> SurveyConfig:
+        mass = self.prior.get("logmass", Uniform(low=0, high=1))
+        if self.train.amplitude != "feature" and not isinstance(mass, Uniform):
+            raise ValueError(
+                f"train.amplitude = {self.train.amplitude!r} takes the mass from the amplitude, which needs a free, "
+                "uniform prior.logmass; expected that, or train.amplitude = 'feature'"
+            )
+        return self
+
     def make_prior(self) -> Prior:
-        """Return the prior with this configuration's bounds.
+        """Return the prior of this configuration's parameters.
 
         Raises
         ------
         ConfigError
-            If bounds are given for a parameter that the model does not have, or do not make an interval.
+            If a prior is given for a parameter that the model does not have.
         """
         left_out = ("logtau",) if self.model.sfh == "constant" else ()
         other = "tage" if self.model.age == "tage_tuniv" else "tage_tuniv"
@@ -355,8 +376,8 @@ class SurveyConfig(Section):
             )
         if "sigma_smooth" in self.prior:
             self._check_free_spread()
-        bounds = {name: (b.low, b.high) for name, b in self.prior.items() if name not in left_out}
-        return Prior(bounds, left_out, self.model.age)
+        priors = {name: prior for name, prior in self.prior.items() if name not in left_out}
+        return Prior(priors, left_out, self.model.age)
 
     def _check_free_spread(self) -> None:
         """Refuse a fixed line spread beside a free one."""

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from digs_survey.config import SurveyConfig
+from digs_survey.identity import prior_key
+from digs_survey.parameters import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.store.storage import read_json
 
@@ -46,7 +48,7 @@ def mismatches(card: dict[str, Any], config: SurveyConfig, grid: WavelengthGrid)
     for section, trained, asked in (
         ("model", card["model"], config.model.model_dump(mode="json")),
         ("noise", card["noise"], config.noise.model_dump(mode="json")),
-        ("prior", _bounds(card["parameters"]), _bounds(config.make_prior().to_dict())),
+        ("prior", prior_key(Prior.from_dict(card["parameters"])), prior_key(config.make_prior())),
     ):
         found += [f"{section}.{line}" for line in _differences(trained, asked)]
     if config.noise.needs_catalog:
@@ -70,10 +72,6 @@ def why_none(config: SurveyConfig, grid: WavelengthGrid) -> str:
         more = [f"and {len(found) - 3} more"] if len(found) > 3 else []
         told.append(f"{name} has another {', '.join([*found[:3], *more])}")
     return "; ".join(told)
-
-
-def _bounds(parameters: list[dict[str, Any]]) -> dict[str, Any]:
-    return {item["name"]: [item["low"], item["high"]] for item in parameters}
 
 
 def _differences(trained: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:

@@ -53,6 +53,8 @@ def facts(run: RunData) -> dict[str, Any]:
         "noise": _noise(config.noise),
         "grid": str(_grid(run)) if run.card else "not known: there is no model/card.json",
         "prior": config.make_prior().parameters,
+        "constants": config.make_prior().constants,
+        "known": PARAMETERS,
         "seed": run.manifest.get("seed", config.seed),
         "created": str(run.manifest.get("created", "unknown")),
         "command": str(run.manifest.get("command", "unknown")),
@@ -175,7 +177,7 @@ def calibration_section(run: RunData) -> dict[str, list[Picture]] | None:
     by_median = nested(run.audit, "calibration", "by_median") or {}
     for p in run.config.make_prior().parameters:
         if strips := nested(run.audit, "calibration", "by_truth", p.name):
-            pictures["edges"].append(calibration.edges(p.name, strips, by_median.get(p.name, []), p.low, p.high))
+            pictures["edges"].append(calibration.edges(p.name, strips, by_median.get(p.name, []), p.distribution.cdf))
     return pictures
 
 

@@ -72,7 +72,7 @@ class ProspectorSimulator:
         import_prospector()
         from prospect.models import SedModel
 
-        prior = physical_prior(prior)
+        priors, prior = prior.prospector_priors(), physical_prior(prior)
         self.config, self.prior, self.grid = model, prior, grid
         self._sampling = sampling = GridSampling(model, grid, prior.bounds("sigma_smooth"))
         self.sps = _source(model, prior, sampling.wavelength)
@@ -80,7 +80,7 @@ class ProspectorSimulator:
         self.obs: dict[str, Any] = {"filters": None}
         self._sigma = prior.index("sigma_smooth") if "sigma_smooth" in prior.names else None
         self._ask(None if self._sigma is None else float(prior.low[self._sigma]))
-        self.model = SedModel(_parameters(model, prior))
+        self.model = SedModel(_parameters(model, prior, priors))
 
     def _ask(self, sigma_kms: float | None) -> None:
         """Choose where Prospector predicts spectra smoothed by a sigma, the model's if None."""
@@ -154,11 +154,14 @@ def _check_prior(prior: Prior, sps: Any, source: str) -> None:
     check_coverage(prior, log_z, log_age, source)
 
 
-def _parameters(model: ModelConfig, prior: Prior) -> list[dict[str, Any]]:
-    """Return the configuration of Prospector's model; its free parameters are the columns of theta."""
+def _parameters(model: ModelConfig, prior: Prior, given: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the configuration of Prospector's model, whose free parameters are the columns of theta.
+
+    Prospector's prior is the one ``given`` by name; of what follows from others, or is fixed, it is the range.
+    """
+    from prospect.models import priors
     from prospect.sources.constants import cosmo
 
-    priors = prior.prospector_priors()
     free = [
         {
             "name": p.name,
@@ -166,7 +169,7 @@ def _parameters(model: ModelConfig, prior: Prior) -> list[dict[str, Any]]:
             "isfree": True,
             "init": 0.5 * (p.low + p.high),
             "units": p.unit,
-            "prior": priors[p.name],
+            "prior": given.get(p.name) or priors.TopHat(mini=p.low, maxi=p.high),
         }
         for p in prior.parameters
     ]

@@ -37,20 +37,21 @@ def _spline() -> CubicSpline:
 
 
 def physical_prior(prior: Prior) -> Prior:
-    """Return the ranges that the model's spectra are asked for under a prior: its own, with ``tage`` in Gyr.
+    """Return the ranges that the model's spectra are asked for under a prior: those of :func:`physical_theta`.
 
-    Where the prior has ``tage_tuniv``, ages reach from that share of the youngest universe to that of the oldest.
+    Where the prior has ``tage_tuniv``, ages reach from that share of the youngest universe to that of the oldest. A
+    parameter that is fixed has a range of one value.
     """
-    if "tage_tuniv" not in prior.names:
-        return prior
-    bounds = {p.name: (p.low, p.high) for p in prior.parameters}
-    low, high = bounds.pop("tage_tuniv")
-    bounds["tage"] = (low * float(age_of_universe(_FARTHEST)), high * float(age_of_universe(0)))
-    return Prior.of_bounds(bounds)
+    ranges = {p.name: (p.low, p.high) for p in prior.parameters}
+    ranges |= {name: (value, value) for name, value in prior.constants.items()}
+    if "tage_tuniv" in ranges:
+        low, high = ranges.pop("tage_tuniv")
+        ranges["tage"] = (low * float(age_of_universe(_FARTHEST)), high * float(age_of_universe(0)))
+    return Prior.of_ranges(ranges)
 
 
 def physical_theta(prior: Prior, theta: NDArray[np.float64], redshift: ArrayLike) -> NDArray[np.float64]:
-    """Return theta (..., ndim) of a prior as theta of its :func:`physical_prior`: with ``tage`` in Gyr.
+    """Return theta (..., ndim) of a prior as the model's spectra take it: with ``tage`` in Gyr, and what is fixed.
 
     Parameters
     ----------
@@ -58,15 +59,21 @@ def physical_theta(prior: Prior, theta: NDArray[np.float64], redshift: ArrayLike
     theta : ndarray, shape (..., ndim)
     redshift : array_like, shape (...)
         Broadcast against the rows of theta; of no use where the prior has ``tage`` itself.
+
+    Returns
+    -------
+    ndarray, shape (..., parameter)
+        Columns in the order of :func:`physical_names`; theta itself where nothing changes.
     """
-    if "tage_tuniv" not in prior.names:
+    if "tage_tuniv" not in prior.priors and not prior.constants:
         return theta
-    column = prior.index("tage_tuniv")
-    physical = np.array(theta, dtype=float)
-    physical[..., column] *= age_of_universe(redshift)
-    return physical
+    columns = {name: np.asarray(theta[..., i], dtype=float) for i, name in enumerate(prior.names)}
+    columns |= {name: np.full(theta.shape[:-1], value) for name, value in prior.constants.items()}
+    if "tage_tuniv" in columns:
+        columns["tage"] = columns["tage_tuniv"] * age_of_universe(redshift)
+    return np.stack([columns[name] for name in physical_names(prior)], axis=-1)
 
 
 def physical_names(prior: Prior) -> tuple[str, ...]:
     """Return the names of the columns that :func:`physical_theta` gives."""
-    return tuple("tage" if name == "tage_tuniv" else name for name in prior.names)
+    return physical_prior(prior).names

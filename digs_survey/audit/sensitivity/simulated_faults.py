@@ -14,6 +14,7 @@ from scipy.special import ndtr, ndtri
 from digs_survey.audit.calibration.calibrate import observe_rows
 from digs_survey.catalog.gaps import fill_flux
 from digs_survey.catalog.prepare import PreparedRows
+from digs_survey.distributions import Uniform
 from digs_survey.noise.observation import join_clean, join_observed, split_observed
 from digs_survey.parameters import SIGMA_KMS, Prior
 from digs_survey.quality import QualityFlag
@@ -149,15 +150,13 @@ class Simulator:
         if name != SIGMA:
             prior = _of_one_spread(prior)
         theta, column = self.drawn[0].copy(), prior.index(name)
-        bounds = {p.name: (p.low, p.high) for p in prior.parameters}
-        if SIGMA in bounds and name != SIGMA:
-            theta[:, prior.index(SIGMA)] = bounds[SIGMA][0]
-        end = bounds[name][1]
+        if name != SIGMA and (spread := prior.bounds(SIGMA)):
+            theta[:, prior.index(SIGMA)] = spread[0]
+        end = float(prior.high[column])
         far = min(end * (1 + _OUTSIDE), _LARGEST.get(name, np.inf))
-        bounds[name] = end, far
         share = row_uniforms(self.seed, f"beyond/{_STREAM}", 0, self.count, 1)[:, 0]
         theta[:, column] = end + (far - end) * share
-        wide = Prior.of_bounds(bounds)
+        wide = Prior.of(prior.priors | {name: Uniform(low=end, high=far)})
         model = BatchedModel.from_config(posterior.model, wide, posterior.grid)
         if not posterior.noise.config.by_row:
             return Truth(self.observe(model.spectra(theta)), theta)
@@ -256,8 +255,7 @@ def _known(simulator: Simulator) -> dict[str, Callable[[], Truth]]:
 
 def _of_one_spread(prior: Prior) -> Prior:
     """Return the prior with one line spread where it has many: a model of all of them takes long to build."""
-    bounds = {p.name: (p.low, p.high) for p in prior.parameters}
-    if SIGMA in bounds:
-        middle = float(np.sqrt(np.prod(bounds[SIGMA])))
-        bounds[SIGMA] = middle, 1.001 * middle
-    return Prior.of_bounds(bounds)
+    if (ends := prior.bounds(SIGMA)) is None:
+        return prior
+    middle = float(np.sqrt(np.prod(ends)))
+    return Prior.of(prior.priors | {SIGMA: Uniform(low=middle, high=1.001 * middle)})

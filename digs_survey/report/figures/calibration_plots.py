@@ -6,7 +6,7 @@ the truth is uniform on 0..L if the posterior is right.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -207,7 +207,10 @@ def conditional(name: str, along: str, bins: Sequence[Mapping[str, float]]) -> P
 
 
 def edges(
-    name: str, strips: Sequence[Mapping[str, float]], bins: Sequence[Mapping[str, float]], low: float, high: float
+    name: str,
+    strips: Sequence[Mapping[str, float]],
+    bins: Sequence[Mapping[str, float]],
+    cdf: Callable[[float], ArrayLike],
 ) -> Picture:
     """Bias and coverage of the 68 % interval by where in the prior the truth lies, and by where the median does.
 
@@ -220,14 +223,14 @@ def edges(
     bins : sequence of mapping
         By the posterior's median, as :func:`~digs_survey.audit.calibration.conditional.bin_summary` gives them; may
         be empty.
-    low, high : float
-        Bounds of the parameter's uniform prior.
+    cdf : callable
+        Cumulative distribution of the parameter's prior.
     """
     figure = panel(3.9)
     top, bottom = figure.subplots(2, 1, sharex=True)
     known = [strip for strip in strips if strip["bias"] is not None]
     centre = np.array([0.5 * (strip["low"] + strip["high"]) for strip in known])
-    middle = np.array([(0.5 * (entry["low"] + entry["high"]) - low) / (high - low) for entry in bins])
+    middle = np.array([float(np.asarray(cdf(0.5 * (entry["low"] + entry["high"])))) for entry in bins])
     for axes, right, key, tested in ((top, 0.0, "bias", "shift_sigma"), (bottom, 0.68, "coverage", "coverage")):
         axes.axhline(right, color=INK, lw=0.7, ls="--")
         exact = [(at, strip[f"{key}_if_exact"]) for at, strip in zip(centre, known, strict=True)]

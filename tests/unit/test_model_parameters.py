@@ -1,0 +1,101 @@
+"""The section of the model's parameters: free with a prior, or fixed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from digs_survey.config import ModelConfig, SurveyConfig, load_config
+from digs_survey.errors import ConfigError
+from digs_survey.parameters import Prior
+from digs_survey.spectra import WavelengthGrid
+from digs_survey.sps.batched import BatchedModel
+from digs_survey.sps.prospector import ProspectorSimulator
+from digs_survey.sps.universe import age_of_universe, physical_names, physical_theta
+
+GRID = WavelengthGrid(np.arange(4000.0, 5000.0, 50.0))
+
+
+def _load(tmp_path, text):
+    path = tmp_path / "survey.toml"
+    path.write_text(text)
+    return load_config(path)
+
+
+def test_parameters_of_the_model_are_its_prior(tmp_path):
+    config = _load(
+        tmp_path,
+        """
+        [model.parameters]
+        dust2 = { prior = "clipped_normal", mean = 0.3, sigma = 0.5, low = 0.0, high = 2.0 }
+        tage = { low = 0.5, high = 3.0 }
+        logzsol = 0.0
+        """,
+    )
+    prior = config.make_prior()
+    assert prior.names == ("logmass", "dust2", "tage", "logtau")
+    assert prior.constants == {"logzsol": 0.0}
+    assert prior.bounds("tage") == (0.5, 3.0)
+    assert str(prior.parameters[1].distribution) == "clipped normal, mean 0.3, sigma 0.5"
+    again = SurveyConfig.model_validate(config.model_dump(mode="json"))
+    assert again == config
+    assert again.hash() == config.hash()
+
+
+def test_bounds_alone_are_the_uniform_prior_that_they_were(tmp_path):
+    new = _load(tmp_path, "[model.parameters]\ntage = { low = 0.5, high = 3.0 }")
+    old = _load(tmp_path, "[prior]\ntage = { low = 0.5, high = 3.0 }")
+    said = _load(tmp_path, '[model.parameters]\ntage = { prior = "uniform", low = 0.5, high = 3.0 }')
+    assert new == old == said
+    assert new.hash() == old.hash() == said.hash()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('dust2 = { prior = "gauss", mean = 0.3 }', r"prior.dust2: expected one of the priors uniform, .* beta"),
+        ('dust2 = { prior = "student_t", mean = 0, scale = 1, df = 2 }', r"prior.dust2.low: Field required"),
+        ('dust2 = { prior = "normal", mean = 0.3, sigm = 1 }', r"prior.dust2.sigm: unknown key; did you mean .*sigma"),
+        ("dust3 = 0.3", r"prior: unknown parameter 'dust3'; the model has logmass"),
+        ("sigma_smooth = 100.0", r"a line spread that is fixed is model.smoothing_kms"),
+        ("tage_tuniv = 0.5", r"prior.tage_tuniv: model.age = 'tage' needs prior.tage in its place"),
+        ('logmass = { prior = "normal", mean = 10, sigma = 0.2 }', r"needs a free, uniform prior.logmass"),
+        ("logmass = 10.0", r"needs a free, uniform prior.logmass"),
+        ("logmass = 10.0\nlogzsol = 0\ndust2 = 0\ntage = 1\nlogtau = 0", "every parameter is fixed"),
+    ],
+)
+def test_what_is_no_parameter_is_refused_by_name(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        _load(tmp_path, f"[model.parameters]\n{text}")
+
+
+def test_a_parameter_in_both_sections_is_refused(tmp_path):
+    text = "[model.parameters]\ndust2 = 0.3\n[prior]\ndust2 = { low = 0, high = 1 }"
+    with pytest.raises(ConfigError, match=r"model.parameters.dust2 and prior.dust2 are both given"):
+        _load(tmp_path, text)
+
+
+def test_a_prior_outside_the_populations_is_refused():
+    prior = Prior.of({**Prior().priors, "logzsol": {"prior": "normal", "mean": 0.0, "sigma": 1.0}})
+    with pytest.raises(ConfigError, match=r"prior.logzsol: source 'bc03' covers .* found -8 to 8"):
+        BatchedModel.from_config(ModelConfig(), prior, GRID)
+
+
+def test_spectra_with_fixed_parameters_are_those_with_free_ones_there():
+    free = Prior()
+    some = Prior.of({**free.priors, "logzsol": {"value": -0.4}, "dust2": {"value": 0.0}})
+    theta = some.from_unit_cube(np.random.default_rng(3).random((20, some.ndim)))
+    physical = physical_theta(some, theta, 0.1)
+    assert physical_names(some) == free.names
+    assert np.array_equal(physical[:, 1:3], np.tile([-0.4, 0.0], (20, 1)))
+    batched = BatchedModel.from_config(ModelConfig(), some, GRID).spectra(physical)
+    exact = ProspectorSimulator(ModelConfig(), some, GRID).spectra(physical)
+    assert np.abs(batched / exact - 1).max() < 1e-3
+
+
+def test_an_age_that_is_fixed_follows_the_universe():
+    prior = Prior.of({**Prior(age="tage_tuniv").priors, "tage_tuniv": {"value": 0.5}})
+    theta = prior.from_unit_cube(np.full((2, prior.ndim), 0.5))
+    physical = physical_theta(prior, theta, np.array([0.0, 1.0]))
+    column = physical_names(prior).index("tage")
+    assert np.allclose(physical[:, column], 0.5 * age_of_universe([0.0, 1.0]))
