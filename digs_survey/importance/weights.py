@@ -278,7 +278,7 @@ def simulated_importance(
     likelihood = SpectrumLikelihood(known.model, noise, known.prior)
     weigher = Weigher(posterior, likelihood, draws)
     clean, truth = np.asarray(flux, dtype=float), np.asarray(theta, dtype=float)
-    spectra, redshift = split_clean(clean) if noise.config.by_row else (clean, 0.0)
+    spectra, redshift = split_clean(clean) if noise.config.by_row else (clean, np.nan)
     _check_spectra(likelihood.model, physical_theta(posterior.prior, truth, redshift), spectra)
     random = row_uniforms(seed, "noise/calibration", start, start + len(clean), noise.columns(clean.shape[1]))
     return weigher(*noise.observe(clean, random))

@@ -57,11 +57,11 @@ class DerivedQuantities:
         """Tabulate the surviving fraction of a model over its prior; ``asked`` is the prior of theta, if another."""
         prior = model.prior
         tage = prior.index("tage")
-        log_tage = np.linspace(np.log10(prior.low[tage]), np.log10(prior.high[tage]), _AGES)
+        log_tage = _axis(np.log10(prior.low[tage]), np.log10(prior.high[tage]), _AGES)
         logtau = np.zeros(1)
         if "logtau" in prior.names:
             column = prior.index("logtau")
-            logtau = np.linspace(prior.low[column], prior.high[column], _TIMES)
+            logtau = _axis(prior.low[column], prior.high[column], _TIMES)
         ages, times = (10 ** values.ravel() for values in np.meshgrid(log_tage, logtau, indexing="ij"))
         ages = np.minimum(ages, prior.high[tage])
         logzsol, fraction = model.surviving_fraction(ages, times)
@@ -72,7 +72,7 @@ class DerivedQuantities:
             log_tage,
             logtau,
             logzsol,
-            fraction.reshape(_AGES, logtau.size, logzsol.size),
+            fraction.reshape(log_tage.size, logtau.size, logzsol.size),
         )
 
     def __call__(self, theta: NDArray[np.float64], redshift: ArrayLike = np.nan) -> NDArray[np.float64]:
@@ -105,6 +105,11 @@ class DerivedQuantities:
             np.interp(logzsol, self.logzsol, np.arange(self.logzsol.size, dtype=float)),
         ]
         return map_coordinates(self.fraction, where, order=1, mode="nearest", prefilter=False)
+
+
+def _axis(low: float, high: float, nodes: int) -> NDArray[np.float64]:
+    """Return an evenly spaced axis; one node where there is one value."""
+    return np.linspace(low, high, nodes if high > low else 1)
 
 
 def _even_steps(values: NDArray[np.float64], axis: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -23,6 +23,7 @@ from digs_survey.simulate.prior_draws import draw_theta
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.batched import BatchedModel
+from digs_survey.sps.universe import physical_theta
 
 __all__ = ["FAULTS", "fake_catalog"]
 
@@ -104,7 +105,7 @@ def fake_catalog(
     config.noise.check_elements(len(grid))
     noise = NoiseModel.from_config(config.noise)
     theta = draw_theta(prior, config.seed, "fake", 0, models)
-    clean = BatchedModel.from_config(config.model, prior, grid).spectra(theta)
+    clean = BatchedModel.from_config(config.model, prior, grid).spectra(physical_theta(prior, theta, np.nan))
     distances = np.linspace(*redshifts, _REDSHIFTS)
     factors = reference_factor(distances, config.model.zred)
 

@@ -19,7 +19,7 @@ from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.simulate.shard_work import Made, ShardWriter
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import one_thread
-from digs_survey.sps.universe import physical_theta
+from digs_survey.sps.universe import physical_names, physical_theta
 
 if TYPE_CHECKING:
     from digs_survey.sps.batched import BatchedModel
@@ -84,10 +84,10 @@ class SpectrumShards(ShardWriter):
         difference = np.abs(flux[some] / _simulator(*what).spectra(theta[some]) - 1).max(axis=1, initial=0.0)
         if (difference > _CHECK_LIMIT).any():
             worst = int(some[difference.argmax()])
+            values = _values(physical_names(prior), theta[worst])
             raise StageError(
-                f"simulation {rows.start + worst} ({_values(prior, theta[worst])}): the batched spectrum and "
-                f"Prospector's differ by {difference.max():.2%}, more than {_CHECK_LIMIT:.1%}; "
-                "use simulate.engine = 'prospector', and report it"
+                f"simulation {rows.start + worst} ({values}): the batched spectrum and Prospector's differ by "
+                f"{difference.max():.2%}, more than {_CHECK_LIMIT:.1%}; use simulate.engine = 'prospector', and report it"
             )
         return flux.astype(np.float32), {"checked": len(some), "max_difference": float(difference.max(initial=0.0))}
 
@@ -129,8 +129,8 @@ def _batched(model: str, prior: Prior, wavelength: tuple[float, ...], frame: str
     )
 
 
-def _values(prior: Prior, theta: NDArray[np.float64]) -> str:
-    return ", ".join(f"{name}={value:.6g}" for name, value in zip(prior.names, theta, strict=True))
+def _values(names: Sequence[str], theta: NDArray[np.float64]) -> str:
+    return ", ".join(f"{name}={value:.6g}" for name, value in zip(names, theta, strict=True))
 
 
 def _check(theta: NDArray[np.float64], flux: NDArray[np.float32], prior: Prior, first: int) -> None:
@@ -140,7 +140,7 @@ def _check(theta: NDArray[np.float64], flux: NDArray[np.float32], prior: Prior, 
         row = int(bad[0])
         wrong = flux[row][~good[row]]
         raise StageError(
-            f"simulation {first + row} ({_values(prior, theta[row])}): expected finite, positive flux in every "
+            f"simulation {first + row} ({_values(prior.names, theta[row])}): expected finite, positive flux in every "
             f"element, found {wrong[0]} ({bad.size} such spectra in the shard); "
             "narrow the prior or the grid to what the stellar populations cover"
         )

@@ -46,7 +46,8 @@ def simulated_spectra(
     """
     theta = draw_theta(prior, seed, stream, start, stop)
     if noise.redshifts is None:
-        return theta, model.spectra(theta).astype(np.float32).astype(float)
-    redshift = draw_redshift(noise.redshifts, seed, stream, start, stop)
-    clean = join_clean(model.spectra(physical_theta(prior, theta, redshift)), redshift)
+        clean = model.spectra(physical_theta(prior, theta, np.nan))
+    else:
+        redshift = draw_redshift(noise.redshifts, seed, stream, start, stop)
+        clean = join_clean(model.spectra(physical_theta(prior, theta, redshift)), redshift)
     return theta, clean.astype(np.float32).astype(float)

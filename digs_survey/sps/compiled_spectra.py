@@ -108,7 +108,7 @@ def _weigh(history, tage, inverse, last, formed, older, younger, zeros, weights)
     """Fill rows of weights (age * LANES) for ages and inverse e-folding times of the lanes; the rest is scratch."""
     count = history.edges.shape[0] - 1
     for n in range(LANES):
-        last[n] = np.searchsorted(history.edges, tage[n]) - 1
+        last[n] = min(np.searchsorted(history.edges, tage[n]) - 1, count - 1)
     for k in range(history.ages.shape[0]):
         row, age, before = formed[k * LANES :], history.ages[k], -history.before[k]
         for n in range(LANES):

@@ -230,7 +230,8 @@ class HistoryWeights:
         """
         xp = namespace(tage)
         edges, ages, before, *panels = self._constants(tage)
-        last = xp.searchsorted(edges, tage, side="left") - 1
+        # An age may lie beyond the last node by the rounding of its power of ten.
+        last = xp.clip(xp.searchsorted(edges, tage, side="left") - 1, 0, len(edges) - 2)
         older = xp.zeros_like(tage[:, None] * edges[None, 1:])
         younger = xp.zeros_like(older)
         formed = rate(xp.maximum(tage[:, None] - ages, -before))

@@ -99,3 +99,13 @@ def test_an_age_that_is_fixed_follows_the_universe():
     physical = physical_theta(prior, theta, np.array([0.0, 1.0]))
     column = physical_names(prior).index("tage")
     assert np.allclose(physical[:, column], 0.5 * age_of_universe([0.0, 1.0]))
+
+
+def test_an_age_at_the_last_node_of_the_populations_has_a_spectrum():
+    prior = Prior.of({**Prior().priors, "tage": {"value": 2.5}})
+    model = BatchedModel.from_config(ModelConfig(), prior, GRID)
+    theta = physical_theta(prior, prior.from_unit_cube(np.full((3, prior.ndim), 0.5)), np.nan)
+    exact = ProspectorSimulator(ModelConfig(), prior, GRID).spectra(theta)
+    assert np.abs(model.spectra(theta) / exact - 1).max() < 1e-3
+    _, left = model.surviving_fraction(np.array([2.5]), np.array([1.0]))
+    assert ((left > 0) & (left < 1)).all()

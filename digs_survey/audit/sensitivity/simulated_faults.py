@@ -159,7 +159,7 @@ class Simulator:
         wide = Prior.of(prior.priors | {name: Uniform(low=end, high=far)})
         model = BatchedModel.from_config(posterior.model, wide, posterior.grid)
         if not posterior.noise.config.by_row:
-            return Truth(self.observe(model.spectra(theta)), theta)
+            return Truth(self.observe(model.spectra(physical_theta(wide, theta, np.nan))), theta)
         redshift = self.drawn[1][:, -1]
         clean = join_clean(model.spectra(physical_theta(wide, theta, redshift)), redshift)
         return Truth(self.observe(clean), theta)
