@@ -87,7 +87,8 @@ class SpectrumShards(ShardWriter):
             values = _values(physical_names(prior), theta[worst])
             raise StageError(
                 f"simulation {rows.start + worst} ({values}): the batched spectrum and Prospector's differ by "
-                f"{difference.max():.2%}, more than {_CHECK_LIMIT:.1%}; use simulate.engine = 'prospector', and report it"
+                f"{difference.max():.2%}, more than {_CHECK_LIMIT:.1%}; "
+                "use simulate.engine = 'prospector', and report it"
             )
         return flux.astype(np.float32), {"checked": len(some), "max_difference": float(difference.max(initial=0.0))}
 
