@@ -10,7 +10,7 @@ The names are those of Prospector's priors (``prospect.models.priors``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -26,10 +26,12 @@ __all__ = [
     "Beta",
     "Distribution",
     "Fixed",
+    "Given",
     "LogNormal",
     "LogUniform",
     "Normal",
     "StudentT",
+    "Tied",
     "Uniform",
 ]
 
@@ -318,6 +320,29 @@ class Fixed(BaseModel):
     value: float
 
 
+class Tied(BaseModel):
+    """A parameter that follows another: ``factor`` times it, and times a third where ``times`` names one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    tied: str
+    factor: float = 1.0
+    times: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that it follows."""
+        return (self.tied,) if self.times is None else (self.tied, self.times)
+
+    def value(self, known: Mapping[str, Any]) -> Any:
+        """Its value for those of the parameters that it follows."""
+        return self.factor * math.prod(known[name] for name in self.names)
+
+    def __str__(self) -> str:
+        factor = [] if self.factor == 1 else [f"{self.factor:g}"]
+        return " x ".join([*factor, *self.names])
+
+
 def _far_ends(data: Any, kind: str, middle: str, ends: Callable[[float, float], tuple[float, float]]) -> Any:
     """Give the distribution of this kind the ends that it does not name."""
     if not isinstance(data, dict) or data.get("prior") != kind or {"low", "high"} <= data.keys():
@@ -331,12 +356,15 @@ def _far_ends(data: Any, kind: str, middle: str, ends: Callable[[float, float], 
 
 def _kind(data: Any) -> str:
     """Return the kind of a prior: what it says, or uniform."""
-    if isinstance(data, Fixed) or (isinstance(data, dict) and "value" in data):
-        return "fixed"
+    for kind, key, tag in ((Fixed, "value", "fixed"), (Tied, "tied", "tied")):
+        if isinstance(data, kind) or (isinstance(data, dict) and key in data):
+            return tag
     return str(data.get("prior", "uniform") if isinstance(data, dict) else getattr(data, "prior", "uniform"))
 
 
-PRIORS = (Uniform, LogUniform, Normal, LogNormal, StudentT, Beta, Fixed)
+Given = Distribution | Fixed | Tied
+"""What a parameter is given."""
+PRIORS = (Uniform, LogUniform, Normal, LogNormal, StudentT, Beta, Fixed, Tied)
 """What a parameter may have."""
 KINDS = ("uniform", "log_uniform", "normal", "clipped_normal", "log_normal", "student_t", "beta")
 """What the key ``prior`` of a parameter may say."""
@@ -349,11 +377,12 @@ AnyPrior = Annotated[
     | Annotated[LogNormal, Tag("log_normal")]
     | Annotated[StudentT, Tag("student_t")]
     | Annotated[Beta, Tag("beta")]
-    | Annotated[Fixed, Tag("fixed")],
+    | Annotated[Fixed, Tag("fixed")]
+    | Annotated[Tied, Tag("tied")],
     Discriminator(
         _kind,
         custom_error_type="kind_of_prior",
         custom_error_message="expected one of the priors " + ", ".join(KINDS),
     ),
 ]
-"""Any of them; one that does not say which is uniform, and a ``value`` alone fixes the parameter."""
+"""Any of them; one that does not say which is uniform. A ``value`` fixes the parameter, ``tied`` ties it to another."""

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from digs_survey.config import ImportanceConfig, MapConfig, ModelConfig, SurveyConfig
-from digs_survey.distributions import Distribution, Fixed, Uniform
+from digs_survey.distributions import Fixed, Given, Uniform
 from digs_survey.errors import ConfigError
 from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import Prior
@@ -200,7 +200,7 @@ def prior_key(prior: Prior) -> dict[str, Any]:
     return {name: _prior_value(one) for name, one in prior.priors.items()}
 
 
-def _prior_value(prior: Distribution | Fixed) -> Any:
+def _prior_value(prior: Given) -> Any:
     if isinstance(prior, Fixed):
         return prior.value
     return [prior.low, prior.high] if isinstance(prior, Uniform) else prior.model_dump()
@@ -216,7 +216,7 @@ def _differences(name: str, asked: BaseModel, trained: BaseModel) -> Iterator[st
             yield f"{name}.{field}: posterior {_plain(theirs)!r}, configuration {_plain(mine)!r}"
 
 
-def _prior_differences(name: str, asked: Distribution | Fixed, trained: Distribution | Fixed) -> Iterator[str]:
+def _prior_differences(name: str, asked: Given, trained: Given) -> Iterator[str]:
     if type(asked) is type(trained):
         yield from _differences(name, asked, trained)
     else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter, ValidationError
 from scipy.special import expit, log_expit, logit
 
-from digs_survey.distributions import AnyPrior, Distribution, Fixed, Uniform
+from digs_survey.distributions import AnyPrior, Distribution, Fixed, Given, Tied, Uniform
 from digs_survey.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def percent(quantile: float) -> str:
     return f"{100 * quantile:.6g}"
 
 
-_PRIOR: TypeAdapter[Distribution | Fixed] = TypeAdapter(AnyPrior)
+_PRIOR: TypeAdapter[Given] = TypeAdapter(AnyPrior)
 
 
 class Prior:
@@ -158,9 +159,10 @@ class Prior:
 
     Parameters
     ----------
-    priors : mapping of str to (low, high), Distribution or Fixed, optional
+    priors : mapping of str to (low, high), Distribution, Fixed or Tied, optional
         Priors that replace the uniform ones between the bounds in :data:`PARAMETERS`; bounds alone are a uniform prior.
-        One of ``sigma_smooth`` makes it a parameter. A parameter that is fixed is none of the columns of theta.
+        One of ``sigma_smooth`` makes it a parameter. A parameter that is fixed or tied is none of the columns of
+        theta.
     left_out : sequence of str, optional
         Parameters that the model does not have.
     age : {"tage", "tage_tuniv"}
@@ -184,8 +186,10 @@ class Prior:
         given = {p: _prior(priors.get(p.name, (p.low, p.high)), p.name) for p in chosen}
         self.parameters = tuple(p.with_prior(prior) for p, prior in given.items() if isinstance(prior, Distribution))
         self.constants = {p.name: prior.value for p, prior in given.items() if isinstance(prior, Fixed)}
+        self.ties = {p.name: prior for p, prior in given.items() if isinstance(prior, Tied)}
         if not self.parameters:
-            raise ConfigError("prior: every parameter is fixed; leave one of them free")
+            raise ConfigError("prior: no parameter is free; leave one of them free")
+        self._order_ties()
         for p in self.parameters:
             if p.name == "sigma_smooth" and not SIGMA_KMS[0] <= p.low < p.high <= SIGMA_KMS[1]:
                 raise ConfigError(
@@ -196,6 +200,47 @@ class Prior:
             raise ConfigError("prior.sigma_smooth: a line spread that is fixed is model.smoothing_kms")
         self._prepare()
 
+    def _order_ties(self) -> None:
+        """Bring the ties into an order in which each follows what is known."""
+        known, left, ordered = {*self.names, *self.constants}, dict(self.ties), {}
+        for name, tie in left.items():
+            for other in tie.names:
+                if other not in known and other not in left:
+                    raise ConfigError(
+                        f"prior.{name}: tied to {other!r}, which the model does not have; it has "
+                        f"{', '.join([*self.names, *self.constants])}"
+                    )
+        while left:
+            ready = [name for name, tie in left.items() if known.issuperset(tie.names)]
+            if not ready:
+                circle = ", ".join(f"{name} to {tie}" for name, tie in left.items())
+                raise ConfigError(f"prior: parameters are tied in a circle: {circle}; give one of them a prior")
+            for name in ready:
+                ordered[name] = left.pop(name)
+                known.add(name)
+        self.ties = ordered
+
+    def complete(self, free: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of all parameters, for arrays (...) of those that are free."""
+        values = dict(free)
+        like = next(iter(free.values()))
+        values |= {name: np.full(np.shape(like), value) for name, value in self.constants.items()}
+        for name, tie in self.ties.items():
+            values[name] = tie.value(values)
+        return values
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Return the least and the greatest value of each parameter, free or not."""
+        found = {p.name: (p.low, p.high) for p in self.parameters}
+        found |= {name: (value, value) for name, value in self.constants.items()}
+        for name, tie in self.ties.items():
+            ends = [
+                tie.value(dict(zip(tie.names, corner, strict=True)))
+                for corner in product(*(found[other] for other in tie.names))
+            ]
+            found[name] = min(ends), max(ends)
+        return found
+
     def _prepare(self) -> None:
         self.low = np.array([p.low for p in self.parameters])
         self.high = np.array([p.high for p in self.parameters])
@@ -204,13 +249,14 @@ class Prior:
     def __repr__(self) -> str:
         inside = ", ".join(f"{p.name}={p.prior or (p.low, p.high)}" for p in self.parameters)
         fixed = "".join(f", {name}={value:g}" for name, value in self.constants.items())
-        return f"Prior({inside}{fixed})"
+        tied = "".join(f", {name}={tie}" for name, tie in self.ties.items())
+        return f"Prior({inside}{fixed}{tied})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Prior) and self.priors == other.priors and self.names == other.names
 
     def __hash__(self) -> int:
-        return hash((self.parameters, *self.constants.items()))
+        return hash((self.parameters, *self.constants.items(), *self.ties.items()))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -232,10 +278,10 @@ class Prior:
         return found[0] if found else None
 
     @property
-    def priors(self) -> dict[str, Distribution | Fixed]:
+    def priors(self) -> dict[str, Given]:
         """The prior, or the value, of each parameter; :meth:`of` makes the same prior of them."""
-        free: dict[str, Distribution | Fixed] = {p.name: p.distribution for p in self.parameters}
-        return free | {name: Fixed(value=value) for name, value in self.constants.items()}
+        free: dict[str, Given] = {p.name: p.distribution for p in self.parameters}
+        return free | {name: Fixed(value=value) for name, value in self.constants.items()} | self.ties
 
     def without(self, name: str) -> Prior:
         """Return the prior of all parameters but ``name``."""
@@ -302,7 +348,8 @@ class Prior:
     def to_dict(self) -> list[dict[str, Any]]:
         """Return the parameters as plain values, for cards and manifests."""
         fixed = [{"name": name, "value": value} for name, value in self.constants.items()]
-        return [*(p.to_dict() for p in self.parameters), *fixed]
+        tied = [{"name": name, **tie.model_dump(exclude_defaults=True)} for name, tie in self.ties.items()]
+        return [*(p.to_dict() for p in self.parameters), *fixed, *tied]
 
     @classmethod
     def from_dict(cls, items: list[dict[str, Any]]) -> Prior:
@@ -321,21 +368,21 @@ class Prior:
         made = cls.__new__(cls)
         known = [p for p in PARAMETERS.values() if p.name in ranges]
         made.parameters = tuple(replace(p, low=ranges[p.name][0], high=ranges[p.name][1]) for p in known)
-        made.constants = {}
+        made.constants, made.ties = {}, {}
         made._prepare()
         return made
 
 
 def _plain_prior(item: Mapping[str, Any]) -> Any:
     """Return what :class:`Prior` takes, of one item of :meth:`Prior.to_dict`."""
-    if "value" in item:
-        return {"value": item["value"]}
+    if "value" in item or "tied" in item:
+        return {key: value for key, value in item.items() if key != "name"}
     return item.get("prior", (item["low"], item["high"]))
 
 
-def _prior(prior: Any, name: str) -> Distribution | Fixed:
+def _prior(prior: Any, name: str) -> Given:
     """Return a prior for its bounds, its plain values, or itself."""
-    if isinstance(prior, Distribution | Fixed):
+    if isinstance(prior, Given):
         return prior
     try:
         return _PRIOR.validate_python(prior if isinstance(prior, Mapping) else {"low": prior[0], "high": prior[1]})

@@ -54,6 +54,7 @@ def facts(run: RunData) -> dict[str, Any]:
         "grid": str(_grid(run)) if run.card else "not known: there is no model/card.json",
         "prior": config.make_prior().parameters,
         "constants": config.make_prior().constants,
+        "ties": config.make_prior().ties,
         "known": PARAMETERS,
         "seed": run.manifest.get("seed", config.seed),
         "created": str(run.manifest.get("created", "unknown")),

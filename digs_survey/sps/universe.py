@@ -42,8 +42,7 @@ def physical_prior(prior: Prior) -> Prior:
     Where the prior has ``tage_tuniv``, ages reach from that share of the youngest universe to that of the oldest. A
     parameter that is fixed has a range of one value.
     """
-    ranges = {p.name: (p.low, p.high) for p in prior.parameters}
-    ranges |= {name: (value, value) for name, value in prior.constants.items()}
+    ranges = prior.ranges()
     if "tage_tuniv" in ranges:
         low, high = ranges.pop("tage_tuniv")
         ranges["tage"] = (low * float(age_of_universe(_FARTHEST)), high * float(age_of_universe(0)))
@@ -51,7 +50,7 @@ def physical_prior(prior: Prior) -> Prior:
 
 
 def physical_theta(prior: Prior, theta: NDArray[np.float64], redshift: ArrayLike) -> NDArray[np.float64]:
-    """Return theta (..., ndim) of a prior as the model's spectra take it: with ``tage`` in Gyr, and what is fixed.
+    """Return theta (..., ndim) of a prior as spectra take it: with ``tage`` in Gyr, and what is fixed or tied.
 
     Parameters
     ----------
@@ -65,10 +64,9 @@ def physical_theta(prior: Prior, theta: NDArray[np.float64], redshift: ArrayLike
     ndarray, shape (..., parameter)
         Columns in the order of :func:`physical_names`; theta itself where nothing changes.
     """
-    if "tage_tuniv" not in prior.priors and not prior.constants:
+    if "tage_tuniv" not in prior.priors and not prior.constants and not prior.ties:
         return theta
-    columns = {name: np.asarray(theta[..., i], dtype=float) for i, name in enumerate(prior.names)}
-    columns |= {name: np.full(theta.shape[:-1], value) for name, value in prior.constants.items()}
+    columns = prior.complete({name: np.asarray(theta[..., i], dtype=float) for i, name in enumerate(prior.names)})
     if "tage_tuniv" in columns:
         columns["tage"] = columns["tage_tuniv"] * age_of_universe(redshift)
     return np.stack([columns[name] for name in physical_names(prior)], axis=-1)

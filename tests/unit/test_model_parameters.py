@@ -61,7 +61,7 @@ def test_bounds_alone_are_the_uniform_prior_that_they_were(tmp_path):
         ("tage_tuniv = 0.5", r"prior.tage_tuniv: model.age = 'tage' needs prior.tage in its place"),
         ('logmass = { prior = "normal", mean = 10, sigma = 0.2 }', r"needs a free, uniform prior.logmass"),
         ("logmass = 10.0", r"needs a free, uniform prior.logmass"),
-        ("logmass = 10.0\nlogzsol = 0\ndust2 = 0\ntage = 1\nlogtau = 0", "every parameter is fixed"),
+        ("logmass = 10.0\nlogzsol = 0\ndust2 = 0\ntage = 1\nlogtau = 0", "no parameter is free"),
     ],
 )
 def test_what_is_no_parameter_is_refused_by_name(tmp_path, text, message):
@@ -109,3 +109,44 @@ def test_an_age_at_the_last_node_of_the_populations_has_a_spectrum():
     assert np.abs(model.spectra(theta) / exact - 1).max() < 1e-3
     _, left = model.surviving_fraction(np.array([2.5]), np.array([1.0]))
     assert ((left > 0) & (left < 1)).all()
+
+
+def test_parameters_tied_to_others_follow_them(tmp_path):
+    config = _load(
+        tmp_path,
+        """
+        [model.parameters]
+        logzsol = { tied = "dust2", factor = -0.5 }
+        dust2 = { tied = "tage", times = "logtau", factor = 0.1 }
+        tage = { low = 1.0, high = 2.0 }
+        logtau = { low = 0.5, high = 1.0 }
+        """,
+    )
+    prior = config.make_prior()
+    assert prior.names == ("logmass", "tage", "logtau")
+    assert prior.ranges()["dust2"] == pytest.approx((0.05, 0.2))
+    assert prior.ranges()["logzsol"] == pytest.approx((-0.1, -0.025))
+    assert Prior.from_dict(prior.to_dict()) == prior
+    assert SurveyConfig.model_validate(config.model_dump(mode="json")) == config
+    theta = prior.from_unit_cube(np.random.default_rng(1).random((10, 3)))
+    physical = dict(zip(physical_names(prior), physical_theta(prior, theta, np.nan).T, strict=True))
+    assert np.allclose(physical["dust2"], 0.1 * physical["tage"] * physical["logtau"])
+    assert np.allclose(physical["logzsol"], -0.5 * physical["dust2"])
+    columns = physical_theta(prior, theta, np.nan)
+    batched = BatchedModel.from_config(ModelConfig(), prior, GRID).spectra(columns)
+    exact = ProspectorSimulator(ModelConfig(), prior, GRID).spectra(columns)
+    assert np.abs(batched / exact - 1).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('dust2 = { tied = "dust7" }', r"prior.dust2: tied to 'dust7', which the model does not have; it has logmass"),
+        ('dust2 = { tied = "tage" }\ntage = { tied = "dust2" }', r"tied in a circle: dust2 to tage, tage to dust2"),
+        ('dust2 = { tied = "dust2" }', r"tied in a circle: dust2 to dust2"),
+        ('dust2 = { tied = "tage", by = 3 }', r"prior.dust2.by: unknown key"),
+    ],
+)
+def test_ties_that_lead_nowhere_are_refused(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        _load(tmp_path, f"[model.parameters]\n{text}")
