@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
-from digs_survey.config.survey_config import SurveyConfig
+from digs_survey.config.survey_config import SurveyConfig, with_parameters
 from digs_survey.distributions import PRIORS
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import PARAMETERS
@@ -82,6 +82,10 @@ def load_config(source: str | Path | None = None, overrides: Iterable[str] = ())
             raise ConfigError(f"configuration {path}: this user may not read it; change its permissions") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"configuration {path} is not valid TOML: {error}") from error
+    try:
+        data = with_parameters(data)
+    except ValueError as error:
+        raise ConfigError(f"configuration {name} cannot be used:\n  - {error}") from error
     for override in overrides:
         _apply(data, override)
     try:
@@ -110,6 +114,8 @@ def default_of(key: str) -> Any:
 def _apply(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = [part.strip() for part in key.split(".")]
+    if parts[:2] == ["model", "parameters"]:
+        parts[:2] = ["prior"]
     if not equals or not all(parts):
         raise ConfigError(f"--set {override!r}: expected section.key=value, for example train.epochs=5")
     try:

@@ -293,18 +293,12 @@ class SurveyConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _parameters_of_model(cls, data: Any) -> Any:
-        """Take the parameters of the section of the model, where a number alone fixes one."""
-        model = data.get("model") if isinstance(data, dict) else None
-        if not isinstance(model, dict) or "parameters" not in model:
+        """Take the section of the model's parameters, where a number alone fixes one."""
+        data = with_parameters(data)
+        if not isinstance(data, dict) or not isinstance(data.get("prior"), dict):
             return data
-        given, prior = model["parameters"], data.get("prior", {})
-        if not isinstance(given, dict) or not isinstance(prior, dict):
-            raise ValueError("model.parameters: expected a section with an entry for each parameter")
-        if twice := sorted(given.keys() & prior.keys()):
-            raise ValueError(f"model.parameters.{twice[0]} and prior.{twice[0]} are both given; leave out the latter")
-        values = {name: {"value": one} if isinstance(one, int | float) else one for name, one in given.items()}
-        model = {name: value for name, value in model.items() if name != "parameters"}
-        return data | {"model": model, "prior": prior | values}
+        given = {name: {"value": one} if isinstance(one, int | float) else one for name, one in data["prior"].items()}
+        return data | {"prior": given}
 
     @model_validator(mode="after")
     def _prior_and_walkers(self) -> SurveyConfig:
@@ -404,3 +398,23 @@ def grid_centres(grid: GridConfig) -> np.ndarray:
     """Element centres (wavelength,) in Angstrom of a configured grid."""
     count = int(np.floor((grid.stop_angstrom - grid.start_angstrom) / grid.step_angstrom + 1e-9)) + 1
     return grid.start_angstrom + grid.step_angstrom * np.arange(count)
+
+
+def with_parameters(data: Any) -> Any:
+    """Return the values of a configuration with ``model.parameters`` as ``prior``, where they are kept.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is in both.
+    """
+    model = data.get("model") if isinstance(data, dict) else None
+    if not isinstance(model, dict) or "parameters" not in model:
+        return data
+    given, prior = model["parameters"], data.get("prior", {})
+    if not isinstance(given, dict) or not isinstance(prior, dict):
+        raise ValueError("model.parameters: expected a section with an entry for each parameter")
+    if twice := sorted(given.keys() & prior.keys()):
+        raise ValueError(f"model.parameters.{twice[0]} and prior.{twice[0]} are both given; leave out the latter")
+    others = {name: value for name, value in model.items() if name != "parameters"}
+    return data | {"model": others, "prior": prior | given}

@@ -150,3 +150,10 @@ def test_parameters_tied_to_others_follow_them(tmp_path):
 def test_ties_that_lead_nowhere_are_refused(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         _load(tmp_path, f"[model.parameters]\n{text}")
+
+
+@pytest.mark.parametrize("section", ["model.parameters", "prior"])
+def test_parameters_are_overridden_by_either_name_of_the_section(section):
+    config = load_config("digs2022", [f"{section}.tage.high=3.0", f"{section}.logzsol=-0.5"])
+    assert config.make_prior().bounds("tage") == (0.01, 3.0)
+    assert config.make_prior().constants == {"logzsol": -0.5}
