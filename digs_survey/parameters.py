@@ -24,13 +24,29 @@ from digs_survey.errors import ConfigError
 if TYPE_CHECKING:
     from torch.distributions import Distribution as TorchDistribution
 
-__all__ = ["DERIVED", "MAX_REDSHIFT", "PARAMETERS", "SIGMA_KMS", "Parameter", "Prior", "Quantity", "percent"]
+__all__ = [
+    "BINNED",
+    "BINS",
+    "DERIVED",
+    "MAX_REDSHIFT",
+    "PARAMETERS",
+    "SIGMA_KMS",
+    "Parameter",
+    "Prior",
+    "Quantity",
+    "binned_names",
+    "percent",
+]
 
 MAX_REDSHIFT = 20.0
 """A greater redshift in a catalog is taken for a failed measurement, and simulations have none."""
 SIGMA_KMS = (10.0, 12_000.0)
 """Least and largest sigma of a free line spread. A smaller one cannot be measured: the populations are about 60 km/s
 wide themselves."""
+BINS = (4, 14)
+"""Least and most bins of age of a history in bins."""
+BINNED = {"continuity": "logsfr_ratios", "dirichlet": "z_fraction"}
+"""Histories in bins of age, and Prospector's name of what they have for each bin but the last."""
 _EDGE = 1e-9
 """Distance from 0 and 1, in the prior's CDF, to which values are drawn before the logit."""
 
@@ -80,6 +96,17 @@ class Parameter:
         return plain if self.prior is None else plain | {"prior": self.prior.model_dump()}
 
 
+def binned_names(sfh: str, bins: int) -> tuple[str, ...]:
+    """Return the parameters of a history in so many bins of age, youngest bin first.
+
+    Examples
+    --------
+    >>> binned_names("continuity", 4)
+    ('logsfr_ratios_1', 'logsfr_ratios_2', 'logsfr_ratios_3')
+    """
+    return tuple(f"{BINNED[sfh]}_{k}" for k in range(1, bins))
+
+
 PARAMETERS: dict[str, Parameter] = {
     p.name: p
     for p in (
@@ -106,12 +133,36 @@ PARAMETERS: dict[str, Parameter] = {
             r"$\sigma\;[{\rm km\,s^{-1}}]$",
             "velocity dispersion of stars, gas and spectrograph together, beyond the resolution of the populations",
         ),
+        *(
+            Parameter(
+                name,
+                -5.0,
+                5.0,
+                "dex",
+                rf"$\log_{{10}} {{\rm SFR}}_{{{k}}}/{{\rm SFR}}_{{{k + 1}}}$",
+                f"star formation rate in bin {k} of age, the youngest being 1, over that in bin {k + 1}",
+            )
+            for k, name in enumerate(binned_names("continuity", BINS[1]), 1)
+        ),
+        *(
+            Parameter(
+                name,
+                0.0,
+                1.0,
+                "",
+                rf"$z_{{{k}}}$",
+                f"share of the rates of all bins of age from bin {k} on, the youngest being 1, that bins older than it "
+                "have",
+            )
+            for k, name in enumerate(binned_names("dirichlet", BINS[1]), 1)
+        ),
     )
 }
 """The parameters of the galaxy model with the bounds of the preset ``digs2022``. A model has ``tage`` or
 ``tage_tuniv``, the age itself or its share of the age of the universe at the galaxy's redshift; both names are
-Prospector's, and so is ``sigma_smooth``, which a model has only where a prior gives its bounds."""
-_OPTIONAL = ("sigma_smooth",)
+Prospector's, and so is ``sigma_smooth``, which a model has only where a prior gives its bounds. A history in bins of
+age has numbered parameters in the place of age and e-folding time."""
+_OPTIONAL = ("sigma_smooth", *(name for sfh in BINNED for name in binned_names(sfh, BINS[1])))
 
 
 @dataclass(frozen=True)
@@ -141,6 +192,8 @@ DERIVED: dict[str, Quantity] = {
         Quantity("sfr_100", "solMass / yr", "mean star formation rate over the last 100 Myr"),
         Quantity("ssfr_10", "1 / yr", "sfr_10 over surviving_mass"),
         Quantity("ssfr_100", "1 / yr", "sfr_100 over surviving_mass"),
+        Quantity("t50", "Gyr", "lookback time at which half of the stellar mass had formed"),
+        Quantity("t90", "Gyr", "lookback time at which 90 % of the stellar mass had formed; less than t50"),
     )
 }
 """What the map stage can derive from posterior draws."""
@@ -161,8 +214,8 @@ class Prior:
     ----------
     priors : mapping of str to (low, high), Distribution, Fixed or Tied, optional
         Priors that replace the uniform ones between the bounds in :data:`PARAMETERS`; bounds alone are a uniform prior.
-        One of ``sigma_smooth`` makes it a parameter. A parameter that is fixed or tied is none of the columns of
-        theta.
+        One of ``sigma_smooth``, or of what a history in bins has, makes it a parameter. A parameter that is fixed or
+        tied is none of the columns of theta.
     left_out : sequence of str, optional
         Parameters that the model does not have.
     age : {"tage", "tage_tuniv"}

@@ -11,11 +11,12 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, ImportanceConfig, MCMCConfig
+from digs_survey.config.binned_prior import prior_of_bins, refuse_bins
 from digs_survey.config.noise_sections import MissingConfig, NoiseConfig
 from digs_survey.config.types import Count, Fraction, Positive, Section, Share
 from digs_survey.distributions import AnyPrior, Uniform
 from digs_survey.errors import ConfigError
-from digs_survey.parameters import Prior, percent
+from digs_survey.parameters import BINNED, BINS, Prior, percent
 
 __all__ = [
     "AuditConfig",
@@ -33,22 +34,29 @@ __all__ = [
 ]
 
 ResolvingPower = Annotated[float, Field(ge=10.0, allow_inf_nan=False)]
-DerivedName = Literal["tage", "surviving_mass", "mass_weighted_age", "sfr_10", "sfr_100", "ssfr_10", "ssfr_100"]
+DerivedName = Literal[
+    "tage", "surviving_mass", "mass_weighted_age", "sfr_10", "sfr_100", "ssfr_10", "ssfr_100", "t50", "t90"
+]
 
 
 class ModelConfig(Section):
     """What makes the spectra."""
 
-    added = frozenset({"age"})
+    added = frozenset({"age", "sfh_bins"})
 
     source: Literal["bc03", "fsps"] = "bc03"
     """Stellar populations: BC03-MILES (no data to download) or python-fsps (needs SPS_HOME)."""
-    sfh: Literal["delayed_tau", "tau", "constant"] = "delayed_tau"
+    sfh: Literal["delayed_tau", "tau", "constant", "continuity", "dirichlet"] = "delayed_tau"
     """Star formation history: t exp(-t/tau), exp(-t/tau), or a constant rate (logtau, with any bounds
-    given for it, is then left out)."""
+    given for it, is then left out). "continuity" and "dirichlet" have constant rates in bins of age back to the
+    beginning of the universe, and neither an age nor logtau: docs/models.md."""
+    sfh_bins: Annotated[int, Field(ge=BINS[0], le=BINS[1])] = 7
+    """For "continuity" and "dirichlet": bins of age. The first two end at 30 and 100 Myr, the last begins at 0.85 times
+    the age of the universe at the galaxy's redshift, and the others are equal steps in log age."""
     age: Literal["tage", "tage_tuniv"] = "tage"
     """The parameter of the age: in Gyr, with the same prior at every redshift, or as a share of the age of the universe
-    at the galaxy's redshift (needs noise.kind = "row"); tables then have tage too, in Gyr."""
+    at the galaxy's redshift (needs noise.kind = "row"); tables then have tage too, in Gyr. Not used where the history
+    is in bins."""
     line_spread: Literal["velocity", "resolving_power", "table"] = "velocity"
     """Which of the following smooths spectra, on top of the populations' own resolution (MILES: 2.5 Angstrom FWHM)."""
     smoothing_kms: Annotated[float, Field(gt=0, le=12_000)] = 350.0
@@ -68,6 +76,11 @@ class ModelConfig(Section):
     """Ionisation parameter of the gas, log10."""
     zred: Annotated[float, Field(gt=0)] = 1e-5
     """Redshift whose luminosity distance (WMAP9) sets the amplitude of simulated spectra."""
+
+    @property
+    def binned(self) -> bool:
+        """Whether the history is in bins of age."""
+        return self.sfh in BINNED
 
     @model_validator(mode="after")
     def _table(self) -> ModelConfig:
@@ -329,6 +342,8 @@ class SurveyConfig(Section):
             )
         if by_row and self.train.pairs == "disk":
             raise ValueError("noise.kind = 'row' draws noise afresh; expected train.pairs = 'fresh', found 'disk'")
+        if "tage" in self.map.derived and self.model.binned:
+            raise ValueError(f"map.derived: model.sfh = {self.model.sfh!r} has no tage; expected t50 or t90")
         if "tage" in self.map.derived and self.model.age != "tage_tuniv":
             raise ValueError("map.derived: tage is a parameter of this model already; it is derived from tage_tuniv")
         return self
@@ -362,14 +377,17 @@ class SurveyConfig(Section):
         ConfigError
             If a prior is given for a parameter that the model does not have.
         """
+        if "sigma_smooth" in self.prior:
+            self._check_free_spread()
+        if self.model.binned:
+            return prior_of_bins(self.model, self.prior)
         left_out = ("logtau",) if self.model.sfh == "constant" else ()
         other = "tage" if self.model.age == "tage_tuniv" else "tage_tuniv"
         if other in self.prior:
             raise ConfigError(
                 f"prior.{other}: model.age = {self.model.age!r} needs prior.{self.model.age} in its place"
             )
-        if "sigma_smooth" in self.prior:
-            self._check_free_spread()
+        refuse_bins(self.model.sfh, self.prior)
         priors = {name: prior for name, prior in self.prior.items() if name not in left_out}
         return Prior(priors, left_out, self.model.age)
 

@@ -1,7 +1,8 @@
-"""What follows from posterior draws: surviving mass, mass-weighted age, star formation rates.
+"""What follows from posterior draws: surviving mass, ages, star formation rates.
 
 Rates and ages are the closed forms of the model's history. The share of the mass that is left comes from a table of
-:class:`~digs_survey.sps.batched.BatchedModel`'s, made once: a survey has a thousand draws for every galaxy.
+:class:`~digs_survey.sps.batched.BatchedModel`'s, made once: a survey has a thousand draws for every galaxy. Where the
+history is in bins of age, this share is the exact sum over bins.
 """
 
 from __future__ import annotations
@@ -13,15 +14,35 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import map_coordinates
 
-from digs_survey.parameters import Prior
+from digs_survey.parameters import BINNED, Prior
 from digs_survey.sps.batched import BatchedModel
-from digs_survey.sps.history import formed_since, mass_weighted_age
-from digs_survey.sps.universe import physical_names, physical_theta
+from digs_survey.sps.bins import BinWeights
+from digs_survey.sps.formed import BinnedHistories, histories
+from digs_survey.sps.universe import at_zred, physical_names, physical_theta
 
 __all__ = ["DerivedQuantities"]
 
 _AGES, _TIMES = 192, 96
 """Points of the table along log tage and log tau: it is linear in between to a few 1e-4 of the fraction."""
+
+
+@dataclass(frozen=True)
+class _Left:
+    """Share of the mass that is left of histories in bins of age."""
+
+    weights: BinWeights
+    logzsol: NDArray[np.float64]
+    fraction: NDArray[np.float64]
+
+    def __call__(self, formed: BinnedHistories, logzsol: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the share (...), linear in metallicity (...) between the populations'."""
+        lower = np.clip(np.searchsorted(self.logzsol, logzsol, side="right") - 1, 0, self.logzsol.size - 2)
+        upper_share = (logzsol - self.logzsol[lower]) / (self.logzsol[lower + 1] - self.logzsol[lower])
+        poor, rich = (
+            (formed.rates * np.diff(self.weights.integrals(self.fraction, node[..., None], formed.edges))).sum(-1)
+            for node in (lower, lower + 1)
+        )
+        return np.asarray((1 - upper_share) * poor + upper_share * rich)
 
 
 @dataclass(frozen=True)
@@ -40,6 +61,10 @@ class DerivedQuantities:
         Axes of the table: log10 of Gyr, the first two evenly spaced; the third are the populations' metallicities.
     fraction : ndarray of float64, shape (log_tage, logtau, logzsol)
         Share of the mass formed that is left.
+    zred : float
+        Redshift of rows without one.
+    in_bins : _Left or None
+        In the place of the table, where the history is in bins of age.
     """
 
     names: tuple[str, ...]
@@ -49,6 +74,8 @@ class DerivedQuantities:
     logtau: NDArray[np.float64]
     logzsol: NDArray[np.float64]
     fraction: NDArray[np.float64]
+    zred: float
+    in_bins: _Left | None = None
 
     @classmethod
     def of_model(
@@ -56,6 +83,10 @@ class DerivedQuantities:
     ) -> DerivedQuantities:
         """Tabulate the surviving fraction of a model over its prior; ``asked`` is the prior of theta, if another."""
         prior = model.prior
+        if sfh in BINNED:
+            none = np.empty(0)
+            left = _Left(*model.living)
+            return cls(tuple(names), asked or prior, sfh, none, none, none, none, model.zred, left)
         tage = prior.index("tage")
         log_tage = _axis(np.log10(prior.low[tage]), np.log10(prior.high[tage]), _AGES)
         logtau = np.zeros(1)
@@ -73,24 +104,31 @@ class DerivedQuantities:
             logtau,
             logzsol,
             fraction.reshape(log_tage.size, logtau.size, logzsol.size),
+            model.zred,
         )
 
     def __call__(self, theta: NDArray[np.float64], redshift: ArrayLike = np.nan) -> NDArray[np.float64]:
         """Quantities (..., name) of theta (..., ndim), inside the prior, in the units of DERIVED.
 
-        ``redshift`` (...) is broadcast against the rows of theta; it counts where the prior has ``tage_tuniv``.
+        ``redshift`` (...) is broadcast against the rows of theta; it counts where the prior has ``tage_tuniv`` or bins
+        of age, and is NaN where rows have none.
         """
-        physical, names = physical_theta(self.prior, theta, redshift), physical_names(self.prior)
+        names = physical_names(self.prior)
+        physical = at_zred(names, physical_theta(self.prior, theta, redshift), self.zred)
         column = {name: np.ascontiguousarray(physical[..., k]) for k, name in enumerate(names)}
-        tage, mass = column["tage"], _power_of_ten(column["logmass"])
-        logtau = column.get("logtau", np.zeros_like(tage))
-        tau = _power_of_ten(logtau)
+        tage, mass, formed = column["tage"], _power_of_ten(column["logmass"]), histories(self.sfh, column)
+        if self.in_bins is not None and isinstance(formed, BinnedHistories):
+            left = self.in_bins(formed, column["logzsol"])
+        else:
+            left = self._left(tage, column.get("logtau", np.zeros_like(tage)), column["logzsol"])
         known = {
             "tage": tage,
-            "surviving_mass": mass * self._left(tage, logtau, column["logzsol"]),
-            "mass_weighted_age": mass_weighted_age(self.sfh, tage, tau),
-            "sfr_10": mass * formed_since(self.sfh, 0.01, tage, tau) / 1e7,
-            "sfr_100": mass * formed_since(self.sfh, 0.1, tage, tau) / 1e8,
+            "surviving_mass": mass * left,
+            "mass_weighted_age": formed.mass_weighted_age(),
+            "sfr_10": mass * formed.formed_since(0.01) / 1e7,
+            "sfr_100": mass * formed.formed_since(0.1) / 1e8,
+            "t50": formed.lookback_of(0.5),
+            "t90": formed.lookback_of(0.9),
         }
         known |= {f"s{name}": known[name] / known["surviving_mass"] for name in ("sfr_10", "sfr_100")}
         return np.stack([known[name] for name in self.names], axis=-1)

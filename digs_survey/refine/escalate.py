@@ -246,7 +246,9 @@ def _of_chain(
 ) -> RefinedRow:
     quantiles, derived = config.map.quantiles, np.empty((0, len(config.map.quantiles)))
     if derive is not None:
-        derived = draw_quantiles(derive(draws, redshift)[None], quantiles)[0]
+        # Without noise by row, the model of each row is at one redshift, and not at the row's.
+        at = redshift if config.noise.by_row else np.nan
+        derived = draw_quantiles(derive(draws, at)[None], quantiles)[0]
     return RefinedRow(2, draw_quantiles(draws[None], quantiles)[0], derived)
 
 

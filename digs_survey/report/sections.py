@@ -34,7 +34,13 @@ __all__ = [
     "wavelength_axis",
 ]
 
-_HISTORIES = {"delayed_tau": "delayed-tau", "tau": "exponential (tau)", "constant": "constant"}
+_HISTORIES = {
+    "delayed_tau": "delayed-tau",
+    "tau": "exponential (tau)",
+    "constant": "constant",
+    "continuity": "continuity, constant in {} bins of age",
+    "dirichlet": "Dirichlet, constant in {} bins of age",
+}
 
 
 def facts(run: RunData) -> dict[str, Any]:
@@ -47,7 +53,7 @@ def facts(run: RunData) -> dict[str, Any]:
         "rows": catalog.get("rows"),
         "fingerprint": str(catalog.get("fingerprint", "unknown")),
         "source": _source(run),
-        "history": _HISTORIES[config.model.sfh],
+        "history": _HISTORIES[config.model.sfh].format(config.model.sfh_bins),
         "smoothing": describe(config.model, config.make_prior()),
         "nebular": config.model.nebular,
         "noise": _noise(config.noise),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from digs_survey.parameters import DERIVED, PARAMETERS, Parameter, Quantity, percent
+from digs_survey.parameters import BINS, DERIVED, PARAMETERS, Parameter, Quantity, binned_names, percent
 
 __all__ = [
     "ARRAYS",
@@ -94,6 +94,10 @@ _QUANTITY_UCDS = {
     "sfr_100": "phys.SFR",
     "ssfr_10": "phys.SFR",
     "ssfr_100": "phys.SFR",
+    "t50": "time.age",
+    "t90": "time.age",
+    **{name: "phys.SFR;arith.ratio" for name in binned_names("continuity", BINS[1])},
+    **{name: "phys.SFR;arith.ratio" for name in binned_names("dirichlet", BINS[1])},
 }
 """Without the word for the percentile."""
 

@@ -26,16 +26,18 @@ from scipy.sparse import coo_array, csr_array
 
 from digs_survey.config import ModelConfig
 from digs_survey.jit import loops
-from digs_survey.parameters import Prior
+from digs_survey.parameters import BINNED, Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import as_like, namespace, one_thread
+from digs_survey.sps.bins import BinWeights, binned_weights
+from digs_survey.sps.formed import histories
 from digs_survey.sps.grid import SSPGrid, calzetti_curve, check_coverage
-from digs_survey.sps.history import HistoryWeights, formed_since, mass_weighted_age, star_formation_rate
+from digs_survey.sps.history import HistoryWeights, star_formation_rate
 from digs_survey.sps.parts import Part, SpreadPart
 from digs_survey.sps.prospector import import_prospector
 from digs_survey.sps.sampling import GridSampling
 from digs_survey.sps.spread import TOLERANCE, onto_grid, spread_nodes
-from digs_survey.sps.universe import physical_prior
+from digs_survey.sps.universe import at_zred, physical_prior
 
 if TYPE_CHECKING:
     from digs_survey.sps.compiled_spectra import PackedHistory, PackedPart
@@ -86,11 +88,11 @@ class BatchedModel:
     def __init__(self, populations: SSPGrid, sampling: GridSampling, model: ModelConfig, prior: Prior) -> None:
         check_coverage(prior, populations.log_z, populations.log_age, model.source)
         self.prior, self.grid = prior, sampling.grid
-        self._sfh = model.sfh
+        self._sfh, self.zred = model.sfh, model.zred
         self._columns = {name: prior.index(name) for name in prior.names}
         shortest = 10 ** prior.low[prior.index("logtau")] if "logtau" in prior.names else math.inf
-        self._history = HistoryWeights(populations.log_age, shortest)
-        self._living_nodes = populations.log_z
+        self._history, self._of_bins = HistoryWeights(populations.log_age, shortest), BinWeights(populations.log_age)
+        self._living_nodes, self._living_fraction = populations.log_z, populations.living_fraction
         self._living = Part(populations.log_z, 1, populations.living_fraction[..., None], 1)
         dust2 = prior.high[prior.index("dust2")]
         self._parts: list[Any]
@@ -198,7 +200,7 @@ class BatchedModel:
         ValueError
             If a theta lies outside the prior.
         """
-        self._check(theta)
+        theta = self._inside(theta)
         xp = namespace(theta)
         compiled = loops(_COMPILED)
         if compiled is not None and isinstance(theta, np.ndarray):
@@ -244,26 +246,25 @@ class BatchedModel:
             ``surviving_mass``: stars that are left, in Msun, with remnants if the source is FSPS.
             ``mass_weighted_age``: mean age of the mass formed, in Gyr. ``sfr_10``, ``sfr_100``: mean star formation
             rate over the last 10 and 100 Myr in Msun/yr (mass formed since over the whole time, also where the
-            galaxy is younger).
+            galaxy is younger). ``t50``, ``t90``: lookback times in Gyr at which half and 90 % of the mass had formed.
 
         Raises
         ------
         ValueError
             If a theta lies outside the prior.
         """
-        self._check(theta)
-        mass, tage, tau = 10 ** theta[:, self._columns["logmass"]], theta[:, self._columns["tage"]], self._tau(theta)
+        theta = self._inside(theta)
+        mass = 10 ** theta[:, self._columns["logmass"]]
         starts = range(0, len(theta), _ROWS)
         left = [self._surviving_fraction(theta[start : start + _ROWS]) for start in starts]
-
-        def rate(time_gyr: float) -> NDArray[np.float64]:
-            return mass * formed_since(self._sfh, time_gyr, tage, tau) / (time_gyr * 1e9)
-
+        formed = histories(self._sfh, {name: theta[:, k] for name, k in self._columns.items()})
         return {
             "surviving_mass": mass * np.concatenate([np.empty(0), *left]),
-            "mass_weighted_age": mass_weighted_age(self._sfh, tage, tau),
-            "sfr_10": rate(0.01),
-            "sfr_100": rate(0.1),
+            "mass_weighted_age": formed.mass_weighted_age(),
+            "sfr_10": mass * formed.formed_since(0.01) / 1e7,
+            "sfr_100": mass * formed.formed_since(0.1) / 1e8,
+            "t50": formed.lookback_of(0.5),
+            "t90": formed.lookback_of(0.9),
         }
 
     def surviving_fraction(
@@ -285,11 +286,19 @@ class BatchedModel:
         nodes = self._living_nodes
         return nodes, np.stack([self._living(weights, np.full(len(tage), z))[0][:, 0] for z in nodes], axis=1)
 
-    def _check(self, theta: Any) -> None:
+    @property
+    def living(self) -> tuple[BinWeights, NDArray[np.float64], NDArray[np.float64]]:
+        """Ages, metallicities (node,) and what is left of a solar mass (node, age) of the populations."""
+        return self._of_bins, self._living_nodes, self._living_fraction
+
+    def _inside(self, theta: Any) -> Any:
+        """Return theta with what it leaves to the model; refuse what lies outside the prior."""
+        theta = at_zred(self.prior.names, theta, self.zred)
         low, high = as_like(self.prior.low, theta), as_like(self.prior.high, theta)
         outside = ((theta < low) | (theta > high)).any(-1)
         if outside.any():
             raise ValueError(f"theta: expected rows inside the prior, found {theta[outside][0]}")
+        return theta
 
     def _tau(self, theta: Any) -> Any:
         """e-folding times (n,) in Gyr, as far as the history has one."""
@@ -298,6 +307,8 @@ class BatchedModel:
 
     def _weights(self, theta: Any, dtype: Any) -> Any:
         xp = namespace(theta)
+        if self._sfh in BINNED:
+            return xp.asarray(binned_weights(self._sfh, self._of_bins, self.prior.names, theta), dtype=dtype)
         tage, tau = (xp.asarray(x, dtype=dtype) for x in (theta[:, self._columns["tage"]], self._tau(theta)))
         return self._history(star_formation_rate(self._sfh, tau), tage)
 
@@ -316,19 +327,21 @@ class BatchedModel:
         panels = [part.place(*at) for part in self._parts]
         shares = np.concatenate([part.shares(*at) for part in self._parts], axis=1).astype(np.float32)
         single = [values.astype(np.float32) for values in (tage, 1 / self._tau(theta), dust)]
+        known = self._weights(theta, np.float32) if self._sfh in BINNED else np.zeros((0, 0), np.float32)
         scale, out = self._unit * 10**logmass, np.empty((len(theta), len(self._curve)))
         places, place = np.unique(np.stack(panels, axis=1), axis=0, return_inverse=True)
         for k, panel in enumerate(places):
             parts = tuple(self._packed_parts[p][where] for p, where in enumerate(panel))
             order = np.flatnonzero(place.ravel() == k)
-            compiled.predict(history, parts, curve, *single, scale, shares, order, out)
+            compiled.predict(history, parts, curve, *single, scale, shares, order, out, known)
         return out
 
     @cached_property
     def _packed(self) -> tuple[PackedHistory, NDArray[np.float32]]:
         from digs_survey.sps.compiled_spectra import CONSTANT, DELAYED, EXPONENTIAL
 
-        rate = {"constant": CONSTANT, "tau": EXPONENTIAL, "delayed_tau": DELAYED}[self._sfh]
+        # Of histories in bins, weights are known.
+        rate = {"tau": EXPONENTIAL, "delayed_tau": DELAYED}.get(self._sfh, CONSTANT)
         return self._history.packed(rate), self._curve.astype(np.float32)
 
     @cached_property

@@ -23,7 +23,7 @@ from scipy.sparse import csr_array
 from digs_survey.errors import MissingDependencyError
 from digs_survey.spectra import air_to_vacuum
 from digs_survey.sps.grid import SSPGrid, calzetti_curve
-from digs_survey.sps.history import AgeQuadrature, star_formation_rate
+from digs_survey.sps.history import AgeQuadrature, bin_weights, star_formation_rate
 from digs_survey.sps.sampling import lagrange_matrix, projection_matrix
 
 __all__ = ["BC03Basis", "bc03_coverage", "bc03_files", "read_bc03"]
@@ -33,7 +33,7 @@ _LOG_U = np.arange(-4.0, 0.01, 0.5)
 _LSUN = 3.826e33 / lsun
 _LYMAN_LIMIT = 911.75
 
-_HISTORIES = {4: "delayed_tau", 1: "tau"}
+_HISTORIES, _BINS = {4: "delayed_tau", 1: "tau"}, 3
 _FILES = {
     "stars": "bc03_miles_stellar_grids.fits",
     "continuum": "bc03_miles_nebular_cont_grids_extended_logU_nograins_cloudy25.fits",
@@ -214,8 +214,9 @@ class BC03Basis(SSPBasis):
     """An :class:`SSPGrid` behind the methods that Prospector asks of its ``sps`` object.
 
     It reads the parameters ``logzsol``, ``dust2`` (Calzetti attenuation of stars and gas alike), ``tage``, ``tau``, and
-    as FSPS does ``sfh`` (4 delayed tau, 1 tau) and ``const`` (1 for a constant rate); Prospector itself smooths,
-    redshifts and scales the spectrum.
+    as FSPS does ``sfh`` (4 delayed tau, 1 tau, 3 constant rates in bins) and ``const`` (1 for a constant rate). Bins
+    are ``agebins`` and ``mass``, as for Prospector's ``FastStepBasis``. Prospector itself smooths, redshifts and scales
+    the spectrum.
 
     Parameters
     ----------
@@ -245,8 +246,7 @@ class BC03Basis(SSPBasis):
         """Return wavelengths (wavelength,) in Angstrom, spectrum in Lsun/Hz/Msun formed, living fraction."""
         self.update(**params)
         lower, share = self.grid.metallicity_weights(self.params["logzsol"])
-        sfh = "constant" if self.params["const"] == 1 else _HISTORIES[self.params["sfh"]]
-        weights = self._ages(star_formation_rate(sfh, np.array([self.params["tau"]])), self.params["tage"])
+        weights = self._population_weights()
         used = int(np.flatnonzero(weights)[-1]) + 1
         weights = weights[:used]
         self._lower, self._share, self._weights = lower, share, weights
@@ -256,6 +256,14 @@ class BC03Basis(SSPBasis):
         living = self.grid.living_fraction[lower : lower + 2, :used] @ weights
         attenuation = np.exp(-self.params["dust2"] * self._curve)
         return self.grid.wavelength, spectrum * attenuation, float(living @ [1 - share, share])
+
+    def _population_weights(self) -> NDArray[np.float64]:
+        """Solar masses (age,) in each population for one solar mass formed."""
+        if self.params["sfh"] == _BINS:
+            mass = np.asarray(self.params["mass"], dtype=float)
+            return np.asarray(mass @ bin_weights(self.grid.log_age, self.params["agebins"]) / mass.sum())
+        sfh = "constant" if self.params["const"] == 1 else _HISTORIES[self.params["sfh"]]
+        return self._ages(star_formation_rate(sfh, np.array([self.params["tau"]])), self.params["tage"])
 
     def get_galaxy_elines(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the lines' vacuum wavelengths (line,) and luminosities in Lsun/Msun formed, after dust.

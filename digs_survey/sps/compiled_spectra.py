@@ -186,7 +186,7 @@ def _add_part(part, shares, weights, mixed, coefficients, zeros, sums, flux, is_
 
 
 @cached_jit
-def predict(history, parts, curve, tage, inverse, dust, scale, shares, order, out):  # type: ignore[no-untyped-def]
+def predict(history, parts, curve, tage, inverse, dust, scale, shares, order, out, known):  # type: ignore[no-untyped-def]
     """Spectra of the galaxies ``order``, all between the same metallicities and line spreads, to their rows of ``out``.
 
     Parameters
@@ -204,6 +204,8 @@ def predict(history, parts, curve, tage, inverse, dust, scale, shares, order, ou
         Of the metallicities, and of the line spreads, of all parts.
     order : ndarray of int64, shape (chosen,)
     out : ndarray of float64, shape (n, element)
+    known : ndarray of float32, shape (n, age)
+        Weights of the populations in the place of those from ``history``; (0, 0) where there are none.
     """
     elements, count = curve.shape[0], history.edges.shape[0] - 1
     powers = parts[0].vectors.shape[0]
@@ -225,7 +227,13 @@ def predict(history, parts, curve, tage, inverse, dust, scale, shares, order, ou
             lane_tage[n], lane_inverse[n], lane_dust[n] = tage[row], inverse[row], dust[row]
             for a in range(shares.shape[1]):
                 lane_shares[a * LANES + n] = shares[row, a]
-        _weigh(history, lane_tage, lane_inverse, last, formed, older, younger, zeros, weights)
+        if known.shape[0]:
+            for n in range(LANES):
+                row = order[first + min(n, used - 1)]
+                for i in range(count):
+                    weights[i * LANES + n] = known[row, i]
+        else:
+            _weigh(history, lane_tage, lane_inverse, last, formed, older, younger, zeros, weights)
         for p in range(len(parts)):
             _add_part(parts[p], lane_shares, weights, mixed, coefficients, zeros, sums, flux, p == 0)
         for e in range(elements):
@@ -259,7 +267,7 @@ def compile_all() -> None:
     part = PackedPart(
         0, 1, 1, np.zeros(0, np.int64), np.zeros((0, STRIDE), np.float32), matrix, np.arange(2), matrix[None]
     )
-    shares, order = np.ones((1, 1), np.float32), np.zeros(1, np.int64)
+    shares, order, known = np.ones((1, 1), np.float32), np.zeros(1, np.int64), np.zeros((0, 0), np.float32)
     # Gas whose metallicities have nodes of their own is a second part.
     for parts in ((part,), (part, part)):
-        predict(history, parts, one, one, one, one, np.ones(1), shares, order, np.ones((1, 1)))
+        predict(history, parts, one, one, one, one, np.ones(1), shares, order, np.ones((1, 1)), known)

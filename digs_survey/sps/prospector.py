@@ -10,13 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from digs_survey.config import ModelConfig
 from digs_survey.errors import MissingDependencyError
-from digs_survey.parameters import Prior
+from digs_survey.parameters import BINNED, Prior
 from digs_survey.spectra import WavelengthGrid
+from digs_survey.sps.bins import agebins, bin_edges
 from digs_survey.sps.fsps import FSPS_SETTINGS, require_fsps
 from digs_survey.sps.grid import check_coverage
 from digs_survey.sps.linespread import constant_sigma_kms
 from digs_survey.sps.sampling import GridSampling
-from digs_survey.sps.universe import physical_prior
+from digs_survey.sps.universe import at_zred, physical_prior
 
 __all__ = ["ProspectorSimulator", "import_prospector"]
 
@@ -34,6 +35,31 @@ def _gas_logz(logzsol: NDArray[np.float64] | float = 0.0, **_: Any) -> NDArray[n
     return np.asarray(logzsol)
 
 
+def _agebins(tage: NDArray[np.float64] | float, count: int) -> NDArray[np.float64]:
+    return agebins(bin_edges(np.asarray(tage, dtype=float).reshape(()), count))
+
+
+def _masses(
+    logmass: NDArray[np.float64] | float = 0.0, tage: NDArray[np.float64] | float = 1.0, **others: Any
+) -> NDArray[np.float64]:
+    """Mass of each bin of age by Prospector's transforms, of its parameters one by one."""
+    from prospect.models import transforms
+
+    sfh = next(sfh for sfh, stem in BINNED.items() if f"{stem}_1" in others)
+    count = sum(name.rpartition("_")[0] == BINNED[sfh] for name in others)
+    values = np.array([float(np.squeeze(others[f"{BINNED[sfh]}_{k}"])) for k in range(1, count + 1)])
+    bins = _agebins(tage, count + 1)
+    if sfh == "continuity":
+        masses = transforms.logsfr_ratios_to_masses(logmass=np.squeeze(logmass), logsfr_ratios=values, agebins=bins)
+    else:
+        masses = transforms.zfrac_to_masses(total_mass=10.0 ** np.squeeze(logmass), z_fraction=values, agebins=bins)
+    return np.asarray(masses)
+
+
+def _bins_of(tage: NDArray[np.float64] | float = 1.0, **others: Any) -> NDArray[np.float64]:
+    return _agebins(tage, 1 + sum(name.rpartition("_")[0] in BINNED.values() for name in others))
+
+
 class ProspectorSimulator:
     """Noiseless spectra predicted by Prospector's ``SedModel``.
 
@@ -49,7 +75,7 @@ class ProspectorSimulator:
     Attributes
     ----------
     model : prospect.models.SedModel
-    sps : BC03Basis or prospect.sources.CSPSpecBasis
+    sps : BC03Basis, prospect.sources.CSPSpecBasis or FastStepBasis
     obs : dict
         The observation whose wavelengths Prospector predicts at: observed frame, vacuum, finer than the grid.
 
@@ -90,7 +116,7 @@ class ProspectorSimulator:
 
     def spectrum(self, theta: ArrayLike) -> NDArray[np.float64]:
         """Predict one spectrum (wavelength,) in erg/s/cm2/Angstrom for theta (ndim,)."""
-        values = np.asarray(theta, dtype=float)
+        values = at_zred(self.prior.names, np.asarray(theta, dtype=float), self.config.zred)
         if self._sigma is not None and self.config.source == "fsps":
             # Where Prospector holds a smoothed spectrum depends on sigma, for populations on wavelengths of their own.
             self._ask(float(values[self._sigma]))
@@ -132,13 +158,13 @@ def import_prospector() -> None:
 def _source(model: ModelConfig, prior: Prior, wavelength: NDArray[np.float64]) -> Any:
     """Return the object that hands Prospector the spectra of unsmoothed galaxies."""
     if model.source == "fsps":
-        from prospect.sources import CSPSpecBasis, galaxy_basis
+        from prospect.sources import CSPSpecBasis, FastStepBasis, galaxy_basis
 
         if not hasattr(galaxy_basis, "fsps"):
             raise MissingDependencyError(
                 "source 'fsps': Prospector was imported before SPS_HOME was set; set it before Python starts"
             )
-        return CSPSpecBasis(zcontinuous=1)
+        return FastStepBasis(zcontinuous=1) if model.binned else CSPSpecBasis(zcontinuous=1)
     from digs_survey.sps.bc03 import BC03Basis, read_bc03
 
     oldest = prior.high[prior.index("tage")]
@@ -183,9 +209,12 @@ def _parameters(model: ModelConfig, prior: Prior, given: dict[str, Any]) -> list
         fixed |= {"smoothtype": "vel", "fftsmooth": True, "sigma_smooth": constant_sigma_kms(model)}
     if "sigma_smooth" in prior.names:
         del fixed["sigma_smooth"]
+    derived: dict[str, Any] = {"mass": _mass}
     # A constant rate is FSPS's tau model with all of the mass in its constant.
     fixed |= {"sfh": 4 if model.sfh == "delayed_tau" else 1, "const": float(model.sfh == "constant"), "tau": 1.0}
-    derived: dict[str, Any] = {"mass": _mass}
+    if model.binned:
+        # Rates in bins are FSPS's tabulated history.
+        fixed["sfh"], derived = 3, {"mass": _masses, "agebins": _bins_of}
     if "logtau" in prior.names:
         del fixed["tau"]
         derived["tau"] = _tau

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import CubicSpline
 
-from digs_survey.parameters import Prior
+from digs_survey.parameters import BINNED, MAX_REDSHIFT, Prior
+from digs_survey.sps.arrays import namespace
 
-__all__ = ["age_of_universe", "physical_names", "physical_prior", "physical_theta"]
+__all__ = ["age_of_universe", "at_zred", "physical_names", "physical_prior", "physical_theta"]
 
 _FARTHEST, _NODES = 30.0, 4_096
 
@@ -39,13 +42,17 @@ def _spline() -> CubicSpline:
 def physical_prior(prior: Prior) -> Prior:
     """Return the ranges that the model's spectra are asked for under a prior: those of :func:`physical_theta`.
 
-    Where the prior has ``tage_tuniv``, ages reach from that share of the youngest universe to that of the oldest. A
-    parameter that is fixed has a range of one value.
+    Where the prior has ``tage_tuniv``, ages reach from that share of the youngest universe to that of the oldest. Where
+    it has bins of age, whose oldest edge is the age of the universe, ``tage`` is this age. A parameter that is fixed
+    has a range of one value.
     """
     ranges = prior.ranges()
+    oldest = float(age_of_universe(0))
     if "tage_tuniv" in ranges:
         low, high = ranges.pop("tage_tuniv")
-        ranges["tage"] = (low * float(age_of_universe(_FARTHEST)), high * float(age_of_universe(0)))
+        ranges["tage"] = (low * float(age_of_universe(_FARTHEST)), high * oldest)
+    elif _binned(ranges) and "tage" not in ranges:
+        ranges["tage"] = (float(age_of_universe(MAX_REDSHIFT)), oldest)
     return Prior.of_ranges(ranges)
 
 
@@ -57,21 +64,43 @@ def physical_theta(prior: Prior, theta: NDArray[np.float64], redshift: ArrayLike
     prior : Prior
     theta : ndarray, shape (..., ndim)
     redshift : array_like, shape (...)
-        Broadcast against the rows of theta; of no use where the prior has ``tage`` itself.
+        Broadcast against the rows of theta; of no use where the prior has ``tage`` itself. NaN where rows have none:
+        then the age of the universe that bins of age reach back to is NaN too, and models take it for that at their
+        ``zred`` (:func:`at_zred`).
 
     Returns
     -------
     ndarray, shape (..., parameter)
         Columns in the order of :func:`physical_names`; theta itself where nothing changes.
     """
-    if "tage_tuniv" not in prior.priors and not prior.constants and not prior.ties:
+    names = physical_names(prior)
+    if names == prior.names:
         return theta
     columns = prior.complete({name: np.asarray(theta[..., i], dtype=float) for i, name in enumerate(prior.names)})
     if "tage_tuniv" in columns:
         columns["tage"] = columns["tage_tuniv"] * age_of_universe(redshift)
-    return np.stack([columns[name] for name in physical_names(prior)], axis=-1)
+    elif "tage" not in columns and "tage" in names:
+        columns["tage"] = np.broadcast_to(age_of_universe(redshift), theta.shape[:-1])
+    return np.stack([columns[name] for name in names], axis=-1)
 
 
 def physical_names(prior: Prior) -> tuple[str, ...]:
     """Return the names of the columns that :func:`physical_theta` gives."""
     return physical_prior(prior).names
+
+
+def at_zred(names: tuple[str, ...], theta: Any, zred: float) -> Any:
+    """Return physical theta (..., ndim) with the age of the universe at ``zred`` where that of bins is NaN."""
+    if not _binned(names):
+        return theta
+    xp, column = namespace(theta), names.index("tage")
+    unknown = xp.isnan(theta[..., column])
+    if not unknown.any():
+        return theta
+    filled = theta.copy() if isinstance(theta, np.ndarray) else theta.clone()
+    filled[..., column] = xp.where(unknown, float(age_of_universe(zred)), theta[..., column])
+    return filled
+
+
+def _binned(names: Iterable[str]) -> bool:
+    return any(name.rpartition("_")[0] in BINNED.values() for name in names)

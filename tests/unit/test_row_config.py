@@ -157,6 +157,7 @@ ADDED = {
     "noise.calibration_width": (NoiseConfig, "0.01", 0.01, 0.03),
     "noise.observing": (NoiseConfig, "{gaps=5}", ObservingConfig(gaps=5), ObservingConfig()),
     "model.age": (ModelConfig, "tage_tuniv", "tage_tuniv", "tage"),
+    "model.sfh_bins": (ModelConfig, "5", 5, 7),
     "map.error_floor": (MapConfig, "0.04", 0.04, 0.02),
     "map.mask_lines": (MapConfig, "false", False, True),
 }

@@ -1,0 +1,67 @@
+"""Which parameters a star formation history in bins of age has, and which of the priors given are not of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from digs_survey.distributions import Distribution, Fixed
+from digs_survey.errors import ConfigError
+from digs_survey.parameters import BINNED, MAX_REDSHIFT, PARAMETERS, Prior, binned_names
+
+if TYPE_CHECKING:
+    from digs_survey.config.survey_config import ModelConfig
+
+__all__ = ["prior_of_bins", "refuse_bins"]
+
+_LEFT_OUT = ("tage", "tage_tuniv", "logtau")
+
+
+def prior_of_bins(model: ModelConfig, priors: Mapping[str, Distribution | Fixed]) -> Prior:
+    """Return the prior of a model whose history is in bins of age, with the priors that a configuration gives.
+
+    Raises
+    ------
+    ConfigError
+        If one is of a parameter that the model does not have, or of a share that is none, or the universe at
+        ``model.zred`` is too young for the bins.
+    """
+    sfh, bins = model.sfh, model.sfh_bins
+    if model.zred > MAX_REDSHIFT:
+        raise ConfigError(
+            f"model.zred: expected at most {MAX_REDSHIFT:g} with model.sfh = {sfh!r}, since earlier the universe is "
+            f"younger than its bins of age, found {model.zred:g}"
+        )
+    names = binned_names(sfh, bins)
+    for name, prior in priors.items():
+        if name in _LEFT_OUT:
+            raise ConfigError(
+                f"prior.{name}: model.sfh = {sfh!r} has no {name}, since its bins reach back to the beginning of the "
+                f"universe; it has {names[0]} to {names[-1]}. Leave out prior.{name}"
+            )
+        if _of_bin(name) and name not in names:
+            raise ConfigError(
+                f"prior.{name}: model.sfh = {sfh!r} in {bins} bins (model.sfh_bins) has {names[0]} to {names[-1]}"
+            )
+        low, high = (prior.value, prior.value) if isinstance(prior, Fixed) else (prior.low, prior.high)
+        if name in names and sfh == "dirichlet" and not (0 <= low and high <= 1):
+            raise ConfigError(f"prior.{name}: expected bounds from 0 to 1, found [{low:g}, {high:g}]")
+    defaults = {name: PARAMETERS[name].distribution for name in names}
+    return Prior({**defaults, **priors}, _LEFT_OUT)
+
+
+def refuse_bins(sfh: str, priors: Mapping[str, Distribution | Fixed]) -> None:
+    """Refuse priors of bins where the history is a function of time.
+
+    Raises
+    ------
+    ConfigError
+    """
+    for name in priors:
+        if _of_bin(name):
+            needed = next(history for history, stem in BINNED.items() if name.startswith(stem))
+            raise ConfigError(f"prior.{name} needs model.sfh = {needed!r}, found {sfh!r}")
+
+
+def _of_bin(name: str) -> bool:
+    return name.rpartition("_")[0] in BINNED.values()
