@@ -75,10 +75,11 @@ def test_rates_form_prospectors_masses(sfh):
 
 @pytest.mark.parametrize("sfh", HISTORIES)
 @pytest.mark.parametrize(
-    "overrides", [(), ("model.sfh_bins=14", "model.zred=0.7", "audit.mcmc.walkers=64"), ("prior.sigma_smooth={low=100,high=300}",)]
+    "overrides",
+    [(), ("model.sfh_bins=14", "model.zred=0.7", "audit.mcmc.walkers=64"), ("prior.sigma_smooth={low=100,high=300}",)],
 )
 def test_spectra_are_prospectors(sfh, overrides):
-    config, prior, theta, redshift = drawn(sfh, 60 if overrides else 500, *overrides)
+    config, prior, theta, redshift = drawn(sfh, 60 if overrides else 150, *overrides)
     physical = physical_theta(prior, theta, redshift)
     batched = BatchedModel.from_config(config.model, prior, GRID).spectra(physical)
     rtol = 3e-4 if "sigma_smooth" in prior.names else 1e-4
