@@ -20,6 +20,7 @@ from digs_survey.simulate.seeding import stream_key
 from digs_survey.simulate.simulation_set import FLUX_UNIT
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.prospector import ProspectorSimulator
+from digs_survey.sps.universe import physical_theta
 
 ROWS = 2048
 OUT = Path(__file__).with_name("sample.zarr")
@@ -34,7 +35,7 @@ def main() -> None:
     config = load_config(arguments.config)
     prior, grid = config.make_prior(), WavelengthGrid.from_config(config.grid)
     theta = draw_theta(prior, config.seed, "sample", 0, ROWS)
-    noiseless = ProspectorSimulator(config.model, prior, grid).spectra(theta)
+    noiseless = ProspectorSimulator(config.model, prior, grid).spectra(physical_theta(prior, theta, np.nan))
     noise = NoiseModel.from_config(config.noise)
     flux = noise.draw(noiseless, np.random.default_rng(stream_key(config.seed, "sample")))
     columns = {

@@ -8,6 +8,7 @@ prior's cumulative distribution, whose range is all of :math:`R^D`: no posterior
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -36,6 +37,8 @@ __all__ = [
     "Quantity",
     "binned_names",
     "percent",
+    "rate_at",
+    "time_of_rate",
 ]
 
 MAX_REDSHIFT = 20.0
@@ -47,6 +50,7 @@ BINS = (4, 14)
 """Least and most bins of age of a history in bins."""
 BINNED = {"continuity": "logsfr_ratios", "dirichlet": "z_fraction"}
 """Histories in bins of age, and Prospector's name of what they have for each bin but the last."""
+_RATE = re.compile(r"sfr_at_(\d+(?:_\d+)?)gyr")
 _EDGE = 1e-9
 """Distance from 0 and 1, in the prior's CDF, to which values are drawn before the logit."""
 
@@ -140,7 +144,7 @@ PARAMETERS: dict[str, Parameter] = {
                 5.0,
                 "dex",
                 rf"$\log_{{10}} {{\rm SFR}}_{{{k}}}/{{\rm SFR}}_{{{k + 1}}}$",
-                f"star formation rate in bin {k} of age, the youngest being 1, over that in bin {k + 1}",
+                f"star formation rate in bin {k} of age, counted from the youngest, over that in the next older bin",
             )
             for k, name in enumerate(binned_names("continuity", BINS[1]), 1)
         ),
@@ -151,8 +155,7 @@ PARAMETERS: dict[str, Parameter] = {
                 1.0,
                 "",
                 rf"$z_{{{k}}}$",
-                f"share of the rates of all bins of age from bin {k} on, the youngest being 1, that bins older than it "
-                "have",
+                f"share of the rates in bins of age from bin {k} on, counted from the youngest, that older bins have",
             )
             for k, name in enumerate(binned_names("dirichlet", BINS[1]), 1)
         ),
@@ -196,7 +199,20 @@ DERIVED: dict[str, Quantity] = {
         Quantity("t90", "Gyr", "lookback time at which 90 % of the stellar mass had formed; less than t50"),
     )
 }
-"""What the map stage can derive from posterior draws."""
+"""What the map stage can derive from posterior draws, besides :func:`rate_at`."""
+
+
+def rate_at(lookback_gyr: float) -> Quantity:
+    """Return the star formation rate at a lookback time as a quantity: ``sfr_at_0_1gyr``."""
+    shown = f"{lookback_gyr:.6g}"
+    name = f"sfr_at_{shown.replace('.', '_')}gyr"
+    return Quantity(name, "solMass / yr", f"star formation rate {shown} Gyr ago; 0 before the galaxy began")
+
+
+def time_of_rate(name: str) -> float | None:
+    """Return the lookback time in Gyr of a quantity of :func:`rate_at` by its name; None for other names."""
+    found = _RATE.fullmatch(name)
+    return float(found[1].replace("_", ".")) if found else None
 
 
 def percent(quantile: float) -> str:

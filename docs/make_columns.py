@@ -5,9 +5,11 @@ Run from the root of the checkout: ``python docs/make_columns.py``. A test fails
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from digs_survey.parameters import BINNED
 from digs_survey.quality import DESCRIPTIONS
 from digs_survey.results.columns import ARRAYS, COLUMNS, Column
 
@@ -24,7 +26,9 @@ The columns are in this order. The survey's own stand after `redshift`, with the
 catalog gives them. `<percent>` is each of `map.quantiles` in percent, with an underscore for the point:
 `logmass_p2_5`, `logmass_p50`. Percentiles are ordered by quantity, and within a quantity by percentage; the UCD of a
 median ends in `stat.median`. A model that lacks a parameter has no columns of it (`model.sfh = "constant"` has no
-`logtau`). In `results.parquet` the percentiles, the weighted ones excepted, are those of the row's `tier`.
+`logtau`). `<bin>` counts bins of age from the youngest, 1, to one less than `model.sfh_bins`. `<time>` is each of
+`map.history_lookback_gyr`: `sfr_at_0_1gyr_p50`. In `results.parquet` the percentiles, the weighted ones excepted, are
+those of the row's `tier`.
 `posterior.zarr` has arrays of the columns marked with ●, one value for each galaxy.
 """
 
@@ -47,20 +51,22 @@ the attributes `parameter_units` and `quantity_units`.
 
 def page() -> str:
     """Return the page."""
-    columns = _table(
-        ("column", "dtype", "unit", "UCD", "description", "when", "in `posterior.zarr`"),
-        [
-            (
-                f"`{c.name}`",
-                _dtype(c),
-                _code(c.unit),
-                _code(c.ucd),
-                _text(c.description),
-                c.when.value,
-                "●" * c.in_dataset,
-            )
-            for c in COLUMNS
-        ],
+    columns = _of_bins(
+        _table(
+            ("column", "dtype", "unit", "UCD", "description", "when", "in `posterior.zarr`"),
+            [
+                (
+                    f"`{c.name}`",
+                    _dtype(c),
+                    _code(c.unit),
+                    _code(c.ucd),
+                    _text(c.description),
+                    c.when.value,
+                    "●" * c.in_dataset,
+                )
+                for c in COLUMNS
+            ],
+        )
     )
     arrays = _table(
         ("array", "dimensions", "dtype", "description", "when"),
@@ -68,6 +74,19 @@ def page() -> str:
     )
     bits = _table(("bit", "name", "meaning"), [(str(f.value), f"`{f.name}`", text) for f, text in DESCRIPTIONS.items()])
     return "\n".join([_HEAD, columns, _NAMES, arrays, _BITS, bits]) + "\n"
+
+
+def _of_bins(table: str) -> str:
+    """Give the columns of all bins of age one line: that of the first."""
+    number = re.compile(rf"^\| `({'|'.join(BINNED.values())})_(\d+)_p<")
+    kept = []
+    for line in table.split("\n"):
+        found = number.match(line)
+        if found is None:
+            kept.append(line)
+        elif found[2] == "1":
+            kept.append(line.replace("_1_p<", "_<bin>_p<").replace("bin 1", "bin &lt;bin&gt;"))
+    return "\n".join(kept)
 
 
 def _dtype(column: Column) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -16,7 +16,7 @@ from digs_survey.config.noise_sections import MissingConfig, NoiseConfig
 from digs_survey.config.types import Count, Fraction, Positive, Section, Share
 from digs_survey.distributions import AnyPrior, Uniform
 from digs_survey.errors import ConfigError
-from digs_survey.parameters import BINNED, BINS, Prior, percent
+from digs_survey.parameters import BINNED, BINS, Prior, percent, rate_at
 
 __all__ = [
     "AuditConfig",
@@ -212,7 +212,9 @@ MIN_RECALIBRATION = 1_000
 class MapConfig(Section):
     """Applying the frozen posterior to every row."""
 
-    added = frozenset({"error_floor", "mask_lines"})
+    of_rows: ClassVar[frozenset[str]] = frozenset({"error_floor", "mask_lines"})
+    """Keys that need noise.kind = "row"."""
+    added = of_rows | {"history_lookback_gyr"}
 
     draws: Annotated[int, Field(ge=16)] = 1_000
     quantiles: tuple[Fraction, ...] = (0.025, 0.16, 0.5, 0.84, 0.975)
@@ -221,6 +223,8 @@ class MapConfig(Section):
     makes some 256 shards. Results do not depend on it."""
     derived: tuple[DerivedName, ...] = ()
     """What percentiles are wanted of besides the parameters; surviving mass needs the model's populations."""
+    history_lookback_gyr: tuple[Annotated[float, Field(ge=1e-4, le=14)], ...] = ()
+    """Lookback times, in order, at which percentiles of the star formation rate are wanted."""
     samples: Annotated[int, Field(ge=0)] = 0
     """Draws of each row, evenly thinned, that are kept in posterior.zarr."""
     samples_column: str = ""
@@ -249,6 +253,11 @@ class MapConfig(Section):
     workers: Annotated[int, Field(ge=0)] = 0
     """Ray actors; 0 takes one for each core of the cluster."""
 
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """Names of all that is derived from draws."""
+        return (*self.derived, *(rate_at(time).name for time in self.history_lookback_gyr))
+
     def shard_size(self, rows: int) -> int:
         """Return the rows of a shard of a catalog of so many rows."""
         if self.rows_per_shard:
@@ -271,6 +280,8 @@ class MapConfig(Section):
             raise ValueError("samples_column: expected samples = 1 or more with it, found 0")
         if len(set(self.derived)) < len(self.derived):
             raise ValueError("derived: expected each quantity once")
+        if list(self.history_lookback_gyr) != sorted(set(self.history_lookback_gyr)):
+            raise ValueError("history_lookback_gyr: expected increasing lookback times")
         return self
 
     @model_validator(mode="after")

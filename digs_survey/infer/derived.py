@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import map_coordinates
 
-from digs_survey.parameters import BINNED, Prior
+from digs_survey.parameters import BINNED, Prior, rate_at, time_of_rate
 from digs_survey.sps.batched import BatchedModel
 from digs_survey.sps.bins import BinWeights
 from digs_survey.sps.formed import BinnedHistories, histories
@@ -52,7 +52,7 @@ class DerivedQuantities:
     Attributes
     ----------
     names : tuple of str
-        ``tage`` and those of :data:`~digs_survey.parameters.DERIVED`.
+        ``tage``, those of :data:`~digs_survey.parameters.DERIVED`, and star formation rates at lookback times.
     prior : Prior
         That theta are of.
     sfh : str
@@ -129,6 +129,11 @@ class DerivedQuantities:
             "sfr_100": mass * formed.formed_since(0.1) / 1e8,
             "t50": formed.lookback_of(0.5),
             "t90": formed.lookback_of(0.9),
+        }
+        known |= {
+            rate_at(time).name: mass * formed.rate_at(time)
+            for time in map(time_of_rate, self.names)
+            if time is not None
         }
         known |= {f"s{name}": known[name] / known["surviving_mass"] for name in ("sfr_10", "sfr_100")}
         return np.stack([known[name] for name in self.names], axis=-1)

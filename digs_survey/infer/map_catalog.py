@@ -148,7 +148,7 @@ def _map_shards(task: Task, pending: Sequence[int], address: str | None, advance
     """Map shards on Ray, and report the rows of each that finishes."""
     with ray_session(address) as cores:
         derive = derived_quantities if address else _derived_elsewhere
-        task = replace(task, derive=derive(task.identity, task.config.map.derived))
+        task = replace(task, derive=derive(task.identity, task.config.map.quantities))
         workers = min(task.config.map.workers or cores, len(pending))
         pool = run_on_actors(ShardWorker, task, pending, workers, failed=task.failed, on_error=metrics.shard_failed)
         with closing(pool) as finished:

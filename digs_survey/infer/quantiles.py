@@ -94,9 +94,16 @@ def ordered_quantiles(u: NDArray[np.floating], quantiles: ArrayLike, prior: Prio
 
 
 def positive_quantiles(values: NDArray[np.float64], quantiles: tuple[float, ...]) -> NDArray[np.float64]:
-    """Smooth quantiles (n, quantity, quantile) of the logarithms of what is positive (n, draws, quantity), as such."""
+    """Smooth quantiles (n, quantity, quantile) of the logarithms of what is positive (n, draws, quantity), as such.
+
+    A quantity that is 0 in a draw, as a rate before the galaxy began, has quantiles between its order statistics.
+    """
     ordered = np.sort(np.ascontiguousarray(values.transpose(0, 2, 1)), axis=-1)
-    return np.exp(smooth_quantiles(np.log(np.maximum(ordered, np.finfo(float).tiny)), quantiles))
+    found = np.exp(smooth_quantiles(np.log(np.maximum(ordered, np.finfo(float).tiny)), quantiles))
+    rows, of = np.nonzero(ordered[..., 0] == 0)
+    if rows.size:
+        found[rows, of] = draw_quantiles(values[rows, :, of][..., None], quantiles)[:, 0]
+    return found
 
 
 @lru_cache(maxsize=1024)

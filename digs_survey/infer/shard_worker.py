@@ -154,7 +154,7 @@ class ShardWorker:
             {name: self.catalog.column_attrs(name) for name in columns},
             posterior.prior,
             task.config.map.quantiles,
-            task.config.map.derived,
+            task.config.map.quantities,
             task.identity.posterior_hash,
             task.identity.catalog,
             task.recipe.get("importance_draws"),

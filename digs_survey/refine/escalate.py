@@ -163,7 +163,7 @@ def _decided(
         found, told = _refine(job, agreement, low)
         write_json(spent, told)
         settings = job.config.map
-        sizes = job.identity.prior.ndim, len(settings.derived), len(settings.quantiles)
+        sizes = job.identity.prior.ndim, len(settings.quantities), len(settings.quantiles)
         RefinedRows.of(found, *sizes).save(decided)
     return RefinedRows.load(decided), read_json(spent)
 
@@ -189,7 +189,7 @@ def _write_table(
                 agreement[rows],
                 refined.within(rows.start, rows.stop),
                 bits[rows],
-                (job.identity.prior.names, settings.derived),
+                (job.identity.prior.names, settings.quantities),
                 settings.quantiles,
                 about,
             )
@@ -257,7 +257,7 @@ def _refine(
 ) -> tuple[dict[int, RefinedRow], dict[str, Any]]:
     """Refine the rows that are ``low``, those with the lowest agreement first, and say what was done."""
     settings = job.config.escalate
-    derive = derived_quantities(job.identity, job.config.map.derived)
+    derive = derived_quantities(job.identity, job.config.map.quantities)
     refined = _fitted_by_audit(job.run_dir, job.config, derive)
     # Ties go by row.
     ordered = np.flatnonzero(low)[np.argsort(agreement[low], kind="stable")]

@@ -12,7 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from digs_survey.parameters import BINS, DERIVED, PARAMETERS, Parameter, Quantity, binned_names, percent
+from digs_survey.parameters import (
+    BINS,
+    DERIVED,
+    PARAMETERS,
+    Parameter,
+    Quantity,
+    binned_names,
+    percent,
+    rate_at,
+    time_of_rate,
+)
 
 __all__ = [
     "ARRAYS",
@@ -25,6 +35,7 @@ __all__ = [
     "When",
     "find_column",
     "percentile",
+    "quantity_of",
     "taken_by",
     "ucd",
 ]
@@ -33,7 +44,9 @@ TIERS = ("neural posterior", "importance weights", "emcee")
 """Whose percentiles a row has, by its ``tier``."""
 
 QUANTITIES: Mapping[str, Parameter | Quantity] = {**PARAMETERS, **DERIVED}
-"""What has percentiles."""
+"""What has percentiles, besides star formation rates at lookback times."""
+_RATE = "sfr_at_<time>gyr"
+"""Any of them."""
 
 
 class When(Enum):
@@ -41,6 +54,7 @@ class When(Enum):
 
     ALWAYS = "always"
     DERIVED = "with `map.derived`"
+    HISTORY = "with `map.history_lookback_gyr`"
     SAMPLES = "with `map.samples`"
     WEIGHTED = 'with `importance.rows = "all"`'
     PREDICTIVE = "with `map.predictive_draws`"
@@ -110,7 +124,7 @@ def percentile(
     Parameters
     ----------
     quantity : str
-        Of :data:`QUANTITIES`.
+        Of :data:`QUANTITIES`, or a star formation rate at a lookback time.
     quantile : float, optional
         Between 0 and 1; left out, the column stands for all percentiles.
     weighted : bool
@@ -118,10 +132,10 @@ def percentile(
     recalibrated : bool
         Of the draws at corrected levels.
     """
-    known = QUANTITIES[quantity]
+    known = quantity_of(quantity)
     shown = "<percent>" if quantile is None else percent(quantile)
     draws = "the recalibrated posterior" if recalibrated else "the posterior"
-    when = When.ALWAYS if quantity in PARAMETERS else When.DERIVED
+    when = When.ALWAYS if quantity in PARAMETERS else When.DERIVED if quantity in DERIVED else When.HISTORY
     if weighted:
         draws, when = "the posterior's draws with importance weights", When.WEIGHTED
     return Column(
@@ -129,17 +143,27 @@ def percentile(
         "float32",
         known.unit,
         # A mean or a rate has a median too: the words add up.
-        f"{_QUANTITY_UCDS[quantity]};{'stat.median' if shown == '50' else 'stat.percentile'}",
+        f"{_QUANTITY_UCDS.get(quantity, 'phys.SFR')};{'stat.median' if shown == '50' else 'stat.percentile'}",
         f"{known.description}: {shown} % quantile of {draws}",
         when,
         in_dataset=False,
     )
 
 
+def quantity_of(name: str) -> Parameter | Quantity:
+    """Return what has percentiles by its name: of :data:`QUANTITIES`, or a star formation rate at a lookback time."""
+    if name == _RATE:
+        return Quantity(name, "solMass / yr", "star formation rate <time> Gyr ago; 0 before the galaxy began")
+    time = time_of_rate(name)
+    if time is not None:
+        return rate_at(time)
+    return QUANTITIES[name]
+
+
 COLUMNS: tuple[Column, ...] = (
     Column("galaxy_id", "catalog", "", "meta.id;meta.main", "identifier in the survey"),
     Column("redshift", "float64", "", "src.redshift", "redshift in the catalog", in_dataset=False),
-    *(percentile(name) for name in QUANTITIES),
+    *(percentile(name) for name in (*QUANTITIES, _RATE)),
     *(percentile(name, weighted=True) for name in PARAMETERS),
     Column(
         "importance_ess",
@@ -325,7 +349,7 @@ _SURVEY_UCDS = {
 
 _BY_NAME = {column.name: column for column in (*COLUMNS, *ARRAYS)}
 _PERCENTILE = re.compile(
-    rf"(?P<quantity>{'|'.join(QUANTITIES)})_p(?P<percent>\d+(_\d+)?(e[-+]?\d+)?)(?P<weighted>_weighted)?"
+    rf"(?P<quantity>{'|'.join(QUANTITIES)}|sfr_at_\d+(_\d+)?gyr)_p(?P<percent>\d+(_\d+)?(e[-+]?\d+)?)(?P<weighted>_weighted)?"
 )
 
 

@@ -14,7 +14,7 @@ from digs_survey.config import MapConfig
 from digs_survey.errors import StageError
 from digs_survey.parameters import Prior
 from digs_survey.quality import QualityFlag
-from digs_survey.results.columns import ARRAYS, COLUMNS, QUANTITIES, Column, When
+from digs_survey.results.columns import ARRAYS, COLUMNS, Column, When, quantity_of
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.sharded import keep_rows, open_or_create
 from digs_survey.store.storage import ArraySpec, shard_count
@@ -83,7 +83,7 @@ def _labels(prior: Prior, config: MapConfig) -> dict[str, NDArray[Any]]:
     return {
         "parameter": np.array(prior.names),
         "quantile": np.array(config.quantiles),
-        "quantity": np.array(config.derived, dtype=str),
+        "quantity": np.array(config.quantities, dtype=str),
     }
 
 
@@ -91,7 +91,7 @@ def _present(config: MapConfig, importance_draws: int | None) -> set[When]:
     """What these settings bring into the dataset."""
     asked = {
         When.ALWAYS: True,
-        When.DERIVED: bool(config.derived),
+        When.DERIVED: bool(config.quantities),
         When.SAMPLES: bool(config.samples),
         When.PREDICTIVE: bool(config.predictive_draws),
         When.WEIGHTED: importance_draws is not None,
@@ -124,7 +124,7 @@ def _attributes(column: Column, prior: Prior, config: MapConfig, importance_draw
     if "parameter" in column.dims:
         attrs["parameter_units"] = {p.name: p.unit for p in prior.parameters}
     if "quantity" in column.dims:
-        attrs["quantity_units"] = {name: QUANTITIES[name].unit for name in config.derived}
+        attrs["quantity_units"] = {name: quantity_of(name).unit for name in config.quantities}
     if column.name == "quality":
         attrs["flag_masks"] = [flag.value for flag in QualityFlag]
         attrs["flag_meanings"] = " ".join(str(flag.name) for flag in QualityFlag)

@@ -101,7 +101,7 @@ def replay(run_dir: Path, config: SurveyConfig, galaxy_id: str) -> list[Replay]:
     group: Any = zarr.open_group(str(out), mode="r", use_consolidated=False)
     records = Ledger(run_dir / "ledger" / "map").records()
     levels = group.attrs["recipe"].get("levels")
-    infer = RowInference(posterior, catalog, config, derived_quantities(identity, config.map.derived), levels)
+    infer = RowInference(posterior, catalog, config, derived_quantities(identity, config.map.quantities), levels)
     found = []
     for row in rows.tolist():
         shard = row // group["quality"].shards[0]

@@ -82,7 +82,7 @@ class StageInputs(RunDirectory):
 
         With ``again``, one that was fitted before is not taken.
         """
-        unused = sorted(MapConfig.added & self._settings("map")["map"].keys())
+        unused = sorted(MapConfig.of_rows & self._settings("map")["map"].keys())
         if unused and not identity.noise.config.by_row:
             raise ConfigError(
                 f"map.{unused[0]} needs a posterior that is shown the errors of each row (noise.kind = 'row'), "

@@ -12,8 +12,8 @@ import zarr
 from digs_survey.catalog import Catalog, validate_catalog, write_catalog
 from digs_survey.cli import main
 from digs_survey.errors import CatalogError
-from digs_survey.parameters import DERIVED, PARAMETERS
-from digs_survey.results.columns import ARRAYS, COLUMNS, DIMENSIONS, RENAMED, percentile
+from digs_survey.parameters import BINS, DERIVED, PARAMETERS, binned_names
+from digs_survey.results.columns import ARRAYS, COLUMNS, DIMENSIONS, RENAMED, find_column, percentile
 from digs_survey.spectra import WavelengthGrid
 
 ROWS, GRID = 3, WavelengthGrid(np.arange(4000.0, 4400.0, 50.0))
@@ -24,7 +24,9 @@ IN_CATALOG = {"galaxy_id", "redshift", "wavelength"}
 
 
 def _registered() -> list[str]:
-    names = [column.name for column in (*COLUMNS, *ARRAYS)]
+    later = binned_names("continuity", BINS[1])[1:] + binned_names("dirichlet", BINS[1])[1:]
+    names = [column.name.replace("<time>", "0_1") for column in (*COLUMNS, *ARRAYS)]
+    names = [name for name in names if name.partition("_p<")[0] not in later]
     families = [name for name in names if "<percent>" in name]
     every = [name.replace("<percent>", percent) for name in families for percent in PERCENTS]
     return sorted({*names, *every, *DIMENSIONS, *RENAMED} - set(families))
@@ -52,11 +54,11 @@ def _catalog(path: Path, *columns: str) -> Path:
 def test_the_list_has_what_settings_can_make() -> None:
     some = {"agreement", "trust", "tier", "feature_distance", "log_evidence", "quality", "galaxy", "sample"}
     assert some < set(_registered())
-    for quantity in (*PARAMETERS, *DERIVED):
+    for quantity in (*PARAMETERS, *DERIVED, "sfr_at_0_1gyr"):
         for text, quantile in PERCENTS.items():
             assert percentile(quantity, quantile).name == f"{quantity}_p{text}"
-            assert f"{quantity}_p{text}" in _registered()
-    assert {f"{name}_p50_weighted" for name in PARAMETERS} < set(_registered())
+            assert find_column(f"{quantity}_p{text}") == percentile(quantity, quantile)
+    assert {f"{name}_p50_weighted" for name in PARAMETERS if "_" not in name} < set(_registered())
 
 
 @pytest.fixture(scope="module")

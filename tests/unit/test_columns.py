@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +30,7 @@ from digs_survey.store.ledger import Ledger
 ROWS, PRIOR = 4, Prior()
 ARROW = {"catalog": "int64", "float32": "float", "float64": "double"}
 DOCS = Path(__file__).parents[2] / "docs"
-ALL = {"derived": tuple(DERIVED), "samples": 3, "predictive_draws": 16}
+ALL = {"derived": tuple(DERIVED), "history_lookback_gyr": (0.1, 2.0), "samples": 3, "predictive_draws": 16}
 SETTINGS = {
     "plain": ({}, None, {When.ALWAYS}),
     "derived": ({"derived": ("surviving_mass", "sfr_10")}, None, {When.ALWAYS, When.DERIVED}),
@@ -43,14 +44,14 @@ SETTINGS = {
 def _result(config: MapConfig, weighted: bool) -> RowResult:
     quantiles = len(config.quantiles)
     numbers = np.arange(ROWS * PRIOR.ndim * quantiles, dtype=np.float32).reshape(ROWS, PRIOR.ndim, quantiles)
-    derived = np.ones((ROWS, len(config.derived), quantiles), dtype=np.float32)
+    derived = np.ones((ROWS, len(config.quantities), quantiles), dtype=np.float32)
     samples = np.ones((ROWS, PRIOR.ndim, config.samples), dtype=np.float32)
     return RowResult(
         numbers,
         np.zeros(ROWS, dtype=np.int64),
         np.full(ROWS, 9, dtype=np.int32),
         Importance.unknown(ROWS, PRIOR.ndim, quantiles) if weighted else None,
-        derived if config.derived else None,
+        derived if config.quantities else None,
         samples if config.samples else None,
         PredictiveCheck.unknown(ROWS) if config.predictive_draws else None,
     )
@@ -59,7 +60,7 @@ def _result(config: MapConfig, weighted: bool) -> RowResult:
 def _part(config: MapConfig, draws: int | None, attributes: dict | None = None) -> bytes:
     given = {"galaxy_id": np.arange(ROWS), "redshift": np.full(ROWS, 0.1), "ra": np.ones(ROWS, dtype=">f4")}
     described = {name: (attributes or {}).get(name, {}) for name in given}
-    table = ResultTable(described, PRIOR, config.quantiles, config.derived, "model", "catalog", draws)
+    table = ResultTable(described, PRIOR, config.quantiles, config.quantities, "model", "catalog", draws)
     return table.part(0, given, _result(config, draws is not None).arrays())
 
 
@@ -71,6 +72,11 @@ def _expected(config: MapConfig, present: set[When]) -> list[Column]:
         if column.when not in present or (quantity in DERIVED and quantity not in config.derived):
             continue
         if quantity in PARAMETERS and quantity not in PRIOR.names:
+            continue
+        if quantity == "sfr_at_<time>gyr":
+            expected += [
+                percentile(name, q) for name in config.quantities[len(config.derived) :] for q in config.quantiles
+            ]
             continue
         weighted = rest == "_weighted"
         every = [percentile(quantity, q, weighted=weighted) for q in config.quantiles] if family else [column]
@@ -126,9 +132,9 @@ def test_the_dataset_has_the_arrays_of_the_registry(
 def test_the_final_table_adds_the_columns_that_it_alone_has(tmp_path: Path) -> None:
     config = MapConfig(**ALL)
     (tmp_path / "part.parquet").write_bytes(_part(config, 128))
-    none = RefinedRows.of({}, PRIOR.ndim, len(config.derived), len(config.quantiles))
+    none = RefinedRows.of({}, PRIOR.ndim, len(config.quantities), len(config.quantiles))
     agreement, low = np.full(ROWS, 0.5), np.zeros(ROWS, dtype=np.int64)
-    quantities = PRIOR.names, config.derived
+    quantities = PRIOR.names, config.quantities
     final = final_part(tmp_path / "part.parquet", agreement, none, low, quantities, config.quantiles, {})
     schema, before = parquet.read_schema(BufferReader(final)), parquet.read_schema(tmp_path / "part.parquet")
     added = [column for column in COLUMNS if column.when is When.FINAL]
@@ -159,7 +165,10 @@ def test_names_are_unique_and_units_can_be_read() -> None:
 def test_the_page_is_the_one_that_the_registry_gives() -> None:
     made = runpy.run_path(str(DOCS / "make_columns.py"))["page"]()
     assert (DOCS / "columns.md").read_text(encoding="utf-8") == made, "run python docs/make_columns.py"
-    assert all(f"| `{column.name}` |" in made for column in (*COLUMNS, *ARRAYS))
+    for column in (*COLUMNS, *ARRAYS):
+        # Those of all bins of age have one line.
+        name = re.sub(r"^(logsfr_ratios|z_fraction)_\d+_", r"\1_<bin>_", column.name)
+        assert made.count(f"| `{name}` |") == 1
 
 
 def test_the_old_name_of_a_column_names_the_new_one() -> None:

@@ -158,6 +158,7 @@ ADDED = {
     "noise.observing": (NoiseConfig, "{gaps=5}", ObservingConfig(gaps=5), ObservingConfig()),
     "model.age": (ModelConfig, "tage_tuniv", "tage_tuniv", "tage"),
     "model.sfh_bins": (ModelConfig, "5", 5, 7),
+    "map.history_lookback_gyr": (MapConfig, "[0.1, 2]", (0.1, 2.0), ()),
     "map.error_floor": (MapConfig, "0.04", 0.04, 0.02),
     "map.mask_lines": (MapConfig, "false", False, True),
 }

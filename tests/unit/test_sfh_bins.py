@@ -11,8 +11,10 @@ from scipy.integrate import quad
 from digs_survey.config import GridConfig, SurveyConfig, load_config
 from digs_survey.errors import ConfigError
 from digs_survey.infer.derived import DerivedQuantities
+from digs_survey.infer.quantiles import positive_quantiles
 from digs_survey.jit import PLAIN
 from digs_survey.parameters import BINS, DERIVED, PARAMETERS, binned_names
+from digs_survey.results.columns import quantity_of
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import one_thread
 from digs_survey.sps.batched import BatchedModel
@@ -164,6 +166,48 @@ def test_derived_quantities_are_those_of_prospectors_masses(sfh):
                 mine[name] * 1e9, np.append(0, years[:, 1]), np.append(0, np.cumsum(formed)) / formed.sum()
             )
             assert share == pytest.approx(younger, abs=1e-6)
+
+
+@pytest.mark.parametrize("sfh", ["delayed_tau", "continuity"])
+def test_rates_at_lookback_times_are_quantities(sfh):
+    config = load_config(None, [f"model.sfh={sfh}", "map.history_lookback_gyr=[0.02, 3]"])
+    prior = config.make_prior()
+    theta = prior.from_unit_cube(np.random.default_rng(4).random((50, prior.ndim)))
+    names = config.map.quantities
+    assert names == ("sfr_at_0_02gyr", "sfr_at_3gyr")
+    assert quantity_of(names[1]).unit == "solMass / yr"
+    model = BatchedModel.from_config(config.model, prior, GRID)
+    rates = DerivedQuantities.of_model((*names, "sfr_10"), sfh, model, prior)(theta, 0.0)
+    if sfh == "delayed_tau":
+        # Before the galaxy began there is none.
+        assert ((rates[:, 1] == 0) == (theta[:, prior.index("tage")] <= 3)).all()
+    else:
+        np.testing.assert_allclose(rates[:, 0], rates[:, 2], rtol=1e-12)
+        assert (rates > 0).all()
+    with pytest.raises(ConfigError, match="history_lookback_gyr: expected increasing lookback times"):
+        load_config(None, ["map.history_lookback_gyr=[3, 1]"])
+
+
+def test_quantiles_of_what_may_be_zero_are_order_statistics():
+    values = np.random.default_rng(5).lognormal(size=(2, 400, 2))
+    values[0, :160, 1] = 0
+    found = positive_quantiles(values, (0.16, 0.5, 0.84))
+    np.testing.assert_allclose(found[0, 1], np.quantile(values[0, :, 1], (0.16, 0.5, 0.84)))
+    np.testing.assert_allclose(found[:, 0], positive_quantiles(values[..., :1], (0.16, 0.5, 0.84))[:, 0])
+
+
+def test_priors_of_other_kinds_and_fixed_bins():
+    """The literature's prior of the ratios (Leja et al. 2019), one of which is fixed."""
+    one = "{prior=student_t, mean=0, scale=0.3, df=2, low=-5, high=5}"
+    fixed = "model.parameters.logsfr_ratios_3=0.2"
+    config = load_config(None, ["model.sfh=continuity", f"prior.logsfr_ratios_1={one}", fixed])
+    prior = config.make_prior()
+    assert (prior.ndim, prior.constants) == (8, {"logsfr_ratios_3": 0.2})
+    theta = prior.from_unit_cube(np.random.default_rng(6).random((40, 8)))
+    assert np.abs(np.median(theta[:, prior.index("logsfr_ratios_1")])) < 0.3
+    physical = physical_theta(prior, theta, 1.0)
+    flux = BatchedModel.from_config(config.model, prior, GRID).spectra(physical)
+    np.testing.assert_allclose(ProspectorSimulator(config.model, prior, GRID).spectra(physical), flux, rtol=1e-4)
 
 
 @pytest.mark.parametrize("sfh", ["delayed_tau", "tau", "constant"])
