@@ -198,7 +198,7 @@ def test_quantiles_of_what_may_be_zero_are_order_statistics():
 
 def test_priors_of_other_kinds_and_fixed_bins():
     """The literature's prior of the ratios (Leja et al. 2019), one of which is fixed."""
-    one = "{prior=student_t, mean=0, scale=0.3, df=2, low=-5, high=5}"
+    one = "{prior='student_t', mean=0, scale=0.3, df=2, low=-5, high=5}"
     fixed = "model.parameters.logsfr_ratios_3=0.2"
     config = load_config(None, ["model.sfh=continuity", f"prior.logsfr_ratios_1={one}", fixed])
     prior = config.make_prior()
