@@ -23,6 +23,7 @@ from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.batched import BatchedModel
 from digs_survey.sps.fsps import check_fsps
 from digs_survey.sps.prospector import ProspectorSimulator
+from digs_survey.sps.universe import physical_theta
 
 REFERENCE = 1_000
 """Batch at which the ratio is taken, and spectra of a shard at which Dask's overhead is."""
@@ -41,6 +42,7 @@ def main() -> None:
     else:
         result["prospector_fsps_per_s_core"] = None
         print(f"fsps is left out: {status.problem}; {status.remedy}")
+    result |= in_bins(rows, args.quick)
     result["batched_per_s_core"] = result["batched_bc03_per_s_core"]
     result |= on_dask(rows, args.quick)
     result |= memories(rows, [10_000] if args.quick else [10_000, 100_000, 1_000_000])
@@ -81,6 +83,20 @@ def spectra(source: str, label: str, rows: Rows, quick: bool) -> dict[str, Any]:
         f"ratio_{source}": statistics.median(ratios),
         f"max_difference_{source}": difference,
     }
+
+
+def in_bins(rows: Rows, quick: bool) -> dict[str, Any]:
+    """Time the batched model of seven bins of age on one core."""
+    config = load_config("quick", ["model.sfh=continuity"])
+    prior, grid = config.make_prior(), WavelengthGrid.from_config(config.grid)
+    theta = prior.from_unit_cube(np.random.default_rng(1).random((10 * REFERENCE, prior.ndim)))
+    theta = physical_theta(prior, theta, np.linspace(0.01, 2.0, len(theta)))
+    with threadpool_limits(1):
+        batched = BatchedModel.from_config(config.model, prior, grid)
+        (seconds,) = repeat([partial(_in_batches, batched, theta, REFERENCE)], 3 if quick else 7)
+    rates = [len(theta) / s for s in seconds]
+    rows.append((f"batched, bc03, continuity in 7 bins, {REFERENCE:,} at a time", rates, "spectra/s"))
+    return {"batched_continuity_per_s_core": statistics.median(rates)}
 
 
 def on_dask(rows: Rows, quick: bool) -> dict[str, Any]:

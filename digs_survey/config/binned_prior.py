@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from digs_survey.distributions import Distribution, Fixed
+from digs_survey.distributions import Distribution, Fixed, Tied
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import BINNED, MAX_REDSHIFT, PARAMETERS, Prior, binned_names
 
@@ -17,7 +17,7 @@ __all__ = ["prior_of_bins", "refuse_bins"]
 _LEFT_OUT = ("tage", "tage_tuniv", "logtau")
 
 
-def prior_of_bins(model: ModelConfig, priors: Mapping[str, Distribution | Fixed]) -> Prior:
+def prior_of_bins(model: ModelConfig, priors: Mapping[str, Distribution | Fixed | Tied]) -> Prior:
     """Return the prior of a model whose history is in bins of age, with the priors that a configuration gives.
 
     Raises
@@ -33,7 +33,7 @@ def prior_of_bins(model: ModelConfig, priors: Mapping[str, Distribution | Fixed]
             f"younger than its bins of age, found {model.zred:g}"
         )
     names = binned_names(sfh, bins)
-    for name, prior in priors.items():
+    for name in priors:
         if name in _LEFT_OUT:
             raise ConfigError(
                 f"prior.{name}: model.sfh = {sfh!r} has no {name}, since its bins reach back to the beginning of the "
@@ -43,14 +43,15 @@ def prior_of_bins(model: ModelConfig, priors: Mapping[str, Distribution | Fixed]
             raise ConfigError(
                 f"prior.{name}: model.sfh = {sfh!r} in {bins} bins (model.sfh_bins) has {names[0]} to {names[-1]}"
             )
-        low, high = (prior.value, prior.value) if isinstance(prior, Fixed) else (prior.low, prior.high)
-        if name in names and sfh == "dirichlet" and not (0 <= low and high <= 1):
-            raise ConfigError(f"prior.{name}: expected bounds from 0 to 1, found [{low:g}, {high:g}]")
     defaults = {name: PARAMETERS[name].distribution for name in names}
-    return Prior({**defaults, **priors}, _LEFT_OUT)
+    prior = Prior({**defaults, **priors}, _LEFT_OUT)
+    for name, (low, high) in prior.ranges().items():
+        if sfh == "dirichlet" and name in names and not (0 <= low and high <= 1):
+            raise ConfigError(f"prior.{name}: expected values from 0 to 1, found {low:g} to {high:g}")
+    return prior
 
 
-def refuse_bins(sfh: str, priors: Mapping[str, Distribution | Fixed]) -> None:
+def refuse_bins(sfh: str, priors: Mapping[str, Distribution | Fixed | Tied]) -> None:
     """Refuse priors of bins where the history is a function of time.
 
     Raises

@@ -252,7 +252,7 @@ def test_the_rate_at_a_time_is_that_of_its_bin():
         (["model.sfh_bins=15"], "model.sfh_bins: .* less than or equal to 14, found 15"),
         (
             ["model.sfh=dirichlet", "prior.z_fraction_2={low=0,high=2}"],
-            "prior.z_fraction_2: expected bounds from 0 to 1",
+            "prior.z_fraction_2: expected values from 0 to 1",
         ),
         (["model.zred=21"], "model.zred: expected at most 20 with model.sfh = 'continuity'"),
         (["model.sfh=tau", "prior.z_fraction_1={low=0,high=1}"], "prior.z_fraction_1 needs model.sfh = 'dirichlet'"),
