@@ -131,7 +131,8 @@ class RunIdentity:
             if name in trained:
                 differences += _prior_differences(f"prior.{name}", prior, trained[name])
         if other := {"tage", "tage_tuniv"} & config.prior.keys() - trained.keys():
-            differences.append(f"prior.{other.pop()}: the posterior has prior.{self.model.age} in its place")
+            instead = "bins of age" if self.model.binned else f"prior.{self.model.age}"
+            differences.append(f"prior.{other.pop()}: the posterior has {instead} in its place")
         if differences:
             lines = "\n".join(f"  - {line}" for line in differences)
             raise ConfigError(

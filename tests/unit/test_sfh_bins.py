@@ -10,6 +10,7 @@ from scipy.integrate import quad
 
 from digs_survey.config import GridConfig, SurveyConfig, load_config
 from digs_survey.errors import ConfigError
+from digs_survey.identity import RunIdentity
 from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.infer.quantiles import positive_quantiles
 from digs_survey.jit import PLAIN
@@ -262,6 +263,15 @@ def test_the_rate_at_a_time_is_that_of_its_bin():
 def test_what_does_not_fit_bins_is_refused_by_name(settings, message):
     with pytest.raises(ConfigError, match=message):
         load_config(None, ["model.sfh=continuity", *settings])
+
+
+def test_an_age_is_not_asked_of_a_posterior_of_bins():
+    config = load_config(None, ["model.sfh=continuity"])
+    identity = RunIdentity.of_config(config, GRID)
+    other = SurveyConfig.model_validate({"prior": {"tage": {"low": 0.1, "high": 3.0}}})
+    with pytest.raises(ConfigError, match=r"prior\.tage: the posterior has bins of age in its place"):
+        identity.adopt(other)
+    assert identity.adopt(SurveyConfig()).make_prior() == config.make_prior()
 
 
 def test_names_and_bounds():
