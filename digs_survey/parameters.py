@@ -209,13 +209,9 @@ class Prior:
         """Map points (..., ndim) of the unit cube to theta."""
         return self.low + (self.high - self.low) * np.asarray(cube, dtype=float)
 
-    def cdf(self, theta: ArrayLike, column: int | None = None) -> NDArray[np.float64]:
-        """Cumulative distribution of each parameter at theta (..., ndim); below 0 or above 1 outside.
-
-        With a ``column``, that of one parameter at its values (...).
-        """
-        low, high = (self.low, self.high) if column is None else (self.low[column], self.high[column])
-        return np.asarray((np.asarray(theta, dtype=float) - low) / (high - low))
+    def cdf(self, theta: ArrayLike) -> NDArray[np.float64]:
+        """Cumulative distribution of each parameter at theta (..., ndim); below 0 or above 1 outside."""
+        return (np.asarray(theta, dtype=float) - self.low) / (self.high - self.low)
 
     def log_prob(self, theta: ArrayLike) -> NDArray[np.float64]:
         """Log density of the prior at theta (..., ndim); -inf outside the bounds or where theta is NaN."""
@@ -223,12 +219,9 @@ class Prior:
         inside = np.all((theta >= self.low) & (theta <= self.high), axis=-1)
         return np.where(inside, -np.log(self.high - self.low).sum(), -np.inf)
 
-    def to_unconstrained(self, theta: ArrayLike, column: int | None = None) -> NDArray[np.float64]:
-        """Map theta (..., ndim) to the unconstrained coordinates, u = logit of the prior's CDF.
-
-        With a ``column``, values (...) of that parameter alone.
-        """
-        return logit(np.clip(self.cdf(theta, column), _EDGE, 1 - _EDGE))
+    def to_unconstrained(self, theta: ArrayLike) -> NDArray[np.float64]:
+        """Map theta (..., ndim) to the unconstrained coordinates, u = logit of the prior's CDF."""
+        return logit(np.clip(self.cdf(theta), _EDGE, 1 - _EDGE))
 
     def from_unconstrained(self, u: ArrayLike) -> NDArray[np.float64]:
         """Inverse of :meth:`to_unconstrained`; always inside the prior's bounds."""

@@ -20,7 +20,7 @@ from numpy.polynomial import Chebyshev, Polynomial
 
 from digs_survey.jit import STRIDE, cached, padded
 
-__all__ = ["STRIDE", "cached_jit", "dense_of", "exp", "jit", "log", "padded", "softplus", "tanh", "tanh_rows_of"]
+__all__ = ["STRIDE", "cached_jit", "dense_of", "exp", "jit", "log", "padded", "softplus", "tanh"]
 
 jit: Any = partial(njit, nogil=True, fastmath={"contract"}, error_model="numpy")
 cached_jit = cached(jit)
@@ -101,22 +101,6 @@ def tanh(x):  # type: ignore[no-untyped-def]
 def softplus(x):  # type: ignore[no-untyped-def]
     """Logarithm of 1 + exp(x) for a float32."""
     return (x if x > _ZERO else _ZERO) + log1p(exp(-abs(x)))
-
-
-def tanh_rows_of(lanes: int) -> Any:
-    """Return the compiled function that takes the hyperbolic tangent of rows of so many lanes.
-
-    ``tanh_rows(values, start, stop)`` replaces the rows start to stop of ``values``, a flat array of rows.
-    """
-
-    @jit
-    def tanh_rows(values, start, stop):  # type: ignore[no-untyped-def]
-        for i in range(start, stop):
-            row = values[i * lanes :]
-            for n in range(lanes):
-                row[n] = tanh(row[n])
-
-    return tanh_rows
 
 
 def dense_of(lanes: int) -> Any:

@@ -99,11 +99,11 @@ class Coordinates(nn.Module):
         """Log |d theta / d y| at y (..., ndim), summed over the parameters."""
         return self.prior.log_abs_det_jacobian(y, without=self.unbounded)
 
-    def inside(self, y: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Tell which y (..., ndim) are those of theta inside the prior."""
+    def inside(self, theta: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Tell which theta (..., ndim) of :meth:`to_theta` are inside the prior."""
         if self.unbounded is None:
-            return np.ones(y.shape[:-1], dtype=bool)
-        mass = y[..., self.unbounded].astype(float)
+            return np.ones(theta.shape[:-1], dtype=bool)
+        mass = theta[..., self.unbounded]
         return (mass >= self.prior.low[self.unbounded]) & (mass <= self.prior.high[self.unbounded])
 
     def from_unconstrained(self, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -394,13 +394,13 @@ class FrozenPosterior:
         y = self._propose(seen, 0, draws, points)
         if self._unbounded is None:
             return y, draws
-        inside, proposed = self._features.coordinates.inside(y.T), draws
+        inside, proposed = self._are_inside(y), draws
         while inside.sum() < draws and proposed < _BUDGET * draws:
             y = np.concatenate([y, self._propose(seen, proposed, 2 * proposed, points)], axis=1)
-            inside, proposed = self._features.coordinates.inside(y.T), 2 * proposed
+            inside, proposed = self._are_inside(y), 2 * proposed
         chosen = np.resize(np.flatnonzero(inside), draws) if inside.any() else np.arange(draws)
         y = y[:, chosen]
-        y[self._unbounded] = self.prior.to_unconstrained(y[self._unbounded], self._unbounded)
+        y[self._unbounded] = self.prior.to_unconstrained(self._features.coordinates.to_theta(y.T))[:, self._unbounded]
         return y, int(inside[:_INSIDE_POINTS].sum())
 
     def _inside(self, seen: _Seen) -> float:
@@ -412,8 +412,12 @@ class FrozenPosterior:
         low, high = (float(edge[self._unbounded]) for edge in (self.prior.low, self.prior.high))
         if min(mass.min() - low, high - mass.max()) > np.ptp(mass):
             return 1.0
-        inside = self._features.coordinates.inside(self._propose(seen, 0, _INSIDE_POINTS, points).T)
+        inside = self._are_inside(self._propose(seen, 0, _INSIDE_POINTS, points))
         return max(float(inside.mean()), 0.5 / _INSIDE_POINTS)
+
+    def _are_inside(self, y: NDArray[np.float32]) -> NDArray[np.bool_]:
+        coordinates = self._features.coordinates
+        return coordinates.inside(coordinates.to_theta(y.T))
 
 
 def _tensor(spectrum: NDArray[np.floating]) -> torch.Tensor:

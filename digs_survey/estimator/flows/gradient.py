@@ -1,6 +1,6 @@
 r"""The loss of a masked autoregressive flow and its gradients, compiled: a block of pairs through all transforms.
 
-A block of :data:`BLOCK` pairs stays in the cache while it goes through the stack:
+A block of :data:`~digs_survey.estimator.flows.compiled.BLOCK` pairs stays in the cache while it goes through the stack:
 
 .. math::
     c = \tanh(W_c x + b_c), \quad h_0 = \tanh(W_v v + b_v + c), \quad h_l = \tanh(W_l h_{l-1} + b_l), \quad
@@ -39,14 +39,13 @@ from digs_survey.estimator.flows.compiled import (
     _ONE,
     _SCALE_FLOOR,
     _ZERO,
+    BLOCK,
+    _dense,
+    tanh_rows,
 )
-from digs_survey.simd import STRIDE, cached_jit, dense_of, exp, jit, log, softplus, tanh_rows_of
+from digs_survey.simd import STRIDE, cached_jit, exp, jit, log, softplus
 
 __all__ = ["Inputs", "backward", "forward"]
-
-BLOCK = 128
-"""Pairs in a row: longer ones than a draw needs, over which gradients are summed."""
-_dense, tanh_rows = dense_of(BLOCK), tanh_rows_of(BLOCK)
 
 
 class _Stack(NamedTuple):
