@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from digs_survey.identity import RunIdentity
+    from digs_survey.refine.reprior import Counts
     from digs_survey.run.replay import Replay
     from digs_survey.run.status import StageStatus
 
@@ -244,13 +245,65 @@ class Run:
         overwrite : bool
             Whether a file that is there may be replaced.
         """
-        from digs_survey.results.export import ENDINGS, export_table
+        from digs_survey.results.export import chosen_format, export_table
 
         target = location(out)
-        chosen = table_format or ENDINGS.get(target.suffix)
-        if chosen is None:
-            raise DigsError(f"{target.name}: expected an ending of {', '.join(ENDINGS)}, or table_format")
-        return export_table(self.table_path, target, chosen, overwrite=overwrite, rows=self.rows)
+        return export_table(
+            self.table_path, target, chosen_format(target, table_format), overwrite=overwrite, rows=self.rows
+        )
+
+    def reprior(
+        self,
+        prior: Path | str,
+        out: Path | str,
+        table_format: str | None = None,
+        *,
+        min_ess: float = 50.0,
+        overwrite: bool = False,
+    ) -> Counts:
+        """Write the table of results under another prior, from the draws that the map kept (``map.samples``).
+
+        Parameters
+        ----------
+        prior : path-like
+            TOML file with the new priors of some parameters, in ``[model.parameters]``.
+        out : path-like
+            The file to write, not in the run directory.
+        table_format : {"fits", "ecsv", "votable", "csv", "parquet"}, optional
+            By default that of the file's ending.
+        min_ess : float
+            Effective sample size below which a row has NaN percentiles.
+        overwrite : bool
+            Whether a file that is there may be replaced.
+
+        Returns
+        -------
+        Counts
+            How many rows have percentiles.
+
+        Raises
+        ------
+        ConfigError
+            If the file cannot be used, asks for more than the draws can tell, or leaves all rows below ``min_ess``.
+        RunDirectoryError
+            If the map kept no draws.
+        """
+        from digs_survey.infer.map_catalog import derived_quantities
+        from digs_survey.refine.new_prior import NewPrior
+        from digs_survey.refine.reprior import Reweighing, kept_draws, write_reprior
+        from digs_survey.results.export import check_free, chosen_format
+
+        target, table = location(out), self.table_path
+        chosen = chosen_format(target, table_format)
+        check_free(target, overwrite)
+        if str(target.absolute()).startswith(f"{self.run_dir.absolute()}/"):
+            raise DigsError(f"{target}: expected a place outside the run, which is not changed; name another file")
+        samples = kept_draws(self._there("posterior.zarr", "map"), self.run_dir)
+        new = NewPrior.load(location(prior), self.identity.prior)
+        settings = self.config.map
+        derive = derived_quantities(self.identity, settings.derived)
+        weighing = Reweighing(new, settings.quantiles, min_ess, derive)
+        return write_reprior(table, samples, weighing, target, chosen, overwrite=overwrite, rows=self.rows)
 
     def _there(self, name: str, stage: str) -> Path:
         path = self.run_dir / name
