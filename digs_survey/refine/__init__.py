@@ -1,1 +1,1 @@
-"""Better posteriors than the map gave: of rows with a low agreement, and of a finished run under another prior."""
+"""Better posteriors than the map gave: of rows with a low agreement, under another prior, and of a population."""

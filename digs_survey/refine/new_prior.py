@@ -68,8 +68,7 @@ class NewPrior:
         """Log of the new density over the run's (..., draw) at theta (..., draw, ndim); -inf outside the new ends."""
         total = np.zeros(theta.shape[:-1])
         for name, new in self.changed.items():
-            old = self.run.priors[name]
-            assert isinstance(old, Distribution)
+            old = self.run.parameters[self.run.index(name)].distribution
             # Draws are kept as float32, which may lie a little beyond the end.
             value = np.clip(np.asarray(theta[..., self.run.index(name)], dtype=float), old.low, old.high)
             density = self._log_pdf(new, _within(new, value), theta) - old.log_pdf(_within(old, value))
@@ -110,8 +109,7 @@ def _parse(name: str, value: Any, run: Prior, path: Path) -> Distribution | Mass
         )
     if name not in run.names:
         raise ConfigError(f"{place}: the run has no such parameter; expected some of {', '.join(run.names)}")
-    old = run.priors[name]
-    assert isinstance(old, Distribution)
+    old = run.parameters[run.index(name)].distribution
     if isinstance(value, Mapping) and value.get("prior") == CONDITIONAL:
         if name != "logzsol" or "logmass" not in run.priors:
             raise ConfigError(f"{place}: prior = {CONDITIONAL!r} is one of logzsol, in a model that has logmass")
@@ -127,8 +125,7 @@ def _parse(name: str, value: Any, run: Prior, path: Path) -> Distribution | Mass
 
 def _check_inside(name: str, new: Distribution | MassMetallicity, run: Prior) -> None:
     """Refuse a prior of which more than a thousandth lies where the run has no draws."""
-    old = run.priors[name]
-    assert isinstance(old, Distribution)
+    old = run.parameters[run.index(name)].distribution
     if isinstance(new, Distribution):
         outside = float(new.cdf(old.low)) + 1 - float(new.cdf(old.high))
     else:

@@ -123,7 +123,9 @@ class Reweighing:
             more = self.derive(np.clip(theta, low, high), redshift[rows, None])
             theta = np.concatenate([theta, more], axis=-1)
         for i, row in enumerate(rows):
-            found[row] = weighted_quantiles(theta[i], log_weights[i], self.quantiles)
+            values = weighted_quantiles(theta[i], log_weights[i], self.quantiles)
+            # The last digit of a mean may lie beyond what it is of, and so beyond the prior.
+            found[row] = np.clip(values, theta[i].min(axis=0)[:, None], theta[i].max(axis=0)[:, None])
         return size.astype(np.float32), found
 
 

@@ -14,7 +14,9 @@ import zarr
 from pyarrow import parquet
 from scipy.special import ndtri
 from scipy.stats import truncnorm
+from typer.testing import CliRunner
 
+from digs_survey.cli import app
 from digs_survey.config import load_config
 from digs_survey.errors import ConfigError, DigsError, RunDirectoryError
 from digs_survey.parameters import Prior
@@ -293,6 +295,21 @@ def test_no_file_is_replaced_unasked_and_none_goes_into_the_run(run: Run, tmp_pa
         run.reprior(_normal(tmp_path), run.run_dir / "new.csv")
     with pytest.raises(DigsError, match=r"new.txt: expected an ending of .fits"):
         run.reprior(_normal(tmp_path), tmp_path / "new.txt")
+
+
+def test_the_commands_print_what_they_wrote(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("digs_survey.run.opened_run.open_run", lambda run_dir: run)
+    run.identity.seed, run.identity.posterior_hash = 1, "a1b2"
+    run.manifest.data = {"inputs": {"catalog": {"fingerprint": "c3d4"}}}
+    out, call = tmp_path / "new.csv", CliRunner().invoke
+    found = call(app, ["reprior", str(run.run_dir), "--prior", str(_normal(tmp_path)), "--output", str(out)])
+    assert (found.exit_code, found.stdout) == (0, f"{out}\n")
+    assert found.stderr == "4 of 6 rows have percentiles under the new prior; 2 have no kept draws\n"
+    out = tmp_path / "population.csv"
+    found = call(app, ["population", str(run.run_dir), "--parameter", "logzsol", "--output", str(out)])
+    assert (found.exit_code, found.stdout) == (0, f"{out}\n{out.with_suffix('.png')}\n")
+    assert found.stderr == "10 bins from 4 rows; 2 have no draws or a bad fit, and are left out\n"
+    assert out.is_file()
 
 
 def test_nothing_is_trained_with_the_relation(tmp_path: Path) -> None:
