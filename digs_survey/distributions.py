@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_ser
 from scipy import special
 
 __all__ = [
+    "CONDITIONAL",
     "KINDS",
     "PRIORS",
     "AnyPrior",
@@ -368,6 +369,8 @@ PRIORS = (Uniform, LogUniform, Normal, LogNormal, StudentT, Beta, Fixed, Tied)
 """What a parameter may have."""
 KINDS = ("uniform", "log_uniform", "normal", "clipped_normal", "log_normal", "student_t", "beta")
 """What the key ``prior`` of a parameter may say."""
+CONDITIONAL = "mass_metallicity"
+"""What it may say besides in the file of ``digs-survey reprior``, and nowhere else: it depends on another parameter."""
 
 AnyPrior = Annotated[
     Annotated[Uniform, Tag("uniform")]

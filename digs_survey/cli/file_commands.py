@@ -21,6 +21,7 @@ from digs_survey.cli.options import (
     SetOption,
     survey_at,
 )
+from digs_survey.cli.prior_commands import prior_app
 from digs_survey.errors import MissingDependencyError, StageError
 from digs_survey.logs.progress import ProgressReporter
 from digs_survey.store.locations import check_reachable, exists, location
@@ -30,6 +31,7 @@ __all__ = ["app"]
 
 app = typer.Typer()
 app.add_typer(ingest_app, name="ingest")
+app.add_typer(prior_app)
 
 
 class TableFormat(StrEnum):

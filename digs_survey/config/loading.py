@@ -16,12 +16,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
 from digs_survey.config.survey_config import SurveyConfig, with_parameters
-from digs_survey.distributions import PRIORS
+from digs_survey.config.types import Section
+from digs_survey.distributions import PRIORS, AnyPrior, Given
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import PARAMETERS
 from digs_survey.store.locations import is_file, location
 
-__all__ = ["RENAMED", "default_of", "load_config", "preset_path", "presets"]
+__all__ = ["RENAMED", "default_of", "load_config", "parse_prior", "preset_path", "presets", "read_toml"]
 
 RENAMED = {
     "simulate.draws": "simulate.sampling",
@@ -72,27 +73,58 @@ def load_config(source: str | Path | None = None, overrides: Iterable[str] = ())
         if path.suffix != ".toml" and not is_file(path):
             path = path if path.is_dir() else preset_path(str(source))
         name = str(source)
-        try:
-            data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        except FileNotFoundError:
-            raise ConfigError(f"configuration {path}: no such file") from None
-        except IsADirectoryError:
-            raise ConfigError(f"configuration {path}: expected a TOML file, found a folder; name the file") from None
-        except PermissionError:
-            raise ConfigError(f"configuration {path}: this user may not read it; change its permissions") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"configuration {path} is not valid TOML: {error}") from error
+        data = read_toml(path)
     try:
         data = with_parameters(data)
     except ValueError as error:
-        raise ConfigError(f"configuration {name} cannot be used:\n  - {error}") from error
+        raise ConfigError(f"configuration {name} cannot be used:
+  - {error}") from error
     for override in overrides:
         _apply(data, override)
     try:
         return SurveyConfig.model_validate(data)
     except ValidationError as error:
-        lines = "\n".join(f"  - {line}" for line in _explain(error))
-        raise ConfigError(f"configuration {name} cannot be used:\n{lines}") from error
+        raise _unusable(name, error) from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; a :class:`ConfigError` says what is wrong with it."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"configuration {path}: no such file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"configuration {path}: expected a TOML file, found a folder; name the file") from None
+    except PermissionError:
+        raise ConfigError(f"configuration {path}: this user may not read it; change its permissions") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {path} is not valid TOML: {error}") from error
+
+
+class _Priors(Section):
+    """Priors alone."""
+
+    prior: dict[str, AnyPrior]
+
+
+def parse_prior(parameter: str, value: Any, source: str) -> Given:
+    """Return the prior of a parameter for what ``[model.parameters]`` of a file gives it.
+
+    Raises
+    ------
+    ConfigError
+        Naming the file ``source`` and all that is wrong.
+    """
+    given = {"value": value} if isinstance(value, int | float) else value
+    try:
+        return _Priors.model_validate({"prior": {parameter: given}}).prior[parameter]
+    except ValidationError as error:
+        raise _unusable(source, error) from error
+
+
+def _unusable(source: str, error: ValidationError) -> ConfigError:
+    lines = "\n".join(f"  - {line}" for line in _explain(error))
+    return ConfigError(f"configuration {source} cannot be used:\n{lines}")
 
 
 def default_of(key: str) -> Any:

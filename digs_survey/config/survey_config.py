@@ -14,7 +14,7 @@ from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, Impor
 from digs_survey.config.binned_prior import prior_of_bins, refuse_bins
 from digs_survey.config.noise_sections import MissingConfig, NoiseConfig
 from digs_survey.config.types import Count, Fraction, Positive, Section, Share
-from digs_survey.distributions import AnyPrior, Uniform
+from digs_survey.distributions import CONDITIONAL, AnyPrior, Uniform
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import BINNED, BINS, Prior, percent, rate_at
 
@@ -313,6 +313,20 @@ class SurveyConfig(Section):
     importance: ImportanceConfig = ImportanceConfig()
     audit: AuditConfig = AuditConfig()
     escalate: EscalateConfig = EscalateConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _priors_are_independent(cls, data: Any) -> Any:
+        # Validators that come before run from the last to the first: the section is in its place here.
+        priors = data.get("prior") if isinstance(data, dict) else None
+        for name, prior in priors.items() if isinstance(priors, dict) else ():
+            if isinstance(prior, dict) and prior.get("prior") == CONDITIONAL:
+                raise ValueError(
+                    f"prior.{name}: a posterior is trained with a prior of each parameter by itself, and "
+                    f"{CONDITIONAL!r} depends on the mass; train with a wide prior, keep draws (map.samples), and "
+                    "give this one to 'digs-survey reprior'"
+                )
+        return data
 
     @model_validator(mode="before")
     @classmethod

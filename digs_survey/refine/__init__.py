@@ -1,1 +1,1 @@
-"""Better posteriors for rows whose neural posterior probably does not agree with the exact one."""
+"""Better posteriors than the map gave: of rows with a low agreement, under another prior, and of a population."""

@@ -59,6 +59,7 @@ class When(Enum):
     WEIGHTED = 'with `importance.rows = "all"`'
     PREDICTIVE = "with `map.predictive_draws`"
     FINAL = "in `results.parquet` only"
+    REPRIOR = "in the table of `digs-survey reprior` only"
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,12 @@ _QUANTITY_UCDS = {
 
 
 def percentile(
-    quantity: str, quantile: float | None = None, *, weighted: bool = False, recalibrated: bool = False
+    quantity: str,
+    quantile: float | None = None,
+    *,
+    weighted: bool = False,
+    recalibrated: bool = False,
+    new_prior: bool = False,
 ) -> Column:
     """Return the column of one percentile of a quantity: ``tage_p50``, ``tage_p2_5``, ``tage_p50_weighted``.
 
@@ -131,10 +137,13 @@ def percentile(
         Of the draws with importance weights.
     recalibrated : bool
         Of the draws at corrected levels.
+    new_prior : bool
+        Of the draws with the weights of another prior.
     """
     known = quantity_of(quantity)
     shown = "<percent>" if quantile is None else percent(quantile)
     draws = "the recalibrated posterior" if recalibrated else "the posterior"
+    draws += " under another prior" * new_prior
     when = When.ALWAYS if quantity in PARAMETERS else When.DERIVED if quantity in DERIVED else When.HISTORY
     if weighted:
         draws, when = "the posterior's draws with importance weights", When.WEIGHTED
@@ -279,6 +288,24 @@ COLUMNS: tuple[Column, ...] = (
         "meta.code",
         "whose percentiles: " + ", ".join(f"{number} {name}" for number, name in enumerate(TIERS)),
         When.FINAL,
+        in_dataset=False,
+    ),
+    Column(
+        "reprior_ess",
+        "float32",
+        "",
+        None,
+        "effective sample size of the row's kept draws under another prior; 0 if none is possible, NaN if none is kept",
+        When.REPRIOR,
+        in_dataset=False,
+    ),
+    Column(
+        "reprior_share",
+        "float32",
+        "",
+        None,
+        "reprior_ess over the number of kept draws",
+        When.REPRIOR,
         in_dataset=False,
     ),
 )

@@ -13,7 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 from digs_survey.config import SurveyConfig, load_config
-from digs_survey.errors import CatalogError, DigsError, RunDirectoryError
+from digs_survey.errors import CatalogError, ConfigError, DigsError, RunDirectoryError
 from digs_survey.estimator.artefact import recorded_config
 from digs_survey.run.manifest import RunManifest
 from digs_survey.run.stages import stage_named
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from digs_survey.identity import RunIdentity
+    from digs_survey.refine.population import Population
+    from digs_survey.refine.reprior import Counts
     from digs_survey.run.replay import Replay
     from digs_survey.run.status import StageStatus
 
@@ -244,13 +246,115 @@ class Run:
         overwrite : bool
             Whether a file that is there may be replaced.
         """
-        from digs_survey.results.export import ENDINGS, export_table
+        from digs_survey.results.export import chosen_format, export_table
 
         target = location(out)
-        chosen = table_format or ENDINGS.get(target.suffix)
-        if chosen is None:
-            raise DigsError(f"{target.name}: expected an ending of {', '.join(ENDINGS)}, or table_format")
-        return export_table(self.table_path, target, chosen, overwrite=overwrite, rows=self.rows)
+        return export_table(
+            self.table_path, target, chosen_format(target, table_format), overwrite=overwrite, rows=self.rows
+        )
+
+    def reprior(
+        self,
+        prior: Path | str,
+        out: Path | str,
+        table_format: str | None = None,
+        *,
+        min_ess: float = 50.0,
+        overwrite: bool = False,
+    ) -> Counts:
+        """Write the table of results under another prior, from the draws that the map kept (``map.samples``).
+
+        Parameters
+        ----------
+        prior : path-like
+            TOML file with the new priors of some parameters, in ``[model.parameters]``.
+        out : path-like
+            The file to write, not in the run directory.
+        table_format : {"fits", "ecsv", "votable", "csv", "parquet"}, optional
+            By default that of the file's ending.
+        min_ess : float
+            Effective sample size below which a row has NaN percentiles.
+        overwrite : bool
+            Whether a file that is there may be replaced.
+
+        Returns
+        -------
+        Counts
+            How many rows have percentiles.
+
+        Raises
+        ------
+        ConfigError
+            If the file cannot be used, asks for more than the draws can tell, or leaves all rows below ``min_ess``.
+        RunDirectoryError
+            If the map kept no draws.
+        """
+        from digs_survey.infer.map_catalog import derived_quantities
+        from digs_survey.refine.new_prior import NewPrior
+        from digs_survey.refine.reprior import Reweighing, kept_draws, write_reprior
+        from digs_survey.results.export import check_free, chosen_format
+
+        target, table = location(out), self.table_path
+        chosen = chosen_format(target, table_format)
+        check_free(target, overwrite)
+        self._check_outside(target)
+        samples = kept_draws(self._there("posterior.zarr", "map"), self.run_dir)
+        new = NewPrior.load(location(prior), self.identity.prior)
+        settings = self.config.map
+        derive = derived_quantities(self.identity, settings.derived)
+        weighing = Reweighing(new, settings.quantiles, min_ess, derive)
+        return write_reprior(table, samples, weighing, target, chosen, overwrite=overwrite, rows=self.rows)
+
+    def population(self, parameter: str, out: Path | str, *, bins: str = "10", overwrite: bool = False) -> Population:
+        """Find the survey's distribution of a parameter from the draws that the map kept; write its table and figure.
+
+        Parameters
+        ----------
+        parameter : str
+        out : path-like
+            CSV, JSON or Parquet by its ending, not in the run directory; the figure beside it is a PNG.
+        bins : str
+            Their number, or their edges with commas between.
+        overwrite : bool
+            Whether files that are there may be replaced.
+
+        Raises
+        ------
+        ConfigError
+            If the run has no draws of the parameter, or these bins cannot be.
+        RunDirectoryError
+            If the map kept no draws.
+        """
+        from digs_survey.refine.population import bin_edges, infer_population, write_population
+        from digs_survey.refine.reprior import kept_draws
+        from digs_survey.report.figures.population_plots import population_png
+        from digs_survey.results.export import check_free
+        from digs_survey.store.storage import write_bytes
+
+        target, endings = location(out), (".csv", ".json", ".parquet")
+        if target.suffix not in endings:
+            raise DigsError(f"{target.name}: expected an ending of {', '.join(endings)}")
+        figure = target.with_suffix(".png")
+        for place in (target, figure):
+            self._check_outside(place)
+            check_free(place, overwrite)
+        quality = self.table(["quality"])["quality"].to_numpy()
+        samples = kept_draws(self._there("posterior.zarr", "map"), self.run_dir)
+        prior = self.identity.prior
+        if parameter not in prior.names:
+            raise ConfigError(f"{parameter}: the run has no draws of it; expected one of {', '.join(prior.names)}")
+        known = prior.parameters[column := prior.index(parameter)]
+        edges = bin_edges(bins, known.distribution)
+        found = infer_population(samples, column, quality, known.distribution, edges, seed=self.identity.seed)
+        inputs = self.manifest.data["inputs"]
+        about = {"model_hash": self.identity.posterior_hash, "catalog_fingerprint": inputs["catalog"]["fingerprint"]}
+        write_population(found, known, about, target)
+        write_bytes(figure, population_png(parameter, found.columns()))
+        return found
+
+    def _check_outside(self, target: Path) -> None:
+        if str(target.absolute()).startswith(f"{self.run_dir.absolute()}/"):
+            raise DigsError(f"{target}: expected a place outside the run, which is not changed; name another file")
 
     def _there(self, name: str, stage: str) -> Path:
         path = self.run_dir / name

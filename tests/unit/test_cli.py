@@ -61,7 +61,7 @@ def test_version_and_help(cli):
     assert code == 0
     for name in (
         *("run", "simulate", "augment", "train", "map", "audit", "escalate", "report"),
-        *("validate", "ingest", "export", "status", "doctor"),
+        *("validate", "ingest", "export", "status", "doctor", "reprior", "population"),
     ):
         assert name in out
 
@@ -245,6 +245,8 @@ def test_status_and_export_need_a_run(cli, tmp_path):
     code, _, err = cli("export", tmp_path / "a.fits", "-o", tmp_path)
     assert code == 6
     assert "digs-survey map" in err
+    assert cli("reprior", tmp_path, "--prior", "new.toml")[0] == 6
+    assert cli("population", tmp_path, "--parameter", "logzsol")[0] == 6
 
 
 @pytest.mark.parametrize("command", ["augment", "train", "audit", "escalate", "report", "verify"])

@@ -37,7 +37,7 @@ SETTINGS = {
     "samples": ({"samples": 3}, None, {When.ALWAYS, When.SAMPLES}),
     "predictive": ({"predictive_draws": 16}, None, {When.ALWAYS, When.PREDICTIVE}),
     "weighted": ({}, 128, {When.ALWAYS, When.WEIGHTED}),
-    "everything": (ALL, 128, set(When) - {When.FINAL}),
+    "everything": (ALL, 128, set(When) - {When.FINAL, When.REPRIOR}),
 }
 
 

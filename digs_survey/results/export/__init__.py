@@ -18,7 +18,7 @@ from digs_survey.results.export.votable import write_votable
 from digs_survey.store.locations import exists, location
 from digs_survey.store.storage import new_file
 
-__all__ = ["ENDINGS", "FORMATS", "StoredTable", "export_table"]
+__all__ = ["ENDINGS", "FORMATS", "StoredTable", "check_free", "chosen_format", "export_table"]
 
 FORMATS: dict[str, Callable[[StoredTable, Path], None]] = {
     "fits": write_fits,
@@ -37,6 +37,22 @@ ENDINGS = {
     ".parquet": "parquet",
 }
 """Endings of files, and the format that each one means."""
+
+
+def chosen_format(out: Path, table_format: str | None = None) -> str:
+    """Return the format that is asked for, or else that of a file's ending; a DigsError if neither says one."""
+    chosen = table_format or ENDINGS.get(out.suffix)
+    if chosen is None:
+        raise DigsError(f"{out.name}: expected an ending of {', '.join(ENDINGS)}, or table_format")
+    return chosen
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """Refuse a folder, and a file that is there and may not be replaced, as the place of a table."""
+    if out.is_dir():
+        raise DigsError(f"export: {out} is a folder; expected a file")
+    if exists(out) and not overwrite:
+        raise DigsError(f"export: {out} exists already; name another file or ask to overwrite it")
 
 
 def export_table(
@@ -77,10 +93,7 @@ def export_table(
     if format not in FORMATS:
         raise DigsError(f"export: expected a format out of {', '.join(FORMATS)}, found {format!r}")
     source = StoredTable(location(percentiles_parquet), rows)
-    if target.is_dir():
-        raise DigsError(f"export: {target} is a folder; expected a file")
-    if exists(target) and not overwrite:
-        raise DigsError(f"export: {target} exists already; name another file or ask to overwrite it")
+    check_free(target, overwrite)
     with new_file(target) as building:
         FORMATS[format](source, building)
     return target
