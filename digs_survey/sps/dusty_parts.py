@@ -20,6 +20,9 @@ from digs_survey.sps.spread import TOLERANCE, onto_grid, spread_nodes
 __all__ = ["DustyPart", "dusty_parts"]
 
 _TOLERANCE = 0.1 * TOLERANCE
+"""Of the attenuation within an element."""
+_NOTHING = 1e-13
+"""Share of an element's largest weight below which a weight is left out."""
 _Cut = tuple[int, tuple[NDArray[np.float64], int], slice, int]
 
 
@@ -61,7 +64,7 @@ def dusty_parts(
         The flux, in Lsun/Angstrom/Msun, that is 1 in the parts: in single precision smaller ones would be lost.
     """
     wavelength, spread = populations.wavelength, prior.bounds("sigma_smooth")
-    widest = csr_array(sampling.matrix(wavelength)) if spread is None else sampling.matrix_at(wavelength, spread[1])
+    widest = _sparse(sampling.matrix(wavelength)) if spread is None else sampling.matrix_at(wavelength, spread[1])
     dust = ElementDust(model, prior, wavelength, widest, _TOLERANCE)
     if spread is None:
         light = _light(populations, dust, widest)
@@ -81,6 +84,12 @@ def dusty_parts(
             part.fill(i, np.stack([light[kind][:, ages] for light in smoothed]) / unit)
     made = [DustyPart(part, ages.start, component) for part, (_, _, ages, component) in zip(parts, cut, strict=True)]
     return dust, made, unit
+
+
+def _sparse(matrix: NDArray[np.float64]) -> csr_array:
+    """Return a matrix (wavelength, element) without what is nothing but rounding."""
+    matrix[np.abs(matrix) < _NOTHING * matrix.max(axis=0)] = 0
+    return csr_array(matrix)
 
 
 def _light(populations: SSPGrid, dust: ElementDust, matrix: csr_array) -> list[NDArray[np.float32]]:

@@ -153,7 +153,7 @@ class ElementDust:
     def _choose(self, tolerance: float) -> tuple[int, NDArray[np.float64]]:
         """Return how many nodes are needed, and the size of each term relative to the first."""
         x = np.linspace(-1, 1, _PROBES)
-        at = np.clip(self._middle + self._half * x[:, None], self._middle - self._half, self._middle + self._half)
+        at = self._middle + self._half * x[:, None]
         for powers in range(_FEWEST, _MOST + 1):
             nodes = self._middle + self._half * chebpts1(powers)[:, None]
             worst, sizes = 0.0, np.full(powers, 1e-12)
@@ -187,7 +187,8 @@ class ElementDust:
         entries = coo_array(matrix)
         piece = self._piece(entries)
         place = (self._wavelength[entries.row] - self._middle[piece]) / self._half[piece]
-        terms = chebvander(place, self.powers - 1) * self._sizes
+        # What is seen lies between -1 and 1. Beyond, where the polynomial may be anything, it is kept from growing.
+        terms = chebvander(np.clip(place, -1, 1), self.powers - 1) * self._sizes
         shape = matrix.shape[0], self.pieces
         return [csr_array((entries.data * terms[:, j], (entries.row, piece)), shape=shape) for j in range(self.powers)]
 
