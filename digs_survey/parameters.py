@@ -117,6 +117,8 @@ PARAMETERS: dict[str, Parameter] = {
         Parameter("logmass", 8.0, 13.0, "dex(solMass)", r"$\log_{10} M/M_\odot$", "total stellar mass formed"),
         Parameter("logzsol", -2.0, 0.2, "dex", r"$\log_{10} Z/Z_\odot$", "stellar metallicity"),
         Parameter("dust2", 0.1, 1.0, "", r"$\hat\tau_{2}$", "diffuse-dust optical depth at 5500 Angstrom"),
+        Parameter("dust1", 0.0, 2.0, "", r"$\hat\tau_{1}$", "birth-cloud optical depth at 5500 Angstrom"),
+        Parameter("dust_index", -1.0, 0.4, "", r"$n_{\rm dust}$", "slope of the diffuse dust's attenuation curve"),
         Parameter("tage", 0.01, 4.0, "Gyr", r"$t_{\rm age}\;[{\rm Gyr}]$", "age of the galaxy"),
         Parameter(
             "tage_tuniv", 0.01, 1.0, "", r"$t_{\rm age}/t_{\rm univ}$", "age of the galaxy over that of the universe"
@@ -163,9 +165,9 @@ PARAMETERS: dict[str, Parameter] = {
 }
 """The parameters of the galaxy model with the bounds of the preset ``digs2022``. A model has ``tage`` or
 ``tage_tuniv``, the age itself or its share of the age of the universe at the galaxy's redshift; both names are
-Prospector's, and so is ``sigma_smooth``, which a model has only where a prior gives its bounds. A history in bins of
-age has numbered parameters in the place of age and e-folding time."""
-_OPTIONAL = ("sigma_smooth", *(name for sfh in BINNED for name in binned_names(sfh, BINS[1])))
+Prospector's, and so are ``dust1``, ``dust_index`` and ``sigma_smooth``, which a model has only where they are given a
+prior. A history in bins of age has numbered parameters in the place of age and e-folding time."""
+_OPTIONAL = ("dust1", "dust_index", "sigma_smooth", *(name for sfh in BINNED for name in binned_names(sfh, BINS[1])))
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,7 @@ def load_config(source: str | Path | None = None, overrides: Iterable[str] = ())
     try:
         data = with_parameters(data)
     except ValueError as error:
-        raise ConfigError(f"configuration {name} cannot be used:
-  - {error}") from error
+        raise ConfigError(f"configuration {name} cannot be used:\n  - {error}") from error
     for override in overrides:
         _apply(data, override)
     try:

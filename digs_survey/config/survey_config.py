@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, ImportanceConfig, MCMCConfig
 from digs_survey.config.binned_prior import prior_of_bins, refuse_bins
+from digs_survey.config.dust_laws import DUST_CONSTANTS, DustLawName, check_dust
 from digs_survey.config.noise_sections import MissingConfig, NoiseConfig
 from digs_survey.config.types import Count, Fraction, Positive, Section, Share
 from digs_survey.distributions import CONDITIONAL, AnyPrior, Uniform
@@ -42,7 +43,7 @@ DerivedName = Literal[
 class ModelConfig(Section):
     """What makes the spectra."""
 
-    added = frozenset({"age", "sfh_bins"})
+    added = frozenset({"age", "dust_law", "sfh_bins"})
 
     source: Literal["bc03", "fsps"] = "bc03"
     """Stellar populations: BC03-MILES (no data to download) or python-fsps (needs SPS_HOME)."""
@@ -70,6 +71,11 @@ class ModelConfig(Section):
     """For "table": wavelength / FWHM at each of them."""
     resampling: Literal["mean", "point"] = "mean"
     """Onto the grid: the mean over each element (conserves flux), or its value at the centre."""
+    dust_law: DustLawName = "calzetti"
+    """Attenuation curve of the diffuse dust, as FSPS has it: Calzetti et al. (2000), a power law, Kriek & Conroy
+    (2013), the Milky Way's (Cardelli et al. 1989, R_V = 3.1) or the SMC bar's (Gordon et al. 2003). Bounds in
+    prior.dust_index free the slope of the second and third. Those in prior.dust1 add the dust of birth clouds, before
+    stars and gas younger than 10 Myr, to any but the first."""
     nebular: bool = True
     """Nebular lines and continuum."""
     gas_logu: Annotated[float, Field(ge=-4.0, le=-1.0)] = -2.0
@@ -81,6 +87,10 @@ class ModelConfig(Section):
     def binned(self) -> bool:
         """Whether the history is in bins of age."""
         return self.sfh in BINNED
+
+    def constant(self, name: str) -> float:
+        """Return the value of a parameter of the dust that is not free."""
+        return DUST_CONSTANTS[name]
 
     @model_validator(mode="after")
     def _table(self) -> ModelConfig:
@@ -404,6 +414,7 @@ class SurveyConfig(Section):
         """
         if "sigma_smooth" in self.prior:
             self._check_free_spread()
+        check_dust(self.model.dust_law, self.prior)
         if self.model.binned:
             return prior_of_bins(self.model, self.prior)
         left_out = ("logtau",) if self.model.sfh == "constant" else ()

@@ -99,6 +99,8 @@ _QUANTITY_UCDS = {
     "logmass": "phys.mass",
     "logzsol": "phys.abund.Z",
     "dust2": "phys.absorption.opticalDepth;phys.dust",
+    "dust1": "phys.absorption.opticalDepth;phys.dust",
+    "dust_index": "phys.absorption;phys.dust;spect.index",
     "tage": "time.age",
     "tage_tuniv": "time.age;arith.ratio",
     "logtau": "time.scale",

@@ -30,6 +30,9 @@ from digs_survey.parameters import BINNED, Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import as_like, namespace, one_thread
 from digs_survey.sps.bins import BinWeights, binned_weights
+from digs_survey.sps.dust import LAWS, dust_law
+from digs_survey.sps.dusty_parts import dusty_parts
+from digs_survey.sps.element_dust import ElementDust
 from digs_survey.sps.formed import histories
 from digs_survey.sps.grid import SSPGrid, calzetti_curve, check_coverage
 from digs_survey.sps.history import HistoryWeights, star_formation_rate
@@ -44,8 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchedModel"]
 
-_COMPILED = "digs_survey.sps.compiled_spectra"
-"""The loops for arrays of numpy's."""
+_COMPILED, _COMPILED_DUST = "digs_survey.sps.compiled_spectra", "digs_survey.sps.compiled_dust"
+"""The loops for arrays of numpy's, and those for any law of the dust."""
 _ROWS = 1_024
 """Galaxies computed together: many enough for the matrix products, few enough to stay in cache."""
 _TOLERANCE = 1e-6
@@ -96,7 +99,12 @@ class BatchedModel:
         self._living = Part(populations.log_z, 1, populations.living_fraction[..., None], 1)
         dust2 = prior.high[prior.index("dust2")]
         self._parts: list[Any]
-        if "sigma_smooth" in prior.names:
+        self._dust: ElementDust | None = None
+        if dust_law(model, prior) is not LAWS["calzetti"]:
+            self._dust, parts, self._unit = dusty_parts(populations, sampling, model, prior)
+            self._parts = [part for part, _, _ in parts]
+            self._places = np.array([place for _, *place in parts])
+        elif "sigma_smooth" in prior.names:
             self._spread(populations, sampling, dust2)
         else:
             self._smoothed(populations, sampling, dust2)
@@ -202,18 +210,30 @@ class BatchedModel:
         """
         theta = self._inside(theta)
         xp = namespace(theta)
-        compiled = loops(_COMPILED)
+        compiled = self._loops()
         if compiled is not None and isinstance(theta, np.ndarray):
             return self._compiled_spectra(compiled, theta)
         blocks = [self._block(theta[start : start + _ROWS]) for start in range(0, len(theta), _ROWS)]
-        return xp.concatenate(blocks) if blocks else theta[:, :1] * as_like(self._curve, theta)
+        return xp.concatenate(blocks) if blocks else theta[:, :1] * as_like(self.grid.wavelength, theta)
+
+    def _loops(self) -> ModuleType | None:
+        return loops(_COMPILED if self._dust is None else _COMPILED_DUST)
 
     @property
     def by_itself(self) -> bool:
         """Whether a row of :meth:`spectra` for numpy arrays is the same bytes in any batch."""
-        return loops(_COMPILED) is not None
+        return self._loops() is not None
 
-    def composite(self, weights: Any, logmass: Any, logzsol: Any, dust2: Any, sigma_smooth: Any = None) -> Any:
+    def composite(
+        self,
+        weights: Any,
+        logmass: Any,
+        logzsol: Any,
+        dust2: Any,
+        sigma_smooth: Any = None,
+        dust_index: Any = None,
+        dust1: Any = None,
+    ) -> Any:
         """Spectra (n, wavelength) in erg/s/cm2/Angstrom of galaxies with any star formation history.
 
         Parameters
@@ -225,9 +245,18 @@ class BatchedModel:
             Inside the prior: nothing is checked here.
         sigma_smooth : ndarray or torch.Tensor of float64, shape (n,), optional
             In km/s, where the prior has it.
+        dust_index, dust1 : ndarray or torch.Tensor of float64, shape (n,), optional
+            Where the prior has them.
         """
         xp = namespace(weights)
         where = (logzsol,) if sigma_smooth is None else (logzsol, xp.log(sigma_smooth))
+        if self._dust is not None:
+            light: list[Any] = [None, None]
+            for part, (age, component) in zip(self._parts, self._places, strict=True):
+                terms, others = part(weights[:, age:], *where), light[component]
+                light[component] = terms if others is None else [a + b for a, b in zip(others, terms, strict=True)]
+            flux = self._dust([terms for terms in light if terms is not None], dust2, dust_index, dust1)
+            return flux * (self._unit * 10**logmass)[:, None]
         terms, dust = self._parts[0](weights, *where), xp.asarray(dust2, dtype=weights.dtype)[:, None]
         for part in self._parts[1:]:
             terms = [one + other for one, other in zip(terms, part(weights, *where), strict=True)]
@@ -320,7 +349,7 @@ class BatchedModel:
         logmass, logzsol, dust, tage = (
             theta[:, self._columns[name]] for name in ("logmass", "logzsol", "dust2", "tage")
         )
-        history, curve = self._packed
+        history = self._packed_history
         at: tuple[NDArray[np.float64], ...] = (logzsol,)
         if "sigma_smooth" in self._columns:
             at = logzsol, np.log(theta[:, self._columns["sigma_smooth"]])
@@ -328,21 +357,29 @@ class BatchedModel:
         shares = np.concatenate([part.shares(*at) for part in self._parts], axis=1).astype(np.float32)
         single = [values.astype(np.float32) for values in (tage, 1 / self._tau(theta), dust)]
         known = self._weights(theta, np.float32) if self._sfh in BINNED else np.zeros((0, 0), np.float32)
-        scale, out = self._unit * 10**logmass, np.empty((len(theta), len(self._curve)))
+        scale, out = self._unit * 10**logmass, np.empty((len(theta), len(self.grid)))
+        behind: tuple[Any, ...] = self._packed_curve, *single
+        if self._dust is not None:
+            columns = {name: theta[:, column] for name, column in self._columns.items()}
+            behind = self._places, self._dust.packed, *single[:2], self._dust.depths(columns)
         places, place = np.unique(np.stack(panels, axis=1), axis=0, return_inverse=True)
         for k, panel in enumerate(places):
             parts = tuple(self._packed_parts[p][where] for p, where in enumerate(panel))
             order = np.flatnonzero(place.ravel() == k)
-            compiled.predict(history, parts, curve, *single, scale, shares, order, out, known)
+            compiled.predict(history, parts, *behind, scale, shares, order, out, known)
         return out
 
     @cached_property
-    def _packed(self) -> tuple[PackedHistory, NDArray[np.float32]]:
+    def _packed_history(self) -> PackedHistory:
         from digs_survey.sps.compiled_spectra import CONSTANT, DELAYED, EXPONENTIAL
 
         # Of histories in bins, weights are known.
         rate = {"tau": EXPONENTIAL, "delayed_tau": DELAYED}.get(self._sfh, CONSTANT)
-        return self._history.packed(rate), self._curve.astype(np.float32)
+        return self._history.packed(rate)
+
+    @cached_property
+    def _packed_curve(self) -> NDArray[np.float32]:
+        return np.asarray(self._curve if self._dust is None else (), dtype=np.float32)
 
     @cached_property
     def _packed_parts(self) -> list[list[PackedPart]]:
@@ -355,9 +392,10 @@ class BatchedModel:
     def _block(self, theta: Any) -> Any:
         # All that is large is computed in single precision.
         xp = namespace(theta)
-        names = ("logmass", "logzsol", "dust2", "sigma_smooth")
-        columns = xp.stack([theta[:, self._columns[name]] for name in names if name in self._columns])
-        return self.composite(self._weights(theta, xp.float32), *columns)
+        names = ("logmass", "logzsol", "dust2", "sigma_smooth", "dust_index", "dust1")
+        given = [name for name in names if name in self._columns]
+        columns = xp.stack([theta[:, self._columns[name]] for name in given])
+        return self.composite(self._weights(theta, xp.float32), **dict(zip(given, columns, strict=True)))
 
 
 def _populations(model: ModelConfig, prior: Prior, wavelength: NDArray[np.float64]) -> SSPGrid:

@@ -22,7 +22,8 @@ from scipy.sparse import csr_array
 
 from digs_survey.errors import MissingDependencyError
 from digs_survey.spectra import air_to_vacuum
-from digs_survey.sps.grid import SSPGrid, calzetti_curve
+from digs_survey.sps.dust import birth_cloud_curve, clouded, law_of_type
+from digs_survey.sps.grid import SSPGrid
 from digs_survey.sps.history import AgeQuadrature, bin_weights, star_formation_rate
 from digs_survey.sps.sampling import lagrange_matrix, projection_matrix
 
@@ -213,10 +214,10 @@ def _line_profiles(wave: NDArray[np.float64], positions: NDArray[np.float64]) ->
 class BC03Basis(SSPBasis):
     """An :class:`SSPGrid` behind the methods that Prospector asks of its ``sps`` object.
 
-    It reads the parameters ``logzsol``, ``dust2`` (Calzetti attenuation of stars and gas alike), ``tage``, ``tau``, and
-    as FSPS does ``sfh`` (4 delayed tau, 1 tau, 3 constant rates in bins) and ``const`` (1 for a constant rate). Bins
-    are ``agebins`` and ``mass``, as for Prospector's ``FastStepBasis``. Prospector itself smooths, redshifts and scales
-    the spectrum.
+    It reads the parameters ``logzsol``, ``tage``, ``tau``, and as FSPS does ``sfh`` (4 delayed tau, 1 tau, 3 constant
+    rates in bins), ``const`` (1 for a constant rate), ``dust_type``, ``dust_index``, ``dust2`` (before stars and gas
+    alike) and ``dust1`` (before those no older than 10 Myr). Bins are ``agebins`` and ``mass``, as for Prospector's
+    ``FastStepBasis``. Prospector itself smooths, redshifts and scales the spectrum.
 
     Parameters
     ----------
@@ -225,12 +226,12 @@ class BC03Basis(SSPBasis):
 
     def __init__(self, grid: SSPGrid) -> None:
         self.reserved_params = ["sigma_smooth"]
-        self.params: dict[str, Any] = {"sfh": 4, "const": 0.0}
+        self.params: dict[str, Any] = {"sfh": 4, "const": 0.0, "dust_type": 2, "dust_index": 0.0, "dust1": 0.0}
         self.grid = grid
         self._ages = AgeQuadrature(grid.log_age)
         self._total = grid.lnu()
-        self._curve = calzetti_curve(grid.wavelength)
-        self._line_curve = calzetti_curve(grid.line_wavelength)
+        self._young = clouded(grid.log_age)
+        self._curve_of: tuple[Any, ...] = ()
 
     def update(self, **params: Any) -> None:
         """Set parameters; arrays of one element become scalars."""
@@ -250,12 +251,8 @@ class BC03Basis(SSPBasis):
         used = int(np.flatnonzero(weights)[-1]) + 1
         weights = weights[:used]
         self._lower, self._share, self._weights = lower, share, weights
-        single = weights.astype(self._total.dtype)
-        poor, rich = self._total[lower : lower + 2, :used]
-        spectrum = ((1 - share) * single) @ poor + (share * single) @ rich
         living = self.grid.living_fraction[lower : lower + 2, :used] @ weights
-        attenuation = np.exp(-self.params["dust2"] * self._curve)
-        return self.grid.wavelength, spectrum * attenuation, float(living @ [1 - share, share])
+        return self.grid.wavelength, self._after_dust(self._total, lines=False), float(living @ [1 - share, share])
 
     def _population_weights(self) -> NDArray[np.float64]:
         """Solar masses (age,) in each population for one solar mass formed."""
@@ -270,7 +267,28 @@ class BC03Basis(SSPBasis):
 
         They belong to the last call of :meth:`get_galaxy_spectrum`, whose spectrum already holds them.
         """
-        young = self._weights[: self.grid.line_luminosity.shape[1]]
-        poor, rich = self.grid.line_luminosity[self._lower : self._lower + 2, : young.size]
-        emitted = (1 - self._share) * (young @ poor) + self._share * (young @ rich)
-        return self.grid.line_wavelength.copy(), emitted * np.exp(-self.params["dust2"] * self._line_curve)
+        return self.grid.line_wavelength.copy(), self._after_dust(self.grid.line_luminosity, lines=True)
+
+    def _after_dust(self, light: NDArray[Any], lines: bool) -> NDArray[np.float64]:
+        """Sum (wavelength,) of the light (metallicity, age, wavelength) of the populations, after dust."""
+        poor, rich = light[self._lower : self._lower + 2, : self._weights.size]
+        weights = self._weights[: len(poor)].astype(light.dtype)
+        wavelength = self.grid.line_wavelength if lines else self.grid.wavelength
+
+        def emitted(ages: slice) -> NDArray[Any]:
+            return ((1 - self._share) * weights[ages]) @ poor[ages] + (self._share * weights[ages]) @ rich[ages]
+
+        if dust1 := self.params["dust1"]:
+            young, old = emitted(slice(self._young)), emitted(slice(self._young, None))
+            total = young * np.exp(-dust1 * birth_cloud_curve(wavelength)) + old
+        else:
+            total = emitted(slice(None))
+        return np.asarray(total * np.exp(-self.params["dust2"] * self._curves()[lines]))
+
+    def _curves(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Attenuation curves of the spectrum and of the lines; kept until they change."""
+        law = self.params["dust_type"], self.params["dust_index"]
+        if self._curve_of[:1] != (law,):
+            curves = (law_of_type(law[0]).curve(at, law[1]) for at in (self.grid.wavelength, self.grid.line_wavelength))
+            self._curve_of = law, tuple(curves)
+        return self._curve_of[1]

@@ -22,9 +22,12 @@ __all__ = [
     "LANES",
     "PackedHistory",
     "PackedPart",
+    "add_part",
     "compile_all",
     "pack_part",
     "predict",
+    "take_known",
+    "weigh",
 ]
 
 LANES = 64
@@ -104,7 +107,7 @@ def _rate(kind, time, inverse):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _weigh(history, tage, inverse, last, formed, older, younger, zeros, weights):  # type: ignore[no-untyped-def]
+def weigh(history, tage, inverse, last, formed, older, younger, zeros, weights):  # type: ignore[no-untyped-def]
     """Fill rows of weights (age * LANES) for ages and inverse e-folding times of the lanes; the rest is scratch."""
     count = history.edges.shape[0] - 1
     for n in range(LANES):
@@ -150,7 +153,16 @@ def _weigh(history, tage, inverse, last, formed, older, younger, zeros, weights)
 
 
 @jit
-def _add_part(part, shares, weights, mixed, coefficients, zeros, sums, flux, is_first):  # type: ignore[no-untyped-def]
+def take_known(known, rows, weights):  # type: ignore[no-untyped-def]
+    """Fill rows of weights (age * LANES) from known ones (n, age), for the galaxies ``rows`` of the lanes."""
+    for n in range(LANES):
+        row = rows[min(n, rows.shape[0] - 1)]
+        for i in range(known.shape[1]):
+            weights[i * LANES + n] = known[row, i]
+
+
+@jit
+def add_part(part, shares, weights, mixed, coefficients, zeros, sums, flux, is_first):  # type: ignore[no-untyped-def]
     """Add a part's flux for each power to rows of flux (power * element * LANES)."""
     for a in range(part.nodes):
         share = shares[(part.first_share + a) * LANES :]
@@ -228,14 +240,11 @@ def predict(history, parts, curve, tage, inverse, dust, scale, shares, order, ou
             for a in range(shares.shape[1]):
                 lane_shares[a * LANES + n] = shares[row, a]
         if known.shape[0]:
-            for n in range(LANES):
-                row = order[first + min(n, used - 1)]
-                for i in range(count):
-                    weights[i * LANES + n] = known[row, i]
+            take_known(known, order[first : first + used], weights)
         else:
-            _weigh(history, lane_tage, lane_inverse, last, formed, older, younger, zeros, weights)
+            weigh(history, lane_tage, lane_inverse, last, formed, older, younger, zeros, weights)
         for p in range(len(parts)):
-            _add_part(parts[p], lane_shares, weights, mixed, coefficients, zeros, sums, flux, p == 0)
+            add_part(parts[p], lane_shares, weights, mixed, coefficients, zeros, sums, flux, p == 0)
         for e in range(elements):
             row, tau = flux[e * LANES :], curve[e]
             if powers == 1:

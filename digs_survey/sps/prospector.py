@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from digs_survey.config import ModelConfig
+from digs_survey.config.dust_laws import DUST_CONSTANTS
 from digs_survey.errors import MissingDependencyError
 from digs_survey.parameters import BINNED, Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.bins import agebins, bin_edges
+from digs_survey.sps.dust import BIRTH_INDEX, LOG_ESCAPE_AGE, dust_law
 from digs_survey.sps.fsps import FSPS_SETTINGS, require_fsps
 from digs_survey.sps.grid import check_coverage
 from digs_survey.sps.linespread import constant_sigma_kms
@@ -180,6 +182,15 @@ def _check_prior(prior: Prior, sps: Any, source: str) -> None:
     check_coverage(prior, log_z, log_age, source)
 
 
+def _dust(model: ModelConfig, prior: Prior) -> dict[str, Any]:
+    """Return what is fixed of the dust, under FSPS's names."""
+    fixed: dict[str, Any] = {"dust_type": dust_law(model, prior).number}
+    fixed |= {name: model.constant(name) for name in DUST_CONSTANTS if name not in prior.names}
+    if "dust1" in prior.names:
+        fixed |= {"dust1_index": BIRTH_INDEX, "dust_tesc": LOG_ESCAPE_AGE}
+    return fixed
+
+
 def _parameters(model: ModelConfig, prior: Prior, given: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the configuration of Prospector's model, whose free parameters are the columns of theta.
 
@@ -218,9 +229,10 @@ def _parameters(model: ModelConfig, prior: Prior, given: dict[str, Any]) -> list
     if "logtau" in prior.names:
         del fixed["tau"]
         derived["tau"] = _tau
+    fixed |= _dust(model, prior)
     if model.source == "fsps":
         gas = {"add_neb_emission": model.nebular, "add_neb_continuum": model.nebular}
-        fixed |= {**FSPS_SETTINGS, **gas, "gas_logu": model.gas_logu}
+        fixed = {**FSPS_SETTINGS, **fixed, **gas, "gas_logu": model.gas_logu}
         derived["gas_logz"] = _gas_logz
     return [
         *free,

@@ -55,10 +55,12 @@ def spread_nodes(
 def onto_grid(spectra: NDArray[np.floating], ways: list[csr_array]) -> NDArray[np.float32]:
     """Bring spectra (node, age, wavelength) onto the grid, by each way: (node, age, way * element)."""
     elements = ways[0].shape[1]
-    found = np.empty((*spectra.shape[:2], len(ways) * elements), dtype=np.float32)
+    found = np.zeros((*spectra.shape[:2], len(ways) * elements), dtype=np.float32)
     columns = [csc_array(way) for way in ways]
     for start in range(0, elements, _TOGETHER):
         blocks = [of_way[:, start : start + _TOGETHER] for of_way in columns]
+        if not blocks[0].nnz:
+            continue
         near = slice(int(blocks[0].indices.min()), int(blocks[0].indices.max()) + 1)
         block = np.concatenate([part[near].toarray() for part in blocks], axis=1).astype(np.float32)
         to = (np.arange(len(ways))[:, None] * elements + np.arange(start, start + blocks[0].shape[1])).ravel()

@@ -1,0 +1,122 @@
+"""Populations on a catalog's grid for an :class:`~digs_survey.sps.element_dust.ElementDust`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from digs_survey.config import ModelConfig
+from digs_survey.parameters import Prior
+from digs_survey.sps.dust import clouded
+from digs_survey.sps.element_dust import ElementDust
+from digs_survey.sps.grid import SSPGrid
+from digs_survey.sps.parts import Part, SpreadPart
+from digs_survey.sps.sampling import GridSampling
+from digs_survey.sps.spread import TOLERANCE, onto_grid, spread_nodes
+
+__all__ = ["DustyPart", "dusty_parts"]
+
+_TOLERANCE = 0.1 * TOLERANCE
+"""Of the attenuation within an element."""
+_NOTHING = 1e-13
+"""Share of an element's largest weight below which a weight is left out."""
+_Cut = tuple[int, tuple[NDArray[np.float64], int], slice, int]
+
+
+class DustyPart(NamedTuple):
+    """Stars, gas or both, of some ages.
+
+    Attributes
+    ----------
+    part : Part or SpreadPart
+    first_age : int
+        Its first population.
+    component : int
+        0 before the diffuse dust alone, 1 in birth clouds too.
+    """
+
+    part: Part | SpreadPart
+    first_age: int
+    component: int
+
+
+def dusty_parts(
+    populations: SSPGrid, sampling: GridSampling, model: ModelConfig, prior: Prior
+) -> tuple[ElementDust, list[DustyPart], float]:
+    """Bring populations onto the grid.
+
+    Parameters
+    ----------
+    populations : SSPGrid
+    sampling : GridSampling
+    model : ModelConfig
+    prior : Prior
+
+    Returns
+    -------
+    dust : ElementDust
+    parts : list of DustyPart
+        Those of component 0 first.
+    unit : float
+        The flux, in Lsun/Angstrom/Msun, that is 1 in the parts: in single precision smaller ones would be lost.
+    """
+    wavelength, spread = populations.wavelength, prior.bounds("sigma_smooth")
+    widest = _sparse(sampling.matrix(wavelength)) if spread is None else sampling.matrix_at(wavelength, spread[1])
+    dust = ElementDust(model, prior, wavelength, widest, _TOLERANCE)
+    if spread is None:
+        light = _light(populations, dust, widest)
+        unit = _unit(light[0], dust)
+        made = [
+            DustyPart(Part(*nodes, light[kind][:, ages] / unit, dust.powers), ages.start, component)
+            for kind, nodes, ages, component in _cut(populations, dust.two)
+        ]
+        return dust, made, unit
+    panels, edges = spread_nodes(populations, sampling, *spread)
+    cut, unit = _cut(populations, dust.two), 0.0
+    parts = [SpreadPart(*nodes, panels, edges, dust.powers) for _, nodes, _, _ in cut]
+    for i, panel in enumerate(panels):
+        smoothed = [_light(populations, dust, sampling.matrix_at(wavelength, sigma)) for sigma in np.exp(panel)]
+        unit = unit or _unit(smoothed[0][0], dust)
+        for part, (kind, _, ages, _) in zip(parts, cut, strict=True):
+            part.fill(i, np.stack([light[kind][:, ages] for light in smoothed]) / unit)
+    made = [DustyPart(part, ages.start, component) for part, (_, _, ages, component) in zip(parts, cut, strict=True)]
+    return dust, made, unit
+
+
+def _sparse(matrix: NDArray[np.float64]) -> csr_array:
+    """Return a matrix (wavelength, element) without what is nothing but rounding."""
+    matrix[np.abs(matrix) < _NOTHING * matrix.max(axis=0)] = 0
+    return csr_array(matrix)
+
+
+def _light(populations: SSPGrid, dust: ElementDust, matrix: csr_array) -> list[NDArray[np.float32]]:
+    """Stars and gas (node, age, term * piece), together or apart, by one way (wavelength, element) to the grid."""
+    factor = populations.lnu_factor()[:, None]
+    ways = [csr_array(way.multiply(factor)) for way in dust.ways(matrix)]
+    stars, gas = onto_grid(populations.spectra, ways), onto_grid(populations.nebular, ways)
+    if not populations.gas_follows_stars:
+        return [stars, gas]
+    stars[:, : gas.shape[1]] += gas
+    return [stars]
+
+
+def _cut(populations: SSPGrid, two: bool) -> list[_Cut]:
+    """Parts: where their light stands in that of :func:`_light`, nodes and degree, ages, component."""
+    kinds = [(populations.log_z, 1, populations.log_age.size)]
+    if not populations.gas_follows_stars:
+        kinds.append((populations.gas_log_z, populations.gas_degree, populations.nebular.shape[1]))
+    young = clouded(populations.log_age) if two else 0
+    spans = [(0, slice(young, None)), (1, slice(0, young))]
+    return [
+        (kind, (log_z, degree), ages, component)
+        for component, ages in spans
+        for kind, (log_z, degree, count) in enumerate(kinds)
+        if range(count)[ages]
+    ]
+
+
+def _unit(stars: NDArray[np.float32], dust: ElementDust) -> float:
+    return float(np.median(stars[..., : dust.elements]))
