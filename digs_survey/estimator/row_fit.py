@@ -1,7 +1,4 @@
-"""The least squares of :mod:`~digs_survey.estimator.fitted_features` for one row, which batches are too wide for.
-
-It is compiled (:mod:`~digs_survey.estimator.compiled_fit`). Where that fails, numpy gives the same but for rounding.
-"""
+"""The least squares of :mod:`~digs_survey.estimator.fitted_features` for one row, which batches are too wide for."""
 
 from __future__ import annotations
 
@@ -9,11 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import lapack
 
-from digs_survey.jit import loops
-
 __all__ = ["fit_row"]
-
-_COMPILED = "digs_survey.estimator.compiled_fit"
 
 Array = NDArray[np.float64]
 
@@ -40,24 +33,7 @@ def fit_row(
         Posterior means and variances; the diagonal of the matrix of the normal equations without the calibration.
     square : ndarray, shape ()
         Chi-square of the best fit, with the priors' part.
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        If a matrix is not positive definite: weights are too large for the prior to count beside them.
     """
-    compiled = loops(_COMPILED)
-    if compiled is None:
-        return _fit_plainly(basis, terms, mean, weight, residual, fits)
-    done, coefficients, variance, precision, square = compiled.fit_row(basis, terms, mean, weight, residual, fits)
-    if not done:
-        raise _not_definite()
-    return coefficients, variance, precision, np.asarray(square)
-
-
-def _fit_plainly(
-    basis: Array, terms: Array, mean: Array, weight: Array, residual: Array, fits: int
-) -> tuple[Array, Array, Array, Array]:
     some = np.flatnonzero(weight)
     basis, terms, mean, weight, residual = basis[some], terms[some], mean[some], weight[some], residual[some]
     scaled = np.sqrt(weight)[:, None] * basis
@@ -87,10 +63,6 @@ def _inverse(matrix: Array) -> Array:
     """Inverse of a symmetric positive definite matrix, by its Cholesky root."""
     root, failed = lapack.dpotrf(matrix, lower=1)
     if failed:
-        raise _not_definite()
+        raise np.linalg.LinAlgError("the matrix of the normal equations is not positive definite")
     lower, _ = lapack.dpotri(root, lower=1)
     return np.asarray(np.tril(lower) + np.tril(lower, -1).T)
-
-
-def _not_definite() -> np.linalg.LinAlgError:
-    return np.linalg.LinAlgError("the matrix of the normal equations is not positive definite")

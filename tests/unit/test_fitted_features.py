@@ -8,8 +8,6 @@ import torch
 
 from digs_survey.config import NoiseConfig, TrainConfig
 from digs_survey.estimator.fitted_features import FittedFeatures
-from digs_survey.estimator.row_fit import fit_row
-from digs_survey.jit import PLAIN
 from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import join_clean, join_observed, split_observed
 from digs_survey.parameters import Prior
@@ -265,30 +263,6 @@ def test_a_row_alone_is_what_it_is_among_others(features):
     spoilt = observed.copy()
     spoilt[1::2] = 1.0
     np.testing.assert_array_equal(seen(features, spoilt)[::2], together[::2])
-
-
-@pytest.mark.parametrize(("elements", "columns", "order"), [(1, 1, 0), (7, 3, 1), (90, 16, 4), (131, 33, 17)])
-@pytest.mark.parametrize("fits", [1, 2])
-def test_the_compiled_fit_of_a_row_is_that_of_numpy(monkeypatch, elements, columns, order, fits):
-    rng = np.random.default_rng(elements)
-    basis, terms = rng.normal(size=(elements, columns)), 0.05 * rng.normal(size=(elements, order))
-    mean, weight = rng.uniform(0.5, 2, elements), rng.uniform(1, 100, elements) * (rng.random(elements) < 0.6)
-    row = basis, terms, mean, weight, 0.1 * rng.normal(size=elements), fits
-    compiled = fit_row(*row)
-    monkeypatch.setenv(PLAIN, "1")
-    for one, other in zip(compiled, fit_row(*row), strict=True):
-        assert one.shape == other.shape
-        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("plain", ["0", "1"])
-def test_a_row_that_is_not_finite_gives_no_numbers_and_no_root_is_an_error(monkeypatch, plain):
-    monkeypatch.setenv(PLAIN, plain)
-    basis, terms, ones = np.ones((3, 2)), np.ones((3, 1)), np.ones(3)
-    assert np.isnan(fit_row(basis, terms, ones, np.array([1.0, np.nan, 1.0]), ones, 2)[0]).all()
-    # The prior's 1 on the diagonal is below the rounding of so large a weight.
-    with pytest.raises(np.linalg.LinAlgError, match="normal equations is not positive definite"):
-        fit_row(basis, terms, ones, np.array([4.0**50, 0, 0]), ones, 2)
 
 
 @pytest.mark.parametrize("amplitude", ["feature", "centred", "equivariant"])
