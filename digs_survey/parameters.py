@@ -118,6 +118,14 @@ PARAMETERS: dict[str, Parameter] = {
         Parameter("logzsol", -2.0, 0.2, "dex", r"$\log_{10} Z/Z_\odot$", "stellar metallicity"),
         Parameter("dust2", 0.1, 1.0, "", r"$\hat\tau_{2}$", "diffuse-dust optical depth at 5500 Angstrom"),
         Parameter("dust1", 0.0, 2.0, "", r"$\hat\tau_{1}$", "birth-cloud optical depth at 5500 Angstrom"),
+        Parameter(
+            "dust1_fraction",
+            0.0,
+            2.0,
+            "",
+            r"$\hat\tau_{1}/\hat\tau_{2}$",
+            "birth-cloud optical depth over that of the diffuse dust, where dust1 is tied to both",
+        ),
         Parameter("dust_index", -1.0, 0.4, "", r"$n_{\rm dust}$", "slope of the diffuse dust's attenuation curve"),
         Parameter("tage", 0.01, 4.0, "Gyr", r"$t_{\rm age}\;[{\rm Gyr}]$", "age of the galaxy"),
         Parameter(
@@ -167,7 +175,8 @@ PARAMETERS: dict[str, Parameter] = {
 ``tage_tuniv``, the age itself or its share of the age of the universe at the galaxy's redshift; both names are
 Prospector's, and so are ``dust1``, ``dust_index`` and ``sigma_smooth``, which a model has only where they are given a
 prior. A history in bins of age has numbered parameters in the place of age and e-folding time."""
-_OPTIONAL = ("dust1", "dust_index", "sigma_smooth", *(name for sfh in BINNED for name in binned_names(sfh, BINS[1])))
+_NUMBERED = [name for sfh in BINNED for name in binned_names(sfh, BINS[1])]
+_OPTIONAL = ("dust1", "dust1_fraction", "dust_index", "sigma_smooth", *_NUMBERED)
 
 
 @dataclass(frozen=True)
@@ -281,6 +290,11 @@ class Prior:
                         f"prior.{name}: tied to {other!r}, which the model does not have; it has "
                         f"{', '.join([*self.names, *self.constants])}"
                     )
+        if "dust1_fraction" in known and not any("dust1_fraction" in tie.names for tie in left.values()):
+            raise ConfigError(
+                "prior.dust1_fraction: no parameter is tied to it; expected "
+                "dust1 = { tied = 'dust2', times = 'dust1_fraction' } beside it"
+            )
         while left:
             ready = [name for name, tie in left.items() if known.issuperset(tie.names)]
             if not ready:

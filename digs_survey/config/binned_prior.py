@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from digs_survey.distributions import Distribution, Fixed, Tied
+from digs_survey.distributions import Beta, Distribution, Given, StudentT
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import BINNED, MAX_REDSHIFT, PARAMETERS, Prior, binned_names
 
@@ -17,7 +17,7 @@ __all__ = ["prior_of_bins", "refuse_bins"]
 _LEFT_OUT = ("tage", "tage_tuniv", "logtau")
 
 
-def prior_of_bins(model: ModelConfig, priors: Mapping[str, Distribution | Fixed | Tied]) -> Prior:
+def prior_of_bins(model: ModelConfig, priors: Mapping[str, Given]) -> Prior:
     """Return the prior of a model whose history is in bins of age, with the priors that a configuration gives.
 
     Raises
@@ -43,15 +43,23 @@ def prior_of_bins(model: ModelConfig, priors: Mapping[str, Distribution | Fixed 
             raise ConfigError(
                 f"prior.{name}: model.sfh = {sfh!r} in {bins} bins (model.sfh_bins) has {names[0]} to {names[-1]}"
             )
-    defaults = {name: PARAMETERS[name].distribution for name in names}
-    prior = Prior({**defaults, **priors}, _LEFT_OUT)
+    prior = Prior({**_defaults(names, sfh), **priors}, _LEFT_OUT)
     for name, (low, high) in prior.ranges().items():
         if sfh == "dirichlet" and name in names and not (0 <= low and high <= 1):
             raise ConfigError(f"prior.{name}: expected values from 0 to 1, found {low:g} to {high:g}")
     return prior
 
 
-def refuse_bins(sfh: str, priors: Mapping[str, Distribution | Fixed | Tied]) -> None:
+def _defaults(names: tuple[str, ...], sfh: str) -> dict[str, Distribution]:
+    """Return Prospector's priors: Student's t for ratios, and the betas that make shares a uniform Dirichlet."""
+    if sfh == "dirichlet":
+        return {name: Beta(prior="beta", alpha=float(len(names) - k), beta=1.0) for k, name in enumerate(names)}
+    ratio = PARAMETERS[names[0]]
+    shape = StudentT(prior="student_t", mean=0.0, scale=0.3, df=2.0, low=ratio.low, high=ratio.high)
+    return dict.fromkeys(names, shape)
+
+
+def refuse_bins(sfh: str, priors: Mapping[str, Given]) -> None:
     """Refuse priors of bins where the history is a function of time.
 
     Raises

@@ -107,6 +107,8 @@ def _parse(name: str, value: Any, run: Prior, path: Path) -> Distribution | Mass
         raise ConfigError(
             f"{place}: the run has it fixed at {run.constants[name]:g}, so that there are no other draws; leave it out"
         )
+    if name in run.ties:
+        raise ConfigError(f"{place}: the run has it tied, as {run.ties[name]}; change the prior of what it follows")
     if name not in run.names:
         raise ConfigError(f"{place}: the run has no such parameter; expected some of {', '.join(run.names)}")
     old = run.parameters[run.index(name)].distribution
@@ -118,8 +120,9 @@ def _parse(name: str, value: Any, run: Prior, path: Path) -> Distribution | Mass
         except ValidationError as error:
             raise ConfigError(f"{place}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
     new = parse_prior(name, value, str(path))
-    if isinstance(new, Fixed):
-        raise ConfigError(f"{place}: expected a prior, found a fixed value, which has no density; give it a narrow one")
+    if not isinstance(new, Distribution):
+        what = "a fixed value" if isinstance(new, Fixed) else "a tie"
+        raise ConfigError(f"{place}: expected a prior, found {what}, which has no density; give it a narrow one")
     return new
 
 
@@ -129,8 +132,7 @@ def _check_inside(name: str, new: Distribution | MassMetallicity, run: Prior) ->
     if isinstance(new, Distribution):
         outside = float(new.cdf(old.low)) + 1 - float(new.cdf(old.high))
     else:
-        mass = run.priors["logmass"]
-        ends = (mass.value, mass.value) if isinstance(mass, Fixed) else (mass.low, mass.high)
+        ends = run.ranges()["logmass"]
         outside = float(new.outside(old.low, old.high, np.linspace(*ends, _MASSES)).max())
     if outside > _MAY_BE_OUTSIDE:
         raise ConfigError(

@@ -181,7 +181,7 @@ def _blocks(
         place += bins * np.arange(len(theta))[:, None]
         weight = np.exp(-prior.log_pdf(theta))
         sums, counts = (
-            np.bincount(place.ravel(), values, minlength=bins * len(theta)).reshape(-1, bins)
+            np.bincount(place.ravel(), values, minlength=bins * len(theta)).reshape(-1, bins).astype(float)
             for values in (weight.ravel(), np.full(theta.size, 1 / theta.shape[1]))
         )
         density = sums / np.diff(edges)

@@ -44,9 +44,10 @@ def physical_prior(prior: Prior) -> Prior:
 
     Where the prior has ``tage_tuniv``, ages reach from that share of the youngest universe to that of the oldest. Where
     it has bins of age, whose oldest edge is the age of the universe, ``tage`` is this age. A parameter that is fixed
-    has a range of one value.
+    has a range of one value. What others alone are tied to is left out.
     """
     ranges = prior.ranges()
+    ranges.pop("dust1_fraction", None)
     oldest = float(age_of_universe(0))
     if "tage_tuniv" in ranges:
         low, high = ranges.pop("tage_tuniv")

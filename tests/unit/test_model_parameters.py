@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -157,3 +160,47 @@ def test_parameters_are_overridden_by_either_name_of_the_section(section):
     config = load_config("digs2022", [f"{section}.tage.high=3.0", f"{section}.logzsol=-0.5"])
     assert config.make_prior().bounds("tage") == (0.01, 3.0)
     assert config.make_prior().constants == {"logzsol": -0.5}
+
+
+def _examples():
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    return re.findall(r"```toml\n(.*?)```", text, flags=re.S)
+
+
+@pytest.mark.parametrize("text", _examples())
+def test_models_of_the_docs_have_the_spectra_of_prospector(tmp_path, text):
+    config = _load(tmp_path, text)
+    prior = config.make_prior()
+    theta = physical_theta(prior, prior.from_unit_cube(np.random.default_rng(4).random((12, prior.ndim))), np.nan)
+    batched = BatchedModel.from_config(config.model, prior, GRID).spectra(theta)
+    exact = ProspectorSimulator(config.model, prior, GRID).spectra(theta)
+    assert np.abs(batched / exact - 1).max() < 1e-3
+
+
+def test_there_are_examples_in_the_docs():
+    assert len(_examples()) >= 2
+
+
+def test_a_fraction_that_nothing_follows_is_refused(tmp_path):
+    text = '[model]\ndust_law = "kriek_conroy"\n[model.parameters]\ndust1_fraction = { low = 0.0, high = 2.0 }'
+    with pytest.raises(ConfigError, match=r"prior.dust1_fraction: no parameter is tied to it"):
+        _load(tmp_path, text)
+
+
+@pytest.mark.parametrize("sfh", ["continuity", "dirichlet"])
+def test_bins_have_the_priors_of_prospector(sfh):
+    from prospect.models.priors import Beta, StudentT
+
+    prior = load_config(None, [f"model.sfh={sfh}", "model.sfh_bins=5"]).make_prior()
+    names = [name for name in prior.names if name[-1].isdigit() and name != "dust2"]
+    x = np.array([0.1, 0.4, 0.9])
+    for k, name in enumerate(names):
+        ours = prior.priors[name].log_pdf(x)
+        if sfh == "continuity":
+            theirs = StudentT(mean=0.0, scale=0.3, df=2)(x)
+            inside = np.exp(theirs - ours)
+            assert np.ptp(inside) < 1e-9
+            assert 0.99 < inside[0] < 1
+        else:
+            assert np.allclose(ours, Beta(alpha=4 - k, beta=1, mini=0, maxi=1)(x))
+    assert len(names) == 4

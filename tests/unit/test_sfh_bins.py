@@ -73,7 +73,7 @@ def test_rates_form_prospectors_masses(sfh):
     formed = bin_rates(sfh, theta[:, columns], edges) * np.diff(edges)
     for k, row in enumerate(physical):
         expected = masses(sfh, row, physical_names(prior), agebins(edges[k])) / 10 ** theta[k, 0]
-        np.testing.assert_allclose(formed[k], expected, rtol=1e-7, atol=1e-15)
+        np.testing.assert_allclose(formed[k], expected, rtol=1e-7, atol=1e-12)
 
 
 @pytest.mark.parametrize("sfh", HISTORIES)
