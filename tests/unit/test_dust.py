@@ -105,7 +105,9 @@ def test_clouds_hold_populations_to_10_myr():
         clear, dusty = (basis.get_galaxy_spectrum(**common, tage=tage, dust1=d)[1].copy() for d in (0.0, 1.0))
         return -np.log(dusty / clear)
 
-    np.testing.assert_allclose(depth(0.9 * 10 ** (grid.log_age[young - 1] - 9)), birth_cloud_curve(grid.wavelength), rtol=1e-5)
+    np.testing.assert_allclose(
+        depth(0.9 * 10 ** (grid.log_age[young - 1] - 9)), birth_cloud_curve(grid.wavelength), rtol=1e-5
+    )
     older = depth(0.05)
     assert (older > 0).all()
     assert (older < birth_cloud_curve(grid.wavelength)).all()
