@@ -28,6 +28,15 @@ from digs_survey.sps.universe import physical_theta
 REFERENCE = 1_000
 """Batch at which the ratio is taken, and spectra of a shard at which Dask's overhead is."""
 
+_INDEX, _SPREAD = "prior.dust_index={low=-1.0, high=0.4}", "prior.sigma_smooth={low=60, high=400}"
+_CLOUDS = "prior.dust1={low=0.0, high=2.0}"
+DUST = {
+    "index_spread": ("free dust_index and sigma_smooth", (_INDEX, _SPREAD)),
+    "two_dusts": ("free dust_index and dust1", (_INDEX, _CLOUDS)),
+    "two_dusts_spread": ("free dust_index, dust1 and sigma_smooth", (_INDEX, _CLOUDS, _SPREAD)),
+}
+"""Laws of the dust whose batches are timed: settings beside Kriek & Conroy's."""
+
 Rows = list[tuple[str, list[float], str]]
 
 
@@ -44,6 +53,7 @@ def main() -> None:
         print(f"fsps is left out: {status.problem}; {status.remedy}")
     result |= in_bins(rows, args.quick)
     result["batched_per_s_core"] = result["batched_bc03_per_s_core"]
+    result |= behind_dust(rows, args.quick)
     result |= on_dask(rows, args.quick)
     result |= memories(rows, [10_000] if args.quick else [10_000, 100_000, 1_000_000])
     finish("noiseless spectra of 138 elements; batches and Prospector on one core", rows, result, args.json)
@@ -97,6 +107,26 @@ def in_bins(rows: Rows, quick: bool) -> dict[str, Any]:
     rates = [len(theta) / s for s in seconds]
     rows.append((f"batched, bc03, continuity in 7 bins, {REFERENCE:,} at a time", rates, "spectra/s"))
     return {"batched_continuity_per_s_core": statistics.median(rates)}
+
+
+def behind_dust(rows: Rows, quick: bool) -> dict[str, Any]:
+    """Time the batched model with laws of the dust that differ from galaxy to galaxy, on one core."""
+    count, times = (5_000, 3) if quick else (20_000, 7)
+    result: dict[str, Any] = {}
+    for key, (label, overrides) in DUST.items():
+        config = load_config("digs2022", ["model.dust_law=kriek_conroy", *overrides])
+        prior, grid = config.make_prior(), WavelengthGrid.from_config(config.grid)
+        theta = prior.from_unit_cube(np.random.default_rng(1).random((count, prior.ndim)))
+        with threadpool_limits(1):
+            what = config.model, prior, grid
+            batched = BatchedModel.from_config(*what)
+            (seconds,) = repeat([partial(_in_batches, batched, theta, REFERENCE)], times)
+            exact = ProspectorSimulator(*what).spectra(theta[:200])
+        found = [count / s for s in seconds]
+        rows.append((f"batched, bc03, {label}, {REFERENCE:,} at a time", found, "spectra/s"))
+        result[f"batched_{key}_per_s_core"] = statistics.median(found)
+        result[f"max_difference_{key}"] = float(np.abs(batched.spectra(theta[:200]) / exact - 1).max())
+    return result
 
 
 def on_dask(rows: Rows, quick: bool) -> dict[str, Any]:
