@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from digs_survey.config import parse_prior, read_toml
-from digs_survey.distributions import CONDITIONAL, Distribution, Fixed
+from digs_survey.config import parse_prior, read_parameters
+from digs_survey.distributions import CONDITIONAL, Distribution
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import Prior
 from digs_survey.refine.mass_metallicity import MassMetallicity
@@ -52,14 +52,7 @@ class NewPrior:
             If the file cannot be used, names a parameter that the run has no draws of, or has a prior that reaches
             beyond the run's.
         """
-        data = read_toml(path)
-        section = data.get("model", {}) if isinstance(data.get("model", {}), Mapping) else {}
-        given = section.get("parameters")
-        others = sorted({*data} - {"model"} | {f"model.{key}" for key in section if key != "parameters"})
-        if others or not isinstance(given, Mapping) or not given:
-            found = f"found {', '.join(others)}" if others else "found none"
-            raise ConfigError(f"{path}: expected the section [model.parameters] with new priors, alone; {found}")
-        changed = {name: _parse(name, value, run, path) for name, value in given.items()}
+        changed = {name: _parse(name, value, run, path) for name, value in read_parameters(path).items()}
         for name, prior in changed.items():
             _check_inside(name, prior, run)
         return cls(run, changed)
@@ -80,8 +73,8 @@ class NewPrior:
     ) -> NDArray[np.float64]:
         if isinstance(new, Distribution):
             return new.log_pdf(value)
-        fixed = self.run.constants.get("logmass")
-        return new.log_pdf(value, theta[..., self.run.index("logmass")] if fixed is None else fixed)
+        known = self.run.complete({name: theta[..., k] for k, name in enumerate(self.run.names)})
+        return new.log_pdf(value, known["logmass"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values: the new priors, and the run's of the same parameters."""
@@ -103,12 +96,9 @@ def _plain(prior: Any) -> dict[str, Any]:
 def _parse(name: str, value: Any, run: Prior, path: Path) -> Distribution | MassMetallicity:
     """Return the new prior of a parameter of which the run has draws."""
     place = f"{path}: model.parameters.{name}"
-    if name in run.constants:
-        raise ConfigError(
-            f"{place}: the run has it fixed at {run.constants[name]:g}, so that there are no other draws; leave it out"
-        )
-    if name in run.ties:
-        raise ConfigError(f"{place}: the run has it tied, as {run.ties[name]}; change the prior of what it follows")
+    if name in run.constants or name in run.ties:
+        known = f"fixed at {run.constants[name]:g}" if name in run.constants else f"tied to {run.ties[name]}"
+        raise ConfigError(f"{place}: the run has it {known}, so that there are no other draws; leave it out")
     if name not in run.names:
         raise ConfigError(f"{place}: the run has no such parameter; expected some of {', '.join(run.names)}")
     old = run.parameters[run.index(name)].distribution
@@ -121,8 +111,10 @@ def _parse(name: str, value: Any, run: Prior, path: Path) -> Distribution | Mass
             raise ConfigError(f"{place}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
     new = parse_prior(name, value, str(path))
     if not isinstance(new, Distribution):
-        what = "a fixed value" if isinstance(new, Fixed) else "a tie"
-        raise ConfigError(f"{place}: expected a prior, found {what}, which has no density; give it a narrow one")
+        raise ConfigError(
+            f"{place}: expected a prior, found a parameter that is fixed or tied, which has no density; give it a "
+            "narrow prior"
+        )
     return new
 
 
@@ -132,8 +124,8 @@ def _check_inside(name: str, new: Distribution | MassMetallicity, run: Prior) ->
     if isinstance(new, Distribution):
         outside = float(new.cdf(old.low)) + 1 - float(new.cdf(old.high))
     else:
-        ends = run.ranges()["logmass"]
-        outside = float(new.outside(old.low, old.high, np.linspace(*ends, _MASSES)).max())
+        masses = np.linspace(*run.ranges()["logmass"], _MASSES)
+        outside = float(new.outside(old.low, old.high, masses).max())
     if outside > _MAY_BE_OUTSIDE:
         raise ConfigError(
             f"model.parameters.{name}: expected a prior within the run's, [{old.low:g}, {old.high:g}], since there are "
