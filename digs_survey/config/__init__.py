@@ -1,7 +1,7 @@
 """The configuration of a survey: frozen pydantic models, read from TOML."""
 
 from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, ImportanceConfig, MCMCConfig
-from digs_survey.config.loading import default_of, load_config, parse_prior, preset_path, presets, read_toml
+from digs_survey.config.loading import default_of, load_config, parse_prior, preset_path, presets, read_parameters
 from digs_survey.config.noise_sections import MissingConfig, NoiseConfig
 from digs_survey.config.survey_config import (
     GridConfig,
@@ -32,5 +32,5 @@ __all__ = [
     "parse_prior",
     "preset_path",
     "presets",
-    "read_toml",
+    "read_parameters",
 ]

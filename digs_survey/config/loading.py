@@ -22,7 +22,7 @@ from digs_survey.errors import ConfigError
 from digs_survey.parameters import PARAMETERS
 from digs_survey.store.locations import is_file, location
 
-__all__ = ["RENAMED", "default_of", "load_config", "parse_prior", "preset_path", "presets", "read_toml"]
+__all__ = ["RENAMED", "default_of", "load_config", "parse_prior", "preset_path", "presets", "read_parameters"]
 
 RENAMED = {
     "simulate.draws": "simulate.sampling",
@@ -73,11 +73,7 @@ def load_config(source: str | Path | None = None, overrides: Iterable[str] = ())
         if path.suffix != ".toml" and not is_file(path):
             path = path if path.is_dir() else preset_path(str(source))
         name = str(source)
-        data = read_toml(path)
-    try:
-        data = with_parameters(data)
-    except ValueError as error:
-        raise ConfigError(f"configuration {name} cannot be used:\n  - {error}") from error
+        data = _read(path)
     for override in overrides:
         _apply(data, override)
     try:
@@ -86,10 +82,28 @@ def load_config(source: str | Path | None = None, overrides: Iterable[str] = ())
         raise _unusable(name, error) from error
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; a :class:`ConfigError` says what is wrong with it."""
+def read_parameters(path: Path) -> dict[str, Any]:
+    """Return what the section ``[model.parameters]`` of a TOML file, which has nothing else, gives to each parameter.
+
+    Raises
+    ------
+    ConfigError
+        If the file has no such section, or others.
+    """
+    data = _read(path)
+    given = data.pop("prior", None)
+    model = data.pop("model", {})
+    others = sorted({*data} | ({f"model.{key}" for key in model} if isinstance(model, dict) else {"model"}))
+    if others or not isinstance(given, dict) or not given:
+        found = f"found {', '.join(others)}" if others else "found none"
+        raise ConfigError(f"{path}: expected the section [model.parameters] with priors, alone; {found}")
+    return given
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a TOML file, with the parameters of its model where they are kept."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"configuration {path}: no such file") from None
     except IsADirectoryError:
@@ -98,6 +112,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"configuration {path}: this user may not read it; change its permissions") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration {path} is not valid TOML: {error}") from error
+    try:
+        found: dict[str, Any] = with_parameters(data)
+    except ValueError as error:
+        raise ConfigError(f"configuration {path} cannot be used:\n  - {error}") from error
+    return found
 
 
 class _Priors(Section):

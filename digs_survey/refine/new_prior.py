@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from digs_survey.config import parse_prior, read_toml
+from digs_survey.config import parse_prior, read_parameters
 from digs_survey.distributions import CONDITIONAL, Distribution, Fixed
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import Prior
@@ -52,14 +52,7 @@ class NewPrior:
             If the file cannot be used, names a parameter that the run has no draws of, or has a prior that reaches
             beyond the run's.
         """
-        data = read_toml(path)
-        section = data.get("model", {}) if isinstance(data.get("model", {}), Mapping) else {}
-        given = section.get("parameters")
-        others = sorted({*data} - {"model"} | {f"model.{key}" for key in section if key != "parameters"})
-        if others or not isinstance(given, Mapping) or not given:
-            found = f"found {', '.join(others)}" if others else "found none"
-            raise ConfigError(f"{path}: expected the section [model.parameters] with new priors, alone; {found}")
-        changed = {name: _parse(name, value, run, path) for name, value in given.items()}
+        changed = {name: _parse(name, value, run, path) for name, value in read_parameters(path).items()}
         for name, prior in changed.items():
             _check_inside(name, prior, run)
         return cls(run, changed)
@@ -80,8 +73,8 @@ class NewPrior:
     ) -> NDArray[np.float64]:
         if isinstance(new, Distribution):
             return new.log_pdf(value)
-        fixed = self.run.constants.get("logmass")
-        return new.log_pdf(value, theta[..., self.run.index("logmass")] if fixed is None else fixed)
+        known = self.run.complete({name: theta[..., k] for k, name in enumerate(self.run.names)})
+        return new.log_pdf(value, known["logmass"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values: the new priors, and the run's of the same parameters."""
@@ -132,8 +125,8 @@ def _check_inside(name: str, new: Distribution | MassMetallicity, run: Prior) ->
     if isinstance(new, Distribution):
         outside = float(new.cdf(old.low)) + 1 - float(new.cdf(old.high))
     else:
-        ends = run.ranges()["logmass"]
-        outside = float(new.outside(old.low, old.high, np.linspace(*ends, _MASSES)).max())
+        masses = np.linspace(*run.ranges()["logmass"], _MASSES)
+        outside = float(new.outside(old.low, old.high, masses).max())
     if outside > _MAY_BE_OUTSIDE:
         raise ConfigError(
             f"model.parameters.{name}: expected a prior within the run's, [{old.low:g}, {old.high:g}], since there are "

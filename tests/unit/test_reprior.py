@@ -209,6 +209,12 @@ def test_the_weights_are_the_ratio_of_the_densities() -> None:
     np.testing.assert_allclose(NewPrior(run, {"logzsol": new}).log_ratio(theta), expected, rtol=1e-9, atol=1e-9)
 
 
+def test_a_parameter_that_the_run_ties_is_refused(tmp_path: Path) -> None:
+    run = Prior({"dust2": {"tied": "tage", "factor": 0.1}})
+    with pytest.raises(ConfigError, match="dust2: the run has it tied, as 0.1 x tage; change the prior"):
+        NewPrior.load(_file(tmp_path, "dust2 = { low = 0.1, high = 0.2 }"), run)
+
+
 def test_the_mass_metallicity_relation_is_a_density_for_each_mass() -> None:
     relation = MassMetallicity(prior="mass_metallicity", low=-2.0, high=0.2)
     z = np.linspace(-2.0, 0.2, 20_001)
@@ -234,6 +240,7 @@ def test_the_relation_weighs_each_draw_by_its_own_mass(tmp_path: Path) -> None:
 
 REFUSED = {
     "fixed in the run": ("tage = { low = 1.0, high = 2.0 }", "tage: the run has it fixed at 2.5"),
+    "to be tied": ("dust2 = { tied = 'logtau' }", "dust2: expected a prior, found a tie"),
     "unknown": ("sigma_smooth = { low = 70.0, high = 90.0 }", "no such parameter; expected some of logmass, logzsol"),
     "to be fixed": ("dust2 = 0.3", "dust2: expected a prior, found a fixed value"),
     "wider": (
@@ -242,10 +249,10 @@ REFUSED = {
     ),
     "wrong kind": ("dust2 = { prior = 'gamma' }", "prior.dust2: expected one of the priors uniform, log_uniform"),
     "wrong key": ("dust2 = { low = 0.2, hihg = 0.5 }", "unknown key; did you mean prior.dust2.high"),
-    "nothing": ("", r"expected the section \[model.parameters\] with new priors, alone; found none"),
+    "nothing": ("", r"expected the section \[model.parameters\] with priors, alone; found none"),
     "more than priors": (
         "dust2 = { low = 0.2, high = 0.5 }\n[map]\nsamples = 3",
-        r"expected the section \[model.parameters\] with new priors, alone; found map",
+        r"expected the section \[model.parameters\] with priors, alone; found map",
     ),
     "relation of another": ("dust2 = { prior = 'mass_metallicity' }", "'mass_metallicity' is one of logzsol"),
     "relation with ends": (
@@ -265,6 +272,12 @@ def test_a_prior_that_the_draws_cannot_tell_of_is_refused(run: Run, tmp_path: Pa
     with pytest.raises(ConfigError, match=message):
         run.reprior(_file(tmp_path, text), tmp_path / "new.parquet")
     assert not (tmp_path / "new.parquet").exists()
+
+
+def test_a_model_that_is_no_section_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "new.toml").write_text("model = 3\n[prior.dust2]\nlow = 0.2\nhigh = 0.5\n")
+    with pytest.raises(ConfigError, match="with priors, alone; found model"):
+        NewPrior.load(tmp_path / "new.toml", RUN)
 
 
 def test_a_prior_that_is_hardly_wider_is_taken(run: Run, tmp_path: Path) -> None:
