@@ -21,7 +21,10 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace file
 def reprior(
     run_dir: RunArgument,
     prior: Annotated[
-        Path, typer.Option("--prior", help="TOML file with the new priors, in [model.parameters].", parser=location)
+        Path,
+        typer.Option(
+            "--prior", help="TOML file with the new priors, in the section model.parameters.", parser=location
+        ),
     ],
     min_ess: Annotated[
         float, typer.Option("--min-ess", min=1.0, help="Effective draws below which a row has no percentiles.")

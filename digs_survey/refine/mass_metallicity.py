@@ -39,7 +39,7 @@ _RELATION = np.array(
     ]
 )
 """log10 of the mass in solar masses, for a Chabrier (2003) initial mass function, and the quantiles 50 %, 16 % and 84 %
-of log10 Z / Zsun; the masses are those of Prospector's file, 0.04 dex below the printed ones."""
+of log10 Z / Zsun; masses and quantiles are as Prospector's file ``gallazzi_05_massmet.txt`` has them."""
 
 
 class MassMetallicity(BaseModel):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from digs_survey.config import parse_prior, read_parameters
-from digs_survey.distributions import CONDITIONAL, Distribution
+from digs_survey.distributions import CONDITIONAL, Distribution, Fixed
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import Prior
 from digs_survey.refine.mass_metallicity import MassMetallicity
@@ -96,9 +96,12 @@ def _plain(prior: Any) -> dict[str, Any]:
 def _parse(name: str, value: Any, run: Prior, path: Path) -> Distribution | MassMetallicity:
     """Return the new prior of a parameter of which the run has draws."""
     place = f"{path}: model.parameters.{name}"
-    if name in run.constants or name in run.ties:
-        known = f"fixed at {run.constants[name]:g}" if name in run.constants else f"tied to {run.ties[name]}"
-        raise ConfigError(f"{place}: the run has it {known}, so that there are no other draws; leave it out")
+    if name in run.constants:
+        raise ConfigError(
+            f"{place}: the run has it fixed at {run.constants[name]:g}, so that there are no other draws; leave it out"
+        )
+    if name in run.ties:
+        raise ConfigError(f"{place}: the run has it tied, as {run.ties[name]}; change the prior of what it follows")
     if name not in run.names:
         raise ConfigError(f"{place}: the run has no such parameter; expected some of {', '.join(run.names)}")
     old = run.parameters[run.index(name)].distribution
@@ -111,10 +114,8 @@ def _parse(name: str, value: Any, run: Prior, path: Path) -> Distribution | Mass
             raise ConfigError(f"{place}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
     new = parse_prior(name, value, str(path))
     if not isinstance(new, Distribution):
-        raise ConfigError(
-            f"{place}: expected a prior, found a parameter that is fixed or tied, which has no density; give it a "
-            "narrow prior"
-        )
+        what = "a fixed value" if isinstance(new, Fixed) else "a tie"
+        raise ConfigError(f"{place}: expected a prior, found {what}, which has no density; give it a narrow one")
     return new
 
 
