@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from digs_survey.config import SurveyConfig
+from digs_survey.config import SurveyConfig, default_of
 from digs_survey.identity import prior_key
 from digs_survey.parameters import Prior
 from digs_survey.spectra import WavelengthGrid
@@ -50,7 +50,7 @@ def mismatches(card: dict[str, Any], config: SurveyConfig, grid: WavelengthGrid)
         ("noise", card["noise"], config.noise.model_dump(mode="json")),
         ("prior", prior_key(Prior.from_dict(card["parameters"])), prior_key(config.make_prior())),
     ):
-        found += [f"{section}.{line}" for line in _differences(trained, asked)]
+        found += [f"{section}.{line}" for line in _differences(section, trained, asked)]
     if config.noise.needs_catalog:
         found.append("noise (the catalog's own)")
     return found
@@ -74,7 +74,13 @@ def why_none(config: SurveyConfig, grid: WavelengthGrid) -> str:
     return "; ".join(told)
 
 
-def _differences(trained: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:
+def _differences(section: str, trained: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:
     for name in sorted({*trained, *asked}):
-        if trained.get(name) != asked.get(name):
-            yield f"{name} ({trained.get(name)}, not {asked.get(name)})"
+        # Settings that are left at their default may not be written.
+        before, now = (values.get(name, default_of(f"{section}.{name}")) for values in (trained, asked))
+        if before != now:
+            yield f"{name} ({_told(before)}, not {_told(now)})"
+
+
+def _told(value: Any) -> str:
+    return "no such parameter" if value is None else str(value)
