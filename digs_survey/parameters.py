@@ -153,7 +153,7 @@ PARAMETERS: dict[str, Parameter] = {
                 -5.0,
                 5.0,
                 "dex",
-                rf"$\log_{{10}} {{\rm SFR}}_{{{k}}}/{{\rm SFR}}_{{{k + 1}}}$",
+                rf"$\log_{{10}} r_{{{k}}}$",
                 f"star formation rate in bin {k} of age, counted from the youngest, over that in the next older bin",
             )
             for k, name in enumerate(binned_names("continuity", BINS[1]), 1)

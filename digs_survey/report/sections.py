@@ -38,8 +38,8 @@ _HISTORIES = {
     "delayed_tau": "delayed-tau",
     "tau": "exponential (tau)",
     "constant": "constant",
-    "continuity": "continuity, constant in {} bins of age",
-    "dirichlet": "Dirichlet, constant in {} bins of age",
+    "continuity": "continuity ({} bins of age)",
+    "dirichlet": "Dirichlet ({} bins of age)",
 }
 
 
