@@ -157,6 +157,7 @@ ADDED = {
     "noise.calibration_width": (NoiseConfig, "0.01", 0.01, 0.03),
     "noise.observing": (NoiseConfig, "{gaps=5}", ObservingConfig(gaps=5), ObservingConfig()),
     "model.age": (ModelConfig, "tage_tuniv", "tage_tuniv", "tage"),
+    "model.dust_law": (ModelConfig, "'smc'", "smc", "calzetti"),
     "model.sfh_bins": (ModelConfig, "5", 5, 7),
     "map.history_lookback_gyr": (MapConfig, "[0.1, 2]", (0.1, 2.0), ()),
     "map.error_floor": (MapConfig, "0.04", 0.04, 0.02),

@@ -10,6 +10,8 @@ from digs_survey.results.columns import COLUMNS, QUANTITIES, Column, find_column
 
 WITHOUT = {
     "importance_ess": "the list has no word for an effective sample size",
+    "reprior_ess": "the list has no word for an effective sample size",
+    "reprior_share": "the list has no word for a share of samples",
     "feature_distance": "the list has no word for a distance between spectra",
     "weight_scatter": "the list has no word for the scatter of a logarithm",
 }
