@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, ImportanceConfig, MCMCConfig
 from digs_survey.config.binned_prior import prior_of_bins, refuse_bins
 from digs_survey.config.dust_laws import DUST_CONSTANTS, DustLawName, check_dust
+from digs_survey.config.gas import check_gas
 from digs_survey.config.noise_sections import MissingConfig, NoiseConfig
 from digs_survey.config.types import Count, Fraction, Positive, Section, Share
 from digs_survey.distributions import CONDITIONAL, AnyPrior, Uniform
@@ -79,7 +80,8 @@ class ModelConfig(Section):
     nebular: bool = True
     """Nebular lines and continuum."""
     gas_logu: Annotated[float, Field(ge=-4.0, le=-1.0)] = -2.0
-    """Ionisation parameter of the gas, log10."""
+    """Ionisation parameter of the gas, log10. An entry prior.gas_logu makes it a parameter; one of prior.gas_logz gives
+    the gas a metallicity of its own, where otherwise it has the stars'."""
     zred: Annotated[float, Field(gt=0)] = 1e-5
     """Redshift whose luminosity distance (WMAP9) sets the amplitude of simulated spectra."""
 
@@ -415,6 +417,7 @@ class SurveyConfig(Section):
         if "sigma_smooth" in self.prior:
             self._check_free_spread()
         check_dust(self.model.dust_law, self.prior)
+        check_gas(self.model, self.prior)
         if self.model.binned:
             return prior_of_bins(self.model, self.prior)
         left_out = ("logtau",) if self.model.sfh == "constant" else ()

@@ -101,6 +101,8 @@ _QUANTITY_UCDS = {
     "dust2": "phys.absorption.opticalDepth;phys.dust",
     "dust1": "phys.absorption.opticalDepth;phys.dust",
     "dust_index": "phys.absorption;phys.dust;spect.index",
+    "gas_logz": "phys.abund.Z",
+    "gas_logu": "phys.ionizParam",
     "tage": "time.age",
     "tage_tuniv": "time.age;arith.ratio",
     "logtau": "time.scale",

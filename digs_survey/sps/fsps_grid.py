@@ -25,6 +25,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from digs_survey.errors import MissingDependencyError
+from digs_survey.sps.free_gas import GasRanges
 from digs_survey.sps.fsps import FSPS_SETTINGS, require_fsps
 from digs_survey.sps.grid import SSPGrid
 
@@ -47,7 +48,13 @@ def cache_folder() -> Path:
     return Path(get_cache_dir_path("digs-survey"))
 
 
-def read_fsps(*, gas_logu: float = -2.0, nebular: bool = True) -> SSPGrid:
+def fsps_gas_coverage() -> GasRanges:
+    """Return log10 Z/Zsun and log10 U that FSPS's emission tables cover."""
+    log_z, log_u = _gas_nodes(Path(os.environ["SPS_HOME"]))
+    return GasRanges((float(log_z[0]), float(log_z[-1])), (float(log_u[0]), float(log_u[-1])))
+
+
+def read_fsps(*, gas_logu: float = -2.0, nebular: bool = True, free_gas: GasRanges | None = None) -> SSPGrid:
     """Return FSPS's populations, on its own wavelengths and ages.
 
     The first call for given data and settings computes them (some minutes) and keeps them (about 150 MB) under

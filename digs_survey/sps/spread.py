@@ -77,8 +77,14 @@ def _samples(populations: SSPGrid) -> NDArray[np.float64]:
     ages = np.unique(np.linspace(0, max(young - 1, 0), 4).astype(int)) if young else np.empty(0, dtype=int)
     nearest = np.abs(populations.log_z[:, None] - populations.gas_log_z).argmin(axis=0)
     shining = populations.spectra[nearest][:, ages] + populations.nebular[:, ages]
-    bare = populations.spectra[:, np.linspace(young, populations.log_age.size - 1, 3).astype(int)]
     size = populations.wavelength.size
+    if (free := populations.free_gas) is not None:
+        ages = np.unique(np.linspace(0, free.photons.shape[1] - 1, 4).astype(int))
+        nearest = np.abs(populations.log_z[:, None] - free.log_z).argmin(axis=0)
+        glow = np.stack([[free.spectra(z, u)[ages] for z in free.log_z] for u in free.log_u])
+        with_gas = populations.spectra[nearest][:, ages] + free.photons[nearest][:, ages, None] * glow
+        shining = np.concatenate([shining.reshape(-1, size), with_gas.reshape(-1, size)])
+    bare = populations.spectra[:, np.linspace(young, populations.log_age.size - 1, 3).astype(int)]
     return np.concatenate([shining.reshape(-1, size), bare.reshape(-1, size)]) * populations.lnu_factor()
 
 
