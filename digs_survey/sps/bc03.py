@@ -160,7 +160,7 @@ def read_bc03(
         of_u = [_read_gas(files, log_age, project, cut, wave, float(node)) for node in needed]
         lines, luminosity = of_u[0][0], np.empty((log_z.size, 0, of_u[0][0].size))
         photons = _ionising_photons(files["stars"], of_u[0][1].shape[1])
-        photons /= photons.max()
+        photons /= photons[int(np.abs(log_z).argmin())].copy()
         like = np.minimum(np.arange(log_z.size), last)
         glow, emission = (np.stack([one[k][like] / photons[like, :, None] for one in of_u], axis=1) for k in (1, 2))
         free = FreeGas(log_z, needed, photons, emission.astype(np.float32), glow).within(free_gas)
