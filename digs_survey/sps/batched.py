@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,8 @@ _ROWS = 1_024
 """Galaxies computed together: many enough for the matrix products, few enough to stay in cache."""
 _TOLERANCE = 1e-6
 _MOST_TERMS = 8
+_NOTHING = 1e-13
+"""Share of an element's largest weight that is nothing but rounding."""
 _UNSEEN = 1e-6
 """Share of an element's largest weight below which the attenuation may be anything."""
 
@@ -139,7 +141,8 @@ class BatchedModel:
             ]
         if (free := populations.free_gas) is not None:
             part = GasPart(populations.log_z, free, slice(None), self._terms)
-            part.fill(0, gas_rows(free, lambda spectra: _onto_grid(spectra, ways))[None] / self._unit)
+            sparse = [csr_array(np.where(_seen(matrix, _NOTHING), way, 0)) for way in ways]
+            part.fill(0, gas_rows(free, partial(onto_grid, ways=sparse))[None] / self._unit)
             self._parts.append(part)
 
     def _spread(self, populations: SSPGrid, sampling: GridSampling, dust2: float) -> None:
@@ -183,8 +186,8 @@ class BatchedModel:
                 gas.fill(i, shining / self._unit)
             rows /= self._unit
             stars.fill(i, rows)
-            if apart is not None:
-                glow = [gas_rows(free, lambda spectra, way=way: onto_grid(spectra, way)) for way in of_panel]
+            if free is not None and apart is not None:
+                glow = [gas_rows(free, partial(onto_grid, ways=way)) for way in of_panel]
                 apart.fill(i, np.stack(glow) / self._unit)
         self._parts = [part for part in (stars, None if follows else gas, apart) if part is not None]
 
@@ -436,9 +439,9 @@ def _onto_grid(spectra: NDArray[np.floating], ways: list[NDArray[np.float32]]) -
     return np.concatenate([spectra @ way for way in ways], axis=2)
 
 
-def _seen(matrix: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which entries (wavelength, element) matter to their element."""
-    return np.asarray(np.abs(matrix) > _UNSEEN * np.abs(matrix).max(axis=0))
+def _seen(matrix: NDArray[np.float64], least: float = _UNSEEN) -> NDArray[np.bool_]:
+    """Which entries (wavelength, element) are more than a share of the largest of their element."""
+    return np.asarray(np.abs(matrix) > least * np.abs(matrix).max(axis=0))
 
 
 def _terms(offset: NDArray[np.float64], dust2: float, tolerance: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,10 +77,7 @@ def dusty_parts(
             for kind, nodes, ages, component in _cut(populations, dust.two)
         ]
         gas = _gas(populations, dust)
-        if gas:
-            glow = _glow(populations, dust, widest)
-        for part, ages, _ in gas:
-            part.fill(0, glow[None, :, ages] / unit)
+        _fill(gas, 0, populations, dust, [widest], unit)
         return dust, _ordered(made, gas), unit
     panels, edges = spread_nodes(populations, sampling, *spread)
     cut, unit = _cut(populations, dust.two), 0.0
@@ -91,10 +89,7 @@ def dusty_parts(
         unit = unit or _unit(smoothed[0][0], dust)
         for part, (kind, _, ages, _) in zip(parts, cut, strict=True):
             part.fill(i, np.stack([light[kind][:, ages] for light in smoothed]) / unit)
-        if gas:
-            glow = np.stack([_glow(populations, dust, matrix) for matrix in matrices])
-        for of_gas, ages, _ in gas:
-            of_gas.fill(i, glow[:, :, ages] / unit)
+        _fill(gas, i, populations, dust, matrices, unit)
     made = [DustyPart(part, ages.start, component) for part, (_, _, ages, component) in zip(parts, cut, strict=True)]
     return dust, _ordered(made, gas), unit
 
@@ -122,12 +117,23 @@ def _light(populations: SSPGrid, dust: ElementDust, matrix: csr_array) -> list[N
     return [stars]
 
 
-def _glow(populations: SSPGrid, dust: ElementDust, matrix: csr_array) -> NDArray[np.float32]:
-    """Free gas (node, age, term * piece) for each unit of photons."""
-    factor = populations.lnu_factor()[:, None]
-    ways = [csr_array(way.multiply(factor)) for way in dust.ways(matrix)]
-    assert populations.free_gas is not None
-    return gas_rows(populations.free_gas, lambda spectra: onto_grid(spectra, ways))
+def _fill(
+    parts: list[tuple[GasPart, slice, int]],
+    spread: int,
+    populations: SSPGrid,
+    dust: ElementDust,
+    matrices: list[csr_array],
+    unit: float,
+) -> None:
+    """Fill one panel of line spreads of parts of free gas, by the ways (wavelength, element) of its nodes."""
+    if (free := populations.free_gas) is None:
+        return
+    factor, glow = populations.lnu_factor()[:, None], []
+    for matrix in matrices:
+        ways = [csr_array(way.multiply(factor)) for way in dust.ways(matrix)]
+        glow.append(gas_rows(free, partial(onto_grid, ways=ways)))
+    for part, ages, _ in parts:
+        part.fill(spread, np.stack([rows[:, ages] for rows in glow]) / unit)
 
 
 def _gas(populations: SSPGrid, dust: ElementDust, spread: Any = None) -> list[tuple[GasPart, slice, int]]:

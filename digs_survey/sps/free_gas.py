@@ -23,7 +23,8 @@ from digs_survey.parameters import Prior
 
 __all__ = ["FreeGas", "GasAxis", "GasRanges", "check_gas_coverage", "gas_ranges", "gas_rows", "nodes_around"]
 
-_DEGREE = 4
+_LN_10 = float(np.log(10))
+_DEGREE = 5
 """Of the polynomials that stand for exponentials between two nodes."""
 _BEYOND = 0.03
 """How far in dex a prior may reach beyond the tables, where the gas is that of their ends: FSPS's begin at -1.98."""
@@ -138,7 +139,7 @@ class FreeGas:
         (z, of_z), (u, of_u) = _share(self.log_z, gas_logz), _share(self.log_u, gas_logu)
         poor, rich = ((1 - of_u) * one[u] + of_u * one[u + 1] for one in (table[z], table[z + 1]))
         mean = (1 - of_z) * poor + of_z * rich
-        return mean if self.profiles is None else 10**mean
+        return mean if self.profiles is None else np.exp(_LN_10 * mean)
 
 
 def gas_rows(gas: FreeGas, project: Callable[[NDArray[np.floating]], NDArray[np.float32]]) -> NDArray[np.float32]:

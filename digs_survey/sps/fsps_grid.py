@@ -4,8 +4,8 @@ Between the isochrones' metallicities FSPS's stars are linear in log10 Z. Its ga
 which is linear too, times emission tables that are exponential in log10 Z between nodes of their own; so the gas
 has a panel between each two neighbouring nodes of either kind, and is a polynomial there.
 
-Gas of a metallicity and log U of its own is kept as these tables are, at their nodes: continuum and lines apart, for the
-photons of one of the stars' metallicities.
+Gas of a metallicity and log U of its own is kept as these tables are, at their nodes: continuum and lines apart, for
+the photons of one of the stars' metallicities.
 
 FSPS keeps its state in Fortran, shared by all its objects in a process, and ends the process on an error: so the
 populations are computed in a process of their own.
