@@ -36,12 +36,12 @@ from digs_survey.sps.dust import LAWS, dust_law
 from digs_survey.sps.dusty_parts import dusty_parts
 from digs_survey.sps.element_dust import ElementDust
 from digs_survey.sps.formed import histories
-from digs_survey.sps.free_gas import check_gas_coverage, gas_ranges, gas_rows
+from digs_survey.sps.free_gas import gas_ranges, gas_rows
 from digs_survey.sps.gas_parts import GasPart
 from digs_survey.sps.grid import SSPGrid, calzetti_curve, check_coverage
 from digs_survey.sps.history import HistoryWeights, star_formation_rate
 from digs_survey.sps.parts import Part, SpreadPart
-from digs_survey.sps.prospector import bc03_populations, gas_coverage, import_prospector
+from digs_survey.sps.prospector import bc03_populations, check_gas_of_source, import_prospector
 from digs_survey.sps.sampling import GridSampling
 from digs_survey.sps.spread import TOLERANCE, onto_grid, spread_nodes
 from digs_survey.sps.universe import at_zred, physical_prior
@@ -96,7 +96,7 @@ class BatchedModel:
 
     def __init__(self, populations: SSPGrid, sampling: GridSampling, model: ModelConfig, prior: Prior) -> None:
         check_coverage(prior, populations.log_z, populations.log_age, model.source)
-        check_gas_coverage(prior, gas_coverage(model.source), model.source)
+        check_gas_of_source(prior, model.source)
         self.prior, self.grid, self._gas_logu = prior, sampling.grid, model.gas_logu
         self._sfh, self.zred = model.sfh, model.zred
         self._columns = {name: prior.index(name) for name in prior.names}

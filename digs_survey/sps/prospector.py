@@ -23,7 +23,7 @@ from digs_survey.sps.linespread import constant_sigma_kms
 from digs_survey.sps.sampling import GridSampling
 from digs_survey.sps.universe import at_zred, physical_prior
 
-__all__ = ["ProspectorSimulator", "bc03_populations", "gas_coverage", "import_prospector"]
+__all__ = ["ProspectorSimulator", "bc03_populations", "check_gas_of_source", "import_prospector"]
 
 
 def _mass(logmass: NDArray[np.float64] | float = 0.0, **_: Any) -> NDArray[np.float64]:
@@ -194,11 +194,22 @@ def _check_prior(prior: Prior, sps: Any, source: str) -> None:
     else:
         log_z, log_age = sps.grid.log_z, sps.grid.log_age
     check_coverage(prior, log_z, log_age, source)
-    check_gas_coverage(prior, gas_coverage(source), source)
+    check_gas_of_source(prior, source)
 
 
-def gas_coverage(source: str) -> GasRanges:
-    """Return log10 Z/Zsun and log10 U that a source's tables of the gas cover."""
+def check_gas_of_source(prior: Prior, source: str) -> None:
+    """Refuse a prior that reaches beyond the tables of the gas of a source.
+
+    Raises
+    ------
+    ConfigError
+        Naming the parameter, what the source covers and what was found.
+    """
+    if any(name in prior.names for name in GAS):
+        check_gas_coverage(prior, _gas_coverage(source), source)
+
+
+def _gas_coverage(source: str) -> GasRanges:
     if source == "fsps":
         from digs_survey.sps.fsps_grid import fsps_gas_coverage
 
