@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GasPart"]
 
-_RESIDUE = 1e-5
+_RESIDUE = 5e-7
 """Share of the emission that sums of fewer functions may leave out."""
 _SAMPLED = 40
 """Nodes of the gas that say which elements are faint."""
