@@ -210,9 +210,7 @@ def _extract(settings: dict[str, Any], nebular: bool, gas_nodes: NDArray[np.floa
     }
 
 
-def _extract_free(
-    settings: dict[str, Any], of_z: NDArray[np.float64], of_u: NDArray[np.float64]
-) -> dict[str, NDArray[Any]]:
+def _extract_free(settings: dict[str, Any], of_z: NDArray[np.float64], of_u: NDArray[np.float64]) -> dict[str, Any]:
     """As :func:`_extract`, for gas of any metallicity and log U."""
     import fsps
     from prospect.sources.constants import lightspeed
@@ -241,7 +239,7 @@ def _extract_free(
     lines = np.empty((of_z.size, of_u.size, young, populations.emline_wavelengths.size))
     emission = np.empty((of_z.size, of_u.size, young, wavelength.size), dtype=np.float32)
     for i, j in np.ndindex(of_z.size, of_u.size):
-        total = spectra(log_z[solar], True, of_z[i], of_u[j])[:young]
+        total = spectra(log_z[solar], True, float(of_z[i]), float(of_u[j]))[:young]
         emission[i, j] = np.log10(np.maximum(total - light[solar, :young], _DARK))
         lines[i, j] = np.log10(np.maximum(populations.emline_luminosity[:young], _DARK))
     return {
