@@ -21,7 +21,7 @@ from digs_survey.estimator.features import Features
 from digs_survey.estimator.robust import clip_outliers
 from digs_survey.noise.observation import split_clean, split_observed
 from digs_survey.noise.row_likelihood import calibration_terms
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 
 __all__ = ["Channels", "FilledFlux", "LeastSquares", "TrialFeatures"]
 

@@ -10,13 +10,23 @@ The names are those of Prospector's priors (``prospect.models.priors``).
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 from scipy import special
 
 __all__ = [
@@ -41,8 +51,11 @@ Array = NDArray[np.float64]
 _FAR = 8.0
 """Sigmas from the middle at which a normal prior that names no ends is cut: beyond lies a share of 1e-15."""
 
+_FROM_END = 1e-9
+"""Distance to an end, as a share of the range, from which :meth:`Distribution.within` takes values."""
 
-class Distribution(BaseModel):
+
+class Distribution(BaseModel, ABC):
     """A prior of one parameter, cut at ``low`` and ``high``; both are in the parameter's own unit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -57,22 +70,27 @@ class Distribution(BaseModel):
             raise ValueError(f"expected finite low < high, found [{self.low:g}, {self.high:g}]")
         return self
 
+    @abstractmethod
     def cdf(self, value: ArrayLike) -> Array:
         """Cumulative distribution F at values (...): 0 at ``low``, 1 at ``high``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ppf(self, share: ArrayLike) -> Array:
         """Inverse of :meth:`cdf`: values (...) between the ends for shares (...) between 0 and 1."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_pdf(self, value: ArrayLike) -> Array:
         """Log density at values (...) between the ends; what it gives elsewhere has no meaning."""
-        raise NotImplementedError
 
     def __str__(self) -> str:
         """Return the kind and its numbers, as people read them: ``normal, mean 0.3, sigma 1``."""
         numbers = self.model_dump(exclude={"prior", "low", "high"})
         return ", ".join([self.prior.replace("_", " "), *(f"{name} {value:g}" for name, value in numbers.items())])
+
+    def within(self, value: ArrayLike) -> Array:
+        """Values (...) between the ends, and a little off them, where some densities are infinite."""
+        step = _FROM_END * (self.high - self.low)
+        return np.clip(np.asarray(value, dtype=float), self.low + step, self.high - step)
 
     def _clipped(self, value: Any) -> Array:
         return np.clip(np.asarray(value, dtype=float), self.low, self.high)
@@ -125,29 +143,29 @@ class LogUniform(Distribution):
 class _Cut(Distribution):
     """A symmetric distribution of a place z = z(value), cut at both ends."""
 
+    @abstractmethod
     def _place(self, value: Any) -> Any:
         """Return z of values (...), which increases with them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _value(self, place: Any) -> Any:
         """Inverse of :meth:`_place`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _log_slope(self, value: Any) -> Any:
         """Log of dz / d value."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _below(self, place: Any) -> Any:
         """Share of the whole distribution below z."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _place_below(self, share: Any) -> Any:
         """Inverse of :meth:`_below`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _log_density(self, place: Any) -> Any:
         """Log density of the whole distribution in z."""
-        raise NotImplementedError
 
     @cached_property
     def _turned(self) -> bool:
@@ -355,6 +373,11 @@ def _far_ends(data: Any, kind: str, middle: str, ends: Callable[[float, float], 
     return {"low": low, "high": high} | data
 
 
+def _number_fixes(data: Any) -> Any:
+    """Return what a number alone stands for."""
+    return {"value": data} if isinstance(data, int | float) else data
+
+
 def _kind(data: Any) -> str:
     """Return the kind of a prior: what it says, or uniform."""
     for kind, key, tag in ((Fixed, "value", "fixed"), (Tied, "tied", "tied")):
@@ -373,19 +396,23 @@ CONDITIONAL = "mass_metallicity"
 """What it may say besides in the file of ``digs-survey reprior``, and nowhere else: it depends on another parameter."""
 
 AnyPrior = Annotated[
-    Annotated[Uniform, Tag("uniform")]
-    | Annotated[LogUniform, Tag("log_uniform")]
-    | Annotated[Normal, Tag("normal")]
-    | Annotated[Normal, Tag("clipped_normal")]
-    | Annotated[LogNormal, Tag("log_normal")]
-    | Annotated[StudentT, Tag("student_t")]
-    | Annotated[Beta, Tag("beta")]
-    | Annotated[Fixed, Tag("fixed")]
-    | Annotated[Tied, Tag("tied")],
-    Discriminator(
-        _kind,
-        custom_error_type="kind_of_prior",
-        custom_error_message="expected one of the priors " + ", ".join(KINDS),
-    ),
+    Annotated[
+        Annotated[Uniform, Tag("uniform")]
+        | Annotated[LogUniform, Tag("log_uniform")]
+        | Annotated[Normal, Tag("normal")]
+        | Annotated[Normal, Tag("clipped_normal")]
+        | Annotated[LogNormal, Tag("log_normal")]
+        | Annotated[StudentT, Tag("student_t")]
+        | Annotated[Beta, Tag("beta")]
+        | Annotated[Fixed, Tag("fixed")]
+        | Annotated[Tied, Tag("tied")],
+        Discriminator(
+            _kind,
+            custom_error_type="kind_of_prior",
+            custom_error_message="expected one of the priors " + ", ".join(KINDS),
+        ),
+    ],
+    BeforeValidator(_number_fixes),
 ]
-"""Any of them; one that does not say which is uniform. A ``value`` fixes the parameter, ``tied`` ties it to another."""
+"""Any of them; one that does not say which is uniform. A number, or ``value``, fixes the parameter; ``tied``
+ties it to another."""

@@ -19,7 +19,7 @@ from digs_survey.config import ImportanceConfig, MapConfig, ModelConfig, SurveyC
 from digs_survey.distributions import Fixed, Given, Uniform
 from digs_survey.errors import ConfigError
 from digs_survey.noise.model import NoiseModel
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 
 __all__ = ["RunIdentity", "prior_key"]
@@ -127,9 +127,12 @@ class RunIdentity:
             differences.append(f"prior.sigma_smooth: the posterior has {fixed} in its place")
         differences += _differences("noise", config.noise, self.noise.config)
         trained = self.prior.priors
+        told = {"sigma_smooth", "tage", "tage_tuniv"}
         for name, prior in config.prior.items():
             if name in trained:
                 differences += _prior_differences(f"prior.{name}", prior, trained[name])
+            elif name in config.make_prior().priors.keys() - told:
+                differences.append(f"prior.{name}: the posterior has no such parameter")
         if other := {"tage", "tage_tuniv"} & config.prior.keys() - trained.keys():
             instead = "bins of age" if self.model.binned else f"prior.{self.model.age}"
             differences.append(f"prior.{other.pop()}: the posterior has {instead} in its place")

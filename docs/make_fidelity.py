@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from digs_survey.config import GridConfig, ModelConfig
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.report.figures.style import BAND, INK, MCMC, NPE, WIDE, canvas, encode, style, zero_line
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.bc03 import read_bc03

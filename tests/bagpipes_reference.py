@@ -13,7 +13,7 @@ import numpy as np
 from references import METALLICITIES, as_tabulated, sphere
 
 from digs_survey.config import ModelConfig
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.prospector import ProspectorSimulator
 

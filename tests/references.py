@@ -17,7 +17,7 @@ from scipy.integrate import quad_vec
 from scipy.ndimage import gaussian_filter1d
 
 from digs_survey.config import ModelConfig
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid, air_to_vacuum, vacuum_to_air
 from digs_survey.sps.bc03 import BC03Basis, _line_profiles, bc03_files, read_bc03
 from digs_survey.sps.grid import SSPGrid

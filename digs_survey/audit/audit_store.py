@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from digs_survey import formats
 from digs_survey.audit.calibration.calibration import LEVELS, Calibration
 from digs_survey.audit.residuals import BAND
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.store.storage import ArraySpec, create_dataset, create_group, new_folder
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from digs_survey.audit.mcmc.agreement import median_of
 from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyFit
 from digs_survey.audit.sample import Sample
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 
 __all__ = ["chain_summary", "distance_summary", "sample_arrays", "stack_fits"]
 

@@ -19,7 +19,7 @@ from digs_survey.config import SurveyConfig
 from digs_survey.errors import RunDirectoryError
 from digs_survey.identity import RunIdentity
 from digs_survey.noise.observed_rows import prepare_for
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.quality import NO_POSTERIOR
 from digs_survey.sps.universe import age_of_universe
 

@@ -133,7 +133,7 @@ def _device() -> Check:
 
 def _bc03() -> Check:
     from digs_survey.config import ModelConfig
-    from digs_survey.parameters import Prior
+    from digs_survey.prior import Prior
     from digs_survey.spectra import WavelengthGrid
     from digs_survey.sps.prospector import ProspectorSimulator
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from digs_survey.distributions import Beta, Distribution, Given, StudentT
 from digs_survey.errors import ConfigError
-from digs_survey.parameters import BINNED, MAX_REDSHIFT, PARAMETERS, Prior, binned_names
+from digs_survey.parameters import BINNED, MAX_REDSHIFT, PARAMETERS, binned_names
+from digs_survey.prior import Prior
 
 if TYPE_CHECKING:
-    from digs_survey.config.survey_config import ModelConfig
+    from digs_survey.config.model_section import ModelConfig
 
 __all__ = ["prior_of_bins", "refuse_bins"]
 

@@ -133,9 +133,8 @@ def parse_prior(parameter: str, value: Any, source: str) -> Given:
     ConfigError
         Naming the file ``source`` and all that is wrong.
     """
-    given = {"value": value} if isinstance(value, int | float) else value
     try:
-        return _Priors.model_validate({"prior": {parameter: given}}).prior[parameter]
+        return _Priors.model_validate({"prior": {parameter: value}}).prior[parameter]
     except ValidationError as error:
         raise _unusable(source, error) from error
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, ImportanceConfig, MCMCConfig
 from digs_survey.config.binned_prior import prior_of_bins, refuse_bins
-from digs_survey.config.dust_laws import DUST_CONSTANTS, DustLawName, check_dust
+from digs_survey.config.dust_laws import check_dust
 from digs_survey.config.gas import check_gas
+from digs_survey.config.map_section import MapConfig
+from digs_survey.config.model_section import ModelConfig
 from digs_survey.config.noise_sections import MissingConfig, NoiseConfig
-from digs_survey.config.types import Count, Fraction, Positive, Section, Share
+from digs_survey.config.train_section import TrainConfig
+from digs_survey.config.types import Count, Positive, Section
 from digs_survey.distributions import CONDITIONAL, AnyPrior, Uniform
 from digs_survey.errors import ConfigError
-from digs_survey.parameters import BINNED, BINS, Prior, percent, rate_at
+from digs_survey.prior import Prior
 
 __all__ = [
     "AuditConfig",
@@ -34,82 +36,6 @@ __all__ = [
     "SurveyConfig",
     "TrainConfig",
 ]
-
-ResolvingPower = Annotated[float, Field(ge=10.0, allow_inf_nan=False)]
-DerivedName = Literal[
-    "tage", "surviving_mass", "mass_weighted_age", "sfr_10", "sfr_100", "ssfr_10", "ssfr_100", "t50", "t90"
-]
-
-
-class ModelConfig(Section):
-    """What makes the spectra."""
-
-    added = frozenset({"age", "dust_law", "sfh_bins"})
-
-    source: Literal["bc03", "fsps"] = "bc03"
-    """Stellar populations: BC03-MILES (no data to download) or python-fsps (needs SPS_HOME)."""
-    sfh: Literal["delayed_tau", "tau", "constant", "continuity", "dirichlet"] = "delayed_tau"
-    """Star formation history: t exp(-t/tau), exp(-t/tau), or a constant rate (logtau, with any bounds
-    given for it, is then left out). "continuity" and "dirichlet" have constant rates in bins of age back to the
-    beginning of the universe, and neither an age nor logtau: docs/models.md."""
-    sfh_bins: Annotated[int, Field(ge=BINS[0], le=BINS[1])] = 7
-    """For "continuity" and "dirichlet": bins of age. The first two end at 30 and 100 Myr, the last begins at 0.85 times
-    the age of the universe at the galaxy's redshift, and the others are equal steps in log age."""
-    age: Literal["tage", "tage_tuniv"] = "tage"
-    """The parameter of the age: in Gyr, with the same prior at every redshift, or as a share of the age of the universe
-    at the galaxy's redshift (needs noise.kind = "row"); tables then have tage too, in Gyr. Not used where the history
-    is in bins."""
-    line_spread: Literal["velocity", "resolving_power", "table"] = "velocity"
-    """Which of the following smooths spectra, on top of the populations' own resolution (MILES: 2.5 Angstrom FWHM)."""
-    smoothing_kms: Annotated[float, Field(gt=0, le=12_000)] = 350.0
-    """For "velocity": Gaussian sigma. 350 km/s is wavelength / sigma = 857, which is wavelength / FWHM = 364. Not used
-    where prior.sigma_smooth makes it a parameter."""
-    resolving_power: ResolvingPower = 100.0
-    """For "resolving_power": wavelength / FWHM at all wavelengths. 100 is a sigma of 1273 km/s."""
-    line_spread_angstrom: tuple[Positive, ...] = ()
-    """For "table": increasing vacuum wavelengths that cover the grid, in the observed frame of ``zred``."""
-    line_spread_resolving_power: tuple[ResolvingPower, ...] = ()
-    """For "table": wavelength / FWHM at each of them."""
-    resampling: Literal["mean", "point"] = "mean"
-    """Onto the grid: the mean over each element (conserves flux), or its value at the centre."""
-    dust_law: DustLawName = "calzetti"
-    """Attenuation curve of the diffuse dust, as FSPS has it: Calzetti et al. (2000), a power law, Kriek & Conroy
-    (2013), the Milky Way's (Cardelli et al. 1989, R_V = 3.1) or the SMC bar's (Gordon et al. 2003). Bounds in
-    prior.dust_index free the slope of the second and third. Those in prior.dust1 add the dust of birth clouds, before
-    stars and gas younger than 10 Myr, to any but the first."""
-    nebular: bool = True
-    """Nebular lines and continuum."""
-    gas_logu: Annotated[float, Field(ge=-4.0, le=-1.0)] = -2.0
-    """Ionisation parameter of the gas, log10. An entry prior.gas_logu makes it a parameter; one of prior.gas_logz gives
-    the gas a metallicity of its own, where otherwise it has the stars'."""
-    zred: Annotated[float, Field(gt=0)] = 1e-5
-    """Redshift whose luminosity distance (WMAP9) sets the amplitude of simulated spectra."""
-
-    @property
-    def binned(self) -> bool:
-        """Whether the history is in bins of age."""
-        return self.sfh in BINNED
-
-    def constant(self, name: str) -> float:
-        """Return the value of a parameter of the dust that is not free."""
-        return DUST_CONSTANTS[name]
-
-    @model_validator(mode="after")
-    def _table(self) -> ModelConfig:
-        wavelength, power = self.line_spread_angstrom, self.line_spread_resolving_power
-        if len(wavelength) != len(power):
-            raise ValueError(
-                "line_spread_angstrom and line_spread_resolving_power: expected equal lengths, "
-                f"found {len(wavelength)} and {len(power)}"
-            )
-        if list(wavelength) != sorted(set(wavelength)):
-            raise ValueError("line_spread_angstrom: expected increasing wavelengths")
-        if self.line_spread == "table" and len(wavelength) < 2:
-            raise ValueError(
-                "line_spread = 'table': expected two wavelengths or more in line_spread_angstrom and "
-                f"line_spread_resolving_power, found {len(wavelength)}"
-            )
-        return self
 
 
 class GridConfig(Section):
@@ -154,161 +80,6 @@ class AugmentConfig(Section):
     """Noisy copies of each simulation."""
 
 
-class TrainConfig(Section):
-    """The neural posterior estimator and its training."""
-
-    flow: Literal["maf", "zuko_maf", "zuko_nsf"] = "maf"
-    """sbi's builder: the masked autoregressive flow of nflows (the paper's) or of zuko, or zuko's neural splines."""
-    hidden_features: Count = 64
-    """Units in each hidden layer of each transform."""
-    transforms: Count = 5
-    blocks: Count = 2
-    """Hidden layers in each transform after the first."""
-    embedding: Literal["none", "mlp", "conv"] = "mlp"
-    """Between features and flow, once for each spectrum: nothing, a residual perceptron, or residual convolutions
-    along the elements, which need whitening = "element"."""
-    embedding_features: Count = 64
-    """What an embedding gives to the flow."""
-    embedding_layers: Annotated[int, Field(ge=0)] = 2
-    """Residual layers of an embedding."""
-    flux_transform: Literal["log10", "asinh"] = "log10"
-    """Of the flux: its log10, or the inverse hyperbolic sine of it in units of the noise, which is log10 where
-    the flux is bright, linear where it is faint, and knows negative flux."""
-    whitening: Literal["pca", "element", "least_squares"] = "pca"
-    """Principal components of the features, or the features of each element, both of unit variance; or, with
-    noise.kind = "row", coefficients of principal components fitted to the spectrum by least squares with the row's own
-    errors, and the errors of the coefficients."""
-    components: Count = 40
-    """For "pca" and "least_squares": principal components (at most the grid's elements)."""
-    amplitude: Literal["feature", "centred", "equivariant"] = "centred"
-    """How a spectrum's amplitude gets to the mass: as one more feature; also as the centre of the mass coordinate; or
-    by symmetry, where the network sees the shape alone and log mass is relative to the amplitude."""
-    pairs: Literal["fresh", "disk"] = "fresh"
-    """Noisy spectra to train on: fresh noise on the simulations in each pass, or the pairs of the augment stage, whose
-    noise is the same in each pass."""
-    ensemble: Count = 1
-    """Flows trained apart over the same features, whose equal mixture is the posterior."""
-    batch_size: Count = 4096
-    epochs: Count = 40
-    """Passes over the training split."""
-    learning_rate: Positive = 1e-2
-    gradient_clip: Positive = 2.0
-    validation_fraction: Fraction = 0.05
-    """Share of the simulations that no weight is trained on; with all their pairs where pairs are read from disk."""
-    patience: Count = 20
-    """Epochs without a better validation loss after which training stops."""
-    workers: Count = 1
-    """Data-parallel workers (Ray Train where more than one, or on a Ray cluster)."""
-    threads_per_worker: Count = 2
-    """Threads of each worker; part of what fixes the weights to the bit."""
-    buffer_rows: Annotated[int, Field(ge=2)] = 1_000_000
-    """Simulations, or pairs, in the memory of each worker at most (4 bytes for each element); more are streamed."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the embedding network's matrix products; densities are float32 always. "auto" takes bfloat16 on a GPU."""
-
-    @model_validator(mode="after")
-    def _elements_for_convolutions(self) -> TrainConfig:
-        if self.embedding == "conv" and self.whitening != "element":
-            raise ValueError(
-                "embedding = 'conv' convolves along the elements of the grid; expected whitening = 'element', "
-                f"found {self.whitening!r}"
-            )
-        return self
-
-
-MIN_RECALIBRATION = 1_000
-"""Simulations below which corrected levels are no better than what they correct."""
-
-
-class MapConfig(Section):
-    """Applying the frozen posterior to every row."""
-
-    of_rows: ClassVar[frozenset[str]] = frozenset({"error_floor", "mask_lines"})
-    """Keys that need noise.kind = "row"."""
-    added = of_rows | {"history_lookback_gyr"}
-
-    draws: Annotated[int, Field(ge=16)] = 1_000
-    quantiles: tuple[Fraction, ...] = (0.025, 0.16, 0.5, 0.84, 0.975)
-    rows_per_shard: Annotated[int, Field(ge=0)] = 0
-    """Rows that are computed, written and marked as done together; 0 takes a power of two between 256 and 65,536 that
-    makes some 256 shards. Results do not depend on it."""
-    derived: tuple[DerivedName, ...] = ()
-    """What percentiles are wanted of besides the parameters; surviving mass needs the model's populations."""
-    history_lookback_gyr: tuple[Annotated[float, Field(ge=1e-4, le=14)], ...] = ()
-    """Lookback times, in order, at which percentiles of the star formation rate are wanted."""
-    samples: Annotated[int, Field(ge=0)] = 0
-    """Draws of each row, evenly thinned, that are kept in posterior.zarr."""
-    samples_column: str = ""
-    """Column of the catalog whose nonzero rows keep them; without one, every row does."""
-    min_good_fraction: Fraction = 0.8
-    """Rows with fewer good elements get a quality bit and no posterior."""
-    error_floor: Share | Literal["fit"] = 0.02
-    """With noise.kind = "row": share of a row's own smoothed flux that is added in quadrature to its errors, for what
-    the model gets wrong and the catalog's errors leave out. "fit" learns it from the residuals of the survey's rows."""
-    mask_lines: bool = True
-    """With noise.kind = "row": leave out the elements of strong emission lines, which the model's gas, of one
-    ionisation parameter, describes badly in many galaxies."""
-    predictive_draws: Annotated[int, Field(ge=0)] = 0
-    """Draws of each row whose spectra are held against it: chi-square, its p-value, those of an error of the redshift
-    and of a step in the calibration, the distance of its features from those of the simulations, and the bits POOR_FIT
-    and CALIBRATION_STEP; 0 leaves all of that out."""
-    min_pvalue: Annotated[float, Field(ge=0, lt=1)] = 1e-5
-    """P-value below which a row gets POOR_FIT (chi-square, redshift) or CALIBRATION_STEP (step)."""
-    recalibrate: Annotated[int, Field(ge=0)] = 0
-    """Simulations on which the levels of the parameters' percentiles are corrected, so that each holds the share of
-    truths that it names; 0 gives the posterior's own. Draws, derived quantities and weighted percentiles stay."""
-    edge_fraction: Fraction = 0.02
-    """Width, as a fraction of the prior's range, of the strip at each edge that PRIOR_EDGE looks at."""
-    edge_mass: Fraction = 0.25
-    """Posterior mass in that strip from which on a row gets PRIOR_EDGE."""
-    workers: Annotated[int, Field(ge=0)] = 0
-    """Ray actors; 0 takes one for each core of the cluster."""
-
-    @property
-    def quantities(self) -> tuple[str, ...]:
-        """Names of all that is derived from draws."""
-        return (*self.derived, *(rate_at(time).name for time in self.history_lookback_gyr))
-
-    def shard_size(self, rows: int) -> int:
-        """Return the rows of a shard of a catalog of so many rows."""
-        if self.rows_per_shard:
-            return self.rows_per_shard
-        return min(max(2 ** math.ceil(math.log2(rows / 256)), 256), 65_536)
-
-    @model_validator(mode="after")
-    def _samples(self) -> MapConfig:
-        if self.samples > self.draws:
-            raise ValueError(f"samples: expected at most the {self.draws} draws, found {self.samples}")
-        if 0 < self.recalibrate < MIN_RECALIBRATION:
-            raise ValueError(
-                f"recalibrate: expected 0 or at least {MIN_RECALIBRATION} simulations, found {self.recalibrate}"
-            )
-        if self.predictive_draws > self.draws:
-            raise ValueError(
-                f"predictive_draws: expected at most the {self.draws} draws, found {self.predictive_draws}"
-            )
-        if self.samples_column and not self.samples:
-            raise ValueError("samples_column: expected samples = 1 or more with it, found 0")
-        if len(set(self.derived)) < len(self.derived):
-            raise ValueError("derived: expected each quantity once")
-        if list(self.history_lookback_gyr) != sorted(set(self.history_lookback_gyr)):
-            raise ValueError("history_lookback_gyr: expected increasing lookback times")
-        return self
-
-    @model_validator(mode="after")
-    def _quantiles(self) -> MapConfig:
-        if list(self.quantiles) != sorted(set(self.quantiles)) or 0.5 not in self.quantiles:
-            raise ValueError("expected increasing quantiles that include 0.5")
-        names = [percent(quantile) for quantile in self.quantiles]
-        if same := [name for name in names if names.count(name) > 1]:
-            raise ValueError(
-                "quantiles: expected values that differ in the first six digits of their percentage, which names their "
-                f"columns, found two of {same[0]} %"
-            )
-        return self
-
-
 class SurveyConfig(Section):
     """Everything that decides a run's results; see ``catalogs/*.toml`` for presets."""
 
@@ -343,12 +114,8 @@ class SurveyConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _parameters_of_model(cls, data: Any) -> Any:
-        """Take the section of the model's parameters, where a number alone fixes one."""
-        data = with_parameters(data)
-        if not isinstance(data, dict) or not isinstance(data.get("prior"), dict):
-            return data
-        given = {name: {"value": one} if isinstance(one, int | float) else one for name, one in data["prior"].items()}
-        return data | {"prior": given}
+        """Take the section of the model's parameters."""
+        return with_parameters(data)
 
     @model_validator(mode="after")
     def _prior_and_walkers(self) -> SurveyConfig:

@@ -21,7 +21,7 @@ from digs_survey.config import ModelConfig, NoiseConfig, SurveyConfig
 from digs_survey.errors import CatalogError, RunDirectoryError
 from digs_survey.identity import RunIdentity
 from digs_survey.noise.model import NoiseModel
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.store.locations import is_file, location
 from digs_survey.store.storage import read_bytes, read_json, write_bytes, write_json

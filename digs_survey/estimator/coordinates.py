@@ -29,7 +29,7 @@ from torch.nn.functional import logsigmoid
 
 from digs_survey.errors import ConfigError
 from digs_survey.estimator.robust import clip_outliers, ordinary_rows
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 
 __all__ = ["Coordinates"]
 

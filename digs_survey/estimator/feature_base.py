@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from digs_survey.config import TrainConfig
 from digs_survey.estimator.coordinates import Coordinates
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 
 __all__ = ["MIN_VARIANCE", "RANGE", "FeatureBase"]
 

@@ -19,7 +19,7 @@ from digs_survey.estimator.brightness import AsinhFlux, LogFlux
 from digs_survey.estimator.feature_base import MIN_VARIANCE, RANGE, FeatureBase
 from digs_survey.estimator.fitted_features import FittedFeatures
 from digs_survey.estimator.robust import clip_outliers, ordinary_rows
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 
 __all__ = ["FeatureBuilder", "Features", "build_features"]
 

@@ -21,7 +21,7 @@ from digs_survey.estimator.flows.sampler import MaskedFlow
 from digs_survey.estimator.threads import for_each
 from digs_survey.identity import RunIdentity
 from digs_survey.noise.model import NoiseModel
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 
 __all__ = ["FrozenPosterior"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from digs_survey.config import SurveyConfig, default_of
 from digs_survey.identity import prior_key
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.store.storage import read_json
 

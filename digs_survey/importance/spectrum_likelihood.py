@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digs_survey.noise.model import NoiseModel
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.sps.arrays import one_thread
 from digs_survey.sps.batched import BatchedModel
 from digs_survey.sps.universe import physical_theta

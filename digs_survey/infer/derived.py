@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import map_coordinates
 
-from digs_survey.parameters import BINNED, Prior, rate_at, time_of_rate
+from digs_survey.parameters import BINNED, rate_at, time_of_rate
+from digs_survey.prior import Prior
 from digs_survey.sps.batched import BatchedModel
 from digs_survey.sps.bins import BinWeights
 from digs_survey.sps.formed import BinnedHistories, histories

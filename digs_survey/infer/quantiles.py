@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 
 __all__ = ["draw_quantiles", "ordered_quantiles", "positive_quantiles", "smooth_quantiles"]
 

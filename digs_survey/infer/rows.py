@@ -98,7 +98,7 @@ def piles_up(u: NDArray[np.floating], edge_fraction: float, edge_mass: float) ->
     u : ndarray, shape (n, ndim, draws)
         Draws in the unconstrained coordinates of the prior, the logit of its cumulative distribution.
     edge_fraction : float
-        Width of the strip at each edge, as a fraction of the prior's range.
+        Share of the prior's probability in the strip at each edge.
     edge_mass : float
     """
     low = (u < logit(edge_fraction)).mean(axis=-1)

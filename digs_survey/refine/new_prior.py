@@ -14,15 +14,13 @@ from pydantic import ValidationError
 from digs_survey.config import parse_prior, read_parameters
 from digs_survey.distributions import CONDITIONAL, Distribution, Fixed
 from digs_survey.errors import ConfigError
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.refine.mass_metallicity import MassMetallicity
 
 __all__ = ["NewPrior"]
 
 _MAY_BE_OUTSIDE = 1e-3
 """Share of a new prior that may lie where the run's has no draws."""
-_FROM_END = 1e-9
-"""Distance to an end, as a share of the range, from which densities are taken: at the end some are infinite."""
 _MASSES = 512
 """Masses at which a prior that depends on the mass is held against the run's ends."""
 
@@ -64,7 +62,7 @@ class NewPrior:
             old = self.run.parameters[self.run.index(name)].distribution
             # Draws are kept as float32, which may lie a little beyond the end.
             value = np.clip(np.asarray(theta[..., self.run.index(name)], dtype=float), old.low, old.high)
-            density = self._log_pdf(new, _within(new, value), theta) - old.log_pdf(_within(old, value))
+            density = self._log_pdf(new, value, theta) - old.log_pdf(old.within(value))
             total += np.where((value >= new.low) & (value <= new.high), density, -np.inf)
         return total
 
@@ -72,7 +70,7 @@ class NewPrior:
         self, new: Distribution | MassMetallicity, value: NDArray[np.float64], theta: NDArray[np.floating]
     ) -> NDArray[np.float64]:
         if isinstance(new, Distribution):
-            return new.log_pdf(value)
+            return new.log_pdf(new.within(value))
         known = self.run.complete({name: theta[..., k] for k, name in enumerate(self.run.names)})
         return new.log_pdf(value, known["logmass"])
 
@@ -133,8 +131,3 @@ def _check_inside(name: str, new: Distribution | MassMetallicity, run: Prior) ->
             f"no draws outside; found [{new.low:g}, {new.high:g}], with {outside:.2g} of its probability outside. Give "
             "low and high within the run's, or train with the wider prior"
         )
-
-
-def _within(prior: Distribution | MassMetallicity, value: NDArray[np.float64]) -> NDArray[np.float64]:
-    step = _FROM_END * (prior.high - prior.low)
-    return np.clip(value, prior.low + step, prior.high - step)

@@ -35,8 +35,6 @@ LEFT_OUT = NO_POSTERIOR | QualityFlag.OUTSIDE_SIMULATIONS | QualityFlag.POOR_FIT
 _BLOCK_ROWS = 4_096
 _LEAST = 1e-12
 """Share of a bin that counts as none: shares are searched from there on, so that no row becomes impossible."""
-_FROM_END = 1e-9
-"""Distance to an end, as a share of the range, from which densities are taken: at the end some are infinite."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +73,15 @@ class Population:
 
     def columns(self) -> dict[str, NDArray[np.float64]]:
         """Return the table, one row for each bin."""
-        ends = {"bin_low": self.edges[:-1], "bin_high": self.edges[1:]}
-        return (
-            ends
-            | {"share": self.share, "share_p16": self.low, "share_p84": self.high}
-            | {
-                "stacked": self.stacked,
-                "prior": self.prior,
-            }
-        )
+        return {
+            "bin_low": self.edges[:-1],
+            "bin_high": self.edges[1:],
+            "share": self.share,
+            "share_p16": self.low,
+            "share_p84": self.high,
+            "stacked": self.stacked,
+            "prior": self.prior,
+        }
 
 
 def bin_edges(bins: str, prior: Distribution) -> NDArray[np.float64]:
@@ -168,12 +166,11 @@ def _blocks(
     samples: Any, column: int, quality: NDArray[np.integer], prior: Distribution, edges: NDArray[np.float64]
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Yield A (row, bin) of the rows that are used, each divided by its largest, and the shares of their draws."""
-    step = _FROM_END * (prior.high - prior.low)
     for start in range(0, len(quality), _BLOCK_ROWS):
         stop = min(start + _BLOCK_ROWS, len(quality))
         theta = np.asarray(samples[start:stop, column], dtype=float)
         used = np.isfinite(theta).all(axis=1) & ((quality[start:stop] & int(LEFT_OUT)) == 0)
-        theta = np.clip(theta[used], prior.low + step, prior.high - step)
+        theta = prior.within(theta[used])
         if not len(theta):
             continue
         bins = edges.size - 1

@@ -90,12 +90,15 @@ class Reweighing:
         Effective sample size below which a row has NaN percentiles.
     derive : DerivedQuantities or None
         Of the run's model, where derived quantities are wanted.
+    by_row : bool
+        Whether the model of each row is at the row's redshift, and not at one for all.
     """
 
     prior: NewPrior
     quantiles: tuple[float, ...]
     min_ess: float
     derive: DerivedQuantities | None = None
+    by_row: bool = True
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -120,7 +123,7 @@ class Reweighing:
         rows, theta, log_weights = kept[some], theta[some], log_weights[some]
         if rows.size and self.derive is not None:
             low, high = self.prior.run.low, self.prior.run.high
-            more = self.derive(np.clip(theta, low, high), redshift[rows, None])
+            more = self.derive(np.clip(theta, low, high), redshift[rows, None] if self.by_row else np.nan)
             theta = np.concatenate([theta, more], axis=-1)
         for i, row in enumerate(rows):
             values = weighted_quantiles(theta[i], log_weights[i], self.quantiles)

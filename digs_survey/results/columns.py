@@ -100,6 +100,7 @@ _QUANTITY_UCDS = {
     "logzsol": "phys.abund.Z",
     "dust2": "phys.absorption.opticalDepth;phys.dust",
     "dust1": "phys.absorption.opticalDepth;phys.dust",
+    "dust1_fraction": "phys.absorption.opticalDepth;phys.dust;arith.ratio",
     "dust_index": "phys.absorption;phys.dust;spect.index",
     "gas_logz": "phys.abund.Z",
     "gas_logu": "phys.ionizParam",
@@ -144,7 +145,7 @@ def percentile(
     new_prior : bool
         Of the draws with the weights of another prior.
     """
-    known = quantity_of(quantity)
+    known, about = quantity_of(quantity), _QUANTITY_UCDS[quantity] if quantity in QUANTITIES else "phys.SFR"
     shown = "<percent>" if quantile is None else percent(quantile)
     draws = "the recalibrated posterior" if recalibrated else "the posterior"
     draws += " under another prior" * new_prior
@@ -156,7 +157,7 @@ def percentile(
         "float32",
         known.unit,
         # A mean or a rate has a median too: the words add up.
-        f"{_QUANTITY_UCDS.get(quantity, 'phys.SFR')};{'stat.median' if shown == '50' else 'stat.percentile'}",
+        f"{about};{'stat.median' if shown == '50' else 'stat.percentile'}",
         f"{known.description}: {shown} % quantile of {draws}",
         when,
         in_dataset=False,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from digs_survey.config import MapConfig
 from digs_survey.errors import StageError
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.results.columns import ARRAYS, COLUMNS, Column, When, quantity_of
 from digs_survey.store.ledger import Ledger

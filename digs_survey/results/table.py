@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from digs_survey import formats
 from digs_survey.errors import StageError
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.quality import DESCRIPTIONS, NO_POSTERIOR, QualityFlag
 from digs_survey.results.columns import COLUMNS, Column, When, find_column, percentile, ucd
 

@@ -302,7 +302,7 @@ class Run:
         new = NewPrior.load(location(prior), self.identity.prior)
         settings = self.config.map
         derive = derived_quantities(self.identity, settings.derived)
-        weighing = Reweighing(new, settings.quantiles, min_ess, derive)
+        weighing = Reweighing(new, settings.quantiles, min_ess, derive, self.identity.noise.config.by_row)
         return write_reprior(table, samples, weighing, target, chosen, overwrite=overwrite, rows=self.rows)
 
     def population(self, parameter: str, out: Path | str, *, bins: str = "10", overwrite: bool = False) -> Population:

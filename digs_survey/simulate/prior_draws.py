@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import qmc
 
 from digs_survey.noise.donors import Redshifts
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.simulate.seeding import row_uniforms, stream_key
 
 __all__ = ["draw_redshift", "draw_theta", "sobol_uniforms"]

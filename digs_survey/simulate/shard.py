@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from digs_survey.config import ModelConfig, SurveyConfig
 from digs_survey.errors import StageError
 from digs_survey.noise.donors import Redshifts
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.simulate.prior_draws import draw_redshift, draw_theta
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.simulate.shard_work import Made, ShardWriter

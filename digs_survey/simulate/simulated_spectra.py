@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import join_clean
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.simulate.prior_draws import draw_redshift, draw_theta
 from digs_survey.sps.universe import physical_theta
 

@@ -13,7 +13,7 @@ from digs_survey.cluster.dask_session import run_shards
 from digs_survey.config import SurveyConfig
 from digs_survey.identity import RunIdentity
 from digs_survey.noise.model import NoiseModel
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.simulate.shard import SpectrumShards, in_batches
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.store.ledger import Ledger

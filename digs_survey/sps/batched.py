@@ -28,7 +28,8 @@ from scipy.sparse import coo_array, csr_array
 from digs_survey.config import ModelConfig
 from digs_survey.config.gas import GAS
 from digs_survey.jit import loops
-from digs_survey.parameters import BINNED, Prior
+from digs_survey.parameters import BINNED
+from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import as_like, namespace, one_thread
 from digs_survey.sps.bins import BinWeights, binned_weights

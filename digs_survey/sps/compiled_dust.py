@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from digs_survey.simd import STRIDE, cached_jit, exp, jit, padded
-from digs_survey.sps.compiled_spectra import DELAYED, LANES, PackedHistory, PackedPart, add_part, take_known, weigh
+from digs_survey.simd import STRIDE, cached_jit, exp, jit
+from digs_survey.sps.compiled_spectra import LANES, add_part, smallest, take_known, weigh
 from digs_survey.sps.element_dust import PackedDust
 
 __all__ = ["compile_all", "predict"]
@@ -114,15 +114,7 @@ def predict(  # type: ignore[no-untyped-def]
 
 def compile_all() -> None:
     """Compile the loops, or take them from numba's cache; raises what keeps numba from it."""
-    one = np.ones(1, np.float32)
-    panels = np.array([[0, 1, 0, 1, 0]], np.int64)
-    matrix = padded(np.ones((1, 1), np.float32))
-    history = PackedHistory(
-        DELAYED, np.arange(2, dtype=np.float32), one, one, panels, matrix.ravel(), matrix.ravel(), one, one
-    )
-    part = PackedPart(
-        0, 1, 1, np.zeros(0, np.int64), np.zeros((0, STRIDE), np.float32), matrix, np.arange(2), matrix[None]
-    )
+    (history, part), one = smallest(), np.ones(1, np.float32)
     single = np.ones((1, 1), np.float32)
     dust = PackedDust(single, single, single, single, single, np.zeros(0, np.int64))
     order, depths, known = np.zeros(1, np.int64), np.ones((1, 3), np.float32), np.zeros((0, 0), np.float32)

@@ -26,6 +26,7 @@ __all__ = [
     "compile_all",
     "pack_part",
     "predict",
+    "smallest",
     "take_known",
     "weigh",
 ]
@@ -265,8 +266,8 @@ def predict(history, parts, curve, tage, inverse, dust, scale, shares, order, ou
                     out[row, e] = flux[e * LANES + n] * scale[row]
 
 
-def compile_all() -> None:
-    """Compile the loops, or take them from numba's cache; raises what keeps numba from it."""
+def smallest() -> tuple[PackedHistory, PackedPart]:
+    """Return a history and a part of one of everything, to compile the loops with."""
     one = np.ones(1, np.float32)
     panels = np.array([[0, 1, 0, 1, 0]], np.int64)
     matrix = padded(np.ones((1, 1), np.float32))
@@ -276,6 +277,12 @@ def compile_all() -> None:
     part = PackedPart(
         0, 1, 1, np.zeros(0, np.int64), np.zeros((0, STRIDE), np.float32), matrix, np.arange(2), matrix[None]
     )
+    return history, part
+
+
+def compile_all() -> None:
+    """Compile the loops, or take them from numba's cache; raises what keeps numba from it."""
+    (history, part), one = smallest(), np.ones(1, np.float32)
     shares, order, known = np.ones((1, 1), np.float32), np.zeros(1, np.int64), np.zeros((0, 0), np.float32)
     # Gas whose metallicities have nodes of their own is a second part.
     for parts in ((part,), (part, part)):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from digs_survey.config import ModelConfig
 from digs_survey.errors import ConfigError
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.fsps import require_fsps
 from digs_survey.sps.grid import check_coverage

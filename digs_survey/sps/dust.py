@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from digs_survey.config import ModelConfig
 from digs_survey.config.dust_laws import DustLawName, check_dust
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.sps.grid import calzetti_curve
 
 __all__ = [

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from digs_survey.config import ModelConfig
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.sps.dust import clouded
 from digs_survey.sps.element_dust import ElementDust
 from digs_survey.sps.free_gas import gas_rows

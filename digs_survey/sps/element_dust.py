@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 
 from digs_survey.config import ModelConfig
-from digs_survey.parameters import Prior
+from digs_survey.config.dust_laws import DUST_CONSTANTS
+from digs_survey.prior import Prior
 from digs_survey.sps.arrays import as_like, namespace
 from digs_survey.sps.dust import birth_cloud_curve, dust_law, log_slope
 
@@ -55,10 +56,10 @@ class DustRanges(NamedTuple):
     dust1: tuple[float, float]
 
     @classmethod
-    def of(cls, model: ModelConfig, prior: Prior) -> DustRanges:
-        """Return the ranges of a prior, with the model's constants."""
+    def of(cls, prior: Prior) -> DustRanges:
+        """Return the ranges of a prior."""
         low, high = prior.bounds("dust2") or (0.0, 0.0)
-        index, birth = (prior.bounds(name) or (model.constant(name),) * 2 for name in ("dust_index", "dust1"))
+        index, birth = (prior.bounds(name) or (DUST_CONSTANTS[name],) * 2 for name in ("dust_index", "dust1"))
         return cls((low, high), index, birth)
 
 
@@ -84,16 +85,13 @@ class ElementDust:
         Terms of the polynomial.
     two : bool
         Whether stars in birth clouds have dust of their own.
-    constants : dict of str to float
-        ``dust_index`` and ``dust1`` where they are not free.
     """
 
     def __init__(
         self, model: ModelConfig, prior: Prior, wavelength: NDArray[np.float64], matrix: csr_array, tolerance: float
     ) -> None:
         self._law = dust_law(model, prior)
-        self.constants = {name: model.constant(name) for name in ("dust_index", "dust1")}
-        self._ranges = ranges = DustRanges.of(model, prior)
+        self._ranges = ranges = DustRanges.of(prior)
         self.two = ranges.dust1 != (0.0, 0.0)
         self._wavelength = wavelength
         self._cut(matrix)
@@ -209,8 +207,8 @@ class ElementDust:
             return xp.asarray(values, dtype=like.dtype)[:, None]
 
         total = xp.zeros_like(like)
-        index = self.constants["dust_index"] if dust_index is None else column(dust_index)
-        birth = self.constants["dust1"] if dust1 is None else column(dust1)
+        index = DUST_CONSTANTS["dust_index"] if dust_index is None else column(dust_index)
+        birth = DUST_CONSTANTS["dust1"] if dust1 is None else column(dust1)
         for k in range(self.powers):
             base, tilt, slope, cloud = (
                 as_like(values[k], like) for values in (self._base, self._tilt, self._log_slope, self._birth)
@@ -228,7 +226,7 @@ class ElementDust:
 
     def depths(self, columns: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float32]:
         """dust2, dust_index and dust1 (n, 3) of galaxies for the compiled loops, from the columns (n,) of theta."""
-        rest = (columns.get(name, value) for name, value in self.constants.items())
+        rest = (columns.get(name, DUST_CONSTANTS[name]) for name in ("dust_index", "dust1"))
         return np.stack(np.broadcast_arrays(columns["dust2"], *rest), axis=1).astype(np.float32)
 
     @cached_property

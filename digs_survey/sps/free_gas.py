@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 from digs_survey.config import ModelConfig
 from digs_survey.config.gas import GAS, check_gas
 from digs_survey.errors import ConfigError
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 
 __all__ = ["FreeGas", "GasAxis", "GasRanges", "check_gas_coverage", "gas_ranges", "gas_rows", "nodes_around"]
 

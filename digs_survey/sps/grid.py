@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from digs_survey.errors import ConfigError
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.sps.free_gas import FreeGas
 
 __all__ = ["SSPGrid", "calzetti_curve", "check_coverage"]

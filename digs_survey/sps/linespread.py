@@ -26,7 +26,7 @@ from scipy.special import ndtr
 
 from digs_survey.config import ModelConfig
 from digs_survey.errors import ConfigError
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.spectra import C_KMS, WavelengthGrid, air_to_vacuum
 
 __all__ = ["FWHM", "REACH", "TabulatedSpread", "check_line_spread", "constant_sigma_kms", "describe"]

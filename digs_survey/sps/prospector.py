@@ -12,7 +12,8 @@ from digs_survey.config import ModelConfig
 from digs_survey.config.dust_laws import DUST_CONSTANTS
 from digs_survey.config.gas import GAS
 from digs_survey.errors import MissingDependencyError
-from digs_survey.parameters import BINNED, Prior
+from digs_survey.parameters import BINNED
+from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.bins import agebins, bin_edges
 from digs_survey.sps.dust import BIRTH_INDEX, LOG_ESCAPE_AGE, dust_law
@@ -222,7 +223,7 @@ def _gas_coverage(source: str) -> GasRanges:
 def _dust(model: ModelConfig, prior: Prior) -> dict[str, Any]:
     """Return what is fixed of the dust, under FSPS's names."""
     fixed: dict[str, Any] = {"dust_type": dust_law(model, prior).number}
-    fixed |= {name: model.constant(name) for name in DUST_CONSTANTS if name not in prior.names}
+    fixed |= {name: value for name, value in DUST_CONSTANTS.items() if name not in prior.names}
     if "dust1" in prior.names:
         fixed |= {"dust1_index": BIRTH_INDEX, "dust_tesc": LOG_ESCAPE_AGE}
     return fixed

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import CubicSpline
 
-from digs_survey.parameters import BINNED, MAX_REDSHIFT, Prior
+from digs_survey.parameters import BINNED, MAX_REDSHIFT
+from digs_survey.prior import Prior
 from digs_survey.sps.arrays import namespace
 
 __all__ = ["age_of_universe", "at_zred", "physical_names", "physical_prior", "physical_theta"]

@@ -24,7 +24,7 @@ from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.network import build_estimator
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.noise.model import NoiseModel
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.store.storage import ArraySpec, checksum, create_dataset

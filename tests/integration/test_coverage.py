@@ -21,7 +21,7 @@ import fsps
 import numpy as np
 from digs_survey.config import ModelConfig
 from digs_survey.errors import ConfigError
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.coverage import _fsps_coverage, check_source
 

@@ -28,7 +28,7 @@ from digs_survey.config import MCMCConfig, ModelConfig, load_config
 from digs_survey.errors import StageError
 from digs_survey.infer.map_catalog import map_catalog
 from digs_survey.noise.model import NoiseModel
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.store.ledger import Ledger
 

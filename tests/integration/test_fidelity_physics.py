@@ -21,7 +21,7 @@ from references import (
 )
 
 from digs_survey.config import GridConfig, ModelConfig
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.bc03 import read_bc03
 from digs_survey.sps.grid import calzetti_curve

@@ -28,7 +28,7 @@ import json, sys
 import numpy as np
 from digs_survey.config import GridConfig, ModelConfig
 from digs_survey.errors import ConfigError
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.fsps import check_fsps
 from digs_survey.sps.grid import calzetti_curve
@@ -191,7 +191,7 @@ def test_bc03_with_an_unusable_sps_home(tmp_path, build):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "emlines_info.dat").touch()
     script = (
-        "from digs_survey.config import GridConfig, ModelConfig\nfrom digs_survey.parameters import Prior\n"
+        "from digs_survey.config import GridConfig, ModelConfig\nfrom digs_survey.prior import Prior\n"
         "from digs_survey.spectra import WavelengthGrid\n"
         f"from digs_survey.sps.{build}ModelConfig(), Prior(), WavelengthGrid.from_config(GridConfig()))\n"
     )

@@ -28,7 +28,7 @@ from digs_survey.importance.weights import Importance, Weigher, simulated_import
 from digs_survey.infer.map_catalog import map_catalog
 from digs_survey.infer.rows import infer_rows
 from digs_survey.noise.model import NoiseModel
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.quality import NO_POSTERIOR, QualityFlag
 from digs_survey.simulate.prior_draws import draw_theta
 from digs_survey.simulate.seeding import row_uniforms

@@ -15,7 +15,7 @@ from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyFit, GalaxyJob, fi
 from digs_survey.config import MCMCConfig, NoiseConfig
 from digs_survey.errors import StageError
 from digs_survey.noise.model import NoiseModel
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.store.ledger import Ledger
 

@@ -13,7 +13,7 @@ from digs_survey.audit.calibration.conditional import strip_summary
 from digs_survey.config import NoiseConfig
 from digs_survey.errors import RunDirectoryError
 from digs_survey.noise.model import NoiseModel
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.store.storage import ArraySpec, create_dataset
 
 SIMULATIONS, DRAWS = 2000, 300

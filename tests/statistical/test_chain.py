@@ -7,7 +7,7 @@ from scipy.stats import norm, rankdata, truncnorm
 from digs_survey.audit.mcmc.chain import prior_points, r_hat, run_chain, start_points
 from digs_survey.config import MCMCConfig
 from digs_survey.errors import StageError
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 
 MEAN, COVARIANCE = np.array([1.0, -2.0]), np.array([[1.0, 0.8], [0.8, 1.0]])
 PRECISION = np.linalg.inv(COVARIANCE)

@@ -9,7 +9,7 @@ from sbi.diagnostics.tarp import _run_tarp
 
 from digs_survey.audit.calibration.calibration import LEVELS, REPORTED_LEVELS, calibrate
 from digs_survey.audit.calibration.tarp import credibility, tarp_band, tarp_coverage, tarp_summary
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 
 PRIOR, SIMULATIONS, DRAWS = Prior(), 1500, 200
 # Three elements see five parameters: the posterior is strongly correlated.

@@ -20,7 +20,7 @@ from digs_survey import formats
 from digs_survey.audit.agreement_model import Compared, fit_agreement
 from digs_survey.audit.calibration.calibration import calibrate
 from digs_survey.audit.cost import cost_summary
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.results.columns import TIERS
 from digs_survey.store.storage import write_json

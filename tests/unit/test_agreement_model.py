@@ -13,7 +13,7 @@ from scipy.stats import norm
 from digs_survey.audit.agreement_model import MIN_ROWS, AgreementModel, Compared, fit_agreement
 from digs_survey.audit.agreement_predictors import predictors
 from digs_survey.audit.select import mean_predictor
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.results.final import RefinedRow, RefinedRows, final_part
 

@@ -14,7 +14,8 @@ from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.network import Estimator, build_estimator
 from digs_survey.estimator.training.loop import prepare_estimator
 from digs_survey.noise.model import NoiseModel
-from digs_survey.parameters import PARAMETERS, Prior
+from digs_survey.parameters import PARAMETERS
+from digs_survey.prior import Prior
 
 FLOWS = ["maf", "zuko_maf", "zuko_nsf"]
 AMPLITUDES = ["feature", "centred", "equivariant"]

@@ -7,7 +7,7 @@ from noises import KINDS, Case
 from digs_survey.audit.mcmc.target import GalaxyPosterior
 from digs_survey.config import NoiseConfig
 from digs_survey.noise.model import NoiseModel
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 
 PRIOR, WAVE = Prior(), np.linspace(4000, 7000, 30)
 

@@ -18,7 +18,8 @@ from digs_survey.errors import DigsError
 from digs_survey.importance.predictive_check import PredictiveCheck
 from digs_survey.importance.weights import Importance
 from digs_survey.infer.rows import RowResult
-from digs_survey.parameters import DERIVED, PARAMETERS, Prior
+from digs_survey.parameters import DERIVED, PARAMETERS
+from digs_survey.prior import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.results.columns import ARRAYS, COLUMNS, RENAMED, Column, When, find_column, percentile
 from digs_survey.results.dataset import lay_out

@@ -7,7 +7,7 @@ import pytest
 from digs_survey.config import load_config, presets
 from digs_survey.config.loading import RENAMED
 from digs_survey.errors import ConfigError
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 
 
 def test_presets_load_and_digs2022_is_the_papers():

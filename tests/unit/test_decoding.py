@@ -17,7 +17,7 @@ from test_catalog import GRID, UNIT, catalog_arguments
 from digs_survey.catalog import Catalog, validate_catalog, write_catalog
 from digs_survey.catalog.decoding import StoredArray, numbers
 from digs_survey.errors import CatalogError
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.results.table import ResultTable
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import gammainc
 
 from digs_survey.config import load_config
-from digs_survey.config.survey_config import DerivedName
+from digs_survey.config.map_section import DerivedName
 from digs_survey.errors import ConfigError
 from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.infer.quantiles import draw_quantiles

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from scipy import integrate, stats
 
 from digs_survey.distributions import KINDS, AnyPrior, Uniform
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 
 PRIOR = TypeAdapter(AnyPrior)
 EXAMPLES = [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest, qmc
 
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.simulate.prior_draws import draw_theta, sobol_uniforms
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.simulate.shard import checked_rows

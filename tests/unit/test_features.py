@@ -15,7 +15,7 @@ from digs_survey.estimator.features import Features
 from digs_survey.estimator.robust import clip_outliers, ordinary_rows
 from digs_survey.estimator.training.loop import prepare_estimator
 from digs_survey.noise.model import NoiseModel
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 
 KINDS, WHITENINGS = ["log10", "asinh"], ["pca", "element"]
 CONFIG = small_config()

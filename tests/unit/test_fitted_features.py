@@ -10,7 +10,7 @@ from digs_survey.config import NoiseConfig, TrainConfig
 from digs_survey.estimator.fitted_features import FittedFeatures
 from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import join_clean, join_observed, split_observed
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 
 GRID = WavelengthGrid(np.arange(3600.0, 8600.0, 40.0))

@@ -12,7 +12,7 @@ from digs_survey.estimator.artefact import identify
 from digs_survey.estimator.shipped import shipped
 from digs_survey.identity import RunIdentity
 from digs_survey.infer.derived import DerivedQuantities
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps import spread
 from digs_survey.sps.batched import BatchedModel

@@ -10,7 +10,8 @@ import pytest
 
 from digs_survey.config import ModelConfig, SurveyConfig, load_config
 from digs_survey.errors import ConfigError
-from digs_survey.parameters import Prior
+from digs_survey.identity import RunIdentity
+from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.batched import BatchedModel
 from digs_survey.sps.prospector import ProspectorSimulator
@@ -204,3 +205,19 @@ def test_bins_have_the_priors_of_prospector(sfh):
         else:
             assert np.allclose(ours, Beta(alpha=4 - k, beta=1, mini=0, maxi=1)(x))
     assert len(names) == 4
+
+
+def test_a_parameter_that_the_posterior_lacks_is_refused_by_name():
+    config = load_config("digs2022")
+    trained = RunIdentity.of_config(config, WavelengthGrid.from_config(config.grid))
+    law = ["model.dust_law=smc", "prior.dust1={low=0,high=1}"]
+    with pytest.raises(ConfigError, match=r"(?s)model.dust_law.*prior.dust1: the posterior has no such parameter"):
+        trained.adopt(load_config(None, law))
+    shaped = ["prior.dust2={prior='normal',mean=0.5,sigma=0.05}"]
+    with pytest.raises(ConfigError, match=r"prior.dust2: posterior .*'low': 0.1.* configuration .*'normal'"):
+        trained.adopt(load_config(None, shaped))
+    # A constant rate has no logtau, whatever is given for it.
+    constant = load_config(None, ["model.sfh=constant"])
+    of_constant = RunIdentity.of_config(constant, WavelengthGrid.from_config(constant.grid))
+    given = load_config(None, ["model.sfh=constant", "prior.logtau={low=-1,high=1}"])
+    assert of_constant.adopt(given).make_prior() == constant.make_prior()

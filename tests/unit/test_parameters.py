@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 
 PRIOR = Prior({"tage": (0.5, 2.0)})
 

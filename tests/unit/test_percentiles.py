@@ -11,7 +11,7 @@ from digs_survey.estimator.flows.points import base_points
 from digs_survey.infer.quantiles import draw_quantiles, ordered_quantiles, positive_quantiles, smooth_quantiles
 from digs_survey.infer.rows import infer_rows, piles_up
 from digs_survey.noise.model import NoiseModel
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.quality import QualityFlag
 
 CONFIG = MapConfig(draws=2001)

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from scipy.stats import norm
 
 from digs_survey.errors import ConfigError, DigsError
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.refine.population import _most_probable, bin_edges, infer_population
 from digs_survey.run.opened_run import Run

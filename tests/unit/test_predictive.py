@@ -11,7 +11,7 @@ from digs_survey.config import MapConfig, NoiseConfig
 from digs_survey.importance.predictive_check import Checker, PredictiveCheck, judge
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.infer.rows import infer_rows
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.spectra import WavelengthGrid
 

@@ -10,7 +10,7 @@ from digs_survey.audit.calibration.recalibration import central_coverage, correc
 from digs_survey.config import load_config
 from digs_survey.errors import ConfigError
 from digs_survey.infer.quantiles import ordered_quantiles
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 
 QUANTILES = (0.025, 0.16, 0.5, 0.84, 0.975)
 

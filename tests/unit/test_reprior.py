@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from digs_survey.cli import app
 from digs_survey.config import load_config
 from digs_survey.errors import ConfigError, DigsError, RunDirectoryError
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.refine.mass_metallicity import MassMetallicity
 from digs_survey.refine.new_prior import NewPrior
@@ -77,7 +77,7 @@ def run(tmp_path: Path) -> Run:
     stages = {"map": {"status": "done", "rows": 6}}
     found = Run(folder, SimpleNamespace(stages=stages, check_formats=lambda stage: None))
     found.__dict__ |= {
-        "identity": SimpleNamespace(prior=RUN),
+        "identity": SimpleNamespace(prior=RUN, noise=SimpleNamespace(config=SimpleNamespace(by_row=False))),
         "config": load_config(None, [f"map.quantiles={list(QUANTILES)}", "map.draws=4000", f"map.samples={DRAWS}"]),
     }
     return found
@@ -194,6 +194,9 @@ def test_derived_quantities_follow_the_draws() -> None:
     mass, derived = found[0, NAMES.index("logmass")], found[0, -1]
     np.testing.assert_allclose(np.log10(derived), mass, atol=2e-3)
     assert seen["redshift"].tolist() == [[0.3]]
+    # Where the model of all rows is at one redshift, that of the row is none of its.
+    Reweighing(new, QUANTILES, 50.0, derive, by_row=False)(_draws()[None], np.array([0.3]))
+    assert np.isnan(seen["redshift"])
 
 
 def _prior(name: str, **numbers: float):

@@ -11,8 +11,8 @@ import pytest
 from digs_survey import formats
 from digs_survey.catalog.schema import redshift_quality
 from digs_survey.config import MapConfig, NoiseConfig, SurveyConfig, load_config
+from digs_survey.config.model_section import ModelConfig
 from digs_survey.config.noise_sections import ObservingConfig
-from digs_survey.config.survey_config import ModelConfig
 from digs_survey.errors import ConfigError, StageError
 from digs_survey.estimator.artefact import identify
 from digs_survey.estimator.posterior import FrozenPosterior

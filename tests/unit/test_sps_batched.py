@@ -15,7 +15,7 @@ from digs_survey.errors import ConfigError
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.jit import PLAIN
 from digs_survey.noise.model import NoiseModel
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.simulate.prior_draws import draw_theta
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import one_thread

@@ -6,7 +6,7 @@ import pytest
 
 from digs_survey.config import GridConfig, ModelConfig
 from digs_survey.errors import MissingDependencyError
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps import fsps
 from digs_survey.sps.prospector import ProspectorSimulator

@@ -8,7 +8,7 @@ from prospect.utils.smoothing import smooth_fft, smooth_lsf_fft, smooth_vel
 
 from digs_survey.config import GridConfig, ModelConfig, load_config
 from digs_survey.errors import ConfigError
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.spectra import C_KMS, WavelengthGrid
 from digs_survey.sps import sampling
 from digs_survey.sps.batched import BatchedModel

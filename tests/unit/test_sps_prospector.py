@@ -6,7 +6,7 @@ from astropy.cosmology import WMAP9
 
 from digs_survey.config import GridConfig, ModelConfig
 from digs_survey.errors import ConfigError
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid, air_to_vacuum
 from digs_survey.sps import sampling
 from digs_survey.sps.prospector import ProspectorSimulator

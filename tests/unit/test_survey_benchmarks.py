@@ -19,7 +19,7 @@ from digs_survey.config import MCMCConfig, TrainConfig, load_config
 from digs_survey.estimator.shipped import shipped
 from digs_survey.identity import RunIdentity
 from digs_survey.noise.observation import join_clean, join_observed, split_observed
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 
 KINDS = {
     "filled": partial(FilledFlux, described=False),

@@ -10,7 +10,7 @@ from astropy.cosmology import WMAP9, Planck18
 
 from digs_survey.audit.sample import _truth
 from digs_survey.config import load_config
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.sps.universe import age_of_universe, physical_names, physical_prior, physical_theta
 
 SHARE = Prior({"tage_tuniv": (0.05, 0.9), "logmass": (7.0, 12.0)}, age="tage_tuniv")

@@ -34,7 +34,7 @@ from digs_survey.audit.calibration.uniformity import (
 from digs_survey.infer.quantiles import draw_quantiles
 
 if TYPE_CHECKING:
-    from digs_survey.parameters import Prior
+    from digs_survey.prior import Prior
 
 __all__ = [
     "LEVELS",

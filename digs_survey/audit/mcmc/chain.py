@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from digs_survey.audit.mcmc.moves import moves
 from digs_survey.config import MCMCConfig
 from digs_survey.errors import StageError
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 
 __all__ = ["ChainResult", "prior_points", "r_hat", "run_chain", "start_points"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.sps.universe import physical_theta
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from digs_survey.catalog.gaps import fill_flux
 from digs_survey.catalog.prepare import PreparedRows
 from digs_survey.distributions import Uniform
 from digs_survey.noise.observation import join_clean, join_observed, split_observed
-from digs_survey.parameters import SIGMA_KMS, Prior
+from digs_survey.parameters import SIGMA_KMS
+from digs_survey.prior import Prior
 from digs_survey.quality import QualityFlag
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.simulate.simulated_spectra import simulated_spectra

@@ -15,7 +15,7 @@ from digs_survey.config import SurveyConfig
 from digs_survey.errors import StageError
 from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import clean_spectra
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 from digs_survey.simulate.seeding import stream_key
 
 __all__ = ["HELD_AT_MOST", "Pairs", "Simulations", "TrainingFiles", "held_rows"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from digs_survey.estimator.training.training_data import Simulations
-from digs_survey.parameters import Prior
+from digs_survey.prior import Prior
 
 __all__ = ["Batch", "TrainingRows", "unconstrained"]
 
