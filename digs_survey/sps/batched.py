@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +41,11 @@ from digs_survey.sps.free_gas import gas_ranges, gas_rows
 from digs_survey.sps.gas_parts import GasPart
 from digs_survey.sps.grid import SSPGrid, calzetti_curve, check_coverage
 from digs_survey.sps.history import HistoryWeights, star_formation_rate
+from digs_survey.sps.onto_grid import OntoGrid
 from digs_survey.sps.parts import Part, SpreadPart
 from digs_survey.sps.prospector import bc03_populations, check_gas_of_source, import_prospector
 from digs_survey.sps.sampling import GridSampling
-from digs_survey.sps.spread import TOLERANCE, onto_grid, spread_nodes
+from digs_survey.sps.spread import TOLERANCE, spread_nodes
 from digs_survey.sps.universe import at_zred, physical_prior
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class BatchedModel:
         if (free := populations.free_gas) is not None:
             part = GasPart(populations.log_z, free, slice(None), self._terms)
             sparse = [csr_array(np.where(_seen(matrix, _NOTHING), way, 0)) for way in ways]
-            part.fill(0, gas_rows(free, partial(onto_grid, ways=sparse))[None] / self._unit)
+            part.fill(0, gas_rows(free, [OntoGrid(sparse)]) / self._unit)
             self._parts.append(part)
 
     def _spread(self, populations: SSPGrid, sampling: GridSampling, dust2: float) -> None:
@@ -176,11 +177,11 @@ class BatchedModel:
         free = populations.free_gas
         apart = None if free is None else GasPart(populations.log_z, free, slice(None), self._terms, (nodes, edges))
         for i, panel in enumerate(nodes):
-            of_panel = [ways(sigma) for sigma in np.exp(panel)]
-            rows = np.stack([onto_grid(populations.spectra, way) for way in of_panel])
+            of_panel = [OntoGrid(ways(sigma)) for sigma in np.exp(panel)]
+            rows = np.stack([onto_grid(populations.spectra) for onto_grid in of_panel])
             if i == 0:
                 self._unit = float(np.median(rows[..., : len(self.grid)]))
-            shining = np.stack([onto_grid(populations.nebular, way) for way in of_panel])
+            shining = np.stack([onto_grid(populations.nebular) for onto_grid in of_panel])
             if follows:
                 rows[:, :, : shining.shape[2]] += shining
             else:
@@ -188,8 +189,7 @@ class BatchedModel:
             rows /= self._unit
             stars.fill(i, rows)
             if free is not None and apart is not None:
-                glow = [gas_rows(free, partial(onto_grid, ways=way)) for way in of_panel]
-                apart.fill(i, np.stack(glow) / self._unit)
+                apart.fill(i, gas_rows(free, of_panel) / self._unit)
         self._parts = [part for part in (stars, None if follows else gas, apart) if part is not None]
 
     @classmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,9 +15,10 @@ from digs_survey.sps.element_dust import ElementDust
 from digs_survey.sps.free_gas import gas_rows
 from digs_survey.sps.gas_parts import GasPart
 from digs_survey.sps.grid import SSPGrid
+from digs_survey.sps.onto_grid import OntoGrid
 from digs_survey.sps.parts import Part, SpreadPart
 from digs_survey.sps.sampling import GridSampling
-from digs_survey.sps.spread import TOLERANCE, onto_grid, spread_nodes
+from digs_survey.sps.spread import TOLERANCE, spread_nodes
 
 __all__ = ["DustyPart", "dusty_parts"]
 
@@ -110,7 +110,8 @@ def _light(populations: SSPGrid, dust: ElementDust, matrix: csr_array) -> list[N
     """Stars and gas (node, age, term * piece), together or apart, by one way (wavelength, element) to the grid."""
     factor = populations.lnu_factor()[:, None]
     ways = [csr_array(way.multiply(factor)) for way in dust.ways(matrix)]
-    stars, gas = onto_grid(populations.spectra, ways), onto_grid(populations.nebular, ways)
+    onto_grid = OntoGrid(ways)
+    stars, gas = onto_grid(populations.spectra), onto_grid(populations.nebular)
     if not populations.gas_follows_stars:
         return [stars, gas]
     stars[:, : gas.shape[1]] += gas
@@ -128,12 +129,11 @@ def _fill(
     """Fill one panel of line spreads of parts of free gas, by the ways (wavelength, element) of its nodes."""
     if (free := populations.free_gas) is None:
         return
-    factor, glow = populations.lnu_factor()[:, None], []
-    for matrix in matrices:
-        ways = [csr_array(way.multiply(factor)) for way in dust.ways(matrix)]
-        glow.append(gas_rows(free, partial(onto_grid, ways=ways)))
+    factor = populations.lnu_factor()[:, None]
+    ways = [[csr_array(way.multiply(factor)) for way in dust.ways(matrix)] for matrix in matrices]
+    glow = gas_rows(free, [OntoGrid(of_spread) for of_spread in ways]) / unit
     for part, ages, _ in parts:
-        part.fill(spread, np.stack([rows[:, ages] for rows in glow]) / unit)
+        part.fill(spread, glow[:, :, ages])
 
 
 def _gas(populations: SSPGrid, dust: ElementDust, spread: Any = None) -> list[tuple[GasPart, slice, int]]:

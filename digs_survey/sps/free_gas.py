@@ -7,7 +7,7 @@ FSPS exponential: there the logarithm of the continuum at each wavelength, and o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from digs_survey.config import ModelConfig
 from digs_survey.config.gas import GAS, check_gas
 from digs_survey.errors import ConfigError
 from digs_survey.prior import Prior
+from digs_survey.sps.onto_grid import OntoGrid
 
 __all__ = ["FreeGas", "GasAxis", "GasRanges", "check_gas_coverage", "gas_ranges", "gas_rows", "nodes_around"]
 
@@ -142,22 +143,23 @@ class FreeGas:
         return mean if self.profiles is None else np.exp(_LN_10 * mean)
 
 
-def gas_rows(gas: FreeGas, project: Callable[[NDArray[np.floating]], NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Emission of a unit of photons on the grid (node, young age, column), the nodes of log U innermost.
+def gas_rows(gas: FreeGas, grids: Sequence[OntoGrid]) -> NDArray[np.float32]:
+    """Emission of a unit of photons on grids (grid, node, young age, column), the nodes of log U innermost.
 
     Parameters
     ----------
     gas : FreeGas
-    project : callable
-        Brings spectra (node, young age, wavelength) onto the grid.
+    grids : sequence of OntoGrid
+        One for each line spread.
     """
     of_z, of_u = (axis.nodes for axis in gas.axes())
     points = [(z, u) for z in of_z for u in of_u]
-    found = [
-        project(np.stack([gas.spectra(*point) for point in points[start : start + _TOGETHER]]))
-        for start in range(0, len(points), _TOGETHER)
-    ]
-    return np.concatenate(found)
+    found: list[list[NDArray[np.float32]]] = [[] for _ in grids]
+    for start in range(0, len(points), _TOGETHER):
+        spectra = np.stack([gas.spectra(*point) for point in points[start : start + _TOGETHER]])
+        for rows, onto_grid in zip(found, grids, strict=True):
+            rows.append(onto_grid(spectra))
+    return np.stack([np.concatenate(rows) for rows in found])
 
 
 def nodes_around(nodes: NDArray[np.float64], low: float, high: float) -> slice:

@@ -280,7 +280,7 @@ def products_of(rows: NDArray[np.float64], of_element: NDArray[np.float64], powe
     """
     allowed, factors = _allowed(rows, _SPREAD_RESIDUE), []
     for part, by in zip(np.split(rows, powers, axis=1), np.split(of_element, powers), strict=True):
-        mixing = directions(part @ part.T, allowed)
+        mixing = _mixing(part, allowed)
         factors.append((mixing.astype(np.float32), (mixing.T @ part / by).astype(np.float32)))
     return factors
 
@@ -296,6 +296,14 @@ def directions(squares: NDArray[np.float64], allowed: float) -> NDArray[np.float
     strength, vectors = np.linalg.eigh(squares)
     beyond = np.sqrt(np.cumsum(np.maximum(strength, 0.0)))
     return np.ascontiguousarray(vectors[:, beyond > allowed][:, ::-1])
+
+
+def _mixing(part: NDArray[np.float64], allowed: float) -> NDArray[np.float64]:
+    """:func:`directions` of rows (row, column); the smaller of the two products gives them."""
+    if part.shape[0] <= part.shape[1]:
+        return directions(part @ part.T, allowed)
+    mixing = part @ directions(part.T @ part, allowed)
+    return np.ascontiguousarray(mixing / np.linalg.norm(mixing, axis=0))
 
 
 def _sizes(size: NDArray[np.float64]) -> NDArray[np.float64]:

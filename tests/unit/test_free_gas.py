@@ -9,7 +9,8 @@ import torch
 from digs_survey.config import ModelConfig, load_config
 from digs_survey.errors import ConfigError
 from digs_survey.jit import PLAIN
-from digs_survey.parameters import PARAMETERS, Prior
+from digs_survey.parameters import PARAMETERS
+from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.batched import BatchedModel
 from digs_survey.sps.bc03 import BC03Basis, read_bc03
