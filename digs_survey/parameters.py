@@ -111,6 +111,8 @@ PARAMETERS: dict[str, Parameter] = {
             "birth-cloud optical depth over that of the diffuse dust, where dust1 is tied to both",
         ),
         Parameter("dust_index", -1.0, 0.4, "", r"$n_{\rm dust}$", "slope of the diffuse dust's attenuation curve"),
+        Parameter("gas_logz", -2.0, 0.5, "dex", r"$\log_{10} Z_{\rm gas}/Z_\odot$", "metallicity of the gas"),
+        Parameter("gas_logu", -4.0, -1.0, "dex", r"$\log_{10} U$", "ionisation parameter of the gas"),
         Parameter("tage", 0.01, 4.0, "Gyr", r"$t_{\rm age}\;[{\rm Gyr}]$", "age of the galaxy"),
         Parameter(
             "tage_tuniv", 0.01, 1.0, "", r"$t_{\rm age}/t_{\rm univ}$", "age of the galaxy over that of the universe"
@@ -157,10 +159,11 @@ PARAMETERS: dict[str, Parameter] = {
 }
 """The parameters of the galaxy model with the bounds of the preset ``digs2022``. A model has ``tage`` or
 ``tage_tuniv``, the age itself or its share of the age of the universe at the galaxy's redshift; both names are
-Prospector's, and so are ``dust1``, ``dust_index`` and ``sigma_smooth``, which a model has only where they are given a
-prior. A history in bins of age has numbered parameters in the place of age and e-folding time."""
+Prospector's, and so are ``dust1``, ``dust_index``, ``gas_logz``, ``gas_logu`` and ``sigma_smooth``, which a model has
+only where they are given a prior. A history in bins of age has numbered parameters in the place of age and e-folding
+time."""
 _NUMBERED = [name for sfh in BINNED for name in binned_names(sfh, BINS[1])]
-OPTIONAL = ("dust1", "dust1_fraction", "dust_index", "sigma_smooth", *_NUMBERED)
+OPTIONAL = ("dust1", "dust1_fraction", "dust_index", "gas_logz", "gas_logu", "sigma_smooth", *_NUMBERED)
 """Parameters that a model has only where they are given a prior or a value."""
 
 

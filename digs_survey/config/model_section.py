@@ -54,7 +54,8 @@ class ModelConfig(Section):
     nebular: bool = True
     """Nebular lines and continuum."""
     gas_logu: Annotated[float, Field(ge=-4.0, le=-1.0)] = -2.0
-    """Ionisation parameter of the gas, log10."""
+    """Ionisation parameter of the gas, log10. An entry gas_logu in [model.parameters] takes its place; one of gas_logz
+    gives the gas a metallicity of its own, where otherwise it has the stars'."""
     zred: Annotated[float, Field(gt=0)] = 1e-5
     """Redshift whose luminosity distance (WMAP9) sets the amplitude of simulated spectra."""
 

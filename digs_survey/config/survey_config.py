@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, ImportanceConfig, MCMCConfig
 from digs_survey.config.binned_prior import prior_of_bins, refuse_bins
 from digs_survey.config.dust_laws import check_dust
+from digs_survey.config.gas import check_gas
 from digs_survey.config.map_section import MapConfig
 from digs_survey.config.model_section import ModelConfig
 from digs_survey.config.noise_sections import MissingConfig, NoiseConfig
@@ -183,6 +184,7 @@ class SurveyConfig(Section):
         if "sigma_smooth" in self.prior:
             self._check_free_spread()
         check_dust(self.model.dust_law, self.prior)
+        check_gas(self.model, self.prior)
         if self.model.binned:
             return prior_of_bins(self.model, self.prior)
         left_out = ("logtau",) if self.model.sfh == "constant" else ()

@@ -102,6 +102,8 @@ _QUANTITY_UCDS = {
     "dust1": "phys.absorption.opticalDepth;phys.dust",
     "dust1_fraction": "phys.absorption.opticalDepth;phys.dust;arith.ratio",
     "dust_index": "phys.absorption;phys.dust;spect.index",
+    "gas_logz": "phys.abund.Z",
+    "gas_logu": "phys.ionizParam",
     "tage": "time.age",
     "tage_tuniv": "time.age;arith.ratio",
     "logtau": "time.scale",

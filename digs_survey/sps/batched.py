@@ -16,6 +16,7 @@ The same code runs on numpy arrays and on torch tensors, on whichever device the
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 
 from digs_survey.config import ModelConfig
+from digs_survey.config.gas import GAS
 from digs_survey.jit import loops
 from digs_survey.parameters import BINNED
 from digs_survey.prior import Prior
@@ -35,12 +37,15 @@ from digs_survey.sps.dust import LAWS, dust_law
 from digs_survey.sps.dusty_parts import dusty_parts
 from digs_survey.sps.element_dust import ElementDust
 from digs_survey.sps.formed import histories
+from digs_survey.sps.free_gas import gas_ranges, gas_rows
+from digs_survey.sps.gas_parts import GasPart
 from digs_survey.sps.grid import SSPGrid, calzetti_curve, check_coverage
 from digs_survey.sps.history import HistoryWeights, star_formation_rate
+from digs_survey.sps.onto_grid import OntoGrid
 from digs_survey.sps.parts import Part, SpreadPart
-from digs_survey.sps.prospector import import_prospector
+from digs_survey.sps.prospector import bc03_populations, check_gas_of_source, import_prospector
 from digs_survey.sps.sampling import GridSampling
-from digs_survey.sps.spread import TOLERANCE, onto_grid, spread_nodes
+from digs_survey.sps.spread import TOLERANCE, spread_nodes
 from digs_survey.sps.universe import at_zred, physical_prior
 
 if TYPE_CHECKING:
@@ -54,6 +59,8 @@ _ROWS = 1_024
 """Galaxies computed together: many enough for the matrix products, few enough to stay in cache."""
 _TOLERANCE = 1e-6
 _MOST_TERMS = 8
+_NOTHING = 1e-13
+"""Share of an element's largest weight that is nothing but rounding."""
 _UNSEEN = 1e-6
 """Share of an element's largest weight below which the attenuation may be anything."""
 
@@ -91,7 +98,8 @@ class BatchedModel:
 
     def __init__(self, populations: SSPGrid, sampling: GridSampling, model: ModelConfig, prior: Prior) -> None:
         check_coverage(prior, populations.log_z, populations.log_age, model.source)
-        self.prior, self.grid = prior, sampling.grid
+        check_gas_of_source(prior, model.source)
+        self.prior, self.grid, self._gas_logu = prior, sampling.grid, model.gas_logu
         self._sfh, self.zred = model.sfh, model.zred
         self._columns = {name: prior.index(name) for name in prior.names}
         shortest = 10 ** prior.low[prior.index("logtau")] if "logtau" in prior.names else math.inf
@@ -133,6 +141,11 @@ class BatchedModel:
                 Part(populations.log_z, 1, stars, self._terms),
                 Part(populations.gas_log_z, populations.gas_degree, gas, self._terms),
             ]
+        if (free := populations.free_gas) is not None:
+            part = GasPart(populations.log_z, free, slice(None), self._terms)
+            sparse = [csr_array(np.where(_seen(matrix, _NOTHING), way, 0)) for way in ways]
+            part.fill(0, gas_rows(free, [OntoGrid(sparse)]) / self._unit)
+            self._parts.append(part)
 
     def _spread(self, populations: SSPGrid, sampling: GridSampling, dust2: float) -> None:
         """Prepare populations at several sigmas, for a line spread that is a parameter."""
@@ -161,19 +174,23 @@ class BatchedModel:
         follows = populations.gas_follows_stars
         stars = SpreadPart(populations.log_z, 1, nodes, edges, self._terms)
         gas = SpreadPart(populations.gas_log_z, populations.gas_degree, nodes, edges, self._terms)
+        free = populations.free_gas
+        apart = None if free is None else GasPart(populations.log_z, free, slice(None), self._terms, (nodes, edges))
         for i, panel in enumerate(nodes):
-            of_panel = [ways(sigma) for sigma in np.exp(panel)]
-            rows = np.stack([onto_grid(populations.spectra, way) for way in of_panel])
+            of_panel = [OntoGrid(ways(sigma)) for sigma in np.exp(panel)]
+            rows = np.stack([onto_grid(populations.spectra) for onto_grid in of_panel])
             if i == 0:
                 self._unit = float(np.median(rows[..., : len(self.grid)]))
-            shining = np.stack([onto_grid(populations.nebular, way) for way in of_panel])
+            shining = np.stack([onto_grid(populations.nebular) for onto_grid in of_panel])
             if follows:
                 rows[:, :, : shining.shape[2]] += shining
             else:
                 gas.fill(i, shining / self._unit)
             rows /= self._unit
             stars.fill(i, rows)
-        self._parts = [stars] if follows else [stars, gas]
+            if free is not None and apart is not None:
+                apart.fill(i, gas_rows(free, of_panel) / self._unit)
+        self._parts = [part for part in (stars, None if follows else gas, apart) if part is not None]
 
     @classmethod
     def from_config(cls, model: ModelConfig, prior: Prior, grid: WavelengthGrid) -> BatchedModel:
@@ -217,6 +234,14 @@ class BatchedModel:
         blocks = [self._block(theta[start : start + _ROWS]) for start in range(0, len(theta), _ROWS)]
         return xp.concatenate(blocks) if blocks else theta[:, :1] * as_like(self.grid.wavelength, theta)
 
+    def _where(self, logzsol: Any, columns: Mapping[str, Any]) -> dict[type, tuple[Any, ...]]:
+        """What each kind of part is interpolated in: arrays (n,)."""
+        xp = namespace(logzsol)
+        spread = (xp.log(columns["sigma_smooth"]),) if "sigma_smooth" in columns else ()
+        gas = columns.get("gas_logz", logzsol), columns.get("gas_logu", xp.full_like(logzsol, self._gas_logu))
+        stars = (logzsol, *spread)
+        return {Part: stars, SpreadPart: stars, GasPart: (logzsol, *gas, *spread)}
+
     def _loops(self) -> ModuleType | None:
         return loops(_COMPILED if self._dust is None else _COMPILED_DUST)
 
@@ -234,6 +259,8 @@ class BatchedModel:
         sigma_smooth: Any = None,
         dust_index: Any = None,
         dust1: Any = None,
+        gas_logz: Any = None,
+        gas_logu: Any = None,
     ) -> Any:
         """Spectra (n, wavelength) in erg/s/cm2/Angstrom of galaxies with any star formation history.
 
@@ -246,21 +273,23 @@ class BatchedModel:
             Inside the prior: nothing is checked here.
         sigma_smooth : ndarray or torch.Tensor of float64, shape (n,), optional
             In km/s, where the prior has it.
-        dust_index, dust1 : ndarray or torch.Tensor of float64, shape (n,), optional
+        dust_index, dust1, gas_logz, gas_logu : ndarray or torch.Tensor of float64, shape (n,), optional
             Where the prior has them.
         """
         xp = namespace(weights)
-        where = (logzsol,) if sigma_smooth is None else (logzsol, xp.log(sigma_smooth))
+        columns = {"sigma_smooth": sigma_smooth, "gas_logz": gas_logz, "gas_logu": gas_logu}
+        where = self._where(logzsol, {name: values for name, values in columns.items() if values is not None})
         if self._dust is not None:
             light: list[Any] = [None, None]
             for part, (age, component) in zip(self._parts, self._places, strict=True):
-                terms, others = part(weights[:, age:], *where), light[component]
+                terms, others = part(weights[:, age:], *where[type(part)]), light[component]
                 light[component] = terms if others is None else [a + b for a, b in zip(others, terms, strict=True)]
             flux = self._dust([terms for terms in light if terms is not None], dust2, dust_index, dust1)
             return flux * (self._unit * 10**logmass)[:, None]
-        terms, dust = self._parts[0](weights, *where), xp.asarray(dust2, dtype=weights.dtype)[:, None]
+        first = self._parts[0]
+        terms, dust = first(weights, *where[type(first)]), xp.asarray(dust2, dtype=weights.dtype)[:, None]
         for part in self._parts[1:]:
-            terms = [one + other for one, other in zip(terms, part(weights, *where), strict=True)]
+            terms = [one + other for one, other in zip(terms, part(weights, *where[type(part)]), strict=True)]
         flux = terms[-1]
         for term in terms[-2::-1]:
             flux = term - dust * flux
@@ -351,23 +380,22 @@ class BatchedModel:
             theta[:, self._columns[name]] for name in ("logmass", "logzsol", "dust2", "tage")
         )
         history = self._packed_history
-        at: tuple[NDArray[np.float64], ...] = (logzsol,)
-        if "sigma_smooth" in self._columns:
-            at = logzsol, np.log(theta[:, self._columns["sigma_smooth"]])
-        panels = [part.place(*at) for part in self._parts]
-        shares = np.concatenate([part.shares(*at) for part in self._parts], axis=1).astype(np.float32)
+        columns = {name: theta[:, column] for name, column in self._columns.items()}
+        where = self._where(logzsol, columns)
+        panels = [part.place(*where[type(part)]) for part in self._parts]
+        shares = [part.shares(*where[type(part)]) for part in self._parts]
+        single_shares = np.concatenate(shares, axis=1).astype(np.float32)
         single = [values.astype(np.float32) for values in (tage, 1 / self._tau(theta), dust)]
         known = self._weights(theta, np.float32) if self._sfh in BINNED else np.zeros((0, 0), np.float32)
         scale, out = self._unit * 10**logmass, np.empty((len(theta), len(self.grid)))
         behind: tuple[Any, ...] = self._packed_curve, *single
         if self._dust is not None:
-            columns = {name: theta[:, column] for name, column in self._columns.items()}
             behind = self._places, self._dust.packed, *single[:2], self._dust.depths(columns)
         places, place = np.unique(np.stack(panels, axis=1), axis=0, return_inverse=True)
         for k, panel in enumerate(places):
             parts = tuple(self._packed_parts[p][where] for p, where in enumerate(panel))
             order = np.flatnonzero(place.ravel() == k)
-            compiled.predict(history, parts, *behind, scale, shares, order, out, known)
+            compiled.predict(history, parts, *behind, scale, single_shares, order, out, known)
         return out
 
     @cached_property
@@ -393,7 +421,7 @@ class BatchedModel:
     def _block(self, theta: Any) -> Any:
         # All that is large is computed in single precision.
         xp = namespace(theta)
-        names = ("logmass", "logzsol", "dust2", "sigma_smooth", "dust_index", "dust1")
+        names = ("logmass", "logzsol", "dust2", "sigma_smooth", "dust_index", "dust1", *GAS)
         given = [name for name in names if name in self._columns]
         columns = xp.stack([theta[:, self._columns[name]] for name in given])
         return self.composite(self._weights(theta, xp.float32), **dict(zip(given, columns, strict=True)))
@@ -403,11 +431,8 @@ def _populations(model: ModelConfig, prior: Prior, wavelength: NDArray[np.float6
     if model.source == "fsps":
         from digs_survey.sps.fsps_grid import read_fsps
 
-        return read_fsps(gas_logu=model.gas_logu, nebular=model.nebular)
-    from digs_survey.sps.bc03 import read_bc03
-
-    oldest = prior.high[prior.index("tage")]
-    return read_bc03(wavelength, gas_logu=model.gas_logu, nebular=model.nebular, max_age_gyr=oldest)
+        return read_fsps(gas_logu=model.gas_logu, nebular=model.nebular, free_gas=gas_ranges(model, prior))
+    return bc03_populations(model, prior, wavelength)
 
 
 def _onto_grid(spectra: NDArray[np.floating], ways: list[NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -415,9 +440,9 @@ def _onto_grid(spectra: NDArray[np.floating], ways: list[NDArray[np.float32]]) -
     return np.concatenate([spectra @ way for way in ways], axis=2)
 
 
-def _seen(matrix: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which entries (wavelength, element) matter to their element."""
-    return np.asarray(np.abs(matrix) > _UNSEEN * np.abs(matrix).max(axis=0))
+def _seen(matrix: NDArray[np.float64], least: float = _UNSEEN) -> NDArray[np.bool_]:
+    """Which entries (wavelength, element) are more than a share of the largest of their element."""
+    return np.asarray(np.abs(matrix) > least * np.abs(matrix).max(axis=0))
 
 
 def _terms(offset: NDArray[np.float64], dust2: float, tolerance: float) -> int:

@@ -23,14 +23,19 @@ from scipy.sparse import csr_array
 from digs_survey.errors import MissingDependencyError
 from digs_survey.spectra import air_to_vacuum
 from digs_survey.sps.dust import birth_cloud_curve, clouded, law_of_type
+from digs_survey.sps.free_gas import FreeGas, GasRanges, nodes_around
 from digs_survey.sps.grid import SSPGrid
 from digs_survey.sps.history import AgeQuadrature, bin_weights, star_formation_rate
 from digs_survey.sps.sampling import lagrange_matrix, projection_matrix
 
-__all__ = ["BC03Basis", "bc03_coverage", "bc03_files", "read_bc03"]
+__all__ = ["BC03_GAS", "BC03Basis", "bc03_coverage", "bc03_files", "read_bc03"]
 
 _METALLICITIES = np.array([0.005, 0.02, 0.2, 0.4, 1.0, 2.5, 5.0])
 _LOG_U = np.arange(-4.0, 0.01, 0.5)
+BC03_GAS = GasRanges(
+    (float(np.log10(_METALLICITIES[0])), float(np.log10(_METALLICITIES[-1]))), (float(_LOG_U[0]), float(_LOG_U[-1]))
+)
+"""log10 Z/Zsun and log10 U that the Cloudy grids cover."""
 _LSUN = 3.826e33 / lsun
 _LYMAN_LIMIT = 911.75
 
@@ -92,6 +97,7 @@ def read_bc03(
     nebular: bool = True,
     max_age_gyr: float = 20.0,
     richest_gas: float = 1.0,
+    free_gas: GasRanges | None = None,
 ) -> SSPGrid:
     """Read the BC03-MILES populations.
 
@@ -111,6 +117,10 @@ def read_bc03(
         In Zsun: populations that are more metal-rich have, for each of their ionising photons, the gas of this
         node. Above solar the Cloudy models end before their photons do (at log U = -2 they keep 9 to 69 % of
         H-beta at 2.5 Zsun and 3 % at 5 Zsun: docs/fidelity.md). ``numpy.inf`` takes them as they are.
+    free_gas : GasRanges, optional
+        Ranges of the gas's metallicity and log U, for gas that follows neither the stars nor ``gas_logu``. Stars and
+        gas of the Cloudy grids have one metallicity. Their gas shines here around stars of another, with the same
+        emission for each ionising photon.
 
     Raises
     ------
@@ -143,15 +153,24 @@ def read_bc03(
     lines = np.empty(0)
     gas = np.empty((_METALLICITIES.size, 0, wave.size), dtype=np.float32)
     luminosity = np.empty((_METALLICITIES.size, 0, 0))
-    if nebular:
+    log_z, last = np.log10(_METALLICITIES), int(np.searchsorted(_METALLICITIES, richest_gas, side="right")) - 1
+    free: FreeGas | None = None
+    if nebular and free_gas is not None:
+        needed = _LOG_U[nodes_around(_LOG_U, *free_gas.gas_logu)]
+        of_u = [_read_gas(files, log_age, project, cut, wave, float(node)) for node in needed]
+        lines, luminosity = of_u[0][0], np.empty((log_z.size, 0, of_u[0][0].size))
+        photons = _ionising_photons(files["stars"], of_u[0][1].shape[1])
+        photons /= photons[int(np.abs(log_z).argmin())].copy()
+        like = np.minimum(np.arange(log_z.size), last)
+        glow, emission = (np.stack([one[k][like] / photons[like, :, None] for one in of_u], axis=1) for k in (1, 2))
+        free = FreeGas(log_z, needed, photons, emission.astype(np.float32), glow).within(free_gas)
+    elif nebular:
         lines, luminosity, gas = _read_gas(files, log_age, project, cut, wave, gas_logu)
-        last = int(np.searchsorted(_METALLICITIES, richest_gas, side="right")) - 1
         photons = _ionising_photons(files["stars"], gas.shape[1])
         for i in range(last + 1, _METALLICITIES.size):
             relative = (photons[i] / photons[last])[:, None]
             luminosity[i], gas[i] = relative * luminosity[last], relative * gas[last]
-    log_z = np.log10(_METALLICITIES)
-    return SSPGrid(log_z, log_age, wave, spectra, living, log_z, 1, gas, lines, luminosity)
+    return SSPGrid(log_z, log_age, wave, spectra, living, log_z, 1, gas, lines, luminosity, free)
 
 
 def _read_gas(
@@ -216,8 +235,9 @@ class BC03Basis(SSPBasis):
 
     It reads the parameters ``logzsol``, ``tage``, ``tau``, and as FSPS does ``sfh`` (4 delayed tau, 1 tau, 3 constant
     rates in bins), ``const`` (1 for a constant rate), ``dust_type``, ``dust_index``, ``dust2`` (before stars and gas
-    alike) and ``dust1`` (before those no older than 10 Myr). Bins are ``agebins`` and ``mass``, as for Prospector's
-    ``FastStepBasis``. Prospector itself smooths, redshifts and scales the spectrum.
+    alike) and ``dust1`` (before those no older than 10 Myr). Where the grid has free gas it reads ``gas_logz`` and
+    ``gas_logu``. Bins are ``agebins`` and ``mass``, as for Prospector's ``FastStepBasis``. Prospector itself smooths,
+    redshifts and scales the spectrum.
 
     Parameters
     ----------
@@ -232,6 +252,7 @@ class BC03Basis(SSPBasis):
         self._total = grid.lnu()
         self._young = clouded(grid.log_age)
         self._curve_of: tuple[Any, ...] = ()
+        self._lnu = grid.lnu_factor()
 
     def update(self, **params: Any) -> None:
         """Set parameters; arrays of one element become scalars."""
@@ -251,6 +272,9 @@ class BC03Basis(SSPBasis):
         used = int(np.flatnonzero(weights)[-1]) + 1
         weights = weights[:used]
         self._lower, self._share, self._weights = lower, share, weights
+        if self.grid.free_gas is not None:
+            photons = self.grid.free_gas.photons[:, :used]
+            self._photons = ((1 - share) * photons[lower] + share * photons[lower + 1]) * weights[: photons.shape[1]]
         living = self.grid.living_fraction[lower : lower + 2, :used] @ weights
         return self.grid.wavelength, self._after_dust(self._total, lines=False), float(living @ [1 - share, share])
 
@@ -275,8 +299,11 @@ class BC03Basis(SSPBasis):
         weights = self._weights[: len(poor)].astype(light.dtype)
         wavelength = self.grid.line_wavelength if lines else self.grid.wavelength
 
+        gas = self._free_gas(lines)
+
         def emitted(ages: slice) -> NDArray[Any]:
-            return ((1 - self._share) * weights[ages]) @ poor[ages] + (self._share * weights[ages]) @ rich[ages]
+            stars = ((1 - self._share) * weights[ages]) @ poor[ages] + (self._share * weights[ages]) @ rich[ages]
+            return stars if gas is None else stars + self._photons[ages] @ gas[ages]
 
         if dust1 := self.params["dust1"]:
             young, old = emitted(slice(self._young)), emitted(slice(self._young, None))
@@ -284,6 +311,13 @@ class BC03Basis(SSPBasis):
         else:
             total = emitted(slice(None))
         return np.asarray(total * np.exp(-self.params["dust2"] * self._curves()[lines]))
+
+    def _free_gas(self, lines: bool) -> NDArray[np.floating] | None:
+        """Light (young age, wavelength) of the gas for each ionising photon, as far as these come; None without it."""
+        if (gas := self.grid.free_gas) is None:
+            return None
+        at, young = (self.params["gas_logz"], self.params["gas_logu"]), self._photons.size
+        return gas.luminosities(*at)[:young] if lines else gas.spectra(*at)[:young] * self._lnu
 
     def _curves(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Attenuation curves of the spectrum and of the lines; kept until they change."""

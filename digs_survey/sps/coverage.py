@@ -14,7 +14,7 @@ from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.fsps import require_fsps
 from digs_survey.sps.grid import check_coverage
-from digs_survey.sps.prospector import import_prospector
+from digs_survey.sps.prospector import check_gas_of_source, import_prospector
 from digs_survey.sps.sampling import GridSampling
 from digs_survey.sps.universe import physical_prior
 
@@ -51,7 +51,9 @@ def check_source(model: ModelConfig, prior: Prior, grid: WavelengthGrid) -> None
     from digs_survey.sps.bc03 import bc03_coverage
 
     log_z, log_age, wavelength = _fsps_coverage() if model.source == "fsps" else bc03_coverage()
-    check_coverage(physical_prior(prior), log_z, log_age, model.source)
+    asked = physical_prior(prior)
+    check_coverage(asked, log_z, log_age, model.source)
+    check_gas_of_source(asked, model.source)
     needed = grid.edges
     if wavelength[0] <= needed[0] and needed[-1] <= wavelength[-1]:
         needed = GridSampling(model, grid, prior.bounds("sigma_smooth")).wavelength

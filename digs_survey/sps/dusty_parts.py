@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,13 @@ from digs_survey.config import ModelConfig
 from digs_survey.prior import Prior
 from digs_survey.sps.dust import clouded
 from digs_survey.sps.element_dust import ElementDust
+from digs_survey.sps.free_gas import gas_rows
+from digs_survey.sps.gas_parts import GasPart
 from digs_survey.sps.grid import SSPGrid
+from digs_survey.sps.onto_grid import OntoGrid
 from digs_survey.sps.parts import Part, SpreadPart
 from digs_survey.sps.sampling import GridSampling
-from digs_survey.sps.spread import TOLERANCE, onto_grid, spread_nodes
+from digs_survey.sps.spread import TOLERANCE, spread_nodes
 
 __all__ = ["DustyPart", "dusty_parts"]
 
@@ -31,14 +34,14 @@ class DustyPart(NamedTuple):
 
     Attributes
     ----------
-    part : Part or SpreadPart
+    part : Part, SpreadPart or GasPart
     first_age : int
         Its first population.
     component : int
         0 before the diffuse dust alone, 1 in birth clouds too.
     """
 
-    part: Part | SpreadPart
+    part: Part | SpreadPart | GasPart
     first_age: int
     component: int
 
@@ -73,17 +76,28 @@ def dusty_parts(
             DustyPart(Part(*nodes, light[kind][:, ages] / unit, dust.powers), ages.start, component)
             for kind, nodes, ages, component in _cut(populations, dust.two)
         ]
-        return dust, made, unit
+        gas = _gas(populations, dust)
+        _fill(gas, 0, populations, dust, [widest], unit)
+        return dust, _ordered(made, gas), unit
     panels, edges = spread_nodes(populations, sampling, *spread)
     cut, unit = _cut(populations, dust.two), 0.0
     parts = [SpreadPart(*nodes, panels, edges, dust.powers) for _, nodes, _, _ in cut]
+    gas = _gas(populations, dust, (panels, edges))
     for i, panel in enumerate(panels):
-        smoothed = [_light(populations, dust, sampling.matrix_at(wavelength, sigma)) for sigma in np.exp(panel)]
+        matrices = [sampling.matrix_at(wavelength, sigma) for sigma in np.exp(panel)]
+        smoothed = [_light(populations, dust, matrix) for matrix in matrices]
         unit = unit or _unit(smoothed[0][0], dust)
         for part, (kind, _, ages, _) in zip(parts, cut, strict=True):
             part.fill(i, np.stack([light[kind][:, ages] for light in smoothed]) / unit)
+        _fill(gas, i, populations, dust, matrices, unit)
     made = [DustyPart(part, ages.start, component) for part, (_, _, ages, component) in zip(parts, cut, strict=True)]
-    return dust, made, unit
+    return dust, _ordered(made, gas), unit
+
+
+def _ordered(made: list[DustyPart], gas: list[tuple[GasPart, slice, int]]) -> list[DustyPart]:
+    """All parts, those of component 0 first."""
+    more = [DustyPart(part, ages.start, component) for part, ages, component in gas]
+    return sorted([*made, *more], key=lambda part: part.component)
 
 
 def _sparse(matrix: NDArray[np.float64]) -> csr_array:
@@ -96,11 +110,44 @@ def _light(populations: SSPGrid, dust: ElementDust, matrix: csr_array) -> list[N
     """Stars and gas (node, age, term * piece), together or apart, by one way (wavelength, element) to the grid."""
     factor = populations.lnu_factor()[:, None]
     ways = [csr_array(way.multiply(factor)) for way in dust.ways(matrix)]
-    stars, gas = onto_grid(populations.spectra, ways), onto_grid(populations.nebular, ways)
+    onto_grid = OntoGrid(ways)
+    stars, gas = onto_grid(populations.spectra), onto_grid(populations.nebular)
     if not populations.gas_follows_stars:
         return [stars, gas]
     stars[:, : gas.shape[1]] += gas
     return [stars]
+
+
+def _fill(
+    parts: list[tuple[GasPart, slice, int]],
+    spread: int,
+    populations: SSPGrid,
+    dust: ElementDust,
+    matrices: list[csr_array],
+    unit: float,
+) -> None:
+    """Fill one panel of line spreads of parts of free gas, by the ways (wavelength, element) of its nodes."""
+    if (free := populations.free_gas) is None:
+        return
+    factor = populations.lnu_factor()[:, None]
+    ways = [[csr_array(way.multiply(factor)) for way in dust.ways(matrix)] for matrix in matrices]
+    glow = gas_rows(free, [OntoGrid(of_spread) for of_spread in ways]) / unit
+    for part, ages, _ in parts:
+        part.fill(spread, glow[:, :, ages])
+
+
+def _gas(populations: SSPGrid, dust: ElementDust, spread: Any = None) -> list[tuple[GasPart, slice, int]]:
+    """Parts of free gas, with their ages and component; none without it."""
+    if (free := populations.free_gas) is None:
+        return []
+    young = clouded(populations.log_age) if dust.two else 0
+    ages = range(free.photons.shape[1])
+    spans = [(0, slice(young, None)), (1, slice(0, young))]
+    return [
+        (GasPart(populations.log_z, free, span, dust.powers, spread), span, component)
+        for component, span in spans
+        if ages[span]
+    ]
 
 
 def _cut(populations: SSPGrid, two: bool) -> list[_Cut]:

@@ -4,6 +4,9 @@ Between the isochrones' metallicities FSPS's stars are linear in log10 Z. Its ga
 which is linear too, times emission tables that are exponential in log10 Z between nodes of their own; so the gas
 has a panel between each two neighbouring nodes of either kind, and is a polynomial there.
 
+Gas of a metallicity and log U of its own is kept as these tables are, at their nodes: continuum and lines apart, for
+the photons of one of the stars' metallicities.
+
 FSPS keeps its state in Fortran, shared by all its objects in a process, and ends the process on an error: so the
 populations are computed in a process of their own.
 """
@@ -23,8 +26,10 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from digs_survey.errors import MissingDependencyError
+from digs_survey.sps.free_gas import FreeGas, GasRanges
 from digs_survey.sps.fsps import FSPS_SETTINGS, require_fsps
 from digs_survey.sps.grid import SSPGrid
 
@@ -33,9 +38,17 @@ __all__ = ["cache_folder", "read_fsps"]
 _FORMAT = 1
 _DEGREE = 4
 _DATA = ("ISOCHRONES/MIST", "SPECTRA", "nebular")
+_LYMAN_LIMIT = 912.0
+"""In Angstrom: FSPS's gas takes all light of the stars up to here."""
+_LIGHTSPEED = 2.9979e18
+"""In Angstrom/s, as FSPS has it."""
+_DARK = 1e-60
+"""In the logarithm of the emission, what stands for none."""
 _NOTHING = 1e-12
 """FSPS writes a tiny number where there is no gas; this, of the brightest population's lines, is none."""
 _SECONDS = 3_600
+_FREE = "free_"
+"""Begins the names of a kept file's arrays that are those of :class:`FreeGas`."""
 
 
 def cache_folder() -> Path:
@@ -47,7 +60,13 @@ def cache_folder() -> Path:
     return Path(get_cache_dir_path("digs-survey"))
 
 
-def read_fsps(*, gas_logu: float = -2.0, nebular: bool = True) -> SSPGrid:
+def fsps_gas_coverage() -> GasRanges:
+    """Return log10 Z/Zsun and log10 U that FSPS's emission tables cover."""
+    log_z, log_u = _gas_nodes(Path(os.environ["SPS_HOME"]))
+    return GasRanges((float(log_z[0]), float(log_z[-1])), (float(log_u[0]), float(log_u[-1])))
+
+
+def read_fsps(*, gas_logu: float = -2.0, nebular: bool = True, free_gas: GasRanges | None = None) -> SSPGrid:
     """Return FSPS's populations, on its own wavelengths and ages.
 
     The first call for given data and settings computes them (some minutes) and keeps them (about 150 MB) under
@@ -60,6 +79,8 @@ def read_fsps(*, gas_logu: float = -2.0, nebular: bool = True) -> SSPGrid:
         log10 of the ionisation parameter.
     nebular : bool
         Whether to have gas; its metallicity is that of the stars.
+    free_gas : GasRanges, optional
+        Ranges of the gas's metallicity and log U, for gas that follows neither the stars nor ``gas_logu``.
 
     Raises
     ------
@@ -68,7 +89,7 @@ def read_fsps(*, gas_logu: float = -2.0, nebular: bool = True) -> SSPGrid:
     """
     status = require_fsps()
     home = Path(os.environ["SPS_HOME"])
-    recipe = {
+    recipe: dict[str, Any] = {
         "format": _FORMAT,
         "fsps": version("fsps"),
         "libraries": status.libraries,
@@ -77,6 +98,8 @@ def read_fsps(*, gas_logu: float = -2.0, nebular: bool = True) -> SSPGrid:
         "settings": {**FSPS_SETTINGS, "sfh": 0, "gas_logu": gas_logu},
         "nebular": nebular,
     }
+    if free_gas is not None:
+        recipe |= {"settings": {**FSPS_SETTINGS, "sfh": 0, "nebemlineinspec": False}, "free_gas": True}
     text = json.dumps(recipe, sort_keys=True)
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +109,23 @@ def read_fsps(*, gas_logu: float = -2.0, nebular: bool = True) -> SSPGrid:
             _compute(path, text)
     with np.load(path) as kept:
         arrays: dict[str, Any] = dict(kept)
-    return SSPGrid(**{**arrays, "gas_degree": int(arrays["gas_degree"])})
+    table = {name.removeprefix(_FREE): arrays.pop(name) for name in list(arrays) if name.startswith(_FREE)}
+    arrays["gas_degree"] = int(arrays["gas_degree"])
+    if free_gas is None:
+        return SSPGrid(**arrays)
+    profiles = _line_profiles(arrays["wavelength"], arrays["line_wavelength"])
+    return SSPGrid(**arrays, free_gas=FreeGas(**table, profiles=profiles).within(free_gas))
+
+
+def _line_profiles(wavelength: NDArray[np.float64], positions: NDArray[np.float64]) -> csr_array:
+    """FSPS's Gaussians (wavelength, line) in 1/Angstrom: their sigma is twice the step of the wavelengths."""
+    from prospect.sources.constants import lightspeed
+
+    step = np.clip(np.searchsorted(wavelength, positions, side="right") - 1, 0, wavelength.size - 2)
+    sigma = 2 * (wavelength[step + 1] - wavelength[step])
+    gauss = np.exp(-0.5 * ((wavelength[:, None] - positions) / sigma) ** 2) / (np.sqrt(2 * np.pi) * sigma)
+    gauss[gauss < _NOTHING * gauss.max(axis=0)] = 0
+    return csr_array(gauss * (positions**2 / _LIGHTSPEED) * (lightspeed / wavelength**2)[:, None])
 
 
 def _listing(home: Path) -> str:
@@ -171,16 +210,71 @@ def _extract(settings: dict[str, Any], nebular: bool, gas_nodes: NDArray[np.floa
     }
 
 
-def _gas_nodes(home: Path) -> NDArray[np.float64]:
-    """Metallicities (node,) of FSPS's emission tables: the first of three numbers above each block of the file."""
+def _extract_free(settings: dict[str, Any], of_z: NDArray[np.float64], of_u: NDArray[np.float64]) -> dict[str, Any]:
+    """As :func:`_extract`, for gas of any metallicity and log U."""
+    import fsps
+    from prospect.sources.constants import lightspeed
+
+    populations = fsps.StellarPopulation(zcontinuous=1, **settings, add_neb_emission=True, add_neb_continuum=True)
+    wavelength = populations.wavelengths
+    to_angstrom = lightspeed / wavelength**2
+
+    def spectra(logzsol: float, nebular: bool, gas_logz: float = of_z[-1], gas_logu: float = of_u[-1]) -> Any:
+        given = {"logzsol": logzsol, "gas_logz": gas_logz, "gas_logu": gas_logu}
+        for name, value in (given | dict.fromkeys(("add_neb_emission", "add_neb_continuum"), nebular)).items():
+            populations.params[name] = value
+        return populations.get_spectrum(tage=0.0, peraa=False)[1] * to_angstrom
+
+    log_z = np.log10(populations.zlegend / populations.solar_metallicity)
+    solar = int(np.abs(log_z).argmin())
+    stars, living, bright = [], [], []
+    for node in log_z:
+        stars.append(spectra(node, False))
+        living.append(populations.stellar_mass.copy())
+        spectra(node, True)
+        bright.append(populations.emline_luminosity.sum(axis=1))
+    light, shining = np.array(stars), np.array(bright)
+    young = int(np.flatnonzero(shining[solar] > _NOTHING * shining[solar].max())[-1]) + 1
+    light[:, :young, wavelength <= _LYMAN_LIMIT] = 0
+    lines = np.empty((of_z.size, of_u.size, young, populations.emline_wavelengths.size))
+    emission = np.empty((of_z.size, of_u.size, young, wavelength.size), dtype=np.float32)
+    for i, j in np.ndindex(of_z.size, of_u.size):
+        total = spectra(log_z[solar], True, float(of_z[i]), float(of_u[j]))[:young]
+        emission[i, j] = np.log10(np.maximum(total - light[solar, :young], _DARK))
+        lines[i, j] = np.log10(np.maximum(populations.emline_luminosity[:young], _DARK))
+    return {
+        "log_z": log_z,
+        "log_age": populations.ssp_ages.copy(),
+        "wavelength": wavelength,
+        "spectra": light.astype(np.float32),
+        "living_fraction": np.array(living),
+        "gas_log_z": log_z,
+        "gas_degree": np.array(1),
+        "nebular": np.empty((log_z.size, 0, wavelength.size), dtype=np.float32),
+        "line_wavelength": populations.emline_wavelengths,
+        "line_luminosity": np.empty((log_z.size, 0, lines.shape[-1])),
+        f"{_FREE}log_z": of_z,
+        f"{_FREE}log_u": of_u,
+        f"{_FREE}photons": shining[:, :young] / shining[solar, :young],
+        f"{_FREE}emission": emission,
+        f"{_FREE}lines": lines,
+    }
+
+
+def _gas_nodes(home: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Metallicities and log U of FSPS's emission tables: first and last of three numbers above a block of the file."""
     heads = (line.split() for line in (home / "nebular" / "ZAU_ND_mist.lines").read_text().splitlines())
-    return np.unique([float(words[0]) for words in heads if len(words) == 3 and not words[0].startswith("#")])
+    found = [words for words in heads if len(words) == 3 and not words[0].startswith("#")]
+    return np.unique([float(words[0]) for words in found]), np.unique([float(words[2]) for words in found])
 
 
 def _main() -> None:
     path, recipe = sys.argv[1], json.loads(sys.argv[2])
-    nodes = _gas_nodes(Path(os.environ["SPS_HOME"]))
-    np.savez(path, **_extract(recipe["settings"], recipe["nebular"], nodes, recipe["degree"]))
+    of_z, of_u = _gas_nodes(Path(os.environ["SPS_HOME"]))
+    if recipe.get("free_gas"):
+        np.savez(path, **_extract_free(recipe["settings"], of_z, of_u))
+    else:
+        np.savez(path, **_extract(recipe["settings"], recipe["nebular"], of_z, recipe["degree"]))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from digs_survey.errors import ConfigError
 from digs_survey.prior import Prior
+from digs_survey.sps.free_gas import FreeGas
 
 __all__ = ["SSPGrid", "calzetti_curve", "check_coverage"]
 
@@ -40,6 +41,8 @@ class SSPGrid:
         Vacuum wavelengths of the lines in Angstrom.
     line_luminosity : ndarray, shape (gas metallicity, young age, line)
         Luminosities of the lines in Lsun/Msun.
+    free_gas : FreeGas, optional
+        Gas of a metallicity and log U of its own, in the place of ``nebular``, which then has no ages.
     """
 
     log_z: NDArray[np.float64]
@@ -52,6 +55,7 @@ class SSPGrid:
     nebular: NDArray[np.floating]
     line_wavelength: NDArray[np.float64]
     line_luminosity: NDArray[np.float64]
+    free_gas: FreeGas | None = None
 
     def __post_init__(self) -> None:  # noqa: D105
         z, age, wave = self.log_z.size, self.log_age.size, self.wavelength.size

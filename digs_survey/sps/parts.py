@@ -15,7 +15,19 @@ from digs_survey.sps.arrays import as_like, namespace
 if TYPE_CHECKING:
     from digs_survey.sps.compiled_spectra import PackedPart
 
-__all__ = ["Part", "SpreadPart", "lagrange_shares"]
+__all__ = [
+    "Part",
+    "SpreadPanel",
+    "SpreadPart",
+    "chebyshev_terms",
+    "directions",
+    "even_shares",
+    "importance",
+    "inside",
+    "lagrange_shares",
+    "place_in",
+    "products_of",
+]
 
 _LONG_FROM, _RESIDUE, _LONG_RESIDUE = 1_000, 3e-7, 2e-6
 """Share of the populations that sums of fewer vectors may leave out: :data:`_RESIDUE`, or :data:`_LONG_RESIDUE` where
@@ -60,11 +72,11 @@ class Part:
 
     def place(self, logzsol: Any) -> Any:
         """Return which panel each metallicity (n,) lies in."""
-        return _place(self.edges, logzsol)[0]
+        return place_in(self.edges, logzsol)[0]
 
     def shares(self, logzsol: Any) -> Any:
         """Shares (n, node) of the nodes of its panel in each metallicity (n,)."""
-        return _even_shares(self.edges, self.nodes, logzsol)
+        return even_shares(self.edges, self.nodes, logzsol)
 
     def packed(self, first_share: int) -> list[PackedPart]:
         """Return each panel for the compiled loops, to which the shares are columns from ``first_share`` on."""
@@ -137,7 +149,7 @@ class SpreadPart:
     def fill(self, spread: int, rows: NDArray[np.floating]) -> None:
         """Take the populations (spread node, node, age, power * element) of one panel of line spreads."""
         self.ages = rows.shape[2]
-        place = _inside(self.spread_nodes[spread], *self.spread_edges[spread : spread + 2])
+        place = inside(self.spread_nodes[spread], *self.spread_edges[spread : spread + 2])
         to_terms = np.linalg.inv(chebvander(place, len(place) - 1))
         for panel in range(len(self.edges) - 1):
             first = panel * (self.nodes - 1)
@@ -151,20 +163,16 @@ class SpreadPart:
 
     def place(self, logzsol: Any, log_sigma: Any) -> Any:
         """Return which panel each metallicity and log sigma (n,) lies in."""
-        return _place(self.edges, logzsol)[0] * len(self.spread_nodes) + _place(self.spread_edges, log_sigma)[0]
+        return place_in(self.edges, logzsol)[0] * len(self.spread_nodes) + place_in(self.spread_edges, log_sigma)[0]
 
-    def shares(self, logzsol: NDArray[np.float64], log_sigma: NDArray[np.float64]) -> NDArray[np.float64]:
+    def shares(self, logzsol: NDArray[np.float64], *rest: NDArray[np.float64]) -> NDArray[np.float64]:
         """Shares (n, node) of the nodes of its panel in each metallicity, and the terms (n, term) in log sigma (n,)."""
-        return np.concatenate([_even_shares(self.edges, self.nodes, logzsol), self._of_spread(log_sigma)], axis=1)
+        return np.concatenate([even_shares(self.edges, self.nodes, logzsol), self._of_rest(*rest)], axis=1)
 
-    def _of_spread(self, log_sigma: Any) -> Any:
+    def _of_rest(self, log_sigma: Any) -> Any:
         """Chebyshev's polynomials (n, term) of the place of log sigma (n,) in its panel."""
-        xp, (_, lower, width) = namespace(log_sigma), _place(self.spread_edges, log_sigma)
-        place = _inside(log_sigma, lower, lower + width)
-        terms = [xp.ones_like(place), place]
-        while len(terms) < self.share_count - self.nodes:
-            terms.append(2 * place * terms[-1] - terms[-2])
-        return xp.stack(terms, -1)
+        _, lower, width = place_in(self.spread_edges, log_sigma)
+        return chebyshev_terms(inside(log_sigma, lower, lower + width), self.share_count - self.nodes)
 
     def packed(self, first_share: int) -> list[PackedPart]:
         """As :meth:`Part.packed`."""
@@ -175,19 +183,28 @@ class SpreadPart:
             for panel in self.panels
         ]
 
-    def __call__(self, weights: Any, logzsol: Any, log_sigma: Any) -> list[Any]:
+    def __call__(self, weights: Any, logzsol: Any, *rest: Any) -> list[Any]:
         """Sums (n, element) of each power for weights (n, age), metallicities (n,) and logs of sigma (n,)."""
-        xp, place = namespace(weights), self.place(logzsol, log_sigma)
-        mixed = _mixed(_even_shares(self.edges, self.nodes, logzsol), weights[:, : self.ages])
-        of_spread = xp.asarray(self._of_spread(log_sigma), dtype=weights.dtype)
+        xp, place = namespace(weights), self.place(logzsol, *rest)
+        mixed = _mixed(even_shares(self.edges, self.nodes, logzsol), weights[:, : self.ages])
+        of_rest = xp.asarray(self._of_rest(*rest), dtype=weights.dtype)
         totals = _nothing(weights, self.panels[0].factors)
         for k, panel in enumerate(self.panels):
             (chosen,) = xp.where(place == k)
             if len(chosen):
                 sums = mixed[chosen] @ as_like(panel.histories, weights)
-                terms = [of_spread[chosen, d, None] * sums[:, :count] for d, count in enumerate(panel.terms)]
+                terms = [of_rest[chosen, d, None] * sums[:, :count] for d, count in enumerate(panel.terms)]
                 _sum(totals, chosen, xp.concatenate(terms, -1), panel.factors)
         return totals
+
+
+def chebyshev_terms(place: Any, count: int) -> Any:
+    """Chebyshev's polynomials (n, term) of places (n,) from -1 to 1."""
+    xp = namespace(place)
+    terms = [xp.ones_like(place), place]
+    while len(terms) < count:
+        terms.append(2 * place * terms[-1] - terms[-2])
+    return xp.stack(terms[:count], -1)
 
 
 def lagrange_shares(nodes: NDArray[np.float64], position: Any) -> Any:
@@ -197,16 +214,16 @@ def lagrange_shares(nodes: NDArray[np.float64], position: Any) -> Any:
     return namespace(position).stack(shares, -1)
 
 
-def _place(edges: NDArray[np.float64], values: Any) -> tuple[Any, Any, Any]:
+def place_in(edges: NDArray[np.float64], values: Any) -> tuple[Any, Any, Any]:
     """Return the panel of each value (n,), its lower edge and its width."""
     xp, at = namespace(values), as_like(edges, values)
     panel = xp.clip(xp.searchsorted(at, values, side="right") - 1, 0, len(edges) - 2)
     return panel, at[panel], at[panel + 1] - at[panel]
 
 
-def _even_shares(edges: NDArray[np.float64], nodes: int, values: Any) -> Any:
+def even_shares(edges: NDArray[np.float64], nodes: int, values: Any) -> Any:
     """Shares (n, node) of the nodes, equal steps apart, of the panel in which each value (n,) lies."""
-    _, lower, width = _place(edges, values)
+    _, lower, width = place_in(edges, values)
     return lagrange_shares(np.arange(nodes) / (nodes - 1), (values - lower) / width)
 
 
@@ -226,7 +243,7 @@ def _sum(totals: list[Any], chosen: Any, mixed: Any, factors: Factors) -> None:
         total[chosen] = mixed @ as_like(mixing, mixed) @ as_like(rows, mixed)
 
 
-def _inside(values: Any, low: Any, high: Any) -> Any:
+def inside(values: Any, low: Any, high: Any) -> Any:
     """Places of values between two ends, from -1 to 1."""
     return (2 * values - low - high) / (high - low)
 
@@ -240,36 +257,53 @@ def _products(rows: NDArray[np.floating], to_terms: NDArray[np.float64], powers:
     wide = rows.reshape(spreads, -1, width).astype(np.float64)
     size = _sizes(np.abs(wide).mean(axis=(0, 2)))
     wide /= size[:, None]
-    of_element = np.tile(_importance(wide[..., : width // powers]), powers)
+    of_element = np.tile(importance(wide[..., : width // powers]), powers)
     wide *= of_element
     squares = np.zeros((size.size, size.size))
     for of_spread in wide:
         squares += of_spread @ of_spread.T
     allowed = _HISTORY_RESIDUE * math.sqrt(np.trace(squares))
-    kept = _directions(squares, allowed)
+    kept = directions(squares, allowed)
     sums = np.tensordot(to_terms, kept.T @ wide, 1)
     # Of each term the leading sums, so that all that are left out together are no more than is allowed.
     beyond = np.cumsum(np.square(sums).sum(axis=2)[:, ::-1], axis=1)[:, ::-1]
     terms = (beyond > allowed**2 / spreads).sum(axis=1)
     chosen = np.concatenate([of_term[:count] for of_term, count in zip(sums, terms, strict=True)])
-    allowed, factors = _allowed(chosen, _SPREAD_RESIDUE), []
-    for part, by in zip(np.split(chosen, powers, axis=1), np.split(of_element, powers), strict=True):
-        mixing = _directions(part @ part.T, allowed)
-        factors.append((mixing.astype(np.float32), (mixing.T @ part / by).astype(np.float32)))
+    factors = products_of(chosen, of_element, powers)
     return SpreadPanel((size[:, None] * kept[:, : terms.max()]).astype(np.float32), terms, factors)
 
 
-def _importance(flux: NDArray[np.float64]) -> NDArray[np.float64]:
+def products_of(rows: NDArray[np.float64], of_element: NDArray[np.float64], powers: int) -> Factors:
+    """For each power, matrices whose product is its part of rows (row, power * element).
+
+    ``of_element`` (power * element,) is what the rows were multiplied by; the products are freed of it.
+    """
+    allowed, factors = _allowed(rows, _SPREAD_RESIDUE), []
+    for part, by in zip(np.split(rows, powers, axis=1), np.split(of_element, powers), strict=True):
+        mixing = _mixing(part, allowed)
+        factors.append((mixing.astype(np.float32), (mixing.T @ part / by).astype(np.float32)))
+    return factors
+
+
+def importance(flux: NDArray[np.float64]) -> NDArray[np.float64]:
     """Importance of elements (element,) for flux (spread, population, element): large where some shine weakly."""
     bright = flux[:, np.abs(flux).max(axis=(0, 2)) > 0]
     return np.asarray(np.sqrt(np.mean(1 / np.maximum(bright, _FAINT) ** 2, axis=(0, 1))))
 
 
-def _directions(squares: NDArray[np.float64], allowed: float) -> NDArray[np.float64]:
+def directions(squares: NDArray[np.float64], allowed: float) -> NDArray[np.float64]:
     """Leading eigenvectors (row, vector) of products of rows (row, row) that leave out no more than a size of them."""
     strength, vectors = np.linalg.eigh(squares)
     beyond = np.sqrt(np.cumsum(np.maximum(strength, 0.0)))
     return np.ascontiguousarray(vectors[:, beyond > allowed][:, ::-1])
+
+
+def _mixing(part: NDArray[np.float64], allowed: float) -> NDArray[np.float64]:
+    """:func:`directions` of rows (row, column); the smaller of the two products gives them."""
+    if part.shape[0] <= part.shape[1]:
+        return directions(part @ part.T, allowed)
+    mixing = part @ directions(part.T @ part, allowed)
+    return np.ascontiguousarray(mixing / np.linalg.norm(mixing, axis=0))
 
 
 def _sizes(size: NDArray[np.float64]) -> NDArray[np.float64]:

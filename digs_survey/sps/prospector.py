@@ -10,19 +10,21 @@ from numpy.typing import ArrayLike, NDArray
 
 from digs_survey.config import ModelConfig
 from digs_survey.config.dust_laws import DUST_CONSTANTS
+from digs_survey.config.gas import GAS
 from digs_survey.errors import MissingDependencyError
 from digs_survey.parameters import BINNED
 from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.bins import agebins, bin_edges
 from digs_survey.sps.dust import BIRTH_INDEX, LOG_ESCAPE_AGE, dust_law
+from digs_survey.sps.free_gas import GasRanges, check_gas_coverage, gas_ranges
 from digs_survey.sps.fsps import FSPS_SETTINGS, require_fsps
-from digs_survey.sps.grid import check_coverage
+from digs_survey.sps.grid import SSPGrid, check_coverage
 from digs_survey.sps.linespread import constant_sigma_kms
 from digs_survey.sps.sampling import GridSampling
 from digs_survey.sps.universe import at_zred, physical_prior
 
-__all__ = ["ProspectorSimulator", "import_prospector"]
+__all__ = ["ProspectorSimulator", "bc03_populations", "check_gas_of_source", "import_prospector"]
 
 
 def _mass(logmass: NDArray[np.float64] | float = 0.0, **_: Any) -> NDArray[np.float64]:
@@ -34,7 +36,7 @@ def _tau(logtau: NDArray[np.float64] | float = 0.0, **_: Any) -> NDArray[np.floa
 
 
 def _gas_logz(logzsol: NDArray[np.float64] | float = 0.0, **_: Any) -> NDArray[np.float64]:
-    # The gas has the metallicity of the stars, as in the Cloudy grids of bc03; FSPS would leave it solar.
+    # Unless it is a parameter, the gas has the stars' metallicity, as in the files of bc03; FSPS would leave it solar.
     return np.asarray(logzsol)
 
 
@@ -168,10 +170,22 @@ def _source(model: ModelConfig, prior: Prior, wavelength: NDArray[np.float64]) -
                 "source 'fsps': Prospector was imported before SPS_HOME was set; set it before Python starts"
             )
         return FastStepBasis(zcontinuous=1) if model.binned else CSPSpecBasis(zcontinuous=1)
-    from digs_survey.sps.bc03 import BC03Basis, read_bc03
+    from digs_survey.sps.bc03 import BC03Basis
 
-    oldest = prior.high[prior.index("tage")]
-    return BC03Basis(read_bc03(wavelength, gas_logu=model.gas_logu, nebular=model.nebular, max_age_gyr=oldest))
+    return BC03Basis(bc03_populations(model, prior, wavelength))
+
+
+def bc03_populations(model: ModelConfig, prior: Prior, wavelength: NDArray[np.float64]) -> SSPGrid:
+    """Read the populations of ``bc03`` that a model and its prior need, at wavelengths (wavelength,) in Angstrom."""
+    from digs_survey.sps.bc03 import read_bc03
+
+    return read_bc03(
+        wavelength,
+        gas_logu=model.gas_logu,
+        nebular=model.nebular,
+        max_age_gyr=prior.high[prior.index("tage")],
+        free_gas=gas_ranges(model, prior),
+    )
 
 
 def _check_prior(prior: Prior, sps: Any, source: str) -> None:
@@ -181,6 +195,29 @@ def _check_prior(prior: Prior, sps: Any, source: str) -> None:
     else:
         log_z, log_age = sps.grid.log_z, sps.grid.log_age
     check_coverage(prior, log_z, log_age, source)
+    check_gas_of_source(prior, source)
+
+
+def check_gas_of_source(prior: Prior, source: str) -> None:
+    """Refuse a prior that reaches beyond the tables of the gas of a source.
+
+    Raises
+    ------
+    ConfigError
+        Naming the parameter, what the source covers and what was found.
+    """
+    if any(name in prior.names for name in GAS):
+        check_gas_coverage(prior, _gas_coverage(source), source)
+
+
+def _gas_coverage(source: str) -> GasRanges:
+    if source == "fsps":
+        from digs_survey.sps.fsps_grid import fsps_gas_coverage
+
+        return fsps_gas_coverage()
+    from digs_survey.sps.bc03 import BC03_GAS
+
+    return BC03_GAS
 
 
 def _dust(model: ModelConfig, prior: Prior) -> dict[str, Any]:
@@ -233,8 +270,14 @@ def _parameters(model: ModelConfig, prior: Prior, given: dict[str, Any]) -> list
     fixed |= _dust(model, prior)
     if model.source == "fsps":
         gas = {"add_neb_emission": model.nebular, "add_neb_continuum": model.nebular}
-        fixed = {**FSPS_SETTINGS, **fixed, **gas, "gas_logu": model.gas_logu}
+        fixed = {**FSPS_SETTINGS, **fixed, **gas}
+    if model.source == "fsps" or gas_ranges(model, prior):
+        fixed["gas_logu"] = model.gas_logu
         derived["gas_logz"] = _gas_logz
+    for name in GAS:
+        if name in prior.names:
+            fixed.pop(name, None)
+            derived.pop(name, None)
     return [
         *free,
         *({"name": name, "N": 1, "isfree": False, "init": value} for name, value in fixed.items()),

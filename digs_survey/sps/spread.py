@@ -12,21 +12,18 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csc_array, csr_array
 
 from digs_survey.errors import ConfigError
 from digs_survey.sps.grid import SSPGrid
 from digs_survey.sps.parts import lagrange_shares
 from digs_survey.sps.sampling import GridSampling
 
-__all__ = ["TOLERANCE", "onto_grid", "spread_nodes"]
+__all__ = ["TOLERANCE", "spread_nodes"]
 
 TOLERANCE = 5e-4
 """Largest error of a population in an element, of its flux there, from interpolation in sigma."""
 _PANEL_RATIO = 2.6
 _FEWEST, _MOST = 4, 24
-_TOGETHER = 16
-"""Elements that are computed with one product of matrices: few enough that they need the same wavelengths."""
 
 
 def spread_nodes(
@@ -52,22 +49,6 @@ def spread_nodes(
     return [_nodes(samples, populations, sampling, *edges[i : i + 2]) for i in range(count)], edges
 
 
-def onto_grid(spectra: NDArray[np.floating], ways: list[csr_array]) -> NDArray[np.float32]:
-    """Bring spectra (node, age, wavelength) onto the grid, by each way: (node, age, way * element)."""
-    elements = ways[0].shape[1]
-    found = np.zeros((*spectra.shape[:2], len(ways) * elements), dtype=np.float32)
-    columns = [csc_array(way) for way in ways]
-    for start in range(0, elements, _TOGETHER):
-        blocks = [of_way[:, start : start + _TOGETHER] for of_way in columns]
-        if not blocks[0].nnz:
-            continue
-        near = slice(int(blocks[0].indices.min()), int(blocks[0].indices.max()) + 1)
-        block = np.concatenate([part[near].toarray() for part in blocks], axis=1).astype(np.float32)
-        to = (np.arange(len(ways))[:, None] * elements + np.arange(start, start + blocks[0].shape[1])).ravel()
-        found[:, :, to] = spectra[:, :, near] @ block
-    return found
-
-
 def _samples(populations: SSPGrid) -> NDArray[np.float64]:
     """Populations (population, wavelength) in f_nu that are hardest to interpolate: young ones with their gas, others.
 
@@ -77,8 +58,14 @@ def _samples(populations: SSPGrid) -> NDArray[np.float64]:
     ages = np.unique(np.linspace(0, max(young - 1, 0), 4).astype(int)) if young else np.empty(0, dtype=int)
     nearest = np.abs(populations.log_z[:, None] - populations.gas_log_z).argmin(axis=0)
     shining = populations.spectra[nearest][:, ages] + populations.nebular[:, ages]
-    bare = populations.spectra[:, np.linspace(young, populations.log_age.size - 1, 3).astype(int)]
     size = populations.wavelength.size
+    if (free := populations.free_gas) is not None:
+        ages = np.unique(np.linspace(0, free.photons.shape[1] - 1, 4).astype(int))
+        nearest = np.abs(populations.log_z[:, None] - free.log_z).argmin(axis=0)
+        glow = np.stack([[free.spectra(z, u)[ages] for z in free.log_z] for u in free.log_u])
+        with_gas = populations.spectra[nearest][:, ages] + free.photons[nearest][:, ages, None] * glow
+        shining = np.concatenate([shining.reshape(-1, size), with_gas.reshape(-1, size)])
+    bare = populations.spectra[:, np.linspace(young, populations.log_age.size - 1, 3).astype(int)]
     return np.concatenate([shining.reshape(-1, size), bare.reshape(-1, size)]) * populations.lnu_factor()
 
 

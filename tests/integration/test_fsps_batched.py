@@ -49,7 +49,7 @@ def both(count, *overrides):
 
 TABLE = ("model.line_spread=table", "model.line_spread_angstrom=[2900,5000,10500]",
          "model.line_spread_resolving_power=[60,100,300]")
-SPREADS = ("bare", "power", "table")
+SPREADS = ("bare", "power", "table", "free_gas")
 found = {}
 for name, count, overrides in (
     ("delayed_tau", 500, ()),
@@ -59,6 +59,8 @@ for name, count, overrides in (
     ("other_gas", 20, ("model.gas_logu=-3.3",)),
     ("power", 10, ("model.line_spread=resolving_power",)),
     ("table", 10, TABLE),
+    ("free_gas", 12, ("model.parameters.gas_logz={low=-2.0, high=0.2}",
+                      "model.parameters.gas_logu={low=-4.0, high=-1.0}")),
 ):
     config, theta, batched, prospector = both(count, *overrides)
     found[name] = batched.spectra(theta), prospector.spectra(theta)
@@ -134,7 +136,7 @@ def results(sps_home, build_once):
     def build(folder):
         environment = {**os.environ, "SPS_HOME": str(sps_home), "DIGS_SURVEY_CACHE": str(folder / "cache")}
         subprocess.run([sys.executable, "-c", SCRIPT, folder / "fsps.npz"], env=environment, check=True, timeout=900)
-        assert [path.suffix for path in sorted((folder / "cache").iterdir())].count(".npz") == 3
+        assert [path.suffix for path in sorted((folder / "cache").iterdir())].count(".npz") == 4
 
     return np.load(build_once("fsps-batched", build) / "fsps.npz")
 
@@ -143,6 +145,11 @@ def results(sps_home, build_once):
 def test_spectra_are_prospectors(results, case):
     """All over the prior and at its corners; the case delayed_tau has 500 theta and 32 corners."""
     np.testing.assert_allclose(results[f"{case}_0"], results[f"{case}_1"], rtol=1e-4)
+
+
+def test_spectra_with_gas_of_its_own_are_prospectors(results):
+    """Metallicity and log U of the gas are free; at the corners too."""
+    np.testing.assert_allclose(results["free_gas_0"], results["free_gas_1"], rtol=1e-3)
 
 
 def test_likelihoods_are_prospectors(results):

@@ -246,7 +246,7 @@ def _known(simulator: Simulator) -> dict[str, Callable[[], Truth]]:
     }
     if SIGMA not in prior.names:
         found["line spread 1.75 times as wide"] = lambda: made(**spreads[model.line_spread])
-    if model.nebular:
+    if model.nebular and "gas_logu" not in prior.names:
         found["gas of another ionisation"] = lambda: made(gas_logu=-3.5 if model.gas_logu > -2.75 else -2.0)
     for fault, name in BEYOND_PRIOR.items():
         if (ends := prior.bounds(name)) and ends[1] < 0.9 * _LARGEST.get(name, np.inf):
