@@ -18,12 +18,12 @@ from digs_survey.catalog.prepare import reference_factor
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import ConfigError
 from digs_survey.noise.model import NoiseModel
+from digs_survey.noise.observation import split_observed
 from digs_survey.parameters import MAX_REDSHIFT
-from digs_survey.simulate.prior_draws import draw_theta
 from digs_survey.simulate.seeding import row_uniforms
+from digs_survey.simulate.simulated_spectra import simulated_spectra
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.batched import BatchedModel
-from digs_survey.sps.universe import physical_theta
 
 __all__ = ["FAULTS", "fake_catalog"]
 
@@ -70,7 +70,7 @@ def fake_catalog(
     models : int
         Different noiseless spectra; every row is one of them, brought to its redshift.
     redshifts : tuple of float
-        Range in which redshifts lie evenly.
+        Range in which redshifts lie evenly; with noise of kind "row" they lie in that of ``noise.observing``.
     bad : float
         Share of rows with one of the :data:`FAULTS`.
     advance : callable
@@ -79,20 +79,19 @@ def fake_catalog(
     Raises
     ------
     ConfigError
-        If the noise is a catalog's own, or a number makes no sense.
+        If the noise is that of a catalog or its donors, or a number makes no sense.
     CatalogError
         If flux is out of float32's range.
     """
+    by_row = config.noise.by_row
     if config.noise.needs_catalog:
-        raise ConfigError(
-            f"noise.kind = {config.noise.kind!r} takes errors from a catalog, which a fake one has not; set "
-            "noise.kind = 'fractional', or 'constant' with noise.sigma_flam"
+        found = "noise.observing.donors = 'catalog'" if by_row else f"noise.kind = {config.noise.kind!r}"
+        instead = (
+            "noise.observing.donors = 'none'"
+            if by_row
+            else "noise.kind = 'fractional', or 'constant' with noise.sigma_flam"
         )
-    if config.noise.by_row:
-        raise ConfigError(
-            "noise.kind = 'row' is drawn at each row's redshift, which a fake catalog does not do; set noise.kind = "
-            "'fractional', or 'constant' with noise.sigma_flam"
-        )
+        raise ConfigError(f"{found} takes errors from a catalog, which a fake one has not; set {instead}")
     for name, value, right, expected in (
         ("rows", rows, rows >= 1, "at least 1"),
         ("models", models, models >= 1, "at least 1"),
@@ -103,22 +102,26 @@ def fake_catalog(
             raise ConfigError(f"fake-catalog: {name}: expected {expected}, found {value}")
     prior, grid = config.make_prior(), WavelengthGrid.from_config(config.grid)
     config.noise.check_elements(len(grid))
-    noise = NoiseModel.from_config(config.noise)
-    theta = draw_theta(prior, config.seed, "fake", 0, models)
-    clean = BatchedModel.from_config(config.model, prior, grid).spectra(physical_theta(prior, theta, np.nan))
-    distances = np.linspace(*redshifts, _REDSHIFTS)
+    noise = NoiseModel.from_config(config.noise).on(grid)
+    simulator = BatchedModel.from_config(config.model, prior, grid)
+    theta, clean = simulated_spectra(simulator, prior, noise, config.seed, "fake", 0, models)
+    distances = clean[:, -1] if by_row else np.linspace(*redshifts, _REDSHIFTS)
     factors = reference_factor(distances, config.model.zred)
 
     def shard(part: slice) -> dict[str, NDArray[Any]]:
         choice = row_uniforms(config.seed, "fake", part.start, part.stop, 3)
         model = (choice[:, 0] * models).astype(int)
-        place = (choice[:, 1] * _REDSHIFTS).astype(int)
-        random = row_uniforms(config.seed, "noise/fake", part.start, part.stop, noise.columns(len(grid)))
+        place = model if by_row else (choice[:, 1] * _REDSHIFTS).astype(int)
+        random = row_uniforms(config.seed, "noise/fake", part.start, part.stop, noise.columns(clean.shape[1]))
         noisy, good, errors = noise.observe(clean[model], random)
+        if by_row:
+            noisy, inverse, _ = split_observed(noisy)
+        else:
+            inverse = 1 / noise.sigma(clean[model], errors)
         factor = factors[place, None] * _UNIT
         values: dict[str, NDArray[Any]] = {
             "flux": noisy / factor,
-            "ivar": (factor / noise.sigma(clean[model], errors)) ** 2,
+            "ivar": (factor * inverse) ** 2,
             "mask": (~good).astype(np.uint8),
             "redshift": distances[place],
             "galaxy_id": np.arange(part.start, part.stop) + 1,

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from digs_survey.catalog import Catalog, validate_catalog
 from digs_survey.catalog.prepare import prepare
-from digs_survey.config import load_config
+from digs_survey.config import MapConfig, load_config
 from digs_survey.errors import ConfigError
 from digs_survey.noise.model import NoiseModel
+from digs_survey.noise.observation import split_observed
+from digs_survey.noise.observed_rows import prepare_for
 from digs_survey.quality import QualityFlag
 from digs_survey.simulate.mock_catalog import FAULTS, fake_catalog
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.batched import BatchedModel
+from digs_survey.sps.universe import physical_theta
 
 ROWS = 700
-CONFIG = load_config(None, ["grid.start_angstrom=4000", "grid.stop_angstrom=6000", "grid.step_angstrom=100"])
+SHORT = ["grid.start_angstrom=4000", "grid.stop_angstrom=6000", "grid.step_angstrom=100"]
+CONFIG = load_config(None, SHORT)
 EXPECTED = {
     "none": QualityFlag(0),
     "NaN flux": QualityFlag.NONFINITE_FLUX | QualityFlag.FILLED_ELEMENTS,
@@ -93,6 +98,29 @@ def test_negative_flux_is_measured_and_only_missing_stretches_are_masked(tmp_pat
     assert 0.05 < (rows.flux <= 0).mean() < 0.3
     assert set((~rows.good).sum(axis=1)) <= {0, 1, 2, 3}
     assert (~rows.good).any(axis=1).mean() == pytest.approx(0.5, abs=0.12)
+
+
+def test_rows_with_noise_of_their_own_are_what_the_posterior_is_shown(tmp_path):
+    config = load_config(None, [*SHORT, "noise.kind=row", "train.whitening=least_squares", "train.components=8"])
+    fake_catalog(tmp_path / "survey.zarr", config, 300, models=100)
+    catalog = Catalog.open(tmp_path / "survey.zarr")
+    rows, grid = catalog.rows(0, 300), WavelengthGrid.from_config(config.grid)
+    noise, settings = NoiseModel.from_config(config.noise).on(grid), MapConfig(error_floor=0.0, min_good_fraction=0.1)
+    ready = prepare_for(noise, grid, config.model.zred, settings, rows, catalog.grid)
+    low, high = config.noise.observing.redshift
+    assert ((low <= rows.redshift) & (rows.redshift <= high)).all()
+    assert len(np.unique(rows.redshift)) > 50
+    assert (rows.good.mean(axis=1) > 0.1).all()
+    assert rows.good.mean(axis=1).std() > 0.02
+    # The truth is as likely as it should be, given each row's own errors, gaps and calibration.
+    prior = config.make_prior()
+    with xr.open_zarr(tmp_path / "survey.zarr", consolidated=False) as written:
+        theta = np.stack([written[f"true_{name}"].values for name in prior.names], axis=1)
+    model = BatchedModel.from_config(config.model, prior, grid)
+    truth = model.spectra(physical_theta(prior, theta, rows.redshift))
+    flux, inverse, _ = split_observed(ready.flux)
+    pulls = ((flux - truth) * inverse)[ready.good]
+    assert 0.9 < np.median(np.abs(pulls)) / 0.6745 < 1.6
 
 
 @pytest.mark.parametrize(

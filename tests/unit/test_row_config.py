@@ -186,8 +186,8 @@ def test_the_range_of_redshifts_is_part_of_what_simulations_are():
 
 def test_what_needs_spectra_without_redshifts_is_refused(tmp_path):
     config = load_config(None, ROW)
-    with pytest.raises(ConfigError, match="a fake catalog does not do"):
-        fake_catalog(tmp_path / "fake.zarr", config, 10)
+    with pytest.raises(ConfigError, match="noise.observing.donors = 'catalog' takes errors from a catalog"):
+        fake_catalog(tmp_path / "fake.zarr", load_config(None, [*ROW, "noise.observing.donors=catalog"]), 10)
     with Survey.open(tmp_path / "run", config, quiet=True) as survey, pytest.raises(ConfigError, match="no pairs"):
         survey.augment()
 
