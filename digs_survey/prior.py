@@ -8,6 +8,7 @@ prior's cumulative distribution, whose range is all of :math:`R^D`: no posterior
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -60,7 +61,9 @@ class Prior:
         names = [p.name for p in chosen]
         unknown = sorted(set(priors) - set(names))
         if unknown:
-            raise ConfigError(f"prior: unknown parameter {unknown[0]!r}; the model has {', '.join(names)}")
+            near = difflib.get_close_matches(unknown[0], PARAMETERS, n=1)
+            meant = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ConfigError(f"prior: unknown parameter {unknown[0]!r}{meant}; the model has {', '.join(names)}")
         given = {p: _prior(priors.get(p.name, (p.low, p.high)), p.name) for p in chosen}
         self.parameters = tuple(p.with_prior(prior) for p, prior in given.items() if isinstance(prior, Distribution))
         self.constants = {p.name: prior.value for p, prior in given.items() if isinstance(prior, Fixed)}

@@ -60,7 +60,7 @@ def test_bounds_alone_are_the_uniform_prior_that_they_were(tmp_path):
         ('dust2 = { prior = "gauss", mean = 0.3 }', r"prior.dust2: expected one of the priors uniform, .* beta"),
         ('dust2 = { prior = "student_t", mean = 0, scale = 1, df = 2 }', r"prior.dust2.low: Field required"),
         ('dust2 = { prior = "normal", mean = 0.3, sigm = 1 }', r"prior.dust2.sigm: unknown key; did you mean .*sigma"),
-        ("dust3 = 0.3", r"prior: unknown parameter 'dust3'; the model has logmass"),
+        ("dust3 = 0.3", r"prior: unknown parameter 'dust3' \(did you mean 'dust2'\?\); the model has logmass"),
         ("sigma_smooth = 100.0", r"a line spread that is fixed is model.smoothing_kms"),
         ("tage_tuniv = 0.5", r"prior.tage_tuniv: model.age = 'tage' needs prior.tage in its place"),
         ('logmass = { prior = "normal", mean = 10, sigma = 0.2 }', r"needs a free, uniform prior.logmass"),
