@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import map_coordinates
 
+from digs_survey.config import ModelConfig
 from digs_survey.parameters import BINNED, rate_at, time_of_rate
 from digs_survey.prior import Prior
 from digs_survey.sps.batched import BatchedModel
@@ -21,7 +22,7 @@ from digs_survey.sps.bins import BinWeights
 from digs_survey.sps.formed import BinnedHistories, histories
 from digs_survey.sps.universe import at_zred, physical_names, physical_theta
 
-__all__ = ["DerivedQuantities"]
+__all__ = ["DerivedQuantities", "star_formation_rates"]
 
 _AGES, _TIMES = 192, 96
 """Points of the table along log tage and log tau: it is linear in between to a few 1e-4 of the fraction."""
@@ -114,9 +115,7 @@ class DerivedQuantities:
         ``redshift`` (...) is broadcast against the rows of theta; it counts where the prior has ``tage_tuniv`` or bins
         of age, and is NaN where rows have none.
         """
-        names = physical_names(self.prior)
-        physical = at_zred(names, physical_theta(self.prior, theta, redshift), self.zred)
-        column = {name: np.ascontiguousarray(physical[..., k]) for k, name in enumerate(names)}
+        column = _columns(self.prior, theta, redshift, self.zred)
         tage, mass, formed = column["tage"], _power_of_ten(column["logmass"]), histories(self.sfh, column)
         if self.in_bins is not None and isinstance(formed, BinnedHistories):
             left = self.in_bins(formed, column["logzsol"])
@@ -149,6 +148,37 @@ class DerivedQuantities:
             np.interp(logzsol, self.logzsol, np.arange(self.logzsol.size, dtype=float)),
         ]
         return map_coordinates(self.fraction, where, order=1, mode="nearest", prefilter=False)
+
+
+def star_formation_rates(
+    prior: Prior, model: ModelConfig, theta: NDArray[np.float64], redshift: ArrayLike, lookback_gyr: ArrayLike
+) -> NDArray[np.float64]:
+    """Star formation rates (..., time) in Msun/yr of theta (..., ndim) at lookback times (time,) in Gyr.
+
+    Parameters
+    ----------
+    prior : Prior
+        That theta are of.
+    model : ModelConfig
+    theta : ndarray, shape (..., ndim)
+        Inside the prior.
+    redshift : array_like, shape (...)
+        Broadcast against the rows of theta; NaN where rows have none.
+    lookback_gyr : array_like, shape (time,)
+        Before the galaxy is seen. Before it began the rate is 0.
+    """
+    column = _columns(prior, theta, redshift, model.zred)
+    formed, mass = histories(model.sfh, column), _power_of_ten(column["logmass"])
+    return np.stack([mass * formed.rate_at(time) for time in np.asarray(lookback_gyr, dtype=float)], axis=-1)
+
+
+def _columns(
+    prior: Prior, theta: NDArray[np.float64], redshift: ArrayLike, zred: float
+) -> dict[str, NDArray[np.float64]]:
+    """Parameters (...) of theta (..., ndim) by name, as spectra take them."""
+    names = physical_names(prior)
+    physical = at_zred(names, physical_theta(prior, theta, redshift), zred)
+    return {name: np.ascontiguousarray(physical[..., k]) for k, name in enumerate(names)}
 
 
 def _axis(low: float, high: float, nodes: int) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from digs_survey.infer.derived import star_formation_rates
 from digs_survey.report.figures import galaxy_plots as galaxy
 from digs_survey.report.figures.style import Picture
 from digs_survey.report.load import RunData, names_of
@@ -18,6 +19,8 @@ __all__ = ["GALAXIES_SHOWN", "GalaxyCard", "ParameterRow", "galaxy_cards", "gala
 
 GALAXIES_SHOWN = 4
 _FEWEST_DRAWS = 50
+_LOOKBACK_GYR, _TIMES = (0.01, 13.5), 300
+"""Span and number of the lookback times of star formation histories."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class GalaxyCard:
     parameters: list[ParameterRow]
     spectrum: Picture
     corner: Picture | None
+    history: Picture | None
 
 
 def galaxy_rows(run: RunData) -> list[dict[str, Any]]:
@@ -121,6 +125,32 @@ def _card(run: RunData, data: xr.Dataset, g: int) -> GalaxyCard:
         parameters=rows,
         spectrum=galaxy.spectrum(shown, converged, fits),
         corner=None if npe is None else galaxy.corner(names, npe, mcmc, bounds, truth, pairs, weights),
+        history=_history(run, data, g, npe, mcmc, f"star formation history of galaxy {galaxy_id}{state}"),
+    )
+
+
+def _history(
+    run: RunData, data: xr.Dataset, g: int, npe: NDArray | None, mcmc: NDArray | None, alt: str
+) -> Picture | None:
+    """Star formation rates of one galaxy over lookback time; None without draws."""
+    if npe is None:
+        return None
+    prior, model = run.config.make_prior(), run.config.model
+    # Without row noise all rows are taken for galaxies at model.zred.
+    redshift = float(data["redshift"].values[g]) if run.config.noise.by_row else np.nan
+    truth, times = data["truth"].values[g], np.geomspace(*_LOOKBACK_GYR, _TIMES)
+
+    def rates(theta: NDArray) -> NDArray:
+        return star_formation_rates(prior, model, theta.astype(float), redshift, times)
+
+    known = np.isfinite(truth).all()
+    return galaxy.history(
+        times,
+        rates(npe),
+        None if mcmc is None else rates(mcmc),
+        rates(truth[None])[0] if known else None,
+        bool(data["converged"].values[g]),
+        alt,
     )
 
 

@@ -9,7 +9,7 @@ from scipy.special import gammainc
 from digs_survey.config import load_config
 from digs_survey.config.map_section import DerivedName
 from digs_survey.errors import ConfigError
-from digs_survey.infer.derived import DerivedQuantities
+from digs_survey.infer.derived import DerivedQuantities, star_formation_rates
 from digs_survey.infer.quantiles import draw_quantiles
 from digs_survey.parameters import DERIVED
 from digs_survey.spectra import WavelengthGrid
@@ -71,3 +71,18 @@ def test_quantiles_of_what_is_not_monotonic_need_the_draws_themselves():
     quotient = theta[..., :1] / theta[..., 1:]
     expected = np.quantile(quotient, (0.16, 0.5), axis=1).transpose(1, 2, 0)
     np.testing.assert_allclose(draw_quantiles(quotient, (0.16, 0.5)), expected)
+
+
+@pytest.mark.parametrize("sfh", ["delayed_tau", "tau", "constant", "continuity"])
+def test_star_formation_rates_make_up_the_mass(sfh):
+    config = load_config(None, [f"model.sfh={sfh}", "noise.kind=row", "train.whitening=least_squares"])
+    prior = config.make_prior()
+    theta = prior.from_unit_cube(np.random.default_rng(3).random((20, prior.ndim)))
+    times = np.linspace(0.0, 13.7, 20_001)
+    rates = star_formation_rates(prior, config.model, theta, 0.1, times)
+    assert rates.shape == (20, times.size)
+    formed = 1e9 * np.trapezoid(rates, times, axis=1)
+    np.testing.assert_allclose(formed, 10 ** theta[:, prior.index("logmass")], rtol=0.02)
+    began = prior.index("tage") if "tage" in prior.names else None
+    if began is not None:
+        assert (np.where(times > theta[:, [began]], rates, 0.0) == 0).all()

@@ -123,7 +123,7 @@ def test_the_page_fetches_nothing_and_runs_nothing(sound):
 def test_every_figure_has_pictures_alt_text_and_caption(sound):
     page, _ = sound
     figures = page.all("figure")
-    wanted = {"spectrum-1", "corner-1", "recovery", "ranks", "rank-cdf", "coverage-curve", "bins", "edges"}
+    wanted = {"spectrum-1", "history-1", "corner-1", "recovery", "ranks", "rank-cdf", "coverage-curve", "bins", "edges"}
     assert wanted | {"shifts", "residuals", "learning", "cost-figure", "medians"} == {f["id"] for f in figures}
     for figure in figures:
         images = [i for i in page.all("img") if figure in i["inside"]]
@@ -216,7 +216,7 @@ def test_every_figure_is_a_file_too_with_the_numbers_that_are_drawn(tmp_path):
     names = {path.stem for path in (folder / "figures").iterdir()}
     par = audit["parameters"][0]
     assert {"calibration-ranks-1", "calibration-bins-5", "agreement-shifts", "learning", "cost-picture"} <= names
-    assert {"cards-1-spectrum", "cards-1-corner", "catalog-medians-5"} <= names
+    assert {"cards-1-spectrum", "cards-1-history", "cards-1-corner", "catalog-medians-5"} <= names
     for name in names:
         pdf, png = ((folder / "figures" / f"{name}.{kind}").read_bytes() for kind in ("pdf", "png"))
         assert pdf.startswith(b"%PDF")

@@ -73,3 +73,18 @@ def test_the_slimmed_svg_keeps_positions():
     found = np.array([float(v) for v in re.findall(r"-?[\d.]+", path)]).reshape(-1, 2)
     expected = [[0.72 * x, 72 - 0.72 * y] for x, y in [(10, 20), (100, 50.057), (150.123, 90)]]
     np.testing.assert_allclose(found, expected, atol=0.011)
+
+
+def test_the_history_draws_bands_and_truth():
+    times, rng = np.geomspace(0.01, 10, 50), np.random.default_rng(1)
+    npe, mcmc = rng.lognormal(0, 0.3, (200, 50)), rng.lognormal(1, 0.2, (200, 50))
+    axes = galaxy.history(times, npe, mcmc, np.ones(50), False, "history").figure.axes[0]
+    labels = [line.get_label() for line in axes.lines]
+    assert labels[0] == "NPE, median"
+    assert labels[1].startswith("emcee (NOT converged)")
+    assert labels[-1] == "truth"
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), np.median(mcmc, axis=0))
+    # Rates that are all 0 before a galaxy began have no place on the axis, but break nothing.
+    npe[:, 25:] = 0.0
+    low, high = galaxy.history(times, npe, None, None, True, "history").figure.axes[0].get_ylim()
+    assert 0 < low < np.median(npe[:, 0]) < high

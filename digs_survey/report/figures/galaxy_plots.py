@@ -32,7 +32,7 @@ from digs_survey.report.figures.style import (
     zero_line,
 )
 
-__all__ = ["Spectrum", "corner", "mass_levels", "spectrum"]
+__all__ = ["Spectrum", "corner", "history", "mass_levels", "spectrum"]
 
 _Chain = tuple[NDArray, str, str, NDArray | None]
 """Draws (draw, parameter), colour, line style (solid is filled), and weights (draw,)."""
@@ -90,6 +90,66 @@ def _spectrum(galaxy: Spectrum, converged: bool, alt: str, width: float, height:
     bottom.set(xlabel=galaxy.axis, ylabel="residual [%]", ylim=(-reach, reach), xlim=(wave[0], wave[-1]))
     bottom.xaxis.set_major_locator(MaxNLocator(10 if width > 5 else 5))
     figure.align_ylabels()
+    return encode(figure, alt)
+
+
+def history(
+    lookback_gyr: NDArray, npe: NDArray, mcmc: NDArray | None, truth: NDArray | None, converged: bool, alt: str
+) -> Picture:
+    """Median and 16 to 84 % of the star formation rate at lookback times, of NPE and emcee.
+
+    Parameters
+    ----------
+    lookback_gyr : ndarray, shape (time,)
+        Increasing.
+    npe, mcmc : ndarray, shape (draw, time)
+        Rates in Msun/yr.
+    truth : ndarray, shape (time,), optional
+    converged : bool
+        Whether emcee did.
+    alt : str
+    """
+    parts = lookback_gyr, npe, mcmc, truth, converged, alt
+    return _history(*parts, WIDE, 2.9).with_narrow(_history(*parts, NARROW, 3.0))
+
+
+def _history(
+    lookback_gyr: NDArray,
+    npe: NDArray,
+    mcmc: NDArray | None,
+    truth: NDArray | None,
+    converged: bool,
+    alt: str,
+    width: float,
+    height: float,
+) -> Picture:
+    figure = canvas(width, height)
+    axes = figure.subplots()
+    low, median, high = np.quantile(npe, [0.16, 0.5, 0.84], axis=0)
+    axes.fill_between(lookback_gyr, low, high, color=NPE, alpha=0.25, lw=0, label="NPE, 16 to 84 %")
+    axes.plot(lookback_gyr, median, color=NPE, label="NPE, median")
+    shown = [low, median, high]
+    if mcmc is not None:
+        below, middle, above = np.quantile(mcmc, [0.16, 0.5, 0.84], axis=0)
+        name = "emcee" if converged else "emcee (NOT converged)"
+        axes.plot(lookback_gyr, middle, color=MCMC, ls="--", label=f"{name}, median and 16 to 84 %")
+        for edge in (below, above):
+            axes.plot(lookback_gyr, edge, color=MCMC, ls="--", lw=0.7)
+        shown += [below, middle, above]
+    if truth is not None:
+        axes.plot(lookback_gyr, truth, color=TRUTH, ls=":", label="truth")
+        shown.append(truth)
+    # Of a galaxy that began late, rates fall to 0, which a log scale has no place for.
+    top = max(float(values.max()) for values in shown) or 1.0
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlim=(lookback_gyr[0], lookback_gyr[-1]),
+        ylim=(max(min(float(values[values > 0].min(initial=top)) for values in shown), 1e-4 * top) / 2, 2 * top),
+        xlabel="lookback time before the galaxy is seen [Gyr]",
+        ylabel=r"SFR [$M_\odot$ yr$^{-1}$]",
+    )
+    legend_above(axes, 4 if width > 5 else 1)
     return encode(figure, alt)
 
 
