@@ -38,8 +38,9 @@ FSPS = {}
 def both(count, *overrides):
     config = load_config("digs2022", ["model.source=fsps", *overrides])
     prior, grid = config.make_prior(), WavelengthGrid.from_config(config.grid)
-    cube = np.random.default_rng(1).random((count, prior.ndim))
-    corners = np.array(list(itertools.product((1e-9, 1 - 1e-9), repeat=prior.ndim)))
+    rng = np.random.default_rng(1)
+    cube = rng.random((count, prior.ndim))
+    corners = rng.permutation(list(itertools.product((1e-9, 1 - 1e-9), repeat=prior.ndim)))[:32]
     theta = prior.from_unit_cube(np.concatenate([cube, corners]))
     what = config.model, prior, grid
     prospector = ProspectorSimulator(*what)
