@@ -22,12 +22,12 @@ def run_lock(run_dir: Path, say: Callable[[str], None]) -> Iterator[None]:
     run_dir : Path
         Exists already.
     say : callable
-        Called with one line if the process before this one did not end properly.
+        Called with one line if the process before this one did not end properly, and one if that is waited for.
 
     Raises
     ------
     RunDirectoryError
-        If another process works there; the message names it.
+        If another process works there, which shows a sign of life; the message names it.
     """
-    with RemoteLock(run_dir) if is_remote(run_dir) else local_lock(run_dir, say):
+    with RemoteLock(run_dir, say) if is_remote(run_dir) else local_lock(run_dir, say):
         yield

@@ -1,7 +1,7 @@
 """The lock of a run directory on an object store, where no system keeps locks: an object that only one can create.
 
-It tells who holds it, and its holder writes it anew every so often. One that was not for long, or whose process on this
-very machine is gone, was left behind by a process that was killed, and is taken over.
+It tells who holds it, and its holder writes it anew every so often. A process that was killed leaves it behind: it is
+taken over at once if that process ran on this very machine, else when it was not written for long, which is waited for.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,15 +22,13 @@ from uuid import uuid4
 
 import psutil
 
-from digs_survey.errors import RunDirectoryError
+from digs_survey.run.take_over import STALE_S, Sign, claimed, held, wait_while_silent
 from digs_survey.store.locations import store_errors
-from digs_survey.store.storage import read_json, remove, write_json
+from digs_survey.store.storage import create_bytes, read_json, remove, write_json
 
 __all__ = ["RemoteLock"]
 
 _REFRESH_S = 20.0
-_STALE_S = 120.0
-"""Clocks of machines may differ by less than this and the time between two refreshes."""
 _SETTLE_S = 2.0
 """After a take-over: long enough that another one that took over at the same moment is seen."""
 
@@ -43,10 +42,13 @@ class RemoteLock:
     ----------
     run_dir : Path
         A remote location. The lock is ``lock.json`` in it: host, pid, when it was taken and last refreshed.
+    say : callable
+        Called with one line if the process before this one did not end properly, and one if that is waited for.
     refresh_s : float
         Seconds between two refreshes.
     stale_s : float
-        Seconds without a refresh after which a lock counts as left behind.
+        Seconds without a refresh after which others may take this process to have ended. Clocks of machines may
+        differ by less than this and the time between two refreshes.
     settle_s : float
         Seconds to wait after taking over a lock that was left behind.
 
@@ -58,10 +60,16 @@ class RemoteLock:
     """
 
     def __init__(
-        self, run_dir: Path, *, refresh_s: float = _REFRESH_S, stale_s: float = _STALE_S, settle_s: float = _SETTLE_S
+        self,
+        run_dir: Path,
+        say: Callable[[str], None] = log.warning,
+        *,
+        refresh_s: float = _REFRESH_S,
+        stale_s: float = STALE_S,
+        settle_s: float = _SETTLE_S,
     ) -> None:
-        self.run_dir, self.path = run_dir, run_dir / "lock.json"
-        self.refresh_s, self.stale_s, self.settle_s = refresh_s, stale_s, settle_s
+        self.run_dir, self.path, self._say = run_dir, run_dir / "lock.json", say
+        self.refresh_s, self.settle_s = refresh_s, settle_s
         self._me = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -69,15 +77,14 @@ class RemoteLock:
             "started": psutil.Process().create_time(),
             "since": _now(),
             "token": uuid4().hex,
+            "stale_s": stale_s,
         }
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True, name="run directory's lock")
 
     def __enter__(self) -> RemoteLock:
-        try:
-            self._create()
-        except FileExistsError:
-            self._take_over()
+        while not create_bytes(self.path, json.dumps(self._about()).encode()) and not self._take_over():
+            pass
         self._thread.start()
         return self
 
@@ -90,23 +97,30 @@ class RemoteLock:
         if holder is not None and holder["token"] == self._me["token"]:
             remove(self.path)
         elif kind is None:
-            raise self._held(holder)
+            raise held(self.run_dir, _who(holder))
 
-    def _create(self) -> None:
-        store: Any = self.path
-        store.fs.pipe_file(store.path, json.dumps(self._about()).encode(), mode="create")
-
-    def _take_over(self) -> None:
+    def _take_over(self) -> bool:
+        """Replace a lock that was left behind; return whether that was so, and not given back in the meantime."""
         holder = self._holder()
-        if holder is not None:
-            if not self._left_behind(holder):
-                raise self._held(holder)
-            log.warning("%s: the lock of process %s on %s was left behind", self.run_dir, holder["pid"], holder["host"])
-        write_json(self.path, self._about())
+        if holder is None:
+            return False
+        last, dead = _sign(holder), self._is_dead(holder)
+        if dead is False and not last.stale:
+            raise held(self.run_dir, last.holder)
+        sign = wait_while_silent(self.run_dir, self._look, self._say) if dead is None else last
+        with claimed(self.run_dir / "lock.claim"):
+            if sign is None or self._look() != sign:
+                return False
+            write_json(self.path, self._about())
+        self._say(
+            f"{self.run_dir}: the digs-survey process before this one did not end properly: {_who(holder)}; this one "
+            "goes on from its finished shards"
+        )
         time.sleep(self.settle_s)
-        holder = self._holder()
-        if holder is None or holder["token"] != self._me["token"]:
-            raise self._held(holder)
+        found = self._holder()
+        if found is None or found["token"] != self._me["token"]:
+            raise held(self.run_dir, _who(found))
+        return True
 
     def _keep(self) -> None:
         while not self._stop.wait(self.refresh_s):
@@ -127,25 +141,27 @@ class RemoteLock:
         except FileNotFoundError:
             return None
 
-    def _left_behind(self, holder: dict[str, Any]) -> bool:
-        age = datetime.now(UTC) - datetime.fromisoformat(holder["refreshed"])
-        if age.total_seconds() > self.stale_s:
-            return True
+    def _look(self) -> Sign | None:
+        holder = self._holder()
+        return None if holder is None else _sign(holder)
+
+    def _is_dead(self, holder: dict[str, Any]) -> bool | None:
+        """Tell whether the holder's process has ended; None if it is not one of this machine."""
         if holder["host"] != self._me["host"] or holder["machine"] != self._me["machine"]:
-            return False
+            return None
         try:
             return bool(psutil.Process(holder["pid"]).create_time() != holder["started"])
         except psutil.NoSuchProcess:
             return True
 
-    def _held(self, holder: dict[str, Any] | None) -> RunDirectoryError:
-        who = "another digs-survey process"
-        if holder is not None:
-            who += f" (process {holder['pid']} on {holder['host']}, since {holder['since']})"
-        return RunDirectoryError(
-            f"{self.run_dir}: {who} works in this run directory; wait for it, or use another --run-dir. If it was "
-            f"killed on another machine, its lock is free {self.stale_s:g} s after its end"
-        )
+
+def _sign(holder: dict[str, Any]) -> Sign:
+    age = datetime.now(UTC) - datetime.fromisoformat(holder["refreshed"])
+    return Sign(str(_who(holder)), holder["refreshed"], age.total_seconds(), float(holder.get("stale_s", STALE_S)))
+
+
+def _who(holder: dict[str, Any] | None) -> str | None:
+    return None if holder is None else f"host {holder['host']}, pid {holder['pid']}, since {holder['since']}"
 
 
 def _machine() -> str:
@@ -157,4 +173,4 @@ def _machine() -> str:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

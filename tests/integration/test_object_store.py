@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from datetime import UTC, datetime
 
 import numpy as np
@@ -138,13 +139,21 @@ def secrets_are_nowhere(remote, said) -> None:
 
 
 def test_a_run_directory_that_another_holds_is_refused_naming_who(stored):
-    now = datetime.now(UTC).isoformat()
     lock = location("s3://survey/runs/held/lock.json")
-    about = {"host": "node7", "pid": 12, "machine": "m", "started": 0.0, "since": now, "refreshed": now, "token": "t"}
-    write_json(lock, about)
+
+    def beat() -> None:
+        now = datetime.now(UTC).isoformat()
+        who = {"host": "node7", "pid": 12, "machine": "m", "started": 0.0, "since": "2026", "token": "t"}
+        write_json(lock, {**who, "refreshed": now})
+
+    beat()
+    heart = threading.Timer(2.0, beat)
+    heart.start()
     refused = run_here("simulate", CATALOG, "-c", stored[1], "-o", lock.parent)
+    heart.join()
     assert refused.returncode == 6
-    assert "process 12 on node7" in refused.stderr
+    assert "waiting for a sign of life until" in refused.stderr
+    assert "works in this run directory: host node7, pid 12" in refused.stderr
     remove(lock)
 
 
