@@ -57,7 +57,12 @@ DaskOption = Annotated[
     typer.Option("--dask-scheduler-address", envvar="DASK_SCHEDULER_ADDRESS", help="Dask scheduler, tcp://host:8786."),
 ]
 RayOption = Annotated[
-    str | None, typer.Option("--ray-address", envvar="RAY_ADDRESS", help="Ray cluster, host:port or auto.")
+    str | None,
+    typer.Option(
+        "--ray-address",
+        envvar="RAY_ADDRESS",
+        help="Ray cluster: ray://host:10001; on one of its nodes also host:6379 or auto.",
+    ),
 ]
 DashboardsOption = Annotated[
     bool,

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 from digs_survey.cluster.cores import usable_cores
 from digs_survey.cluster.dashboards import dashboards_wanted, tell_dashboard
@@ -21,6 +22,10 @@ _OBJECT_STORE_BYTES = 200 * 2**20
 _LOOPBACK = "127.0.0.1"
 _PROBE_TIMEOUT_S = 10.0
 """Ray itself retries a dead address for minutes."""
+_NODE_TIMEOUT_S = 10
+"""A node of this machine that is starting has registered by then."""
+_CLIENT_PORT = 10001
+"""Of a head that was not given another."""
 
 
 @contextmanager
@@ -30,7 +35,8 @@ def ray_session(address: str | None = None) -> Iterator[int]:
     Parameters
     ----------
     address : str, optional
-        A running cluster, as ``host:port``, ``ray://host:port`` or ``auto``. Without it, or with ``local`` as in
+        A running cluster: as ``host:port`` or ``auto`` on a machine that is one of its nodes, as ``ray://host:port``
+        (the head's client port, 10001 by default) from any other. Without it, or with ``local`` as in
         Ray's own ``RAY_ADDRESS``, Ray starts on the cores that this process may use, listens on the loopback interface
         alone and stops at the end. A session that is open already is used and left open.
 
@@ -140,16 +146,46 @@ def _connect(address: str) -> None:
             raise MissingDependencyError(
                 f"Ray cluster {address}: expected an answer within {limit:g} s, found {error}; {remedy}"
             ) from error
+        if not address.startswith("ray://"):
+            _check_node(address, host, remedy)
     try:
         context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     # As at a start, Ray raises a bare Exception among others.
     except Exception as error:
-        raise MissingDependencyError(
-            f"Ray cluster {address}: expected to be let in, found {type(error).__name__}: {error}; {remedy}. "
-            "The cluster must run the same versions of Ray and Python; where it asks for a token, set "
-            "RAY_AUTH_MODE=token and give its token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-        ) from error
+        raise _not_let_in(address, error, remedy) from error
     _tell(context.dashboard_url)
+
+
+def _check_node(address: str, host: str, remedy: str) -> None:
+    """Refuse an address on a machine that runs no node of that cluster: Ray itself would look for one for a minute."""
+    from ray._private import services
+    from ray.exceptions import AuthenticationError, RpcError
+
+    try:
+        cluster = import_module("ray._raylet").GcsClient(address=services.canonicalize_bootstrap_address(address))
+    except AuthenticationError as error:
+        raise _not_let_in(address, error, remedy) from error
+    except RpcError as error:
+        raise MissingDependencyError(
+            f"Ray cluster {address}: expected the port of its head (ray start --port), found {error}; {remedy}. If "
+            f"this is its client port, give it as ray://{address}"
+        ) from error
+    try:
+        services.get_node_to_connect_for_driver(cluster, timeout_seconds=_NODE_TIMEOUT_S)
+    except RuntimeError as error:
+        raise MissingDependencyError(
+            f"Ray cluster {address}: expected one of its nodes on this machine, found none within "
+            f"{_NODE_TIMEOUT_S} s; from any other machine give the head's client port, as "
+            f"--ray-address ray://{host}:{_CLIENT_PORT} (unless ray start had another --ray-client-server-port)"
+        ) from error
+
+
+def _not_let_in(address: str, error: Exception, remedy: str) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"Ray cluster {address}: expected to be let in, found {type(error).__name__}: {error}; {remedy}. "
+        "The cluster must run the same versions of Ray and Python; where it asks for a token, set "
+        "RAY_AUTH_MODE=token and give its token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+    )
 
 
 def probe_ray(address: str | None = None) -> str:

@@ -249,10 +249,11 @@ def test_clusters_by_address_give_the_same_bytes(finished_run, survey, tmp_path)
     env = environment(
         RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=os.urandom(32).hex(), RAY_USAGE_STATS_ENABLED="0", PYTHONPATH=""
     )
-    dask_port, ray_port = free_port(), free_port()
+    dask_port, ray_port, client_port = free_port(), free_port(), free_port()
     dask_address, ray_address = f"tcp://127.0.0.1:{dask_port}", f"127.0.0.1:{ray_port}"
     ray = ["start", "--block", "--num-cpus", "1", "--object-store-memory", "80000000", "--disable-usage-stats"]
     head = [*ray, "--head", "--port", str(ray_port), "--node-ip-address", "127.0.0.1", "--include-dashboard", "false"]
+    head += ["--ray-client-server-port", str(client_port)]
     # Ray wants short paths for its sockets.
     short = Path(os.environ.get("TMPDIR", "/tmp")) / f"digs-{os.getpid()}"
     with ExitStack() as stack:
@@ -275,10 +276,47 @@ def test_clusters_by_address_give_the_same_bytes(finished_run, survey, tmp_path)
             **env,
         )
         assert finished.returncode == 0, finished.stderr
-    for name in ("simulations.zarr", "posterior.zarr"):
-        assert contents(run_dir / name) == contents(finished_run.run_dir / name)
+        for name in ("simulations.zarr", "posterior.zarr"):
+            assert contents(run_dir / name) == contents(finished_run.run_dir / name)
+
+        # From a machine that is no node of the cluster, which sees none of its processes.
+        for port, found in (
+            (ray_port, "expected one of its nodes on this machine"),
+            (client_port, "is its client port"),
+        ):
+            said, took = said_elsewhere(f"127.0.0.1:{port}", env)
+            assert found in said
+            assert f"ray://127.0.0.1:{10001 if port == ray_port else client_port}" in said
+            assert took < 30, said
+        again = ("map", catalog, "-c", toml, "-o", run_dir, "--redo", "map")
+        finished = run(*again, "--ray-address", f"ray://127.0.0.1:{client_port}", **env)
+        assert finished.returncode == 0, finished.stderr
+        assert contents(run_dir / "posterior.zarr") == contents(finished_run.run_dir / "posterior.zarr")
     logs = [(tmp_path / f"worker-{k}.log").read_text() for k in range(2)]
     assert all("Starting Worker" in log or "Start worker" in log for log in logs), logs
+
+
+ELSEWHERE = """
+import sys
+from ray._private import services
+from digs_survey.cluster import ray_session
+from digs_survey.errors import MissingDependencyError
+services.find_node_ids = set
+ray_session._NODE_TIMEOUT_S = 1
+try:
+    ray_session.probe_ray(sys.argv[1])
+except MissingDependencyError as error:
+    print(error)
+"""
+
+
+def said_elsewhere(address: str, env: dict[str, str]) -> tuple[str, float]:
+    """Say what a machine is answered that runs no node of the cluster, and after how many seconds."""
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, address], env=env, capture_output=True, text=True, timeout=120
+    )
+    return done.stdout, time.monotonic() - began
 
 
 def accepts(port: int) -> bool:
