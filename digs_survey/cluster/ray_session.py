@@ -8,11 +8,12 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 
 from digs_survey.cluster.cores import usable_cores
 from digs_survey.cluster.dashboards import dashboards_wanted, tell_dashboard
+from digs_survey.cluster.ray_token import private_token, token_hint
 from digs_survey.errors import MissingDependencyError
 
 __all__ = ["probe_ray", "ray_session"]
@@ -54,14 +55,15 @@ def ray_session(address: str | None = None) -> Iterator[int]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    opened = not ray.is_initialized()
-    if opened:
-        _start() if address in (None, "local") else _connect(str(address))
-    try:
+    with ExitStack() as stack:
+        if not ray.is_initialized():
+            if address in (None, "local"):
+                stack.enter_context(private_token())
+                _start()
+            else:
+                _connect(str(address))
+            stack.callback(ray.shutdown)
         yield max(1, int(ray.cluster_resources().get("CPU", 0)))
-    finally:
-        if opened:
-            ray.shutdown()
 
 
 def _start() -> None:
@@ -125,8 +127,7 @@ def _loopback_only() -> Iterator[None]:
 
 def _tell(url: str | None) -> None:
     """Say where Ray's dashboard is (Ray leaves the scheme away), and where the token is that it may ask for."""
-    hint = "its token: ray get-auth-token" if os.environ.get("RAY_AUTH_MODE") == "token" else ""
-    tell_dashboard("Ray dashboard", url and (url if "://" in url else f"http://{url}"), hint)
+    tell_dashboard("Ray dashboard", url and (url if "://" in url else f"http://{url}"), token_hint())
 
 
 def _connect(address: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -84,3 +86,16 @@ def test_an_address_of_the_environment_is_named(started, monkeypatch):
         pass
     with pytest.raises(MissingDependencyError, match="or leave it away"), ray_session("other"):
         pass
+
+
+def test_a_token_that_the_user_has_is_used(started, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
+    with ray_session():
+        assert "RAY_AUTH_TOKEN_PATH" not in os.environ
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    with ray_session():
+        assert len(Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text()) == 64
+    assert "RAY_AUTH_TOKEN_PATH" not in os.environ
