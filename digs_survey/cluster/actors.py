@@ -9,6 +9,8 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from digs_survey.cluster.dashboards import tell
+from digs_survey.cluster.worker_wait import no_room, worker_wait_s
 from digs_survey.errors import DigsError, MissingDependencyError, StageError
 from digs_survey.store.targets import write_remedy
 
@@ -72,7 +74,7 @@ def run_on_actors(
     Raises
     ------
     MissingDependencyError
-        No space is left on a disk.
+        No space is left on a disk, or no worker can start.
     StageError
         Pieces failed (the others are done), or workers died repeatedly on the same piece.
     """
@@ -87,7 +89,7 @@ def run_on_actors(
         while unfinished:
             job = pool.wait()
             if job is None:
-                pool.warn_if_none_started(stage)
+                pool.check_started(stage)
                 for stalled, timeout_s in pool.stalled():
                     log.warning("%s: piece %d goes to another worker after %.0f s", stage, stalled.piece, timeout_s)
                     pool.remove(stalled)
@@ -182,10 +184,20 @@ class _Pool:
         """Remember how long a piece took that :meth:`wait` has just returned."""
         self._longest_s = max(self._longest_s, self._finished_at - job.since)
 
-    def warn_if_none_started(self, stage: str) -> None:
-        """Say so in the log if every worker still waits for a core."""
-        if all(job.piece is None for job in self._jobs.values()):
-            log.warning("%s: no worker started for %g s; is a core free?", stage, _PATIENCE_S)
+    def check_started(self, stage: str) -> None:
+        """Say so if every worker still waits for a core.
+
+        Raises
+        ------
+        MissingDependencyError
+            If that has lasted for :func:`worker_wait_s`.
+        """
+        if any(job.piece is not None for job in self._jobs.values()):
+            return
+        waited_s = self._finished_at - max(job.since for job in self._jobs.values())
+        if waited_s > worker_wait_s():
+            raise no_room(stage, [{"CPU": 1}])
+        tell(f"{stage}: no worker has started for {waited_s:.0f} s; is a core of the Ray cluster free?")
 
     def stalled(self) -> list[tuple[_Job, float]]:
         """Return the jobs whose pieces take far too long, each with the limit in seconds."""

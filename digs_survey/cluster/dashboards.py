@@ -1,10 +1,12 @@
-"""Where to watch the clusters of a stage, and whether those that start on this machine have something to watch.
+"""What a stage and its cluster have to say to each other: where to watch it, what it waits for.
 
-A stage says both once, here, so that the functions between it and its cluster need not pass it on.
+A stage says here whom to tell and whether clusters that start on this machine have dashboards, so that the functions
+between it and its cluster need not pass it on.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,7 +15,9 @@ from importlib.util import find_spec
 
 from digs_survey.errors import MissingDependencyError
 
-__all__ = ["check_dashboards", "dashboards_wanted", "tell_dashboard", "with_dashboards"]
+__all__ = ["check_dashboards", "dashboards_wanted", "tell", "tell_dashboard", "with_dashboards"]
+
+log = logging.getLogger(__name__)
 
 _NEEDED = ("bokeh", "aiohttp_cors", "opencensus", "prometheus_client")
 """What bokeh (Dask) and ray[default] bring and digs-survey itself does not need."""
@@ -59,6 +63,15 @@ def tell_dashboard(what: str, address: str | None, hint: str = "") -> None:
     if stage and address and address not in stage.told:
         stage.told.add(address)
         stage.say(f"{what}: {address}{hint and f' ({hint})'}")
+
+
+def tell(line: str) -> None:
+    """Say one line about a cluster to the user of the stage that uses it, or in the log outside of any."""
+    stage = _stage.get()
+    if stage:
+        stage.say(line)
+    else:
+        log.warning("%s", line)
 
 
 def check_dashboards() -> None:

@@ -14,6 +14,7 @@ from importlib import import_module
 from digs_survey.cluster.cores import usable_cores
 from digs_survey.cluster.dashboards import dashboards_wanted, tell_dashboard
 from digs_survey.cluster.ray_token import private_token, token_hint
+from digs_survey.cluster.worker_wait import wait_for_room
 from digs_survey.errors import MissingDependencyError
 
 __all__ = ["probe_ray", "ray_session"]
@@ -49,7 +50,8 @@ def ray_session(address: str | None = None) -> Iterator[int]:
     Raises
     ------
     MissingDependencyError
-        No cluster that lets us in answers at ``address``, or Ray cannot start on this machine.
+        No cluster that lets us in answers at ``address``, no worker joins it in time, or Ray cannot start on this
+        machine.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -63,6 +65,8 @@ def ray_session(address: str | None = None) -> Iterator[int]:
             else:
                 _connect(str(address))
             stack.callback(ray.shutdown)
+        if not ray.cluster_resources().get("CPU"):
+            wait_for_room([{"CPU": 1}], "Ray" if address is None else f"Ray at {address}")
         yield max(1, int(ray.cluster_resources().get("CPU", 0)))
 
 

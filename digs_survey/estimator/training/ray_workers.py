@@ -74,10 +74,13 @@ def fit_on_ray(
 
     Raises
     ------
+    MissingDependencyError
+        If the cluster has no room for them in time.
     StageError
         If the workers failed, after two more attempts.
     """
     from digs_survey.cluster.ray_session import ray_session
+    from digs_survey.cluster.worker_wait import wait_for_room
 
     with ray_session(address):
         import ray
@@ -86,6 +89,12 @@ def fit_on_ray(
 
         gpus = config.train.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= config.train.workers
         cores = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+        each = {
+            "CPU": max(1, min(config.train.threads_per_worker, cores // config.train.workers)),
+            **({"GPU": 1} if gpus else {}),
+        }
+        # Ray Train waits for its workers without an end and without a word.
+        wait_for_room([each] * config.train.workers, "train")
         trainer = TorchTrainer(
             _ray_loop,
             train_loop_config={
@@ -99,10 +108,7 @@ def fit_on_ray(
             scaling_config=ray.train.ScalingConfig(
                 num_workers=config.train.workers,
                 use_gpu=gpus,
-                resources_per_worker={
-                    "CPU": max(1, min(config.train.threads_per_worker, cores // config.train.workers)),
-                    **({"GPU": 1} if gpus else {}),
-                },
+                resources_per_worker=each,
             ),
             run_config=ray.train.RunConfig(
                 name="train",
