@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,13 @@ printf '%s\\0' ray "$@" > "$RECORD/ray"
 [[ -z ${RAY_FAILS:-} ]] || exit 0
 while [[ $1 != -- ]]; do shift; done
 shift
-exec "$@"
+[[ -n ${RAY_WAITS:-} ]] || exec "$@"
+# As on two nodes: the other one goes on until it is ended, or for a minute after the head has gone.
+bash -c 'exec -a "ray start --address $0" sleep 60' "127.0.0.1:$DIGS_SURVEY_RAY_PORT" &
+"$@"
+code=$?
+wait
+exit "$code"
 """
 DIGS_SURVEY = f"""#!{sys.executable}
 import json, os, sys
@@ -124,6 +131,21 @@ def test_ray_is_called_with_options_that_it_has(job):
     own = symmetric_run.symmetric_run.make_context("symmetric-run", arguments, resilient_parsing=True).params
     assert own["address"] == "127.0.0.1:6379"
     assert own["min_nodes"] == 1
+
+
+@pytest.mark.parametrize("code", [0, 6])
+def test_other_nodes_do_not_wait_for_a_head_that_has_ended(job, code):
+    run, _, port = job
+    began = time.monotonic()
+    fails = {"SURVEY_FAILS": "1"} if code else {}
+    two = {
+        "SLURM_JOB_NUM_NODES": "2",
+        "RAY_WAITS": "1",
+        "DIGS_SURVEY_RAY_PORT": str(port - 1),
+    }
+    done = run(*SURVEY, **two, **fails)
+    assert done.returncode == code, done.stderr
+    assert time.monotonic() - began < 55
 
 
 def test_ray_that_never_starts_is_a_failure(job):
