@@ -6,7 +6,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -23,9 +23,9 @@ def private_token() -> Iterator[None]:
     every later ``ray start`` of this user would ask for that one. A token, or a mode, that the user has set is used.
     """
     before = {name: os.environ.get(name) for name in (_MODE, _PATH)}
-    with tempfile.TemporaryDirectory(prefix="digs-survey-ray-") as folder:
+    with ExitStack() as stack:
         if not (os.environ.get(_TOKEN) or before[_PATH] or (Path.home() / ".ray" / "auth_token").exists()):
-            path = Path(folder) / "token"
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="digs-survey-ray-"))) / "token"
             path.write_text(secrets.token_hex(32), encoding="ascii")
             os.environ[_PATH] = str(path)
         _read_again()
