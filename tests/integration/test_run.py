@@ -288,7 +288,7 @@ def test_clusters_by_address_give_the_same_bytes(finished_run, survey, tmp_path)
             assert found in said
             assert f"ray://127.0.0.1:{10001 if port == ray_port else client_port}" in said
             assert took < 30, said
-        again = ("map", catalog, "-c", toml, "-o", run_dir, "--redo", "map")
+        again = ("map", catalog, "-c", toml, "-o", run_dir, "--redo")
         finished = run(*again, "--ray-address", f"ray://127.0.0.1:{client_port}", **env)
         assert finished.returncode == 0, finished.stderr
         assert contents(run_dir / "posterior.zarr") == contents(finished_run.run_dir / "posterior.zarr")
