@@ -85,12 +85,10 @@ def fake_catalog(
     """
     by_row = config.noise.by_row
     if config.noise.needs_catalog:
-        found = "noise.observing.donors = 'catalog'" if by_row else f"noise.kind = {config.noise.kind!r}"
-        instead = (
-            "noise.observing.donors = 'none'"
-            if by_row
-            else "noise.kind = 'fractional', or 'constant' with noise.sigma_flam"
-        )
+        found = f"noise.kind = {config.noise.kind!r}"
+        instead = "noise.kind = 'fractional', or 'constant' with noise.sigma_flam"
+        if by_row:
+            found, instead = "noise.observing.donors = 'catalog'", "noise.observing.donors = 'none'"
         raise ConfigError(f"{found} takes errors from a catalog, which a fake one has not; set {instead}")
     for name, value, right, expected in (
         ("rows", rows, rows >= 1, "at least 1"),

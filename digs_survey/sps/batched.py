@@ -28,11 +28,10 @@ from scipy.sparse import coo_array, csr_array
 from digs_survey.config import ModelConfig
 from digs_survey.config.gas import GAS
 from digs_survey.jit import loops
-from digs_survey.parameters import BINNED
 from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import as_like, namespace, one_thread
-from digs_survey.sps.bins import BinWeights, binned_weights
+from digs_survey.sps.bins import BinWeights
 from digs_survey.sps.dust import LAWS, dust_law
 from digs_survey.sps.dusty_parts import dusty_parts
 from digs_survey.sps.element_dust import ElementDust
@@ -40,16 +39,16 @@ from digs_survey.sps.formed import histories
 from digs_survey.sps.free_gas import gas_ranges, gas_rows
 from digs_survey.sps.gas_parts import GasPart
 from digs_survey.sps.grid import SSPGrid, calzetti_curve, check_coverage
-from digs_survey.sps.history import HistoryWeights, star_formation_rate
 from digs_survey.sps.onto_grid import OntoGrid
 from digs_survey.sps.parts import Part, SpreadPart
+from digs_survey.sps.population_weights import PopulationWeights
 from digs_survey.sps.prospector import bc03_populations, check_gas_of_source, import_prospector
 from digs_survey.sps.sampling import GridSampling
 from digs_survey.sps.spread import TOLERANCE, spread_nodes
 from digs_survey.sps.universe import at_zred, physical_prior
 
 if TYPE_CHECKING:
-    from digs_survey.sps.compiled_spectra import PackedHistory, PackedPart
+    from digs_survey.sps.compiled_spectra import PackedPart
 
 __all__ = ["BatchedModel"]
 
@@ -102,8 +101,7 @@ class BatchedModel:
         self.prior, self.grid, self._gas_logu = prior, sampling.grid, model.gas_logu
         self._sfh, self.zred = model.sfh, model.zred
         self._columns = {name: prior.index(name) for name in prior.names}
-        shortest = 10 ** prior.low[prior.index("logtau")] if "logtau" in prior.names else math.inf
-        self._history, self._of_bins = HistoryWeights(populations.log_age, shortest), BinWeights(populations.log_age)
+        self._weights = PopulationWeights(populations.log_age, model.sfh, prior)
         self._living_nodes, self._living_fraction = populations.log_z, populations.living_fraction
         self._living = Part(populations.log_z, 1, populations.living_fraction[..., None], 1)
         dust2 = prior.high[prior.index("dust2")]
@@ -341,14 +339,14 @@ class BatchedModel:
         logzsol : ndarray, shape (node,)
         fraction : ndarray, shape (n, node)
         """
-        weights = self._history(star_formation_rate(self._sfh, tau), tage)
+        weights = self._weights.of_time(tage, tau)
         nodes = self._living_nodes
         return nodes, np.stack([self._living(weights, np.full(len(tage), z))[0][:, 0] for z in nodes], axis=1)
 
     @property
     def living(self) -> tuple[BinWeights, NDArray[np.float64], NDArray[np.float64]]:
         """Ages, metallicities (node,) and what is left of a solar mass (node, age) of the populations."""
-        return self._of_bins, self._living_nodes, self._living_fraction
+        return self._weights.of_bins, self._living_nodes, self._living_fraction
 
     def _inside(self, theta: Any) -> Any:
         """Return theta with what it leaves to the model; refuse what lies outside the prior."""
@@ -359,18 +357,6 @@ class BatchedModel:
             raise ValueError(f"theta: expected rows inside the prior, found {theta[outside][0]}")
         return theta
 
-    def _tau(self, theta: Any) -> Any:
-        """e-folding times (n,) in Gyr, as far as the history has one."""
-        column = self._columns.get("logtau")
-        return namespace(theta).ones_like(theta[:, 0]) if column is None else 10 ** theta[:, column]
-
-    def _weights(self, theta: Any, dtype: Any) -> Any:
-        xp = namespace(theta)
-        if self._sfh in BINNED:
-            return xp.asarray(binned_weights(self._sfh, self._of_bins, self.prior.names, theta), dtype=dtype)
-        tage, tau = (xp.asarray(x, dtype=dtype) for x in (theta[:, self._columns["tage"]], self._tau(theta)))
-        return self._history(star_formation_rate(self._sfh, tau), tage)
-
     def _surviving_fraction(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
         return self._living(self._weights(theta, np.float64), theta[:, self._columns["logzsol"]])[0][:, 0]
 
@@ -379,14 +365,13 @@ class BatchedModel:
         logmass, logzsol, dust, tage = (
             theta[:, self._columns[name]] for name in ("logmass", "logzsol", "dust2", "tage")
         )
-        history = self._packed_history
         columns = {name: theta[:, column] for name, column in self._columns.items()}
         where = self._where(logzsol, columns)
         panels = [part.place(*where[type(part)]) for part in self._parts]
         shares = [part.shares(*where[type(part)]) for part in self._parts]
         single_shares = np.concatenate(shares, axis=1).astype(np.float32)
-        single = [values.astype(np.float32) for values in (tage, 1 / self._tau(theta), dust)]
-        known = self._weights(theta, np.float32) if self._sfh in BINNED else np.zeros((0, 0), np.float32)
+        single = [values.astype(np.float32) for values in (tage, 1 / self._weights.tau(theta), dust)]
+        history, known = self._weights.packed, self._weights.known(theta)
         scale, out = self._unit * 10**logmass, np.empty((len(theta), len(self.grid)))
         behind: tuple[Any, ...] = self._packed_curve, *single
         if self._dust is not None:
@@ -397,14 +382,6 @@ class BatchedModel:
             order = np.flatnonzero(place.ravel() == k)
             compiled.predict(history, parts, *behind, scale, single_shares, order, out, known)
         return out
-
-    @cached_property
-    def _packed_history(self) -> PackedHistory:
-        from digs_survey.sps.compiled_spectra import CONSTANT, DELAYED, EXPONENTIAL
-
-        # Of histories in bins, weights are known.
-        rate = {"tau": EXPONENTIAL, "delayed_tau": DELAYED}.get(self._sfh, CONSTANT)
-        return self._history.packed(rate)
 
     @cached_property
     def _packed_curve(self) -> NDArray[np.float32]:

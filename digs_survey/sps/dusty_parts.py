@@ -12,7 +12,7 @@ from digs_survey.config import ModelConfig
 from digs_survey.prior import Prior
 from digs_survey.sps.dust import clouded
 from digs_survey.sps.element_dust import ElementDust
-from digs_survey.sps.free_gas import gas_rows
+from digs_survey.sps.free_gas import FreeGas, gas_rows
 from digs_survey.sps.gas_parts import GasPart
 from digs_survey.sps.grid import SSPGrid
 from digs_survey.sps.onto_grid import OntoGrid
@@ -70,26 +70,27 @@ def dusty_parts(
     widest = _sparse(sampling.matrix(wavelength)) if spread is None else sampling.matrix_at(wavelength, spread[1])
     dust = ElementDust(model, prior, wavelength, widest, _TOLERANCE)
     if spread is None:
-        light = _light(populations, dust, widest)
+        onto_grid = _onto_grid(populations, dust, widest)
+        light = _light(populations, onto_grid)
         unit = _unit(light[0], dust)
         made = [
             DustyPart(Part(*nodes, light[kind][:, ages] / unit, dust.powers), ages.start, component)
             for kind, nodes, ages, component in _cut(populations, dust.two)
         ]
         gas = _gas(populations, dust)
-        _fill(gas, 0, populations, dust, [widest], unit)
+        _fill(gas, 0, populations.free_gas, [onto_grid], unit)
         return dust, _ordered(made, gas), unit
     panels, edges = spread_nodes(populations, sampling, *spread)
     cut, unit = _cut(populations, dust.two), 0.0
     parts = [SpreadPart(*nodes, panels, edges, dust.powers) for _, nodes, _, _ in cut]
     gas = _gas(populations, dust, (panels, edges))
     for i, panel in enumerate(panels):
-        matrices = [sampling.matrix_at(wavelength, sigma) for sigma in np.exp(panel)]
-        smoothed = [_light(populations, dust, matrix) for matrix in matrices]
+        grids = [_onto_grid(populations, dust, sampling.matrix_at(wavelength, sigma)) for sigma in np.exp(panel)]
+        smoothed = [_light(populations, onto_grid) for onto_grid in grids]
         unit = unit or _unit(smoothed[0][0], dust)
         for part, (kind, _, ages, _) in zip(parts, cut, strict=True):
             part.fill(i, np.stack([light[kind][:, ages] for light in smoothed]) / unit)
-        _fill(gas, i, populations, dust, matrices, unit)
+        _fill(gas, i, populations.free_gas, grids, unit)
     made = [DustyPart(part, ages.start, component) for part, (_, _, ages, component) in zip(parts, cut, strict=True)]
     return dust, _ordered(made, gas), unit
 
@@ -106,11 +107,14 @@ def _sparse(matrix: NDArray[np.float64]) -> csr_array:
     return csr_array(matrix)
 
 
-def _light(populations: SSPGrid, dust: ElementDust, matrix: csr_array) -> list[NDArray[np.float32]]:
-    """Stars and gas (node, age, term * piece), together or apart, by one way (wavelength, element) to the grid."""
+def _onto_grid(populations: SSPGrid, dust: ElementDust, matrix: csr_array) -> OntoGrid:
+    """Return the ways to the grid, one for each term of the attenuation, of a matrix (wavelength, element)."""
     factor = populations.lnu_factor()[:, None]
-    ways = [csr_array(way.multiply(factor)) for way in dust.ways(matrix)]
-    onto_grid = OntoGrid(ways)
+    return OntoGrid([csr_array(way.multiply(factor)) for way in dust.ways(matrix)])
+
+
+def _light(populations: SSPGrid, onto_grid: OntoGrid) -> list[NDArray[np.float32]]:
+    """Stars and gas (node, age, term * piece), together or apart."""
     stars, gas = onto_grid(populations.spectra), onto_grid(populations.nebular)
     if not populations.gas_follows_stars:
         return [stars, gas]
@@ -119,19 +123,12 @@ def _light(populations: SSPGrid, dust: ElementDust, matrix: csr_array) -> list[N
 
 
 def _fill(
-    parts: list[tuple[GasPart, slice, int]],
-    spread: int,
-    populations: SSPGrid,
-    dust: ElementDust,
-    matrices: list[csr_array],
-    unit: float,
+    parts: list[tuple[GasPart, slice, int]], spread: int, gas: FreeGas | None, grids: list[OntoGrid], unit: float
 ) -> None:
-    """Fill one panel of line spreads of parts of free gas, by the ways (wavelength, element) of its nodes."""
-    if (free := populations.free_gas) is None:
+    """Fill one panel of line spreads of parts of free gas, by the ways to the grid of its nodes."""
+    if gas is None:
         return
-    factor = populations.lnu_factor()[:, None]
-    ways = [[csr_array(way.multiply(factor)) for way in dust.ways(matrix)] for matrix in matrices]
-    glow = gas_rows(free, [OntoGrid(of_spread) for of_spread in ways]) / unit
+    glow = gas_rows(gas, grids) / unit
     for part, ages, _ in parts:
         part.fill(spread, glow[:, :, ages])
 

@@ -272,12 +272,10 @@ def _parameters(model: ModelConfig, prior: Prior, given: dict[str, Any]) -> list
         gas = {"add_neb_emission": model.nebular, "add_neb_continuum": model.nebular}
         fixed = {**FSPS_SETTINGS, **fixed, **gas}
     if model.source == "fsps" or gas_ranges(model, prior):
-        fixed["gas_logu"] = model.gas_logu
-        derived["gas_logz"] = _gas_logz
-    for name in GAS:
-        if name in prior.names:
-            fixed.pop(name, None)
-            derived.pop(name, None)
+        if "gas_logu" not in prior.names:
+            fixed["gas_logu"] = model.gas_logu
+        if "gas_logz" not in prior.names:
+            derived["gas_logz"] = _gas_logz
     return [
         *free,
         *({"name": name, "N": 1, "isfree": False, "init": value} for name, value in fixed.items()),

@@ -140,12 +140,13 @@ def _history(
         axes.plot(lookback_gyr, truth, color=TRUTH, ls=":", label="truth")
         shown.append(truth)
     # Of a galaxy that began late, rates fall to 0, which a log scale has no place for.
-    top = max(float(values.max()) for values in shown) or 1.0
+    rates = np.concatenate(shown)
+    rates = rates[rates > 0] if (rates > 0).any() else np.ones(1)
     axes.set(
         xscale="log",
         yscale="log",
         xlim=(lookback_gyr[0], lookback_gyr[-1]),
-        ylim=(max(min(float(values[values > 0].min(initial=top)) for values in shown), 1e-4 * top) / 2, 2 * top),
+        ylim=(0.5 * max(rates.min(), 1e-4 * rates.max()), 2 * rates.max()),
         xlabel="lookback time before the galaxy is seen [Gyr]",
         ylabel=r"SFR [$M_\odot$ yr$^{-1}$]",
     )
