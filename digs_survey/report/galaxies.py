@@ -51,6 +51,11 @@ class GalaxyCard:
     corner: Picture | None
     history: Picture | None
 
+    @property
+    def model_known(self) -> bool:
+        """Whether the truth of every parameter is known, and so that of the history."""
+        return all(np.isfinite(row.truth) for row in self.parameters)
+
 
 def galaxy_rows(run: RunData) -> list[dict[str, Any]]:
     """Return one row for each audited galaxy."""
