@@ -14,6 +14,7 @@ from digs_survey.distributions import Distribution, Uniform
 __all__ = [
     "BINNED",
     "BINS",
+    "BURST",
     "DERIVED",
     "MAX_REDSHIFT",
     "OPTIONAL",
@@ -125,6 +126,15 @@ PARAMETERS: dict[str, Parameter] = {
             r"$\log_{10}\tau/{\rm Gyr}$",
             "e-folding time of the star formation history",
         ),
+        Parameter("fburst", 0.0, 0.5, "", r"$f_{\rm burst}$", "share of the mass that formed in a burst"),
+        Parameter(
+            "fage_burst",
+            0.5,
+            1.0,
+            "",
+            r"$t_{\rm burst}/t_{\rm age}$",
+            "time from the onset of star formation to the burst over the age of the galaxy",
+        ),
         Parameter(
             "sigma_smooth",
             60.0,
@@ -159,11 +169,13 @@ PARAMETERS: dict[str, Parameter] = {
 }
 """The parameters of the galaxy model with the bounds of the preset ``digs2022``. A model has ``tage`` or
 ``tage_tuniv``, the age itself or its share of the age of the universe at the galaxy's redshift; both names are
-Prospector's, and so are ``dust1``, ``dust_index``, ``gas_logz``, ``gas_logu`` and ``sigma_smooth``, which a model has
-only where they are given a prior. A history in bins of age has numbered parameters in the place of age and e-folding
-time."""
+Prospector's, and so are ``dust1``, ``dust_index``, ``gas_logz``, ``gas_logu``, ``fburst``, ``fage_burst`` and
+``sigma_smooth``, which a model has only where they are given a prior. A history in bins of age has numbered parameters
+in the place of age and e-folding time."""
+BURST = ("fburst", "fage_burst")
+"""The parameters of a burst on top of a history; a model has both or none."""
 _NUMBERED = [name for sfh in BINNED for name in binned_names(sfh, BINS[1])]
-OPTIONAL = ("dust1", "dust1_fraction", "dust_index", "gas_logz", "gas_logu", "sigma_smooth", *_NUMBERED)
+OPTIONAL = ("dust1", "dust1_fraction", "dust_index", "gas_logz", "gas_logu", *BURST, "sigma_smooth", *_NUMBERED)
 """Parameters that a model has only where they are given a prior or a value."""
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from digs_survey.distributions import Beta, Distribution, Given, StudentT
 from digs_survey.errors import ConfigError
-from digs_survey.parameters import BINNED, MAX_REDSHIFT, PARAMETERS, binned_names
+from digs_survey.parameters import BINNED, BURST, MAX_REDSHIFT, PARAMETERS, binned_names
 from digs_survey.prior import Prior
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ def prior_of_bins(model: ModelConfig, priors: Mapping[str, Given]) -> Prior:
         )
     names = binned_names(sfh, bins)
     for name in priors:
+        if name in BURST:
+            raise ConfigError(
+                f"prior.{name}: model.sfh = {sfh!r} has no burst beside its bins of age; leave out prior.{name}, or "
+                "choose model.sfh = 'delayed_tau', 'tau' or 'constant'"
+            )
         if name in _LEFT_OUT:
             raise ConfigError(
                 f"prior.{name}: model.sfh = {sfh!r} has no {name}, since its bins reach back to the beginning of the "

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, ImportanceConfig, MCMCConfig
 from digs_survey.config.binned_prior import prior_of_bins, refuse_bins
+from digs_survey.config.burst import check_burst
 from digs_survey.config.dust_laws import check_dust
 from digs_survey.config.gas import check_gas
 from digs_survey.config.map_section import MapConfig
@@ -194,6 +195,7 @@ class SurveyConfig(Section):
                 f"prior.{other}: model.age = {self.model.age!r} needs prior.{self.model.age} in its place"
             )
         refuse_bins(self.model.sfh, self.prior)
+        check_burst(self.prior)
         priors = {name: prior for name, prior in self.prior.items() if name not in left_out}
         return Prior(priors, left_out, self.model.age)
 

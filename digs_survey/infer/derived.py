@@ -19,7 +19,8 @@ from digs_survey.parameters import BINNED, rate_at, time_of_rate
 from digs_survey.prior import Prior
 from digs_survey.sps.batched import BatchedModel
 from digs_survey.sps.bins import BinWeights
-from digs_survey.sps.formed import BinnedHistories, histories
+from digs_survey.sps.burst import burst_place
+from digs_survey.sps.formed import BinnedHistories, BurstHistories, histories
 from digs_survey.sps.universe import at_zred, physical_names, physical_theta
 
 __all__ = ["DerivedQuantities", "star_formation_rates"]
@@ -48,6 +49,21 @@ class _Left:
 
 
 @dataclass(frozen=True)
+class _LeftOfMoment:
+    """Share of the mass that is left of stars of one age."""
+
+    log_age: NDArray[np.float64]
+    logzsol: NDArray[np.float64]
+    fraction: NDArray[np.float64]
+
+    def __call__(self, age_gyr: NDArray[np.float64], logzsol: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the share (...) for ages (...) in Gyr and metallicities (...), linear between the populations'."""
+        younger, older = burst_place(self.log_age, age_gyr)
+        where = [np.interp(logzsol, self.logzsol, np.arange(self.logzsol.size, dtype=float)), younger + older]
+        return map_coordinates(self.fraction, where, order=1, mode="nearest", prefilter=False)
+
+
+@dataclass(frozen=True)
 class DerivedQuantities:
     """Computes derived quantities of draws; small enough to be sent to workers.
 
@@ -67,6 +83,8 @@ class DerivedQuantities:
         Redshift of rows without one.
     in_bins : _Left or None
         In the place of the table, where the history is in bins of age.
+    moment : _LeftOfMoment or None
+        Beside the table, where there is a burst.
     """
 
     names: tuple[str, ...]
@@ -78,6 +96,7 @@ class DerivedQuantities:
     fraction: NDArray[np.float64]
     zred: float
     in_bins: _Left | None = None
+    moment: _LeftOfMoment | None = None
 
     @classmethod
     def of_model(
@@ -107,6 +126,7 @@ class DerivedQuantities:
             logzsol,
             fraction.reshape(log_tage.size, logtau.size, logzsol.size),
             model.zred,
+            moment=_LeftOfMoment(model.log_age, *model.living[1:]) if "fburst" in prior.names else None,
         )
 
     def __call__(self, theta: NDArray[np.float64], redshift: ArrayLike = np.nan) -> NDArray[np.float64]:
@@ -121,6 +141,8 @@ class DerivedQuantities:
             left = self.in_bins(formed, column["logzsol"])
         else:
             left = self._left(tage, column.get("logtau", np.zeros_like(tage)), column["logzsol"])
+            if self.moment is not None and isinstance(formed, BurstHistories):
+                left = (1 - formed.share) * left + formed.share * self.moment(formed.age, column["logzsol"])
         known = {
             "tage": tage,
             "surviving_mass": mass * left,

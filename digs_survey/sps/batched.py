@@ -339,9 +339,14 @@ class BatchedModel:
         logzsol : ndarray, shape (node,)
         fraction : ndarray, shape (n, node)
         """
-        weights = self._weights.of_time(tage, tau)
+        weights = self._weights.smooth(tage, tau)
         nodes = self._living_nodes
         return nodes, np.stack([self._living(weights, np.full(len(tage), z))[0][:, 0] for z in nodes], axis=1)
+
+    @property
+    def log_age(self) -> NDArray[np.float64]:
+        """log10 age/yr (age,) of the populations."""
+        return self._weights.log_age
 
     @property
     def living(self) -> tuple[BinWeights, NDArray[np.float64], NDArray[np.float64]]:
@@ -371,7 +376,7 @@ class BatchedModel:
         shares = [part.shares(*where[type(part)]) for part in self._parts]
         single_shares = np.concatenate(shares, axis=1).astype(np.float32)
         single = [values.astype(np.float32) for values in (tage, 1 / self._weights.tau(theta), dust)]
-        history, known = self._weights.packed, self._weights.known(theta)
+        history, known, burst = self._weights.packed, self._weights.known(theta), self._weights.burst(columns)
         scale, out = self._unit * 10**logmass, np.empty((len(theta), len(self.grid)))
         behind: tuple[Any, ...] = self._packed_curve, *single
         if self._dust is not None:
@@ -380,7 +385,7 @@ class BatchedModel:
         for k, panel in enumerate(places):
             parts = tuple(self._packed_parts[p][where] for p, where in enumerate(panel))
             order = np.flatnonzero(place.ravel() == k)
-            compiled.predict(history, parts, *behind, scale, single_shares, order, out, known)
+            compiled.predict(history, parts, *behind, scale, single_shares, order, out, known, burst)
         return out
 
     @cached_property

@@ -22,6 +22,7 @@ from scipy.sparse import csr_array
 
 from digs_survey.errors import MissingDependencyError
 from digs_survey.spectra import air_to_vacuum
+from digs_survey.sps.burst import with_burst
 from digs_survey.sps.dust import birth_cloud_curve, clouded, law_of_type
 from digs_survey.sps.free_gas import FreeGas, GasRanges, nodes_around
 from digs_survey.sps.grid import SSPGrid
@@ -234,8 +235,9 @@ class BC03Basis(SSPBasis):
     """An :class:`SSPGrid` behind the methods that Prospector asks of its ``sps`` object.
 
     It reads the parameters ``logzsol``, ``tage``, ``tau``, and as FSPS does ``sfh`` (4 delayed tau, 1 tau, 3 constant
-    rates in bins), ``const`` (1 for a constant rate), ``dust_type``, ``dust_index``, ``dust2`` (before stars and gas
-    alike) and ``dust1`` (before those no older than 10 Myr). Where the grid has free gas it reads ``gas_logz`` and
+    rates in bins), ``const`` (above 0 for a constant rate), ``fburst`` and ``tburst`` (a share of the mass that forms
+    at that time in Gyr after the onset), ``dust_type``, ``dust_index``, ``dust2`` (before stars and gas alike) and
+    ``dust1`` (before those no older than 10 Myr). Where the grid has free gas it reads ``gas_logz`` and
     ``gas_logu``. Bins are ``agebins`` and ``mass``, as for Prospector's ``FastStepBasis``. Prospector itself smooths,
     redshifts and scales the spectrum.
 
@@ -247,6 +249,7 @@ class BC03Basis(SSPBasis):
     def __init__(self, grid: SSPGrid) -> None:
         self.reserved_params = ["sigma_smooth"]
         self.params: dict[str, Any] = {"sfh": 4, "const": 0.0, "dust_type": 2, "dust_index": 0.0, "dust1": 0.0}
+        self.params["fburst"] = 0.0
         self.grid = grid
         self._ages = AgeQuadrature(grid.log_age)
         self._total = grid.lnu()
@@ -283,8 +286,12 @@ class BC03Basis(SSPBasis):
         if self.params["sfh"] == _BINS:
             mass = np.asarray(self.params["mass"], dtype=float)
             return np.asarray(mass @ bin_weights(self.grid.log_age, self.params["agebins"]) / mass.sum())
-        sfh = "constant" if self.params["const"] == 1 else _HISTORIES[self.params["sfh"]]
-        return self._ages(star_formation_rate(sfh, np.array([self.params["tau"]])), self.params["tage"])
+        sfh = "constant" if self.params["const"] else _HISTORIES[self.params["sfh"]]
+        weights = self._ages(star_formation_rate(sfh, np.array([self.params["tau"]])), self.params["tage"])
+        if not (share := self.params["fburst"]):
+            return weights
+        age = np.array([self.params["tage"] - self.params["tburst"]])
+        return np.asarray(with_burst(weights[None], self.grid.log_age, np.array([share]), age)[0])
 
     def get_galaxy_elines(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the lines' vacuum wavelengths (line,) and luminosities in Lsun/Msun formed, after dust.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from digs_survey.simd import STRIDE, cached_jit, exp, jit
-from digs_survey.sps.compiled_spectra import LANES, add_part, smallest, take_known, weigh
+from digs_survey.sps.burst import no_burst
+from digs_survey.sps.compiled_spectra import LANES, add_burst, add_part, smallest, take_known, weigh
 from digs_survey.sps.element_dust import PackedDust
 
 __all__ = ["compile_all", "predict"]
@@ -43,7 +44,7 @@ def _attenuate(dust, pieces, dust2, index, dust1, flux, node, total):  # type: i
 
 @cached_jit
 def predict(  # type: ignore[no-untyped-def]
-    history, parts, places, dust, tage, inverse, depths, scale, shares, order, out, known
+    history, parts, places, dust, tage, inverse, depths, scale, shares, order, out, known, burst
 ):
     """Spectra of the galaxies ``order``, all between the same metallicities and line spreads, to their rows of ``out``.
 
@@ -66,6 +67,7 @@ def predict(  # type: ignore[no-untyped-def]
     order : ndarray of int64, shape (chosen,)
     out : ndarray of float64, shape (n, element)
     known : ndarray of float32, shape (n, age)
+    burst : PackedBurst
         As of :func:`~digs_survey.sps.compiled_spectra.predict`.
     """
     count, pieces, elements = history.edges.shape[0] - 1, dust.base.shape[1], out.shape[1]
@@ -95,6 +97,8 @@ def predict(  # type: ignore[no-untyped-def]
             take_known(known, order[first : first + used], weights)
         else:
             weigh(history, lane_tage, lane_inverse, last, formed, older, younger, zeros, weights)
+        if burst.share.shape[0]:
+            add_burst(burst, order[first : first + used], count, weights)
         for p in range(len(parts)):
             age, component = places[p, 0], places[p, 1]
             fresh = p == 0 or places[p - 1, 1] != component
@@ -126,4 +130,5 @@ def compile_all() -> None:
         ((part,) * 4, [0, 0, 1, 1]),
     ):
         places = np.array([[0, component] for component in components])
-        predict(history, parts, places, dust, one, one, depths, np.ones(1), single, order, np.ones((1, 1)), known)
+        rest = np.ones(1), single, order, np.ones((1, 1)), known, no_burst()
+        predict(history, parts, places, dust, one, one, depths, *rest)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digs_survey.simd import STRIDE, cached_jit, dense_of, exp, jit, log, padded
+from digs_survey.sps.burst import no_burst
 
 __all__ = [
     "CONSTANT",
@@ -163,6 +164,18 @@ def take_known(known, rows, weights):  # type: ignore[no-untyped-def]
 
 
 @jit
+def add_burst(burst, rows, count, weights):  # type: ignore[no-untyped-def]
+    """Add bursts to rows of weights (age * LANES), for the galaxies ``rows`` of the lanes."""
+    for n in range(LANES):
+        row = rows[min(n, rows.shape[0] - 1)]
+        share, lower, older = burst.share[row], burst.lower[row], burst.older[row]
+        for i in range(count):
+            weights[i * LANES + n] *= _ONE - share
+        weights[lower * LANES + n] += share * (_ONE - older)
+        weights[(lower + 1) * LANES + n] += share * older
+
+
+@jit
 def add_part(part, shares, weights, mixed, coefficients, zeros, sums, flux, is_first):  # type: ignore[no-untyped-def]
     """Add a part's flux for each power to rows of flux (power * element * LANES)."""
     for a in range(part.nodes):
@@ -199,7 +212,9 @@ def add_part(part, shares, weights, mixed, coefficients, zeros, sums, flux, is_f
 
 
 @cached_jit
-def predict(history, parts, curve, tage, inverse, dust, scale, shares, order, out, known):  # type: ignore[no-untyped-def]
+def predict(  # type: ignore[no-untyped-def]
+    history, parts, curve, tage, inverse, dust, scale, shares, order, out, known, burst
+):
     """Spectra of the galaxies ``order``, all between the same metallicities and line spreads, to their rows of ``out``.
 
     Parameters
@@ -219,6 +234,7 @@ def predict(history, parts, curve, tage, inverse, dust, scale, shares, order, ou
     out : ndarray of float64, shape (n, element)
     known : ndarray of float32, shape (n, age)
         Weights of the populations in the place of those from ``history``; (0, 0) where there are none.
+    burst : PackedBurst
     """
     elements, count = curve.shape[0], history.edges.shape[0] - 1
     powers = parts[0].vectors.shape[0]
@@ -244,6 +260,8 @@ def predict(history, parts, curve, tage, inverse, dust, scale, shares, order, ou
             take_known(known, order[first : first + used], weights)
         else:
             weigh(history, lane_tage, lane_inverse, last, formed, older, younger, zeros, weights)
+        if burst.share.shape[0]:
+            add_burst(burst, order[first : first + used], count, weights)
         for p in range(len(parts)):
             add_part(parts[p], lane_shares, weights, mixed, coefficients, zeros, sums, flux, p == 0)
         for e in range(elements):
@@ -286,4 +304,4 @@ def compile_all() -> None:
     shares, order, known = np.ones((1, 1), np.float32), np.zeros(1, np.int64), np.zeros((0, 0), np.float32)
     # Gas whose metallicities have nodes of their own is a second part.
     for parts in ((part,), (part, part)):
-        predict(history, parts, one, one, one, one, np.ones(1), shares, order, np.ones((1, 1)), known)
+        predict(history, parts, one, one, one, one, np.ones(1), shares, order, np.ones((1, 1)), known, no_burst())

@@ -17,10 +17,13 @@ from scipy.special import gammaincinv
 
 from digs_survey.parameters import BINNED
 from digs_survey.sps.bins import bin_edges, bin_rates, binned_columns
+from digs_survey.sps.burst import burst_age
 from digs_survey.sps.history import formed_since, mass_formed, mass_weighted_age, star_formation_rate
 
-__all__ = ["BinnedHistories", "Histories", "TimedHistories", "histories"]
+__all__ = ["BinnedHistories", "BurstHistories", "Histories", "TimedHistories", "histories"]
 
+_POWER = {"tau": 1, "delayed_tau": 2}
+"""Of the incomplete gamma function that is the integral of the rate."""
 _POINTS, _LOG_TIMES = 8_193, (-10.0, 14.0)
 """Of the table of the time by which a share has formed, along the natural log of the age in e-folding times."""
 
@@ -85,6 +88,52 @@ class TimedHistories:
         formed = mass_formed(self.sfh, self.tage, self.tau) * scale * 1e9
         return np.where(self.tage > lookback_gyr, rate / formed, 0.0)
 
+    def lookback_of_each(self, share: NDArray[np.float64]) -> NDArray[np.float64]:
+        """As :meth:`lookback_of`, for shares (...) of their own."""
+        if self.sfh == "constant":
+            return self.tage * (1 - share)
+        formed = share * mass_formed(self.sfh, self.tage, self.tau)
+        return self.tage - self.tau * gammaincinv(_POWER[self.sfh], formed)
+
+
+@dataclass(frozen=True)
+class BurstHistories:
+    """Histories with a burst on top.
+
+    Attributes
+    ----------
+    smooth : TimedHistories
+    share : ndarray, shape (...)
+        Of the mass that formed in the burst.
+    age : ndarray, shape (...)
+        Of the burst in Gyr.
+    """
+
+    smooth: TimedHistories
+    share: NDArray[np.float64]
+    age: NDArray[np.float64]
+
+    def formed_since(self, time_gyr: float) -> NDArray[np.float64]:
+        """Share (...) of the mass that formed within the last ``time_gyr``."""
+        return (1 - self.share) * self.smooth.formed_since(time_gyr) + self.share * (self.age <= time_gyr)
+
+    def mass_weighted_age(self) -> NDArray[np.float64]:
+        """Mean age (...) in Gyr of the mass formed."""
+        return (1 - self.share) * self.smooth.mass_weighted_age() + self.share * self.age
+
+    def lookback_of(self, share: float) -> NDArray[np.float64]:
+        """Lookback time (...) in Gyr at which a share of the mass had formed."""
+        rest = np.maximum(1 - self.share, np.finfo(float).tiny)
+        late = np.asarray(formed_since(self.smooth.sfh, self.age, self.smooth.tage, self.smooth.tau))
+        before = rest * (1 - late)
+        smooth = np.where(share <= before, share, share - self.share) / rest
+        found = self.smooth.lookback_of_each(np.clip(smooth, 0.0, 1.0))
+        return np.where((before < share) & (share <= before + self.share), self.age, found)
+
+    def rate_at(self, lookback_gyr: float) -> NDArray[np.float64]:
+        """Star formation rate (...) in 1/yr at a lookback time, without the burst, which takes no time."""
+        return (1 - self.share) * self.smooth.rate_at(lookback_gyr)
+
 
 @cache
 def _when(sfh: str, share: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -92,7 +141,7 @@ def _when(sfh: str, share: float) -> tuple[NDArray[np.float64], NDArray[np.float
     log_age = np.linspace(*_LOG_TIMES, _POINTS)
     age = np.exp(log_age)
     formed = mass_formed(sfh, age, np.ones_like(age))
-    return log_age, gammaincinv(1 if sfh == "tau" else 2, share * formed) / age
+    return log_age, gammaincinv(_POWER[sfh], share * formed) / age
 
 
 @dataclass(frozen=True)
@@ -143,7 +192,10 @@ def histories(sfh: str, column: Mapping[str, NDArray[np.float64]]) -> Histories:
     tage = column["tage"]
     if sfh not in BINNED:
         logtau = column.get("logtau", np.zeros_like(tage))
-        return TimedHistories(sfh, tage, np.exp(logtau * np.log(10)))
+        smooth = TimedHistories(sfh, tage, np.exp(logtau * np.log(10)))
+        if "fburst" not in column:
+            return smooth
+        return BurstHistories(smooth, column["fburst"], burst_age(tage, column["fage_burst"]))
     names = tuple(column)
     values = np.stack([column[names[k]] for k in binned_columns(sfh, names)], axis=-1)
     edges = bin_edges(tage, values.shape[-1] + 1)

@@ -295,7 +295,7 @@ def mass_formed(sfh: str, time: Any, tau: Any) -> Any:
     return _gamma(_POWERS[sfh], time / tau)
 
 
-def formed_since(sfh: str, time_gyr: float, tage: Any, tau: Any) -> Any:
+def formed_since(sfh: str, time_gyr: Any, tage: Any, tau: Any) -> Any:
     """Share (n,) of the mass that galaxies of age ``tage`` (n,) in Gyr have formed within the last ``time_gyr``.
 
     A sum of positive terms, so that rates far down an exponential keep their digits.

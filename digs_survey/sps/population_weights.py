@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from digs_survey.parameters import BINNED
+from digs_survey.parameters import BINNED, BURST
 from digs_survey.prior import Prior
 from digs_survey.sps.arrays import namespace
 from digs_survey.sps.bins import BinWeights, binned_weights
+from digs_survey.sps.burst import PackedBurst, burst_age, burst_place, no_burst, with_burst
 from digs_survey.sps.history import HistoryWeights, star_formation_rate
 
 if TYPE_CHECKING:
@@ -35,11 +37,12 @@ class PopulationWeights:
 
     Attributes
     ----------
+    log_age : ndarray, shape (age,)
     of_bins : BinWeights
     """
 
     def __init__(self, log_age: NDArray[np.float64], sfh: str, prior: Prior) -> None:
-        self.of_bins, self._sfh, self._names = BinWeights(log_age), sfh, prior.names
+        self.log_age, self.of_bins, self._sfh, self._names = log_age, BinWeights(log_age), sfh, prior.names
         self._columns = {name: prior.index(name) for name in prior.names}
         shortest = 10 ** prior.low[prior.index("logtau")] if "logtau" in prior.names else math.inf
         self._history = HistoryWeights(log_age, shortest)
@@ -50,10 +53,14 @@ class PopulationWeights:
         if self._sfh in BINNED:
             return xp.asarray(binned_weights(self._sfh, self.of_bins, self._names, theta), dtype=dtype)
         tage, tau = (xp.asarray(x, dtype=dtype) for x in (theta[:, self._columns["tage"]], self.tau(theta)))
-        return self.of_time(tage, tau)
+        weights = self.smooth(tage, tau)
+        if "fburst" not in self._columns:
+            return weights
+        share, when = (theta[:, self._columns[name]] for name in BURST)
+        return with_burst(weights, self.log_age, share, burst_age(theta[:, self._columns["tage"]], when))
 
-    def of_time(self, tage: Any, tau: Any) -> Any:
-        """Weights (n, age) of a history that is a function of time, for ages and e-folding times (n,) in Gyr."""
+    def smooth(self, tage: Any, tau: Any) -> Any:
+        """Weights (n, age) of a history without burst or bins, for ages and e-folding times (n,) in Gyr."""
         return self._history(star_formation_rate(self._sfh, tau), tage)
 
     def tau(self, theta: Any) -> Any:
@@ -66,6 +73,13 @@ class PopulationWeights:
         if self._sfh in BINNED:
             return np.asarray(self(theta, np.float32))
         return np.zeros((0, 0), np.float32)
+
+    def burst(self, columns: Mapping[str, NDArray[np.float64]]) -> PackedBurst:
+        """Return the bursts of parameters (n,) by name, as the compiled loops take them."""
+        if "fburst" not in columns:
+            return no_burst()
+        lower, older = burst_place(self.log_age, burst_age(columns["tage"], columns["fage_burst"]))
+        return PackedBurst(columns["fburst"].astype(np.float32), lower, older.astype(np.float32))
 
     @cached_property
     def packed(self) -> PackedHistory:

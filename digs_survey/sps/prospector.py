@@ -35,6 +35,17 @@ def _tau(logtau: NDArray[np.float64] | float = 0.0, **_: Any) -> NDArray[np.floa
     return 10.0 ** np.asarray(logtau)
 
 
+def _tburst(
+    tage: NDArray[np.float64] | float = 1.0, fage_burst: NDArray[np.float64] | float = 1.0, **_: Any
+) -> NDArray[np.float64]:
+    return np.asarray(tage) * np.asarray(fage_burst)
+
+
+def _rest(fburst: NDArray[np.float64] | float = 0.0, **_: Any) -> NDArray[np.float64]:
+    # Of FSPS's shares of the mass, what is neither constant nor in the burst follows its tau model.
+    return 1.0 - np.asarray(fburst)
+
+
 def _gas_logz(logzsol: NDArray[np.float64] | float = 0.0, **_: Any) -> NDArray[np.float64]:
     # Unless it is a parameter, the gas has the stars' metallicity, as in the files of bc03; FSPS would leave it solar.
     return np.asarray(logzsol)
@@ -264,6 +275,11 @@ def _parameters(model: ModelConfig, prior: Prior, given: dict[str, Any]) -> list
     if model.binned:
         # Rates in bins are FSPS's tabulated history.
         fixed["sfh"], derived = 3, {"mass": _masses, "agebins": _bins_of}
+    if "fburst" in prior.names:
+        derived["tburst"] = _tburst
+        if model.sfh == "constant":
+            del fixed["const"]
+            derived["const"] = _rest
     if "logtau" in prior.names:
         del fixed["tau"]
         derived["tau"] = _tau
