@@ -104,6 +104,8 @@ _QUANTITY_UCDS = {
     "dust_index": "phys.absorption;phys.dust;spect.index",
     "gas_logz": "phys.abund.Z",
     "gas_logu": "phys.ionizParam",
+    "fburst": "phys.mass;arith.ratio",
+    "fage_burst": "time.age;arith.ratio",
     "tage": "time.age",
     "tage_tuniv": "time.age;arith.ratio",
     "logtau": "time.scale",

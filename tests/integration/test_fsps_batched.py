@@ -50,7 +50,7 @@ def both(count, *overrides):
 
 TABLE = ("model.line_spread=table", "model.line_spread_angstrom=[2900,5000,10500]",
          "model.line_spread_resolving_power=[60,100,300]")
-SPREADS = ("bare", "power", "table", "free_gas")
+SPECTRA_ALONE = ("bare", "power", "table", "burst", "free_gas")
 found = {}
 for name, count, overrides in (
     ("delayed_tau", 500, ()),
@@ -60,12 +60,14 @@ for name, count, overrides in (
     ("other_gas", 20, ("model.gas_logu=-3.3",)),
     ("power", 10, ("model.line_spread=resolving_power",)),
     ("table", 10, TABLE),
+    ("burst", 10, ("model.parameters.fburst={low=0.0, high=0.5}",
+                   "model.parameters.fage_burst={low=0.1, high=1.0}")),
     ("free_gas", 12, ("model.parameters.gas_logz={low=-2.0, high=0.2}",
                       "model.parameters.gas_logu={low=-4.0, high=-1.0}")),
 ):
     config, theta, batched, prospector = both(count, *overrides)
     found[name] = batched.spectra(theta), prospector.spectra(theta)
-    if name not in SPREADS:
+    if name not in SPECTRA_ALONE:
         some = theta[:: max(1, len(theta) // 40)]
         own = []
         for row in some:
@@ -142,7 +144,7 @@ def results(sps_home, build_once):
     return np.load(build_once("fsps-batched", build) / "fsps.npz")
 
 
-@pytest.mark.parametrize("case", ["delayed_tau", "tau", "constant", "bare", "other_gas", "power", "table"])
+@pytest.mark.parametrize("case", ["delayed_tau", "tau", "constant", "bare", "other_gas", "power", "table", "burst"])
 def test_spectra_are_prospectors(results, case):
     """All over the prior and at its corners; the case delayed_tau has 500 theta and 32 corners."""
     np.testing.assert_allclose(results[f"{case}_0"], results[f"{case}_1"], rtol=1e-4)
