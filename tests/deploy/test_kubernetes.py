@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
 import shutil
 
@@ -157,6 +158,38 @@ def test_dask_arguments_are_what_dask_offers():
         dask, verb, *arguments = spec[part]["spec"]["containers"][0]["args"]
         assert (dask, verb) == ("dask", part)
         parse(command, arguments)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_what_the_dask_operator_makes_of_the_cluster_is_valid(folder, version):
+    """By the operator's own functions: the scheduler's deployment and service, and a worker."""
+    from dask_kubernetes.operator.controller import controller
+
+    cluster = rendered(folder)["DaskCluster"]
+    metadata, spec = cluster["metadata"], copy.deepcopy(cluster["spec"])
+    name, labels = metadata["name"], metadata.get("labels", {})
+    namespace = metadata.get("namespace", "default")
+    scheduler, worker = spec["scheduler"], spec["worker"]
+    group = controller.build_default_worker_group_spec(name, worker, {}, labels)
+    deployment = controller.build_scheduler_deployment_spec(name, scheduler["spec"], {}, labels)
+    service = controller.build_scheduler_service_spec(name, scheduler["service"], {}, labels)
+    pods = controller.build_worker_deployment_spec(
+        group["metadata"]["name"], namespace, name, "0123456789", worker["spec"], {}, labels
+    )
+    for made in (deployment, service, pods):
+        validate(made, version)
+
+    # The service finds the scheduler's pods, and workers find the service.
+    found = deployment["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= found.items()
+    (container,) = pods["spec"]["template"]["spec"]["containers"]
+    environment = {one["name"]: one["value"] for one in container["env"]}
+    host, _, port = environment["DASK_SCHEDULER_ADDRESS"].removeprefix("tcp://").partition(":")
+    assert host.split(".")[0] == service["metadata"]["name"]
+    assert int(port) in {one["port"] for one in service["spec"]["ports"]}
+    assert "$(DASK_WORKER_NAME)" in container["args"]
+    assert environment["DASK_WORKER_NAME"] == pods["metadata"]["name"]
 
 
 def test_overlay_changes_what_a_cluster_differs_in():
