@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import kubernetes_validate
 import yaml
 from jsonschema import Draft202012Validator
 from packaging.utils import canonicalize_name
-from referencing import Registry, Resource
+from schemas.from_crd import strict_schema
 
 ROOT = Path(__file__).resolve().parents[2]
 KUSTOMIZATIONS = ROOT / "deploy" / "kubernetes"
@@ -62,24 +63,40 @@ def rendered(folder: str) -> dict[str, Document]:
 
 
 def validate(document: Document, version: str) -> None:
-    """Raise a ``jsonschema.ValidationError`` for an unknown field, a wrong type or a missing field."""
-    custom = {"RayJob": "rayjob.yaml", "DaskCluster": "daskcluster.yaml"}
-    if document["kind"] not in custom:
+    """Raise a ``jsonschema.ValidationError`` for an unknown field, a wrong type or a missing field.
+
+    Custom resources are held against the definition that their operator installs, and their pods against Kubernetes of
+    the version.
+    """
+    kind = document["kind"]
+    if kind not in _DEFINITIONS:
         kubernetes_validate.validate(document, version, strict=True)
         return
-    if document["kind"] == "DaskCluster":
-        # Its CRD inlines the pods of Kubernetes 1.21 whatever the cluster's version is.
-        version = VERSIONS[0]
-    _custom_validator(custom[document["kind"]], version).validate(document)
+    _custom_validator(kind).validate(document)
+    for spec in pod_specs(document):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": spec}
+        kubernetes_validate.validate(pod, version, strict=True)
+
+
+def _ray_job() -> Document:
+    packed = Path(__file__).parent / "schemas" / "rayjob.json.gz"
+    schema: Document = json.loads(gzip.decompress(packed.read_bytes()))
+    return schema
+
+
+def _dask_cluster() -> Document:
+    chart = files("dask_kubernetes") / "operator/deployment/helm/dask-kubernetes-operator"
+    return strict_schema(yaml.safe_load((chart / "crds/daskcluster.yaml").read_text(encoding="utf-8")), "v1")
+
+
+_DEFINITIONS = {"RayJob": _ray_job, "DaskCluster": _dask_cluster}
 
 
 @cache
-def _custom_validator(name: str, version: str) -> Draft202012Validator:
-    core = files("kubernetes_validate") / f"kubernetes-json-schema/v{version}-local-strict/_definitions.json"
-    definitions = Resource.from_contents(json.loads(core.read_text(encoding="utf-8")))
-    schema = yaml.safe_load((Path(__file__).parent / "schemas" / name).read_text(encoding="utf-8"))
+def _custom_validator(kind: str) -> Draft202012Validator:
+    schema = _DEFINITIONS[kind]()
     Draft202012Validator.check_schema(schema)
-    return Draft202012Validator(schema, registry=definitions @ Registry())
+    return Draft202012Validator(schema)
 
 
 def pod_specs(value: Any) -> Iterator[Document]:
