@@ -48,8 +48,8 @@ class MCMCConfig(Section):
     with Prospector's spectra a fit may well take a day."""
     moves: Literal["stretch", "kde", "neural"] = "kde"
     """emcee's stretch move (its default, the paper's); proposals from a density estimate of the other walkers with a
-    fifth of differential evolution; or these and as many proposals from the galaxy's neural posterior, for models of
-    many parameters. The last samples the exact posterior too, but its cost is no longer that of a fit without us."""
+    fifth of differential evolution; or half of them from the galaxy's neural posterior, for models of many parameters.
+    The last samples the exact posterior too, but what it costs is no longer what a fit costs without a network."""
 
     @model_validator(mode="after")
     def _starts(self) -> MCMCConfig:

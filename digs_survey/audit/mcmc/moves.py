@@ -121,7 +121,9 @@ def moves(name: str, proposals: Proposals | None = None) -> list[tuple[emcee.mov
     if name == "neural":
         if proposals is None:
             raise ValueError("moves = 'neural' needs the galaxy's neural posterior")
-        return [(NeuralMove(proposals), 0.5), (KernelMove(), 0.4), (emcee.moves.DEMove(), 0.1)]
+        # A walker in a tail that the neural posterior hardly reaches needs another way out. Only the steps of stretches
+        # are not all of the size of the whole ensemble.
+        return [(NeuralMove(proposals), 0.5), (KernelMove(), 0.2), (emcee.moves.StretchMove(), 0.3)]
     if name == "stretch":
         return [(emcee.moves.StretchMove(), 1.0)]
     # Fewer evaluations than differential evolution and stretch moves need along the curved degeneracy of age,
