@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, ImportanceConfig, MCMCConfig
 from digs_survey.config.binned_prior import prior_of_bins, refuse_bins
-from digs_survey.config.burst import check_burst
+from digs_survey.config.burst_prior import check_burst
 from digs_survey.config.dust_laws import check_dust
 from digs_survey.config.gas import check_gas
 from digs_survey.config.map_section import MapConfig
