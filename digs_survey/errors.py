@@ -12,6 +12,7 @@ __all__ = [
     "ConfigError",
     "DigsError",
     "MissingDependencyError",
+    "NotBatchedError",
     "RunDirectoryError",
     "StageError",
 ]
@@ -27,6 +28,10 @@ class ConfigError(DigsError):
     """The configuration cannot be used: an unknown key, a wrong type, an impossible value."""
 
     exit_code = 3
+
+
+class NotBatchedError(ConfigError):
+    """The spectra of a model cannot be made in batches; Prospector can make them one by one."""
 
 
 class CatalogError(DigsError):

@@ -25,6 +25,8 @@ __all__ = ["ShardWork", "probe_dask", "run_shards"]
 
 log = logging.getLogger(__name__)
 
+Before = tuple[Callable[[], Any], Callable[[Any, int], None]]
+
 CONNECT_TIMEOUT_S = 15.0
 _STARTS = 3
 """Attempts to start workers on this machine."""
@@ -74,6 +76,7 @@ def run_shards(
     address: str | None = None,
     workers: int | None = None,
     advance: Callable[[int], None] = lambda rows: None,
+    before: Before | None = None,
 ) -> None:
     """Make shards on Dask workers, or in this process.
 
@@ -93,6 +96,9 @@ def run_shards(
         process and Dask is left out.
     advance : callable
         Called with the number of rows of each task that finishes.
+    before : (callable, callable), optional
+        What one worker does before the shards are handed out; and what is called here with its result and the number
+        of worker processes. If it fails there, the shards are made all the same, and tell why they cannot be.
 
     Raises
     ------
@@ -108,14 +114,28 @@ def run_shards(
         advance(sum(rows.stop - rows.start for rows in map(work.rows, task)))
 
     if address is None and workers == 0:
+        if before is not None:
+            _begin(stage, before, before[0], 1)
         for shards in _tasks(pending, shards_per_task, threads=1):
             work.make(shards)
             done(shards)
         return
     with _connect(stage, address, workers, len(pending)) as client:
+        if before is not None:
+            _begin(stage, before, client.submit(before[0], pure=False).result, max(1, len(client.nthreads())))
         tasks = _tasks(pending, shards_per_task, sum(client.nthreads().values()))
         for task in _run(stage, client, work, tasks):
             done(task)
+
+
+def _begin(stage: str, before: Before, result: Callable[[], Any], processes: int) -> None:
+    """Tell what one worker found before the work."""
+    try:
+        found = result()
+    except Exception as error:
+        log.info("%s: nothing was found out before the work: %s", stage, error)
+    else:
+        before[1](found, processes)
 
 
 def probe_dask(address: str | None = None) -> str:

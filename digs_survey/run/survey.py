@@ -168,6 +168,7 @@ class Survey(StageInputs):
                     noise=identity.noise,
                     address=self.dask_address,
                     advance=stage.advance,
+                    say=self.progress.say,
                 )
                 stage.record.rows, stage.record.core_s = ledger.totals()
                 stage.record.extra |= engine_check(ledger)
@@ -350,6 +351,7 @@ class Survey(StageInputs):
                         noise=identity.noise,
                         address=self.dask_address,
                         advance=advance,
+                        say=self.progress.say,
                     )
                 done = {name: record for name, record in self.manifest.stages.items() if record["status"] == "done"}
                 own = self.manifest.data["inputs"]["posterior"]["path"] == "model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,7 @@ from digs_survey.config import ModelConfig, SurveyConfig
 from digs_survey.errors import StageError
 from digs_survey.noise.donors import Redshifts
 from digs_survey.prior import Prior
+from digs_survey.simulate.engine import TRIAL_ROWS, TRIAL_S, Trial
 from digs_survey.simulate.prior_draws import draw_redshift, draw_theta
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.simulate.shard_work import Made, ShardWriter
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from digs_survey.sps.batched import BatchedModel
     from digs_survey.sps.prospector import ProspectorSimulator
 
-__all__ = ["SpectrumShards", "checked_rows", "in_batches"]
+__all__ = ["SpectrumShards", "checked_rows"]
 
 _CHECK_EVERY, _CHECK_AT_LEAST, _CHECK_LIMIT = 100, 200, 0.005
 """With engine "auto", Prospector computes one row in so many, at least so many; and what ends the run."""
@@ -60,6 +62,32 @@ class SpectrumShards(ShardWriter):
             made: dict[str, NDArray[Any]] = {"theta": theta, "flux": flux}
             yield made | ({} if self.redshifts is None else {"redshift": redshift}), check
 
+    def trial(self) -> Trial:
+        """Time a few spectra of Prospector's, for an estimate of what all will take."""
+        began, prior = time.monotonic(), self.config.make_prior()
+        rows = slice(0, min(TRIAL_ROWS + 1, self.total))
+        theta = draw_theta(prior, self.recipe["seed"], "trial", rows.start, rows.stop)
+        theta = physical_theta(prior, theta, self._redshift(rows))
+        ends = []
+        for row in theta:
+            _simulator(*self._what(prior)).spectra(row[None])
+            ends.append(time.monotonic())
+            if ends[-1] - ends[0] > TRIAL_S:
+                break
+        # Of one spectrum alone the start is part of what it took.
+        each = np.diff(ends) if len(ends) > 1 else np.array([ends[0] - began])
+        return Trial(ends[0] - began, float(np.median(each)), each.size)
+
+    def _what(self, prior: Prior) -> tuple[str, Prior, tuple[float, ...], str, str]:
+        """Return what decides a simulator."""
+        return (
+            self.config.model.model_dump_json(),
+            prior,
+            tuple(self.grid.wavelength),
+            self.grid.frame,
+            self.grid.medium,
+        )
+
     def _redshift(self, rows: slice) -> NDArray[np.float64]:
         """Redshifts of some rows; NaN where simulations have none."""
         if self.redshifts is None:
@@ -71,9 +99,8 @@ class SpectrumShards(ShardWriter):
         self, prior: Prior, theta: NDArray[np.float64], rows: slice
     ) -> tuple[NDArray[np.float32], dict[str, float]]:
         """Compute the spectra of some rows, and what the ledger keeps of their check."""
-        grid = tuple(self.grid.wavelength), self.grid.frame, self.grid.medium
-        what = self.config.model.model_dump_json(), prior, *grid
-        if not in_batches(self.config):
+        what = self._what(prior)
+        if self.recipe["engine"] == "prospector":
             return _simulator(*what).spectra(theta).astype(np.float32), {}
         batched = _batched(*what)
         with one_thread():
@@ -91,11 +118,6 @@ class SpectrumShards(ShardWriter):
                 "use simulate.engine = 'prospector', and report it"
             )
         return flux.astype(np.float32), {"checked": len(some), "max_difference": float(difference.max(initial=0.0))}
-
-
-def in_batches(config: SurveyConfig) -> bool:
-    """Tell whether the configured engine makes spectra in batches."""
-    return config.simulate.engine != "prospector"
 
 
 def checked_rows(seed: int, stream: str, count: int, rows: slice) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ from digs_survey.config import SurveyConfig
 from digs_survey.identity import RunIdentity
 from digs_survey.noise.model import NoiseModel
 from digs_survey.prior import Prior
-from digs_survey.simulate.shard import SpectrumShards, in_batches
+from digs_survey.simulate.engine import Trial, chosen_engine, told_estimate
+from digs_survey.simulate.shard import SpectrumShards
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.sharded import open_or_create
 from digs_survey.store.storage import ArraySpec, shard_count
 
 __all__ = ["FLUX_UNIT", "engine_check", "simulate"]
+
+log = logging.getLogger(__name__)
 
 FLUX_UNIT = "erg / (s cm2 Angstrom)"
 """Unit of simulated flux, as :mod:`astropy.units` reads it."""
@@ -41,6 +45,7 @@ def simulate(
     address: str | None = None,
     workers: int | None = None,
     advance: Callable[[int], None] = lambda rows: None,
+    say: Callable[[str], None] = log.info,
 ) -> None:
     """Write noiseless spectra of prior draws as a Zarr dataset; go on where an earlier call stopped.
 
@@ -74,9 +79,13 @@ def simulate(
         process and Dask is left out. The bytes are the same.
     advance : callable
         Called with the number of rows that were done before, and then of each task that finishes.
+    say : callable
+        Takes one line before the work begins, where spectra are not made in batches: why, and how long it will take.
 
     Raises
     ------
+    ConfigError
+        If ``simulate.engine = "batched"`` is asked for, and the model's spectra cannot be made so.
     MissingDependencyError
         If no scheduler answers at ``address``.
     StageError
@@ -84,6 +93,7 @@ def simulate(
     """
     path, ledger = path.absolute(), Ledger(ledger.folder.absolute())
     identity = RunIdentity.of_config(config, grid, noise)
+    engine, why = chosen_engine(config, identity.prior, grid)
     recipe = {
         "format": formats.SIMULATIONS,
         **identity.key("seed", "model", "prior", "grid"),
@@ -91,19 +101,28 @@ def simulate(
         "count": count,
         "rows_per_shard": config.simulate.rows_per_shard,
         "sampling": config.simulate.sampling if stream == "simulate" else "random",
-        "engine": "batched" if in_batches(config) else "prospector",
+        "engine": engine,
     }
     recipe |= identity.noise.redshift_key
     _lay_out(path, recipe, ledger, identity.prior, grid)
     advance(ledger.totals()[0])
+    work = SpectrumShards(path, ledger.folder, recipe, count, config, grid, identity.noise.redshifts)
+    size = config.simulate.rows_per_shard
+    pending = ledger.pending(shard_count(count, size))
+    left = sum(rows.stop - rows.start for rows in map(work.rows, pending))
+
+    def tell(trial: Trial, processes: int) -> None:
+        say(told_estimate(stream, why, trial, left, size, processes))
+
     run_shards(
         "simulate",
-        SpectrumShards(path, ledger.folder, recipe, count, config, grid, identity.noise.redshifts),
-        ledger.pending(shard_count(count, config.simulate.rows_per_shard)),
-        shards_per_task=_TASK_ROWS // config.simulate.rows_per_shard if in_batches(config) else 1,
+        work,
+        pending,
+        shards_per_task=_TASK_ROWS // size if engine == "batched" else 1,
         address=address,
         workers=workers,
         advance=advance,
+        before=(work.trial, tell) if engine == "prospector" else None,
     )
 
 

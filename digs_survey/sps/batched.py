@@ -50,7 +50,7 @@ from digs_survey.sps.universe import at_zred, physical_prior
 if TYPE_CHECKING:
     from digs_survey.sps.compiled_spectra import PackedPart
 
-__all__ = ["BatchedModel"]
+__all__ = ["BatchedModel", "model_populations"]
 
 _COMPILED, _COMPILED_DUST = "digs_survey.sps.compiled_spectra", "digs_survey.sps.compiled_dust"
 """The loops for arrays of numpy's, and those for any law of the dust."""
@@ -205,7 +205,7 @@ class BatchedModel:
         # So that processes with any number of threads build the same model to the bit.
         with one_thread():
             sampling, prior = GridSampling(model, grid, prior.bounds("sigma_smooth")), physical_prior(prior)
-            return cls(_populations(model, prior, sampling.wavelength), sampling, model, prior)
+            return cls(model_populations(model, prior, sampling.wavelength), sampling, model, prior)
 
     def spectra(self, theta: Any) -> Any:
         """Predict spectra (n, wavelength) in erg/s/cm2/Angstrom for theta (n, ndim), inside the prior.
@@ -409,7 +409,8 @@ class BatchedModel:
         return self.composite(self._weights(theta, xp.float32), **dict(zip(given, columns, strict=True)))
 
 
-def _populations(model: ModelConfig, prior: Prior, wavelength: NDArray[np.float64]) -> SSPGrid:
+def model_populations(model: ModelConfig, prior: Prior, wavelength: NDArray[np.float64]) -> SSPGrid:
+    """Read the populations of the configured source that a model and its ranges need."""
     if model.source == "fsps":
         from digs_survey.sps.fsps_grid import read_fsps
 

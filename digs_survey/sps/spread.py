@@ -13,7 +13,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from digs_survey.errors import ConfigError
+from digs_survey.errors import NotBatchedError
 from digs_survey.sps.grid import SSPGrid
 from digs_survey.sps.parts import lagrange_shares
 from digs_survey.sps.sampling import GridSampling
@@ -40,7 +40,7 @@ def spread_nodes(
 
     Raises
     ------
-    ConfigError
+    NotBatchedError
         If no number of nodes will do.
     """
     count = math.ceil(math.log(high / low) / math.log(_PANEL_RATIO))
@@ -83,9 +83,9 @@ def _nodes(
         ways = lagrange_shares(nodes, probes) @ lagrange_shares(dense, nodes)
         if (np.abs(np.tensordot(ways, exact, 1) - expected) <= TOLERANCE * np.abs(expected)).all():
             return nodes
-    raise ConfigError(
+    raise NotBatchedError(
         f"prior.sigma_smooth: spectra between {math.exp(low):.4g} and {math.exp(high):.4g} km/s cannot be "
-        f"interpolated to {TOLERANCE:.2%} on this grid; use simulate.engine = 'prospector' or wider elements"
+        f"interpolated to {TOLERANCE:.2%} on this grid, which wider elements allow"
     )
 
 
