@@ -214,7 +214,7 @@ def _differences(name: str, asked: BaseModel, trained: BaseModel) -> Iterator[st
     """Name what ``asked`` sets, and ``trained`` has otherwise."""
     for field in asked.model_fields_set:
         mine, theirs = getattr(asked, field), getattr(trained, field)
-        if isinstance(mine, BaseModel):
+        if isinstance(mine, BaseModel) and isinstance(theirs, BaseModel):
             yield from _differences(f"{name}.{field}", mine, theirs)
         elif mine != theirs:
             yield f"{name}.{field}: posterior {_plain(theirs)!r}, configuration {_plain(mine)!r}"

@@ -21,7 +21,7 @@ from scipy.special import expit, log_expit, logit
 
 from digs_survey.distributions import AnyPrior, Distribution, Fixed, Given, Tied
 from digs_survey.errors import ConfigError
-from digs_survey.parameters import OPTIONAL, PARAMETERS, SIGMA_KMS
+from digs_survey.parameters import OPTIONAL, PARAMETERS, SIGMA_KMS, Parameter
 
 if TYPE_CHECKING:
     from torch.distributions import Distribution as TorchDistribution
@@ -80,6 +80,9 @@ class Prior:
         if "sigma_smooth" in self.constants:
             raise ConfigError("prior.sigma_smooth: a line spread that is fixed is model.smoothing_kms")
         self._prepare()
+
+    from_file = False
+    """Whether the parameters are those of a parameter file, whose model takes them as they are."""
 
     def _order_ties(self) -> None:
         """Bring the ties into an order in which each follows what is known."""
@@ -232,11 +235,15 @@ class Prior:
         """Return the parameters as plain values, for cards and manifests."""
         fixed = [{"name": name, "value": value} for name, value in self.constants.items()]
         tied = [{"name": name, **tie.model_dump(exclude_defaults=True)} for name, tie in self.ties.items()]
-        return [*(p.to_dict() for p in self.parameters), *fixed, *tied]
+        of_file = {"from_file": True} if self.from_file else {}
+        return [*(p.to_dict() | of_file for p in self.parameters), *fixed, *tied]
 
     @classmethod
     def from_dict(cls, items: list[dict[str, Any]]) -> Prior:
         """Rebuild a prior from :meth:`to_dict`."""
+        if any(item.get("from_file") for item in items):
+            priors = {item["name"]: _prior(_plain_prior(item), item["name"]) for item in items}
+            return cls.of_file(priors, list(priors), [item["unit"] for item in items])
         return cls.of({item["name"]: _plain_prior(item) for item in items})
 
     @classmethod
@@ -244,6 +251,21 @@ class Prior:
         """Return the prior that has the parameters named, and no others; their priors as in the class's parameters."""
         age: Literal["tage", "tage_tuniv"] = "tage_tuniv" if "tage_tuniv" in priors else "tage"
         return cls(priors, [name for name in PARAMETERS if name not in priors], age)
+
+    @classmethod
+    def of_file(cls, priors: Mapping[str, Given], names: Sequence[str], units: Sequence[str]) -> Prior:
+        """Return the prior of a parameter file's model: of any names, in their order."""
+        made = cls.__new__(cls)
+        known = {name: PARAMETERS.get(name, _unknown(name, unit)) for name, unit in zip(names, units, strict=True)}
+        of_each = {name: priors[name] for name in names}
+        made.parameters = tuple(
+            known[name].with_prior(one) for name, one in of_each.items() if isinstance(one, Distribution)
+        )
+        if len(made.parameters) < len(names):
+            raise ConfigError("prior: expected a prior of each parameter of the parameter file; a value fixes it there")
+        made.constants, made.ties, made.from_file = {}, {}, True
+        made._prepare()
+        return made
 
     @classmethod
     def of_ranges(cls, ranges: Mapping[str, tuple[float, float]]) -> Prior:
@@ -254,6 +276,11 @@ class Prior:
         made.constants, made.ties = {}, {}
         made._prepare()
         return made
+
+
+def _unknown(name: str, unit: str) -> Parameter:
+    """Describe a parameter that only a parameter file knows."""
+    return Parameter(name, 0.0, 1.0, unit, name.replace("_", " "), "parameter of the run's parameter file")
 
 
 def _plain_prior(item: Mapping[str, Any]) -> Any:

@@ -42,6 +42,7 @@ from digs_survey.cluster.cores import usable_cores
 from digs_survey.cluster.ray_session import ray_session
 from digs_survey.config import SurveyConfig
 from digs_survey.identity import RunIdentity
+from digs_survey.sps.param_file import ParamFile
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.sharded import recorded_recipe
 from digs_survey.store.storage import write_json
@@ -62,6 +63,7 @@ def run_audit(
     *,
     stages: Sequence[Mapping[str, Any]] = (),
     ray_address: str | None = None,
+    param_file: ParamFile | None = None,
     advance: Callable[[int], None] = lambda galaxies: None,
 ) -> dict[str, Any]:
     """Audit the posterior of a run; write ``audit.zarr`` and ``audit.json``, and go on after a kill.
@@ -81,6 +83,8 @@ def run_audit(
         What earlier stages took: ``stage``, ``wall_s``, ``core_s``, ``rows``.
     ray_address : str, optional
         A running Ray cluster; without it, this machine's cores are used.
+    param_file : ParamFile, optional
+        The file that the model is of, if it is of one.
     advance : callable
         Called with the number of galaxies whose MCMC fit ended.
 
@@ -101,7 +105,7 @@ def run_audit(
         If no MCMC fit succeeded, or simulations could not be calibrated on.
     """
     began = time.process_time()
-    audit = _Audit.of(run_dir, identity, config, catalog_path)
+    audit = _Audit.of(run_dir, identity, config, catalog_path, param_file)
     sampled = _sample(audit)
     with ray_session(ray_address):
         calibration = _calibrate(audit, ray_address)
@@ -171,14 +175,22 @@ class _Audit:
     config: SurveyConfig
     catalog: Catalog
     posterior: FrozenPosterior
+    param_file: ParamFile | None
 
     @classmethod
-    def of(cls, run_dir: Path, identity: RunIdentity, config: SurveyConfig, catalog_path: Path) -> _Audit:
+    def of(
+        cls,
+        run_dir: Path,
+        identity: RunIdentity,
+        config: SurveyConfig,
+        catalog_path: Path,
+        param_file: ParamFile | None,
+    ) -> _Audit:
         from digs_survey.estimator.posterior import FrozenPosterior
 
         catalog, posterior = Catalog.open(catalog_path), FrozenPosterior.of(identity)
         posterior.check_grid(catalog.grid)
-        return cls(run_dir, identity, identity.adopt(config), catalog, posterior)
+        return cls(run_dir, identity, identity.adopt(config), catalog, posterior, param_file)
 
     @property
     def posterior_path(self) -> Path:
@@ -198,7 +210,7 @@ class _Audit:
 
     @property
     def setup(self) -> FitSetup:
-        return FitSetup(self.identity, self.config.audit.mcmc)
+        return FitSetup(self.identity, self.config.audit.mcmc, self.param_file)
 
     @property
     def budget_s(self) -> float | None:

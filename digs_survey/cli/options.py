@@ -23,6 +23,7 @@ __all__ = [
     "DaskOption",
     "DashboardsOption",
     "OptionalCatalog",
+    "ParamFileOption",
     "QuietOption",
     "RayOption",
     "RedoOption",
@@ -47,6 +48,15 @@ ConfigOption = Annotated[
         "--config",
         "-c",
         help="TOML file or preset (survey, digs2022, desi ...: catalogs/README.md); default: the run directory's own.",
+    ),
+]
+ParamFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--param-file",
+        help="Prospector parameter file (build_model, build_sps), whose code is run: its model takes the place of the "
+        "configuration's. docs/models.md.",
+        parser=location,
     ),
 ]
 SetOption = Annotated[
@@ -99,6 +109,7 @@ def survey_at(
     model: Path | None = None,
     simulates: bool = False,
     dashboards: bool = False,
+    param_file: Path | None = None,
 ) -> Iterator[Survey]:
     """Open a run directory with what the options say; a command that begins no run needs one that has begun."""
     from digs_survey.run.survey import Survey
@@ -118,6 +129,7 @@ def survey_at(
         catalog=catalog,
         model=model,
         simulates=simulates,
+        param_file=param_file,
     ) as survey:
         yield survey
 

@@ -19,6 +19,7 @@ from digs_survey.cli.options import (
     DashboardsOption,
     DaskOption,
     OptionalCatalog,
+    ParamFileOption,
     QuietOption,
     RayOption,
     RedoOption,
@@ -71,6 +72,7 @@ def run(
     catalog: CatalogArgument,
     run_dir: RunDir = RunDirDefault,
     config: ConfigOption = None,
+    param_file: ParamFileOption = None,
     overrides: SetOption = None,
     dask: DaskOption = None,
     ray: RayOption = None,
@@ -96,6 +98,7 @@ def run(
         catalog,
         simulates=True,
         dashboards=dashboards,
+        param_file=param_file,
     ) as survey:
         if not survey.run(catalog, retrain):
             survey.progress.say(f"nothing to do: {run_dir} is complete for this catalog and configuration")
@@ -111,6 +114,7 @@ def simulate(
         typer.Option("--n", "--simulations", min=1, help="How many: the same as --set simulate.simulations=N."),
     ] = None,
     config: ConfigOption = None,
+    param_file: ParamFileOption = None,
     overrides: SetOption = None,
     dask: DaskOption = None,
     redo: Annotated[bool, typer.Option("--redo", help="Make it again, and delete what follows from it.")] = False,
@@ -121,7 +125,16 @@ def simulate(
     stage = "simulate" if redo else None
     overrides = [*(overrides or []), *([] if count is None else [f"simulate.simulations={count}"])]
     with survey_at(
-        run_dir, config, overrides, quiet, dask, redo=stage, catalog=catalog, simulates=True, dashboards=dashboards
+        run_dir,
+        config,
+        overrides,
+        quiet,
+        dask,
+        redo=stage,
+        catalog=catalog,
+        simulates=True,
+        dashboards=dashboards,
+        param_file=param_file,
     ) as survey:
         survey.simulate(catalog)
     print_results(run_dir, "simulations.zarr")
@@ -190,6 +203,7 @@ def map_(
 def audit(
     run_dir: RunDir = RunDirDefault,
     config: ConfigOption = None,
+    param_file: ParamFileOption = None,
     overrides: SetOption = None,
     dask: DaskOption = None,
     ray: RayOption = None,
@@ -199,7 +213,15 @@ def audit(
 ) -> None:
     """Check the posterior: calibration on independent simulations, emcee on a sampled subset, cost."""
     with survey_at(
-        run_dir, config, overrides, quiet, dask, ray, "audit" if redo else None, dashboards=dashboards
+        run_dir,
+        config,
+        overrides,
+        quiet,
+        dask,
+        ray,
+        "audit" if redo else None,
+        dashboards=dashboards,
+        param_file=param_file,
     ) as survey:
         survey.audit()
     print_results(run_dir, "audit.zarr", "audit.json")

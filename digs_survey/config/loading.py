@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
+from digs_survey.config.param_file import FileModel, with_file_model
 from digs_survey.config.survey_config import SurveyConfig, with_parameters
 from digs_survey.config.types import Section
 from digs_survey.distributions import PRIORS, AnyPrior, Given
@@ -58,8 +59,12 @@ def preset_path(name: str) -> Path:
     return path
 
 
-def load_config(source: str | Path | None = None, overrides: Iterable[str] = ()) -> SurveyConfig:
+def load_config(
+    source: str | Path | None = None, overrides: Iterable[str] = (), file_model: FileModel | None = None
+) -> SurveyConfig:
     """Read a configuration from a TOML file or a preset's name, and apply ``section.key=value`` overrides.
+
+    The model of a parameter file (``file_model``) takes the place of a preset's. A TOML file must not contradict it.
 
     Raises
     ------
@@ -67,13 +72,16 @@ def load_config(source: str | Path | None = None, overrides: Iterable[str] = ())
         Naming every unknown key (with the nearest known one), wrong type and impossible value.
     """
     data: dict[str, Any] = {}
-    name = "defaults"
+    name, preset = "defaults", False
     if source is not None:
         path = location(source)
         if path.suffix != ".toml" and not is_file(path):
-            path = path if path.is_dir() else preset_path(str(source))
+            preset = not path.is_dir()
+            path = preset_path(str(source)) if preset else path
         name = str(source)
         data = _read(path)
+    if file_model is not None:
+        data = with_file_model(data, file_model, replaces=preset)
     for override in overrides:
         _apply(data, override)
     try:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from digs_survey.config.dust_laws import DustLawName
+from digs_survey.config.param_file import ParamFileConfig
 from digs_survey.config.types import Positive, Section
 from digs_survey.parameters import BINNED, BINS
 
@@ -18,7 +19,7 @@ ResolvingPower = Annotated[float, Field(ge=10.0, allow_inf_nan=False)]
 class ModelConfig(Section):
     """What makes the spectra."""
 
-    added = frozenset({"age", "dust_law", "sfh_bins"})
+    added = frozenset({"age", "dust_law", "param_file", "sfh_bins"})
 
     source: Literal["bc03", "fsps"] = "bc03"
     """Stellar populations: BC03-MILES (no data to download) or python-fsps (needs SPS_HOME)."""
@@ -58,6 +59,9 @@ class ModelConfig(Section):
     gives the gas a metallicity of its own, where otherwise it has the stars'."""
     zred: Annotated[float, Field(gt=0)] = 1e-5
     """Redshift whose luminosity distance (WMAP9) sets the amplitude of simulated spectra."""
+
+    param_file: ParamFileConfig | None = None
+    """A Prospector parameter file whose model takes the place of all but zred and resampling; --param-file sets it."""
 
     @property
     def binned(self) -> bool:

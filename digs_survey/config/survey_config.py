@@ -17,6 +17,7 @@ from digs_survey.config.gas import check_gas
 from digs_survey.config.map_section import MapConfig
 from digs_survey.config.model_section import ModelConfig
 from digs_survey.config.noise_sections import MissingConfig, NoiseConfig
+from digs_survey.config.param_file import check_file_model
 from digs_survey.config.train_section import TrainConfig
 from digs_survey.config.types import Count, Positive, Section
 from digs_survey.distributions import CONDITIONAL, AnyPrior, Uniform
@@ -119,6 +120,14 @@ class SurveyConfig(Section):
         return with_parameters(data)
 
     @model_validator(mode="after")
+    def _file_model(self) -> SurveyConfig:
+        try:
+            check_file_model(self)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @model_validator(mode="after")
     def _prior_and_walkers(self) -> SurveyConfig:
         try:
             prior = self.make_prior()
@@ -182,6 +191,8 @@ class SurveyConfig(Section):
         ConfigError
             If a prior is given for a parameter that the model does not have.
         """
+        if self.model.param_file is not None:
+            return Prior.of_file(self.prior, self.model.param_file.parameters, self.model.param_file.units)
         if "sigma_smooth" in self.prior:
             self._check_free_spread()
         check_dust(self.model.dust_law, self.prior)

@@ -22,7 +22,7 @@ from digs_survey.errors import ConfigError, RunDirectoryError
 from digs_survey.importance.weights import effective_sample_size, weighted_quantiles
 from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.refine.new_prior import NewPrior
-from digs_survey.results.columns import COLUMNS, Column, When, find_column, percentile
+from digs_survey.results.columns import COLUMNS, Column, When, find_column, percentile, percentile_name
 from digs_survey.results.export import StoredTable, export_table
 from digs_survey.results.table import field_of
 
@@ -222,7 +222,7 @@ def _pieces(source: StoredTable, samples: Any, reweighing: Reweighing, counts: C
         values: dict[str, Any] = {name: piece[name] for name in taken}
         for k, name in enumerate(reweighing.names):
             for j, quantile in enumerate(reweighing.quantiles):
-                values[percentile(name, quantile).name] = np.ascontiguousarray(percentiles[:, k, j])
+                values[percentile_name(name, quantile)] = np.ascontiguousarray(percentiles[:, k, j])
         values |= {"reprior_ess": ess, "reprior_share": ess / np.float32(counts.draws)}
         yield pa.table([values[name] for name in schema.names], schema=schema)
 
@@ -244,8 +244,11 @@ def _schema(of_run: pa.Schema, taken: list[str], reweighing: Reweighing, draws: 
     """Return the columns in the order of the run's tables, with the new prior in the metadata."""
     import pyarrow as pa
 
+    known = {p.name: p for p in reweighing.prior.run.parameters}
     new: list[Column] = [
-        percentile(name, quantile, new_prior=True) for name in reweighing.names for quantile in reweighing.quantiles
+        percentile(name, quantile, new_prior=True, known=known.get(name))
+        for name in reweighing.names
+        for quantile in reweighing.quantiles
     ]
     own = [name for name in taken if name not in _KEPT or name in ("galaxy_id", "redshift")]
     fields = [of_run.field(name) for name in own] + [field_of(column) for column in new]

@@ -138,7 +138,8 @@ def _history(
     run: RunData, data: xr.Dataset, g: int, npe: NDArray | None, mcmc: NDArray | None, alt: str
 ) -> Picture | None:
     """Star formation rates of one galaxy over lookback time; None without draws."""
-    if npe is None:
+    # Only its file knows the history of a parameter file's model.
+    if npe is None or run.config.model.param_file is not None:
         return None
     prior, model = run.config.make_prior(), run.config.model
     # Without row noise all rows are taken for galaxies at model.zred.

@@ -56,6 +56,7 @@ def facts(run: RunData) -> dict[str, Any]:
         "history": _HISTORIES[config.model.sfh].format(config.model.sfh_bins),
         "smoothing": describe(config.model, config.make_prior()),
         "nebular": config.model.nebular,
+        "param_file": config.model.param_file,
         "noise": _noise(config.noise),
         "grid": str(_grid(run)) if run.card else "not known: there is no model/card.json",
         "prior": config.make_prior().parameters,
@@ -112,6 +113,8 @@ def _noise(noise: NoiseConfig) -> str:
 
 
 def _source(run: RunData) -> str:
+    if run.config.model.param_file is not None:
+        return f"the parameter file {run.config.model.param_file.name} through Prospector"
     source = {"bc03": "BC03-MILES", "fsps": "FSPS"}[run.config.model.source]
     simulated = nested(run.manifest, "stages", "simulate") or {}
     if "prospector_checked" not in simulated:
@@ -262,5 +265,5 @@ def catalog_section(run: RunData) -> dict[str, Any] | None:
             for flag, rows in counts.items()
         ],
         "medians": [survey.medians(name, run.catalog.edges[name], run.catalog.counts[name]) for name in names],
-        "units": {name: PARAMETERS[name].unit for name in names},
+        "units": {p.name: p.unit for p in run.config.make_prior().parameters},
     }

@@ -35,6 +35,7 @@ __all__ = [
     "When",
     "find_column",
     "percentile",
+    "percentile_name",
     "quantity_of",
     "taken_by",
     "ucd",
@@ -131,6 +132,7 @@ def percentile(
     weighted: bool = False,
     recalibrated: bool = False,
     new_prior: bool = False,
+    known: Parameter | None = None,
 ) -> Column:
     """Return the column of one percentile of a quantity: ``tage_p50``, ``tage_p2_5``, ``tage_p50_weighted``.
 
@@ -146,24 +148,34 @@ def percentile(
         Of the draws at corrected levels.
     new_prior : bool
         Of the draws with the weights of another prior.
+    known : Parameter, optional
+        What the quantity is, where it is a parameter that only a parameter file knows.
     """
-    known, about = quantity_of(quantity), _QUANTITY_UCDS[quantity] if quantity in QUANTITIES else "phys.SFR"
+    of_file = known is not None and quantity not in QUANTITIES
+    about = _QUANTITY_UCDS[quantity] if quantity in QUANTITIES else "phys.SFR"
+    described = known if known is not None and of_file else quantity_of(quantity)
     shown = "<percent>" if quantile is None else percent(quantile)
     draws = "the recalibrated posterior" if recalibrated else "the posterior"
     draws += " under another prior" * new_prior
-    when = When.ALWAYS if quantity in PARAMETERS else When.DERIVED if quantity in DERIVED else When.HISTORY
+    when = When.ALWAYS if quantity in PARAMETERS or of_file else When.DERIVED if quantity in DERIVED else When.HISTORY
     if weighted:
         draws, when = "the posterior's draws with importance weights", When.WEIGHTED
     return Column(
-        f"{quantity}_p{shown.replace('.', '_')}" + "_weighted" * weighted,
+        percentile_name(quantity, quantile) + "_weighted" * weighted,
         "float32",
-        known.unit,
+        described.unit,
         # A mean or a rate has a median too: the words add up.
-        f"{about};{'stat.median' if shown == '50' else 'stat.percentile'}",
-        f"{known.description}: {shown} % quantile of {draws}",
+        None if of_file else f"{about};{'stat.median' if shown == '50' else 'stat.percentile'}",
+        f"{described.description}: {shown} % quantile of {draws}",
         when,
         in_dataset=False,
     )
+
+
+def percentile_name(quantity: str, quantile: float | None) -> str:
+    """Return the name of the column of one percentile of a quantity, or of all: ``tage_p2_5``, ``tage_p<percent>``."""
+    shown = "<percent>" if quantile is None else percent(quantile)
+    return f"{quantity}_p{shown.replace('.', '_')}"
 
 
 def quantity_of(name: str) -> Parameter | Quantity:

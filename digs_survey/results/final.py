@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from digs_survey.results.columns import COLUMNS, When, percentile
+from digs_survey.results.columns import COLUMNS, When, percentile_name
 from digs_survey.results.table import field_of
 from digs_survey.store.storage import read_arrays, read_bytes, write_arrays
 
@@ -118,7 +118,7 @@ def final_part(
         for names, values in zip(quantities, (refined.percentiles, refined.derived), strict=True):
             for k, name in enumerate(names):
                 for q, quantile in enumerate(quantiles):
-                    table = _put(table, percentile(name, quantile).name, refined.rows, values[:, k, q])
+                    table = _put(table, percentile_name(name, quantile), refined.rows, values[:, k, q])
     if (some := np.flatnonzero(bits)).size:
         table = _put(table, "quality", some, table["quality"].to_numpy()[some] | bits[some])
     tier = np.zeros(table.num_rows, dtype=np.uint8)

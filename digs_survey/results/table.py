@@ -133,10 +133,12 @@ class ResultTable:
             ("derived", self.derived, False),
             ("percentiles_weighted", self.prior.names, True),
         ):
+            parameters = {} if array == "derived" else {p.name: p for p in self.prior.parameters}
             for i, quantity in enumerate(quantities if array in results else ()):
+                known = parameters.get(quantity)
                 corrected = not weighted and quantity in (self.levels or {})
                 for j, quantile in enumerate(self.quantiles):
-                    column = percentile(quantity, quantile, weighted=weighted, recalibrated=corrected)
+                    column = percentile(quantity, quantile, weighted=weighted, recalibrated=corrected, known=known)
                     yield column, np.ascontiguousarray(results[array][:, i, j])
 
     def _of_rows(self, results: Mapping[str, NDArray[Any]]) -> Iterator[tuple[Column, NDArray[Any]]]:

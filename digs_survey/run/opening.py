@@ -10,6 +10,7 @@ from digs_survey.catalog import Catalog, validate_catalog
 from digs_survey.catalog.prepare import require_rest_frame
 from digs_survey.cluster.dashboards import check_dashboards
 from digs_survey.config import SurveyConfig, load_config
+from digs_survey.errors import ConfigError
 from digs_survey.estimator.artefact import check_grid, identify
 from digs_survey.identity import RunIdentity
 from digs_survey.logs.log import run_log
@@ -18,7 +19,9 @@ from digs_survey.run.lock import run_lock
 from digs_survey.run.manifest import RunManifest
 from digs_survey.run.survey import Survey
 from digs_survey.spectra import WavelengthGrid
+from digs_survey.sps.param_file import ParamFile, needs_file
 from digs_survey.store.locations import check_reachable, is_file
+from digs_survey.store.storage import write_text
 from digs_survey.store.targets import check_target, writing
 
 __all__ = ["open_survey"]
@@ -41,12 +44,15 @@ def open_survey(
     catalog: Path | None = None,
     model: Path | None = None,
     simulates: bool = False,
+    param_file: Path | None = None,
 ) -> Iterator[Survey]:
     """Open a run directory for work: its lock, configuration and manifest.
 
     Without a configuration the one of an earlier call in the same directory is used, else the defaults.
     Configuration and catalog are checked before anything is written; so is the source of populations if
     the work ``simulates`` and the simulations are not there.
+
+    A ``param_file`` is executed, and copied to the directory; without it no code of a file is.
 
     Raises
     ------
@@ -64,10 +70,14 @@ def open_survey(
     check_reachable(run_dir)
     with run_log(run_dir, progress.show) as log:
         stored = run_dir / "config.toml"
+        file = None if param_file is None else ParamFile.read(param_file)
         if isinstance(config_source, SurveyConfig):
+            if file is not None:
+                raise ConfigError("--param-file: expected the name of a configuration beside it, found a SurveyConfig")
             config = config_source
         else:
-            config = load_config(config_source or (stored if is_file(stored) else None), overrides)
+            source = config_source or (stored if is_file(stored) else None)
+            config = load_config(source, overrides, None if file is None else file.describe())
         grid = WavelengthGrid.from_config(config.grid)
         manifest = RunManifest(run_dir)
         if catalog is not None:
@@ -96,14 +106,20 @@ def open_survey(
         if simulates and (redo == "simulate" or not simulated):
             from digs_survey.sps.coverage import check_source
 
-            check_source(config.model, config.make_prior(), grid)
+            if config.model.param_file is None:
+                check_source(config.model, config.make_prior(), grid)
+            elif file is None:
+                raise ConfigError(needs_file(config.model.param_file))
         if dashboards and None in (dask_address, ray_address):
             check_dashboards()
         with writing("run directory", run_dir):
             run_dir.mkdir(parents=True, exist_ok=True)
         log.begin(config_hash=config.hash())
         with run_lock(run_dir, progress.say):
-            survey = Survey(run_dir, config, RunManifest(run_dir), progress, dask_address, ray_address, dashboards)
+            if file is not None:
+                write_text(run_dir / file.name, file.text)
+            clusters = dask_address, ray_address, dashboards
+            survey = Survey(run_dir, config, RunManifest(run_dir), progress, *clusters, file)
             if redo is not None:
                 survey.redo(redo)
             yield survey

@@ -20,6 +20,7 @@ from digs_survey.logs.log import stage_log
 from digs_survey.logs.progress import ProgressReporter
 from digs_survey.run.manifest import RunManifest
 from digs_survey.run.stages import followers, stage_named
+from digs_survey.sps.param_file import ParamFile
 from digs_survey.store.locations import exists
 from digs_survey.store.storage import remove, write_text
 from digs_survey.versions import __version__, versions
@@ -41,6 +42,8 @@ class RunDirectory:
         Clusters; None runs on this machine's cores.
     dashboards : bool
         Clusters that start on this machine have dashboards.
+    param_file : ParamFile or None
+        A parameter file that the user asked to run.
     """
 
     run_dir: Path
@@ -50,6 +53,7 @@ class RunDirectory:
     dask_address: str | None = None
     ray_address: str | None = None
     dashboards: bool = False
+    param_file: ParamFile | None = None
 
     def redo(self, stage: str) -> None:
         """Delete what a stage and those after it made."""

@@ -115,6 +115,8 @@ class StageInputs(RunDirectory):
     def _shipped(self, catalog: Path | str) -> Path | None:
         from digs_survey.estimator.shipped import find_shipped, why_none
 
+        if self.config.model.param_file is not None:
+            return None
         # Who asks for pairs asks for a posterior that is trained on them.
         if self.config.train.pairs == "disk":
             return None

@@ -52,6 +52,7 @@ class Survey(StageInputs):
         catalog: Path | str | None = None,
         model: Path | str | None = None,
         simulates: bool = False,
+        param_file: Path | str | None = None,
     ) -> Iterator[Survey]:
         """Open a run directory for work, and keep other processes out of it meanwhile.
 
@@ -78,6 +79,9 @@ class Survey(StageInputs):
         simulates : bool
             The work needs stellar populations: whether they are there is checked before anything is written.
 
+        param_file : path-like, optional
+            A Prospector parameter file, whose code is executed: its model takes the place of the configuration's.
+
         Raises
         ------
         ConfigError, CatalogError, MissingDependencyError, RunDirectoryError
@@ -102,6 +106,7 @@ class Survey(StageInputs):
             catalog=None if catalog is None else location(catalog),
             model=None if model is None else location(model),
             simulates=simulates,
+            param_file=None if param_file is None else location(param_file),
         ) as survey:
             yield survey
 
@@ -169,6 +174,7 @@ class Survey(StageInputs):
                     address=self.dask_address,
                     advance=stage.advance,
                     say=self.progress.say,
+                    param_file=self.param_file,
                 )
                 stage.record.rows, stage.record.core_s = ledger.totals()
                 stage.record.extra |= engine_check(ledger)
@@ -338,7 +344,8 @@ class Survey(StageInputs):
                 from digs_survey.simulate.simulation_set import simulate
                 from digs_survey.sps.coverage import check_source
 
-                check_source(identity.model, identity.prior, identity.grid)
+                if identity.model.param_file is None:
+                    check_source(identity.model, identity.prior, identity.grid)
                 count = settings.calibration_simulations
                 with self.progress.task("calibration", count, "independent simulations") as advance:
                     simulate(
@@ -352,6 +359,7 @@ class Survey(StageInputs):
                         address=self.dask_address,
                         advance=advance,
                         say=self.progress.say,
+                        param_file=self.param_file,
                     )
                 done = {name: record for name, record in self.manifest.stages.items() if record["status"] == "done"}
                 own = self.manifest.data["inputs"]["posterior"]["path"] == "model"
@@ -363,6 +371,7 @@ class Survey(StageInputs):
                     self.config,
                     self._catalog_path(),
                     stages=[{"stage": s.name, **done[s.name]} for s in counted if s.name in done],
+                    param_file=self.param_file,
                     ray_address=self.ray_address,
                     advance=stage.advance,
                 )

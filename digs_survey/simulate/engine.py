@@ -57,7 +57,7 @@ def chosen_engine(config: SurveyConfig, prior: Prior, grid: WavelengthGrid) -> t
         If ``simulate.engine = "batched"`` is asked for, and this model cannot be made so.
     """
     asked = config.simulate.engine
-    if asked == "prospector":
+    if asked == "prospector" and config.model.param_file is None:
         return asked, "simulate.engine = 'prospector' asks for it"
     why = why_not_batched(config.model, prior, grid)
     if why and asked == "batched":

@@ -25,12 +25,17 @@ from digs_survey.sps.universe import physical_names, physical_theta
 
 if TYPE_CHECKING:
     from digs_survey.sps.batched import BatchedModel
+    from digs_survey.sps.param_file import FileSimulator, ParamFile
     from digs_survey.sps.prospector import ProspectorSimulator
 
 __all__ = ["SpectrumShards", "checked_rows"]
 
 _CHECK_EVERY, _CHECK_AT_LEAST, _CHECK_LIMIT = 100, 200, 0.005
 """With engine "auto", Prospector computes one row in so many, at least so many; and what ends the run."""
+
+
+What = tuple[str, Prior, tuple[float, ...], str, str, "ParamFile | None"]
+"""What decides a simulator."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class SpectrumShards(ShardWriter):
     grid : WavelengthGrid
     redshifts : Redshifts or None
         Of simulations that have one.
+    param_file : ParamFile or None
+        The model's, where it has one.
     """
 
     stage: ClassVar[str] = "simulate"
@@ -50,6 +57,7 @@ class SpectrumShards(ShardWriter):
     config: SurveyConfig
     grid: WavelengthGrid
     redshifts: Redshifts | None
+    param_file: ParamFile | None = None
 
     def compute(self, parts: Sequence[slice]) -> Iterator[Made]:
         """Draw parameters, and compute and check their spectra."""
@@ -78,15 +86,11 @@ class SpectrumShards(ShardWriter):
         each = np.diff(ends) if len(ends) > 1 else np.array([ends[0] - began])
         return Trial(ends[0] - began, float(np.median(each)), each.size)
 
-    def _what(self, prior: Prior) -> tuple[str, Prior, tuple[float, ...], str, str]:
+    def _what(self, prior: Prior) -> What:
         """Return what decides a simulator."""
-        return (
-            self.config.model.model_dump_json(),
-            prior,
-            tuple(self.grid.wavelength),
-            self.grid.frame,
-            self.grid.medium,
-        )
+        grid = self.grid
+        shape = tuple(grid.wavelength), grid.frame, grid.medium
+        return self.config.model.model_dump_json(), prior, *shape, self.param_file
 
     def _redshift(self, rows: slice) -> NDArray[np.float64]:
         """Redshifts of some rows; NaN where simulations have none."""
@@ -133,17 +137,20 @@ def checked_rows(seed: int, stream: str, count: int, rows: slice) -> NDArray[np.
 
 
 @lru_cache(maxsize=1)
-def _simulator(model: str, prior: Prior, wavelength: tuple[float, ...], frame: str, medium: str) -> ProspectorSimulator:
+def _simulator(
+    model: str, prior: Prior, wavelength: tuple[float, ...], frame: str, medium: str, param_file: ParamFile | None
+) -> ProspectorSimulator | FileSimulator:
     """Build the simulator once for each process."""
-    from digs_survey.sps.prospector import ProspectorSimulator
+    from digs_survey.sps.param_file import simulator_of
 
-    return ProspectorSimulator(
-        ModelConfig.model_validate_json(model), prior, WavelengthGrid(np.array(wavelength), frame, medium)
-    )
+    grid = WavelengthGrid(np.array(wavelength), frame, medium)
+    return simulator_of(ModelConfig.model_validate_json(model), prior, grid, param_file)
 
 
 @lru_cache(maxsize=1)
-def _batched(model: str, prior: Prior, wavelength: tuple[float, ...], frame: str, medium: str) -> BatchedModel:
+def _batched(
+    model: str, prior: Prior, wavelength: tuple[float, ...], frame: str, medium: str, param_file: None = None
+) -> BatchedModel:
     """Build the batched model once for each process."""
     from digs_survey.sps.batched import BatchedModel
 

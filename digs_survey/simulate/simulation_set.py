@@ -12,12 +12,14 @@ import numpy as np
 from digs_survey import formats
 from digs_survey.cluster.dask_session import run_shards
 from digs_survey.config import SurveyConfig
+from digs_survey.errors import ConfigError
 from digs_survey.identity import RunIdentity
 from digs_survey.noise.model import NoiseModel
 from digs_survey.prior import Prior
 from digs_survey.simulate.engine import Trial, chosen_engine, told_estimate
 from digs_survey.simulate.shard import SpectrumShards
 from digs_survey.spectra import WavelengthGrid
+from digs_survey.sps.param_file import ParamFile, needs_file
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.sharded import open_or_create
 from digs_survey.store.storage import ArraySpec, shard_count
@@ -46,6 +48,7 @@ def simulate(
     workers: int | None = None,
     advance: Callable[[int], None] = lambda rows: None,
     say: Callable[[str], None] = log.info,
+    param_file: ParamFile | None = None,
 ) -> None:
     """Write noiseless spectra of prior draws as a Zarr dataset; go on where an earlier call stopped.
 
@@ -82,10 +85,14 @@ def simulate(
     say : callable
         Takes one line before the work begins, where spectra are not made in batches: why, and how long it will take.
 
+    param_file : ParamFile, optional
+        The file that the model is of, if it is of one.
+
     Raises
     ------
     ConfigError
-        If ``simulate.engine = "batched"`` is asked for, and the model's spectra cannot be made so.
+        If the model is that of a parameter file which is not given, or ``simulate.engine = "batched"`` is asked for,
+        and the model's spectra cannot be made so.
     MissingDependencyError
         If no scheduler answers at ``address``.
     StageError
@@ -93,6 +100,8 @@ def simulate(
     """
     path, ledger = path.absolute(), Ledger(ledger.folder.absolute())
     identity = RunIdentity.of_config(config, grid, noise)
+    if config.model.param_file is not None and param_file is None:
+        raise ConfigError(needs_file(config.model.param_file))
     engine, why = chosen_engine(config, identity.prior, grid)
     recipe = {
         "format": formats.SIMULATIONS,
@@ -106,7 +115,7 @@ def simulate(
     recipe |= identity.noise.redshift_key
     _lay_out(path, recipe, ledger, identity.prior, grid)
     advance(ledger.totals()[0])
-    work = SpectrumShards(path, ledger.folder, recipe, count, config, grid, identity.noise.redshifts)
+    work = SpectrumShards(path, ledger.folder, recipe, count, config, grid, identity.noise.redshifts, param_file)
     size = config.simulate.rows_per_shard
     pending = ledger.pending(shard_count(count, size))
     left = sum(rows.stop - rows.start for rows in map(work.rows, pending))

@@ -27,6 +27,7 @@ from scipy.sparse import coo_array, csr_array
 
 from digs_survey.config import ModelConfig
 from digs_survey.config.gas import GAS
+from digs_survey.errors import NotBatchedError
 from digs_survey.jit import loops
 from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
@@ -201,6 +202,8 @@ class BatchedModel:
         MissingDependencyError
             If the source's data are missing.
         """
+        if model.param_file is not None:
+            raise NotBatchedError(f"the model of the parameter file {model.param_file.name} has no spectra in batches")
         import_prospector()
         # So that processes with any number of threads build the same model to the bit.
         with one_thread():

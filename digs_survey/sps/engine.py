@@ -26,6 +26,8 @@ def why_not_batched(model: ModelConfig, prior: Prior, grid: WavelengthGrid) -> s
     >>> why_not_batched(config.model, config.make_prior(), WavelengthGrid.from_config(config.grid))
     ''
     """
+    if model.param_file is not None:
+        return f"the model is that of the parameter file {model.param_file.name}"
     spread = prior.bounds("sigma_smooth")
     if spread is None:
         return ""

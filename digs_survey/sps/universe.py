@@ -88,7 +88,7 @@ def physical_theta(prior: Prior, theta: NDArray[np.float64], redshift: ArrayLike
 
 def physical_names(prior: Prior) -> tuple[str, ...]:
     """Return the names of the columns that :func:`physical_theta` gives."""
-    return physical_prior(prior).names
+    return prior.names if prior.from_file else physical_prior(prior).names
 
 
 def at_zred(names: tuple[str, ...], theta: Any, zred: float) -> Any:

@@ -189,7 +189,9 @@ def _fit_in_worker(setup: FitSetup, job: GalaxyJob) -> GalaxyFit:
     with end_after(setup.mcmc.timeout_s):
         other = "batched" if setup.mcmc.engine == "prospector" else "prospector"
         neural = _neural(setup.identity) if setup.mcmc.moves == "neural" else None
-        outcome = fit_with(_simulator(setup, setup.mcmc.engine), setup, job, _simulator(setup, other), neural)
+        # The model of a parameter file has one engine.
+        compared = None if setup.identity.model.param_file is not None else _simulator(setup, other)
+        outcome = fit_with(_simulator(setup, setup.mcmc.engine), setup, job, compared, neural)
     metrics.galaxy_fitted(outcome.core_s, outcome.converged)
     return outcome
 
@@ -219,11 +221,12 @@ def _neural(identity: RunIdentity) -> FrozenPosterior:
 
 def _simulator(setup: FitSetup, engine: str) -> Simulator:
     from digs_survey.sps.batched import BatchedModel
-    from digs_survey.sps.prospector import ProspectorSimulator
+    from digs_survey.sps.param_file import simulator_of
 
     identity = setup.identity
     key = identity.digest("model", "prior", "grid", engine=engine)
     if key not in _simulators:
-        build = BatchedModel.from_config if engine == "batched" else ProspectorSimulator
-        _simulators[key] = build(identity.model, identity.prior, identity.grid)
+        what = identity.model, identity.prior, identity.grid
+        batched = engine == "batched"
+        _simulators[key] = BatchedModel.from_config(*what) if batched else simulator_of(*what, setup.param_file)
     return _simulators[key]

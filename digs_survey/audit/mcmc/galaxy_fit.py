@@ -22,6 +22,7 @@ from digs_survey.audit.residuals import BAND, predictive_band
 from digs_survey.catalog.prepare import PreparedRows
 from digs_survey.config import MCMCConfig
 from digs_survey.identity import RunIdentity
+from digs_survey.sps.param_file import ParamFile
 from digs_survey.store.storage import checksum, read_arrays, write_arrays
 
 if TYPE_CHECKING:
@@ -45,10 +46,13 @@ class FitSetup:
     identity : RunIdentity
         Its seed, model, prior, noise and grid are used, and its posterior for moves "neural".
     mcmc : MCMCConfig
+    param_file : ParamFile or None
+        The model's, where it has one.
     """
 
     identity: RunIdentity
     mcmc: MCMCConfig
+    param_file: ParamFile | None = None
 
     def digest(self, *more: Any) -> str:
         """Hash of all that decides a fit, besides the galaxy."""
