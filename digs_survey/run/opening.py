@@ -21,7 +21,6 @@ from digs_survey.run.survey import Survey
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.param_file import ParamFile, needs_file
 from digs_survey.store.locations import check_reachable, is_file
-from digs_survey.store.storage import write_text
 from digs_survey.store.targets import check_target, writing
 
 __all__ = ["open_survey"]
@@ -116,8 +115,6 @@ def open_survey(
             run_dir.mkdir(parents=True, exist_ok=True)
         log.begin(config_hash=config.hash())
         with run_lock(run_dir, progress.say):
-            if file is not None:
-                write_text(run_dir / file.name, file.text)
             clusters = dask_address, ray_address, dashboards
             survey = Survey(run_dir, config, RunManifest(run_dir), progress, *clusters, file)
             if redo is not None:

@@ -124,6 +124,8 @@ class RunDirectory:
             yield StageRun(None, lambda count: None)
             return
         write_text(self.run_dir / "config.toml", tomli_w.dumps(self.config.model_dump(mode="json", exclude_none=True)))
+        if self.param_file is not None:
+            write_text(self.run_dir / self.param_file.name, self.param_file.text)
         self.manifest.describe_run(
             digs_survey=__version__,
             seed=self.config.seed,

@@ -15,7 +15,7 @@ from digs_survey.sps.engine import why_not_batched
 __all__ = ["TRIAL_ROWS", "TRIAL_S", "Trial", "chosen_engine", "told_estimate"]
 
 TRIAL_ROWS, TRIAL_S = 8, 20.0
-"""Spectra that are timed before the work begins, and seconds after which no more are."""
+"""Spectra that are timed before the work begins, and seconds after which no more are begun."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Trial:
     Attributes
     ----------
     start_s : float
-        To build the model and make its first spectrum, which fills what later ones use again.
+        To build the model and make a few spectra, which fills what later ones use again.
     spectrum_s : float
-        Median of the others.
+        Median of the same spectra, made once more.
     spectra : int
         How many these were.
     """

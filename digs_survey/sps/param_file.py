@@ -67,6 +67,8 @@ class ParamFile:
         ConfigError
             If it cannot be read.
         """
+        if path.suffix != ".py":
+            raise ConfigError(f"--param-file {path}: expected a Python file, whose name ends in .py")
         try:
             return cls(path.name, path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:

@@ -156,9 +156,7 @@ def test_spectra_are_those_of_the_same_model_in_toml():
 def test_without_the_file_nothing_is_executed():
     config = load_config(None, GRID, ParamFile("galaxy.py", GALAXY).describe())
     grid, prior = WavelengthGrid.from_config(config.grid), config.make_prior()
-    with pytest.raises(
-        ConfigError, match="parameter file galaxy.py, whose code makes the spectra; name it with --param"
-    ):
+    with pytest.raises(ConfigError, match="file galaxy.py, whose code makes the spectra; name it with --param-file"):
         simulator_of(config.model, prior, grid)
     with pytest.raises(ConfigError, match="expected the file that the run was begun with, found another"):
         FileSimulator(ParamFile("galaxy.py", GALAXY + "\n"), config.model, grid)
