@@ -236,7 +236,10 @@ def test_a_row_posterior_and_its_noise_go_to_other_processes():
 
 def test_these_are_all_that_was_added():
     sections = {"noise": NoiseConfig, "model": ModelConfig, "map": MapConfig}
-    assert set(ADDED) == {f"{name}.{key}" for name, section in sections.items() for key in section.added}
+    # A parameter file brings more than a key: tests/unit/test_param_file.py.
+    assert {*ADDED, "model.param_file"} == {
+        f"{name}.{key}" for name, section in sections.items() for key in section.added
+    }
     for name in SurveyConfig.model_fields:
         if name not in (*sections, "prior", "seed"):
             assert not type(getattr(load_config(None), name)).added
