@@ -46,8 +46,11 @@ def test_who_asks_for_prospector_is_told_how_long_it_takes(tmp_path):
     assert engine == "prospector"
     (line,) = lines
     assert "simulate: Prospector makes the spectra one by one (simulate.engine = 'prospector' asks for it)" in line
-    assert "24 on 2 workers will take about 0:0" in line
-    assert 1e-4 < float(re.search(r"One took (\S+) s \(median of 8\)", line)[1]) < 5
+    assert re.search(r"24 on 2 workers will take about \d+:\d\d:\d\d$", line)
+    took, spectra = re.search(r"One took (\S+) s \(median of (\d)\)", line).groups()
+    # A busy machine has time for fewer.
+    assert 1e-4 < float(took) < 5
+    assert 2 <= int(spectra) <= 8
     # What is finished is not made again, and nothing is told of it.
     assert made(tmp_path, "simulate.engine=prospector", workers=2) == ("prospector", [])
 
