@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from digs_survey.config.types import Count, Positive, Section, Share
+from digs_survey.config.types import Count, Interval, Positive, Section, Share
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import MAX_REDSHIFT
 
@@ -37,9 +37,6 @@ class MissingConfig(Section):
     def columns(self) -> int:
         """Random numbers that choose a spectrum's stretches; 0 where no spectrum lacks any."""
         return 1 + 2 * self.stretches if self.probability > 0 else 0
-
-
-Interval = tuple[Positive, Positive]
 
 
 class ObservingConfig(Section):
