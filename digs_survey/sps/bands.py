@@ -123,6 +123,7 @@ class Bands:
         light : ndarray or torch.Tensor, shape (n, element)
             Hat means of the spectra on :attr:`grid`, in erg/s/cm2 per rest-frame Angstrom.
         redshift : ndarray or torch.Tensor, shape (n,)
+            Of any kind of array.
 
         Returns
         -------
