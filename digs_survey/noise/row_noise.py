@@ -34,6 +34,7 @@ from digs_survey.noise.observation import join_observed, split_clean, split_obse
 from digs_survey.noise.row_likelihood import RowLikelihood, calibration_terms
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import as_like, as_numpy, namespace
+from digs_survey.sps.bands import Bands
 
 __all__ = ["RowNoise", "smooth_flux", "with_floor"]
 
@@ -95,6 +96,11 @@ class RowNoise(RowLikelihood):
     def bands(self) -> BandNoise | None:
         """Photometry of simulations; None where they have none."""
         return BandNoise.of(self.photometry, self.redshift_range) if self.band_count else None
+
+    @property
+    def photometry_bands(self) -> Bands | None:
+        """Filters that simulations have fluxes through; None where they have none."""
+        return None if self.bands is None else self.bands.bands
 
     @property
     def elements(self) -> WavelengthGrid:

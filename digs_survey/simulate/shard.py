@@ -19,10 +19,12 @@ from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.simulate.shard_work import Made, ShardWriter
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import one_thread
+from digs_survey.sps.bands import BandKey, Bands
 from digs_survey.sps.universe import physical_names, physical_theta
 
 if TYPE_CHECKING:
     from digs_survey.sps.batched import BatchedModel
+    from digs_survey.sps.paired import PairedModel
     from digs_survey.sps.prospector import ProspectorSimulator
 
 __all__ = ["SpectrumShards", "checked_rows", "in_batches"]
@@ -41,6 +43,8 @@ class SpectrumShards(ShardWriter):
     grid : WavelengthGrid
     redshifts : Redshifts or None
         Of simulations that have one.
+    bands : Bands or None
+        Filters of simulations that have photometry.
     """
 
     stage: ClassVar[str] = "simulate"
@@ -48,6 +52,7 @@ class SpectrumShards(ShardWriter):
     config: SurveyConfig
     grid: WavelengthGrid
     redshifts: Redshifts | None
+    bands: Bands | None = None
 
     def compute(self, parts: Sequence[slice]) -> Iterator[Made]:
         """Draw parameters, and compute and check their spectra."""
@@ -55,9 +60,12 @@ class SpectrumShards(ShardWriter):
         for rows in parts:
             theta = draw_theta(prior, recipe["seed"], recipe["stream"], rows.start, rows.stop, recipe["sampling"])
             redshift = self._redshift(rows)
-            flux, check = self._spectra(prior, physical_theta(prior, theta, redshift), rows)
-            _check(theta, flux, prior, rows.start)
+            both, check = self._spectra(prior, physical_theta(prior, theta, redshift), rows)
+            _check(theta, both, prior, rows.start)
+            flux, light = both[:, : len(self.grid)], both[:, len(self.grid) :]
             made: dict[str, NDArray[Any]] = {"theta": theta, "flux": flux}
+            if self.bands is not None:
+                made |= {"light": light, "photometry": self.bands.maggies(light.astype(float), redshift)}
             yield made | ({} if self.redshifts is None else {"redshift": redshift}), check
 
     def _redshift(self, rows: slice) -> NDArray[np.float64]:
@@ -70,18 +78,21 @@ class SpectrumShards(ShardWriter):
     def _spectra(
         self, prior: Prior, theta: NDArray[np.float64], rows: slice
     ) -> tuple[NDArray[np.float32], dict[str, float]]:
-        """Compute the spectra of some rows, and what the ledger keeps of their check."""
+        """Compute the spectra of some rows, with the light that photometry sees behind them, and what the ledger keeps
+        of their check.
+        """
         grid = tuple(self.grid.wavelength), self.grid.frame, self.grid.medium
-        what = self.config.model.model_dump_json(), prior, *grid
+        bands = None if self.bands is None else self.bands.key
+        what = self.config.model.model_dump_json(), prior, *grid, bands
         if not in_batches(self.config):
-            return _simulator(*what).spectra(theta).astype(np.float32), {}
+            return _all_of(_simulator(*what), theta).astype(np.float32), {}
         batched = _batched(*what)
         with one_thread():
-            flux = batched.spectra(theta)
+            flux = _all_of(batched, theta)
         if self.config.simulate.engine == "batched":
             return flux.astype(np.float32), {}
         some = checked_rows(self.recipe["seed"], self.recipe["stream"], self.recipe["count"], rows) - rows.start
-        difference = np.abs(flux[some] / _simulator(*what).spectra(theta[some]) - 1).max(axis=1, initial=0.0)
+        difference = np.abs(flux[some] / _all_of(_simulator(*what), theta[some]) - 1).max(axis=1, initial=0.0)
         if (difference > _CHECK_LIMIT).any():
             worst = int(some[difference.argmax()])
             values = _values(physical_names(prior), theta[worst])
@@ -110,24 +121,35 @@ def checked_rows(seed: int, stream: str, count: int, rows: slice) -> NDArray[np.
     return found[(found >= rows.start) & (found < rows.stop)]
 
 
+def _all_of(model: Any, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Spectra (n, wavelength), with the light of :class:`PairedModel` (n, wavelength + coarse element) behind them."""
+    if not hasattr(model, "parts"):
+        return np.asarray(model.spectra(theta))
+    return np.concatenate(model.parts(theta), axis=1)
+
+
 @lru_cache(maxsize=1)
-def _simulator(model: str, prior: Prior, wavelength: tuple[float, ...], frame: str, medium: str) -> ProspectorSimulator:
+def _simulator(
+    model: str, prior: Prior, wavelength: tuple[float, ...], frame: str, medium: str, bands: BandKey | None
+) -> ProspectorSimulator | PairedModel:
     """Build the simulator once for each process."""
+    from digs_survey.sps.paired import PairedModel
     from digs_survey.sps.prospector import ProspectorSimulator
 
-    return ProspectorSimulator(
-        ModelConfig.model_validate_json(model), prior, WavelengthGrid(np.array(wavelength), frame, medium)
-    )
+    what = ModelConfig.model_validate_json(model), prior, WavelengthGrid(np.array(wavelength), frame, medium)
+    return ProspectorSimulator(*what) if bands is None else PairedModel.of_prospector(*what, Bands(*bands))
 
 
 @lru_cache(maxsize=1)
-def _batched(model: str, prior: Prior, wavelength: tuple[float, ...], frame: str, medium: str) -> BatchedModel:
+def _batched(
+    model: str, prior: Prior, wavelength: tuple[float, ...], frame: str, medium: str, bands: BandKey | None
+) -> BatchedModel | PairedModel:
     """Build the batched model once for each process."""
     from digs_survey.sps.batched import BatchedModel
+    from digs_survey.sps.paired import PairedModel
 
-    return BatchedModel.from_config(
-        ModelConfig.model_validate_json(model), prior, WavelengthGrid(np.array(wavelength), frame, medium)
-    )
+    what = ModelConfig.model_validate_json(model), prior, WavelengthGrid(np.array(wavelength), frame, medium)
+    return BatchedModel.from_config(*what) if bands is None else PairedModel.from_config(*what, Bands(*bands))
 
 
 def _values(names: Sequence[str], theta: NDArray[np.float64]) -> str:

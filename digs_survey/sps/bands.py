@@ -30,7 +30,9 @@ from digs_survey.filters import Filter, load_filter
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import as_like, as_numpy, namespace
 
-__all__ = ["REST_ANGSTROM", "STEP", "Bands"]
+__all__ = ["REST_ANGSTROM", "STEP", "BandKey", "Bands"]
+
+BandKey = tuple[tuple[str, ...], tuple[float, float], tuple[float, float], float]
 
 STEP = 0.005
 """Step of the coarse grid in ln wavelength."""
@@ -66,6 +68,8 @@ class Bands:
     filters : tuple of Filter
     grid : WavelengthGrid
         Nodes of the coarse grid, rest frame: all that the bands see at these redshifts.
+    key : tuple
+        Of what it was made: ``Bands(*key)`` is the same.
 
     Raises
     ------
@@ -80,6 +84,7 @@ class Bands:
         rest_angstrom: tuple[float, float] = REST_ANGSTROM,
         step: float = STEP,
     ) -> None:
+        self.key: BandKey = tuple(names), redshift, rest_angstrom, step
         self.filters: tuple[Filter, ...] = tuple(load_filter(name) for name in names)
         if not self.filters:
             raise ConfigError("photometry.filters: expected at least one filter, found none")
