@@ -133,11 +133,12 @@ def _simulator(
     model: str, prior: Prior, wavelength: tuple[float, ...], frame: str, medium: str, bands: BandKey | None
 ) -> ProspectorSimulator | PairedModel:
     """Build the simulator once for each process."""
-    from digs_survey.sps.paired import PairedModel
-    from digs_survey.sps.prospector import ProspectorSimulator
+    from digs_survey.sps.paired import prospector_model
 
-    what = ModelConfig.model_validate_json(model), prior, WavelengthGrid(np.array(wavelength), frame, medium)
-    return ProspectorSimulator(*what) if bands is None else PairedModel.of_prospector(*what, Bands(*bands))
+    grid = WavelengthGrid(np.array(wavelength), frame, medium)
+    return prospector_model(
+        ModelConfig.model_validate_json(model), prior, grid, None if bands is None else Bands(*bands)
+    )
 
 
 @lru_cache(maxsize=1)
@@ -145,11 +146,10 @@ def _batched(
     model: str, prior: Prior, wavelength: tuple[float, ...], frame: str, medium: str, bands: BandKey | None
 ) -> BatchedModel | PairedModel:
     """Build the batched model once for each process."""
-    from digs_survey.sps.batched import BatchedModel
-    from digs_survey.sps.paired import PairedModel
+    from digs_survey.sps.paired import batched_model
 
-    what = ModelConfig.model_validate_json(model), prior, WavelengthGrid(np.array(wavelength), frame, medium)
-    return BatchedModel.from_config(*what) if bands is None else PairedModel.from_config(*what, Bands(*bands))
+    grid = WavelengthGrid(np.array(wavelength), frame, medium)
+    return batched_model(ModelConfig.model_validate_json(model), prior, grid, None if bands is None else Bands(*bands))
 
 
 def _values(names: Sequence[str], theta: NDArray[np.float64]) -> str:

@@ -14,9 +14,9 @@ from digs_survey.sps.bands import Bands
 from digs_survey.sps.batched import BatchedModel
 from digs_survey.sps.hat_sampling import HatSampling
 from digs_survey.sps.prospector import ProspectorSimulator, import_prospector
-from digs_survey.sps.universe import physical_names
+from digs_survey.sps.universe import physical_names, physical_theta
 
-__all__ = ["SPEC_NORM", "PairedModel", "light_model"]
+__all__ = ["SPEC_NORM", "PairedModel", "batched_model", "light_model", "predict", "prospector_model"]
 
 SPEC_NORM = "spec_norm"
 """Prospector's name of what multiplies the spectrum, and not the photometry: the share of the light that a fibre or a
@@ -119,6 +119,44 @@ def light_model(model: ModelConfig, prior: Prior, coarse: WavelengthGrid) -> Bat
     """Build the model of what photometry sees alone, for a prior without ``sigma_smooth``."""
     import_prospector()
     return BatchedModel.from_sampling(HatSampling(coarse), model, prior)
+
+
+def batched_model(
+    model: ModelConfig, prior: Prior, grid: WavelengthGrid, bands: Bands | None
+) -> BatchedModel | PairedModel:
+    """Build the model that predicts in batches: spectra, with fluxes through filters where there are bands."""
+    if bands is None:
+        return BatchedModel.from_config(model, prior, grid)
+    return PairedModel.from_config(model, prior, grid, bands)
+
+
+def prospector_model(
+    model: ModelConfig, prior: Prior, grid: WavelengthGrid, bands: Bands | None
+) -> ProspectorSimulator | PairedModel:
+    """Build the model of Prospector's own spectra, as :func:`batched_model` does that in batches."""
+    if bands is None:
+        return ProspectorSimulator(model, prior, grid)
+    return PairedModel.of_prospector(model, prior, grid, bands)
+
+
+def predict(model: Any, prior: Prior, theta: Any, redshift: Any) -> Any:
+    """Predict what is observed, without noise, of galaxies at redshifts.
+
+    Parameters
+    ----------
+    model : PairedModel, or what has ``spectra(theta)``
+    prior : Prior
+        That theta are of.
+    theta : ndarray, shape (n, ndim)
+    redshift : ndarray, shape () or (n,)
+        NaN where there is none.
+
+    Returns
+    -------
+    ndarray, shape (n, wavelength), or (n, wavelength + band) of a :class:`PairedModel`
+    """
+    theta = physical_theta(prior, theta, redshift)
+    return model.spectra(theta, redshift) if isinstance(model, PairedModel) else model.spectra(theta)
 
 
 def _priors(prior: Prior) -> tuple[Prior, Prior]:

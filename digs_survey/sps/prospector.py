@@ -132,7 +132,7 @@ class ProspectorSimulator:
 
     @classmethod
     def of_light(cls, model: ModelConfig, prior: Prior, coarse: WavelengthGrid) -> ProspectorSimulator:
-        """Predict what photometry sees; see :meth:`~digs_survey.sps.batched.BatchedModel.of_light`."""
+        """Predict what photometry sees; see :func:`~digs_survey.sps.paired.light_model`."""
         return cls(model, prior, coarse, HatSampling(coarse))
 
     def _ask(self, sigma_kms: float | None) -> None:

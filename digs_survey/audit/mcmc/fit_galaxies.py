@@ -36,7 +36,7 @@ _MIN_IN_FLIGHT = 16
 """Enough waiting tasks that a cluster which grows with its queue does grow."""
 _STALLED = 75
 """Exit status of a worker whose fit took too long."""
-_simulators: dict[str, Simulator] = {}
+_simulators: dict[str, Any] = {}
 
 
 def fit_galaxies(
@@ -206,12 +206,12 @@ def end_after(seconds: float) -> Iterator[None]:
 
 
 def _simulator(setup: FitSetup, engine: str) -> Simulator:
-    from digs_survey.sps.batched import BatchedModel
-    from digs_survey.sps.prospector import ProspectorSimulator
+    from digs_survey.sps.paired import batched_model, prospector_model
 
     identity = setup.identity
     key = identity.digest("model", "prior", "grid", engine=engine)
     if key not in _simulators:
-        build = BatchedModel.from_config if engine == "batched" else ProspectorSimulator
-        _simulators[key] = build(identity.model, identity.prior, identity.grid)
+        build = batched_model if engine == "batched" else prospector_model
+        bands = identity.noise.photometry_bands
+        _simulators[key] = build(identity.model, identity.prior, identity.grid, bands)
     return _simulators[key]
