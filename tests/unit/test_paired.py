@@ -58,6 +58,15 @@ def test_light_behind_other_dust_is_prospectors():
     np.testing.assert_allclose(batched, one_by_one, rtol=1e-3)
 
 
+def test_light_of_free_gas_is_prospectors():
+    prior = Prior({"gas_logu": (-4.0, -1.0)})
+    bands = Bands(["sdss_g0"], (0.1, 0.2))
+    theta = rows_of(prior, 10)[:20]
+    batched = light_model(ModelConfig(), prior, bands.grid).spectra(theta)
+    one_by_one = ProspectorSimulator.of_light(ModelConfig(), prior, bands.grid).spectra(theta)
+    np.testing.assert_allclose(batched, one_by_one, rtol=2e-3)
+
+
 def test_maggies_are_prospectors_at_the_galaxys_redshift(light, monkeypatch):
     """From draws of the prior to fluxes: distance, redshift, dust, gas and filters, by Prospector and sedpy."""
     monkeypatch.setattr("prospect.sources.ssp_basis.getSED", getSED, raising=False)
