@@ -61,17 +61,24 @@ class CleanSpectra:
     flux, redshift : Zarr arrays
         Of shapes (n, wavelength) and (n,).
     photometry : Zarr array, shape (n, band), or None
+    light : Zarr array, shape (n, coarse element), or None
+        What filters see, of simulations with photometry; it is not among the columns.
     """
 
     flux: Any
     redshift: Any
     photometry: Any = None
+    light: Any = None
+
+    @property
+    def bands(self) -> int:
+        """Fluxes through filters among the columns, between those of the spectrum and the redshift."""
+        return 0 if self.photometry is None else int(self.photometry.shape[1])
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows, and columns with that of the redshift."""
-        bands = 0 if self.photometry is None else self.photometry.shape[1]
-        return self.flux.shape[0], self.flux.shape[1] + bands + 1
+        return self.flux.shape[0], self.flux.shape[1] + self.bands + 1
 
     @property
     def shards(self) -> Any:
@@ -96,4 +103,6 @@ def clean_spectra(group: Any) -> Any:
     """
     if "redshift" not in group:
         return group["flux"]
-    return CleanSpectra(group["flux"], group["redshift"], group["photometry"] if "photometry" in group else None)
+    return CleanSpectra(
+        group["flux"], group["redshift"], *(group[name] if name in group else None for name in ("photometry", "light"))
+    )

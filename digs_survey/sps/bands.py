@@ -30,7 +30,7 @@ from digs_survey.filters import Filter, load_filter
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import as_like, as_numpy, namespace
 
-__all__ = ["REST_ANGSTROM", "STEP", "BandKey", "Bands"]
+__all__ = ["REST_ANGSTROM", "STEP", "BandKey", "Bands", "redshift_nodes"]
 
 BandKey = tuple[tuple[str, ...], tuple[float, float], tuple[float, float], float]
 
@@ -149,6 +149,15 @@ class Bands:
         np.add.at(matrix, (n[..., None], band[..., None], places), weights)
         return matrix
 
+    def table(self, light: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (1 + z) times the maggies (node, band, k) of spectra (element, k) at :func:`redshift_nodes`.
+
+        Between the nodes they are linear in ln(1 + z), as the responses are.
+        """
+        redshift = redshift_nodes(self.key[1], self._step)
+        parts = [self.matrix(some) @ light for some in np.array_split(redshift, 1 + len(redshift) // 256)]
+        return np.concatenate(parts) * (1 + redshift)[:, None, None]
+
     def _window(self, redshift: NDArray[np.float64], elements: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Elements that each band sees of a galaxy, and their weights (n, band, element of the window)."""
         if elements != len(self.grid):
@@ -163,6 +172,12 @@ class Bands:
         places = self._starts[:, None] + np.arange(tables.shape[2]) - (whole + self._first)[:, None, None]
         outside = (places < 0) | (places >= elements)
         return np.where(outside, 0, places), np.where(outside, 0.0, weights)
+
+
+def redshift_nodes(redshift: tuple[float, float], step: float = STEP) -> NDArray[np.float64]:
+    """Redshifts (node,) from the least to the greatest or just beyond, at which shifts of the bands are tabulated."""
+    low, high = np.log1p(redshift) / step * _SHIFTS
+    return np.asarray(np.expm1(np.arange(np.floor(low), np.ceil(high) + 1) * step / _SHIFTS))
 
 
 def _responses(band: Filter, step: float) -> tuple[int, NDArray[np.float64]]:
