@@ -40,7 +40,7 @@ _NORM_WIDTH = 0.3
 """Standard deviation of spec_norm, as a share of its first guess, in the fit."""
 _LEAST_NORM = 0.1
 """Of the fit over the first guess."""
-_GUESSES = 4
+_GUESSES = 3
 """Of the amplitude of bands, each with the variance that follows from the one before."""
 _REDSHIFTS = 16
 """At which the bands are compared that the components are those of."""

@@ -10,6 +10,7 @@ from astropy import units
 
 from digs_survey.config import load_config
 from digs_survey.config.photometry_section import PhotometryConfig
+from digs_survey.estimator.training.training_data import Simulations
 from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import clean_spectra
 from digs_survey.simulate.simulation_set import engine_check, simulate
@@ -25,6 +26,8 @@ OVERRIDES = [
     "simulate.rows_per_shard=8",
     "noise.observing.redshift=[0.05,0.5]",
 ]
+
+PRIOR = load_config(None, OVERRIDES).make_prior()
 
 
 def simulated(folder, filters=FILTERS, engine="auto"):
@@ -59,6 +62,8 @@ def test_simulations_have_light_and_the_maggies_of_their_redshift(tmp_path):
     assert read.shape == (5, clean.shape[1])
     assert read.dtype == np.float32
     np.testing.assert_array_equal(read[:, -1 - len(FILTERS) : -1], group["photometry"][4:9])
+    rows = np.array([2, 9, 20])
+    np.testing.assert_array_equal(Simulations(group["theta"], clean, PRIOR).light(rows), group["light"][:][rows])
     assert np.isfinite(
         noise.on(WavelengthGrid.from_array(group["wavelength"])).draw(read, np.random.default_rng(1))
     ).all()
