@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
 from digs_survey.config.types import Interval, Positive, Section, Share
+from digs_survey.distributions import Distribution, Fixed, Given
+from digs_survey.errors import ConfigError
 from digs_survey.filters import unknown_filter
+from digs_survey.parameters import SPEC_NORM
 
-__all__ = ["PhotometryConfig"]
+__all__ = ["PhotometryConfig", "check_spec_norm"]
 
 
 class PhotometryConfig(Section):
@@ -76,3 +80,16 @@ class PhotometryConfig(Section):
     def floors(self) -> tuple[float, ...]:
         """Error floor of each filter."""
         return self.floor * len(self.filters) if len(self.floor) == 1 else self.floor
+
+
+def check_spec_norm(priors: Mapping[str, Given]) -> None:
+    """Refuse a spectrum without any of the galaxy's light.
+
+    Raises
+    ------
+    ConfigError
+    """
+    prior = priors.get(SPEC_NORM)
+    low = prior.value if isinstance(prior, Fixed) else prior.low if isinstance(prior, Distribution) else None
+    if low is not None and not low > 0:
+        raise ConfigError(f"prior.{SPEC_NORM}: expected values above 0, found {low:g}")

@@ -118,6 +118,11 @@ class NoiseModel:
         """Filters that simulations have fluxes through; None where they have none."""
         return None
 
+    @property
+    def band_count(self) -> int:
+        """How many of the last elements of what is observed are bands; 0 where there is no photometry."""
+        return 0
+
     def redshift_of(self, observed: NDArray[np.float64]) -> NDArray[np.float64]:
         """Redshifts (...) of what is observed (..., column); NaN where it does not tell."""
         return np.full(observed.shape[:-1], np.nan)

@@ -31,15 +31,12 @@ _LOG_2PI = math.log(2 * math.pi)
 
 @dataclass(frozen=True, eq=False)
 class RowLikelihood(NoiseModel):
-    """What noise of kind "row" says of observations, laid out as :mod:`~digs_survey.noise.observation` does.
+    """What noise of kind "row" says of observations, laid out as :mod:`~digs_survey.noise.observation` does."""
 
-    Attributes
-    ----------
-    photometry : PhotometryConfig
-        Filters of the bands that follow the elements of a spectrum.
-    """
-
-    photometry: PhotometryConfig = PhotometryConfig()
+    @property
+    def photometry(self) -> PhotometryConfig:
+        """Filters of the bands that follow the elements of a spectrum."""
+        return self.config.photometry
 
     @property
     def band_count(self) -> int:

@@ -14,6 +14,7 @@ from digs_survey.estimator.artefact import check_grid, identify
 from digs_survey.identity import RunIdentity
 from digs_survey.logs.log import run_log
 from digs_survey.logs.progress import ProgressReporter
+from digs_survey.noise.model import NoiseModel
 from digs_survey.run.lock import run_lock
 from digs_survey.run.manifest import RunManifest
 from digs_survey.run.survey import Survey
@@ -96,7 +97,8 @@ def open_survey(
         if simulates and (redo == "simulate" or not simulated):
             from digs_survey.sps.coverage import check_source
 
-            check_source(config.model, config.make_prior(), grid)
+            bands = NoiseModel.from_config(config.noise).photometry_bands
+            check_source(config.model, config.make_prior(), grid, None if bands is None else bands.grid)
         if dashboards and None in (dask_address, ray_address):
             check_dashboards()
         with writing("run directory", run_dir):

@@ -337,7 +337,8 @@ class Survey(StageInputs):
                 from digs_survey.simulate.simulation_set import simulate
                 from digs_survey.sps.coverage import check_source
 
-                check_source(identity.model, identity.prior, identity.grid)
+                bands = identity.noise.photometry_bands
+                check_source(identity.model, identity.prior, identity.grid, None if bands is None else bands.grid)
                 count = settings.calibration_simulations
                 with self.progress.task("calibration", count, "independent simulations") as advance:
                     simulate(

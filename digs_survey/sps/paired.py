@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from digs_survey.config import ModelConfig
+from digs_survey.parameters import SPEC_NORM
 from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import as_numpy, namespace
@@ -16,11 +17,8 @@ from digs_survey.sps.hat_sampling import HatSampling
 from digs_survey.sps.prospector import ProspectorSimulator, import_prospector
 from digs_survey.sps.universe import physical_names, physical_theta
 
-__all__ = ["SPEC_NORM", "PairedModel", "batched_model", "light_model", "predict", "prospector_model"]
+__all__ = ["PairedModel", "batched_model", "light_model", "predict", "prospector_model"]
 
-SPEC_NORM = "spec_norm"
-"""Prospector's name of what multiplies the spectrum, and not the photometry: the share of the light that a fibre or a
-slit takes. With it the mass is that of the whole galaxy."""
 _OF_SPECTRUM = ("sigma_smooth", SPEC_NORM)
 """Parameters that photometry does not depend on."""
 
@@ -161,8 +159,8 @@ def predict(model: Any, prior: Prior, theta: Any, redshift: Any) -> Any:
 
 def _priors(prior: Prior) -> tuple[Prior, Prior]:
     """Priors of what the spectrum and the light depend on."""
-    of_spectrum = prior.without(SPEC_NORM) if SPEC_NORM in prior.names else prior
-    of_light = prior
+    given, of_light = prior.ranges(), prior
+    of_spectrum = prior.without(SPEC_NORM) if SPEC_NORM in given else prior
     for name in _OF_SPECTRUM:
-        of_light = of_light.without(name) if name in of_light.names else of_light
+        of_light = of_light.without(name) if name in given else of_light
     return of_spectrum, of_light

@@ -20,7 +20,8 @@ WHOLE = {"missing_band": 0.0, "without_photometry": 0.0, "without_spectrum": 0.0
 
 def noise_of(observing: dict[str, object] | None = None, **settings: object) -> RowNoise:
     photometry = PhotometryConfig(filters=FILTERS, **settings)
-    return replace(row_noise(QUIET if observing is None else observing), photometry=photometry)
+    made = row_noise(QUIET if observing is None else observing)
+    return replace(made, config=made.config.model_copy(update={"photometry": photometry}))
 
 
 def drawn(noise: RowNoise, rows: int, seed: int = 1) -> tuple[np.ndarray, ...]:

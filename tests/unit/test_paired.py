@@ -12,12 +12,13 @@ from sedpy.observate import getSED, load_filters
 
 from digs_survey.catalog.prepare import reference_factor
 from digs_survey.config import ModelConfig, load_config
+from digs_survey.parameters import SPEC_NORM
 from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.bands import Bands
 from digs_survey.sps.batched import BatchedModel
 from digs_survey.sps.bc03 import BC03Basis, read_bc03
-from digs_survey.sps.paired import SPEC_NORM, PairedModel, light_model
+from digs_survey.sps.paired import PairedModel, light_model
 from digs_survey.sps.prospector import ProspectorSimulator, _parameters
 from digs_survey.sps.universe import physical_prior, physical_theta
 

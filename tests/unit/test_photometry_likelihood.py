@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -25,9 +23,9 @@ PRIOR = CONFIG.make_prior().without("sigma_smooth")
 
 @pytest.fixture(scope="module")
 def noise():
-    made = NoiseModel.from_config(CONFIG.noise)
     every = {"missing_band": 0.0, "without_photometry": 0.0, "without_spectrum": 0.0}
-    return replace(made, photometry=PhotometryConfig(filters=FILTERS, snr=(50.0, 100.0), **every)).on(GRID)
+    photometry = PhotometryConfig(filters=FILTERS, snr=(50.0, 100.0), **every)
+    return NoiseModel.from_config(CONFIG.noise.model_copy(update={"photometry": photometry})).on(GRID)
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import zarr
 from astropy import units
 
 from digs_survey.config import load_config
-from digs_survey.config.photometry_section import PhotometryConfig
 from digs_survey.estimator.training.training_data import Simulations
 from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import clean_spectra
@@ -31,10 +28,8 @@ PRIOR = load_config(None, OVERRIDES).make_prior()
 
 
 def simulated(folder, filters=FILTERS, engine="auto"):
-    config = load_config(None, [*OVERRIDES, f"simulate.engine={engine}"])
+    config = load_config(None, [*OVERRIDES, f"simulate.engine={engine}", f"photometry.filters={list(filters)}"])
     noise = NoiseModel.from_config(config.noise)
-    if filters:
-        noise = replace(noise, photometry=PhotometryConfig(filters=filters))
     grid, ledger, calls = WavelengthGrid.from_config(config.grid), Ledger(folder / "ledger"), []
     path = folder / "simulations.zarr"
     what = {"count": COUNT, "stream": "simulate", "ledger": ledger, "workers": 0, "advance": calls.append}
