@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from astropy import units
 from numpy.typing import NDArray
 
-from digs_survey.catalog.catalog import Catalog
 from digs_survey.catalog.schema import ampere_hint, parse_unit, same_unit
 from digs_survey.errors import CatalogError, ConfigError
 from digs_survey.filters import unknown_filter
 
-__all__ = ["PREFIX", "Photometry", "PhotometryColumns"]
+if TYPE_CHECKING:
+    from digs_survey.catalog.catalog import Catalog
+
+__all__ = ["PREFIX", "SUFFIX", "Photometry", "PhotometryColumns"]
 
 PREFIX, SUFFIX = "phot_", "_ivar"
 _MAGGIE = units.Unit("mgy")

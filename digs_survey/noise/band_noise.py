@@ -23,7 +23,7 @@ from digs_survey.noise.numbers import log_uniform, standard_normal
 from digs_survey.sps.arrays import as_like, as_numpy, namespace
 from digs_survey.sps.bands import Bands
 
-__all__ = ["BandNoise", "with_band_floor"]
+__all__ = ["BandNoise", "with_band_floor", "without_band_floor"]
 
 _OF_ROW = 2
 """Random numbers of a row: what it has of spectrum and photometry, and its signal-to-noise ratio."""
@@ -101,6 +101,13 @@ def with_band_floor(flux: Any, inverse_error: Any, floors: Any) -> Any:
     xp = namespace(flux)
     share = floors * xp.clip(flux, 0, None) * inverse_error
     return inverse_error / xp.sqrt(1 + share**2)
+
+
+def without_band_floor(flux: Any, inverse_error: Any, floors: Any) -> Any:
+    """Inverse errors (n, band) from which the floor is taken that :func:`with_band_floor` added."""
+    xp = namespace(flux)
+    share = floors * xp.clip(flux, 0, None) * inverse_error
+    return inverse_error / xp.sqrt(1 - share**2)
 
 
 @lru_cache(maxsize=4)

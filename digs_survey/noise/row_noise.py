@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
+from digs_survey.config.photometry_section import PhotometryConfig
 from digs_survey.noise.band_noise import BandNoise
 from digs_survey.noise.donors import Donors, Redshifts
 from digs_survey.noise.emission_lines import on_emission_lines
@@ -63,6 +64,11 @@ class RowNoise(RowLikelihood):
     def on(self, grid: WavelengthGrid) -> RowNoise:
         """Return this noise for the elements of a grid."""
         return replace(self, grid=grid)
+
+    @property
+    def of_spectrum(self) -> RowNoise:
+        """The same noise without photometry."""
+        return replace(self, config=self.config.model_copy(update={"photometry": PhotometryConfig()}))
 
     def with_donors(self, donors: Donors) -> RowNoise:
         """Return this noise with donors, which ``config.has_donors`` asks for."""

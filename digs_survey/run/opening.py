@@ -79,6 +79,7 @@ def open_survey(
             if asked.noise.config.by_row:
                 grid = asked.grid
                 check_grid(grid, opened.grid, asked.noise)
+                opened = Catalog.open(catalog, asked.filters)
             else:
                 grid = opened.grid
                 require_rest_frame(grid.frame)

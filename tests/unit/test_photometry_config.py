@@ -77,8 +77,8 @@ def test_the_factor_multiplies_the_spectrum_also_where_it_is_fixed():
 
 def test_filters_beyond_the_populations_are_refused():
     config = load_config(None, [*ROW, FILTERS])
-    grid, light = WavelengthGrid(np.arange(4000.0, 4500.0, 50.0)), WavelengthGrid(np.geomspace(50.0, 2e4, 900))
+    grid, light = WavelengthGrid(np.arange(4000.0, 4500.0, 50.0)), WavelengthGrid(np.geomspace(1.0, 2e4, 900))
     bands = NoiseModel.from_config(config.noise).photometry_bands
     check_source(config.model, config.make_prior(), grid, bands.grid)
-    with pytest.raises(ConfigError, match=r"photometry.filters: source 'bc03' covers 91 .* filters see 50 to 20000"):
+    with pytest.raises(ConfigError, match=r"photometry.filters: source 'bc03' covers .* filters see 1 to 20000"):
         check_source(config.model, config.make_prior(), grid, light)
