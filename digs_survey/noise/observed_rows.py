@@ -155,6 +155,8 @@ def observed_rows(
         alone = few & (weight > 0).any(axis=1) & bands.alone
         flux, inverse = (np.where(alone[:, None], 0.0, part) for part in (flux, inverse))
         few &= ~alone
+        # A catalog gives the bit to each row without any element.
+        quality = np.where(alone, quality & ~int(QualityFlag.FEW_GOOD_ELEMENTS), quality)
         flux, inverse = np.concatenate([flux, seen], axis=1), np.concatenate([inverse, weight], axis=1)
         good = inverse > 0
     # Of a row without a redshift nobody knows which elements it has.
