@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from digs_survey.config import SurveyConfig, load_config
 from digs_survey.config.loading import default_of
+from digs_survey.config.photometry_section import PhotometryConfig
 from digs_survey.errors import ConfigError
 from digs_survey.noise.model import NoiseModel
 from digs_survey.parameters import SPEC_NORM
@@ -30,6 +34,17 @@ def test_a_file_has_it_as_a_section_of_its_own(tmp_path):
     path.write_text(f"{row}[noise.photometry]\nfilters = ['sdss_g0']\n[photometry]\nfilters = ['sdss_r0']\n")
     with pytest.raises(ConfigError, match=r"photometry and noise.photometry are both given"):
         load_config(path)
+
+
+def test_the_example_of_the_docs_is_a_configuration(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "photometry.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```toml\n(.*?)```", text, flags=re.S)
+    (tmp_path / "c.toml").write_text(example)
+    config = load_config(tmp_path / "c.toml")
+    assert SPEC_NORM in config.make_prior().names
+    assert len(NoiseModel.from_config(config.noise).photometry_bands) == 6
+    named = re.findall(r"^\| `(\w+)`(?:, `(\w+)`)? \|", text, flags=re.M)
+    assert {name for pair in named for name in pair if name} >= set(PhotometryConfig.model_fields)
 
 
 def test_hashes_without_it_are_as_before_and_with_it_depend_on_it():
