@@ -18,7 +18,7 @@ from digs_survey.config import NoiseConfig, TrainConfig
 from digs_survey.estimator.brightness import AsinhFlux, LogFlux
 from digs_survey.estimator.feature_base import MIN_VARIANCE, RANGE, FeatureBase
 from digs_survey.estimator.fitted_features import FittedFeatures
-from digs_survey.estimator.paired_features import PairedFeatures, photometry_of
+from digs_survey.estimator.paired_features import PairedFeatures
 from digs_survey.estimator.robust import clip_outliers, ordinary_rows
 from digs_survey.prior import Prior
 
@@ -126,7 +126,7 @@ def build_features(elements: int, network: TrainConfig, prior: Prior, noise: Noi
 
     Filters are not among the elements.
     """
-    if network.whitening == "least_squares" and photometry_of(noise).filters:
+    if network.whitening == "least_squares" and noise.photometry.filters:
         return PairedFeatures(elements, network, prior, noise)
     if network.whitening == "least_squares":
         return FittedFeatures(elements, network, prior, noise)

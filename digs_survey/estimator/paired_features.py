@@ -25,16 +25,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from digs_survey.config import NoiseConfig, TrainConfig
-from digs_survey.config.photometry_section import PhotometryConfig
 from digs_survey.estimator.feature_base import MIN_VARIANCE
 from digs_survey.estimator.fitted_features import AMPLITUDE_WIDTH, MOST, BandRows, FittedFeatures, first_guess
 from digs_survey.noise.band_noise import BandNoise
 from digs_survey.noise.observation import split_clean, split_observed
+from digs_survey.parameters import SPEC_NORM
 from digs_survey.prior import Prior
 from digs_survey.sps.bands import Bands, redshift_nodes
-from digs_survey.sps.paired import SPEC_NORM
 
-__all__ = ["PairedFeatures", "photometry_of"]
+__all__ = ["PairedFeatures"]
 
 _NORM_WIDTH = 0.3
 """Standard deviation of spec_norm, as a share of its first guess, in the fit."""
@@ -46,11 +45,6 @@ _REDSHIFTS = 16
 """At which the bands are compared that the components are those of."""
 _ROWS = 8192
 """Rows of light in double precision at once."""
-
-
-def photometry_of(noise: NoiseConfig) -> PhotometryConfig:
-    """Return the filters of rows that have photometry; none where there is none."""
-    return getattr(noise, "photometry", PhotometryConfig())
 
 
 class PairedFeatures(FittedFeatures):
@@ -71,7 +65,7 @@ class PairedFeatures(FittedFeatures):
     table: Tensor
 
     def __init__(self, elements: int, network: TrainConfig, prior: Prior, noise: NoiseConfig) -> None:
-        self._photometry, self._redshift = photometry_of(noise), noise.observing.redshift
+        self._photometry, self._redshift = noise.photometry, noise.observing.redshift
         bands, free = len(self._photometry.filters), SPEC_NORM in prior.names
         super().__init__(elements, network, prior, noise, others=2 * free + 1 + bands)
         self.elements, self.norm = elements, _LogNorm.of(prior) if free else None

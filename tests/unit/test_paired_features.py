@@ -8,22 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from digs_survey import parameters, prior
 from digs_survey.config import NoiseConfig, TrainConfig, load_config
 from digs_survey.config.photometry_section import PhotometryConfig
 from digs_survey.errors import StageError
 from digs_survey.estimator.features import build_features
 from digs_survey.estimator.fitted_features import FittedFeatures
+from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.paired_features import PairedFeatures
 from digs_survey.estimator.training.loop import prepare_estimator
 from digs_survey.estimator.training.training_data import Simulations
 from digs_survey.noise.model import NoiseModel
-from digs_survey.noise.observation import CleanSpectra, join_clean, join_observed, split_observed
-from digs_survey.parameters import Parameter
+from digs_survey.noise.observation import CleanSpectra, join_observed, split_observed
+from digs_survey.parameters import SPEC_NORM
 from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.bands import Bands, redshift_nodes
-from digs_survey.sps.paired import SPEC_NORM
 
 GRID = WavelengthGrid(np.arange(3800.0, 7000.0, 40.0))
 FILTERS = ("sdss_u0", "sdss_g0", "sdss_r0", "sdss_z0")
@@ -34,15 +33,9 @@ LAST = 3 * COMPONENTS + 4
 """Features before those that photometry adds."""
 
 
-class WithPhotometry(NoiseConfig):
-    """Noise of rows with fluxes through filters."""
-
-    photometry: PhotometryConfig = PhotometryConfig()
-
-
-def noise_config(**photometry: object) -> WithPhotometry:
+def noise_config(**photometry: object) -> NoiseConfig:
     observing = {"redshift": REDSHIFT, "blue_end_angstrom": (3600, 3700), "floor": (0.005, 0.01)}
-    return WithPhotometry(
+    return NoiseConfig(
         kind="row",
         calibration_order=2,
         calibration_width=0.05,
@@ -51,19 +44,14 @@ def noise_config(**photometry: object) -> WithPhotometry:
     )
 
 
-def noise_of(config: WithPhotometry) -> NoiseModel:
-    noise = NoiseModel.from_config(config)
-    return (noise if noise.photometry == config.photometry else replace(noise, photometry=config.photometry)).on(GRID)
+def noise_of(config: NoiseConfig) -> NoiseModel:
+    return NoiseModel.from_config(config).on(GRID)
 
 
 @pytest.fixture(scope="module")
 def free():
     """A prior with ``spec_norm``."""
-    with pytest.MonkeyPatch.context() as patch:
-        if SPEC_NORM not in parameters.PARAMETERS:
-            patch.setitem(parameters.PARAMETERS, SPEC_NORM, Parameter(SPEC_NORM, 0.05, 2.0, "", "q", "of the light"))
-            patch.setattr(prior, "OPTIONAL", (*parameters.OPTIONAL, SPEC_NORM))
-        yield Prior({SPEC_NORM: (0.1, 1.5)})
+    return Prior({SPEC_NORM: (0.1, 1.5)})
 
 
 def galaxy(wavelength: np.ndarray, theta: np.ndarray) -> np.ndarray:
@@ -299,19 +287,44 @@ def test_features_are_finite_for_any_row(features, flux, signal_to_noise):
     assert np.isfinite(seen(features, observed)).all()
 
 
-def test_training_gives_features_the_light_of_its_simulations(free, monkeypatch):
-    theta, clean = simulations(free, 1200)
-    settings = ["noise.kind=row", "train.whitening=least_squares", f"train.components={COMPONENTS}"]
-    config = load_config(None, [*settings, "train.amplitude=equivariant"]).model_copy(update={"noise": noise_config()})
-    monkeypatch.setattr(type(config), "make_prior", lambda self: free)
-    found = prepare_estimator(config, theta, clean, noise_of(config.noise)).features
-    assert isinstance(found, PairedFeatures)
-    assert found.shape_features == LAST + 2 + 1 + COUNT
-    observed = drawn(free, 500, 21)[0]
-    assert np.isfinite(seen(found, observed)).all()
-    np.testing.assert_allclose(seen(found, observed)[:, :LAST].std(axis=0), 1, atol=0.5)
+@pytest.fixture(scope="module")
+def config():
+    settings = {
+        "noise.kind": "'row'",
+        "noise.calibration_order": 2,
+        "noise.observing.redshift": list(REDSHIFT),
+        "photometry.filters": list(FILTERS),
+        "photometry.snr": [10.0, 100.0],
+        "model.age": "'tage_tuniv'",
+        "prior.spec_norm": "{ low = 0.1, high = 1.5 }",
+        "train.whitening": "'least_squares'",
+        "train.components": COMPONENTS,
+        "train.amplitude": "'equivariant'",
+        "train.hidden_features": 8,
+        "train.transforms": 1,
+        "train.embedding_features": 8,
+    }
+    return load_config(None, [f"{key}={value}" for key, value in settings.items()])
+
+
+def test_a_frozen_posterior_has_the_features_that_training_gave_the_light_of_its_simulations(config, tmp_path):
+    where = config.make_prior()
+    theta, clean = simulations(where, 1200)
+    noise = noise_of(config.noise)
+    estimator = prepare_estimator(config, theta, clean, noise)
+    assert isinstance(estimator.features, PairedFeatures)
+    assert estimator.features.shape_features == LAST + 2 + 1 + COUNT
+    observed = noise.draw(simulations(where, 300, 21)[1][slice(0, 300)], np.random.default_rng(2))
+    found = seen(estimator.features, observed)
+    np.testing.assert_allclose(found[:, :LAST].std(axis=0), 1, atol=0.5)
+    frozen = freeze_posterior(tmp_path, [estimator], config, GRID, noise, training={})
+    np.testing.assert_array_equal(frozen._features(torch.as_tensor(observed)).numpy(), found)
+    for kind in ("spectrum", "photometry", "both"):
+        draws = frozen.sample(part_of(observed[:10], kind), 16)
+        assert draws.shape == (10, 16, where.ndim)
+        assert np.isfinite(where.log_prob(draws)).all()
     with pytest.raises(ValueError, match="light"):
-        found.fit(observed, join_clean(np.ones((500, ELEMENTS + COUNT)), np.full(500, 0.1)), theta[:500])
+        estimator.features.fit(observed, clean[slice(0, 300)], theta[:300])
 
 
 def test_maggies_of_a_band_that_does_not_count_may_be_any_number_but_the_spectrum_not(free):

@@ -19,7 +19,6 @@ from digs_survey.config import SurveyConfig
 from digs_survey.errors import StageError
 from digs_survey.estimator.features import FeatureBuilder, build_features
 from digs_survey.estimator.network import Estimator, build_estimator, resolve_device
-from digs_survey.estimator.paired_features import photometry_of
 from digs_survey.estimator.training.optimiser import Soap
 from digs_survey.estimator.training.sources import FreshNoise, Prepared, Source
 from digs_survey.estimator.training.training_data import Simulations
@@ -185,7 +184,7 @@ class Trainer:
 
 
 def _with_statistics(config: SurveyConfig, prepared: Prepared, member: int, build: FeatureBuilder) -> Estimator:
-    others = config.noise.by_row + len(photometry_of(config.noise).filters)
+    others = config.noise.by_row + len(config.noise.photometry.filters)
     estimator = blank_estimator(config, prepared.flux.shape[1] - others, member, build)
     light = () if prepared.light is None else (prepared.light,)
     estimator.features.fit(prepared.noisy, prepared.noiseless, prepared.statistics_theta, *light)
