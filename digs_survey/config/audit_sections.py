@@ -46,9 +46,10 @@ class MCMCConfig(Section):
     timeout_s: Positive = 604_800.0
     """Seconds after which a fit is taken for stalled: its worker is ended, and the fit tried once more. A week, since
     with Prospector's spectra a fit may well take a day."""
-    moves: Literal["stretch", "kde"] = "kde"
-    """emcee's stretch move (its default, the paper's), or proposals from a density estimate of the other walkers
-    with a fifth of differential evolution."""
+    moves: Literal["stretch", "kde", "neural"] = "kde"
+    """emcee's stretch move (its default, the paper's); proposals from a density estimate of the other walkers with a
+    fifth of differential evolution; or these and as many proposals from the galaxy's neural posterior, for models of
+    many parameters. The last samples the exact posterior too, but its cost is no longer that of a fit without us."""
 
     @model_validator(mode="after")
     def _starts(self) -> MCMCConfig:

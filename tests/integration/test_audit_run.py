@@ -14,14 +14,15 @@ from identities import identity_of
 
 from digs_survey.audit import run_audit as run
 from digs_survey.audit.calibration.calibrate import calibrate_posterior
-from digs_survey.audit.mcmc.galaxy_fit import fit_with
+from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyJob, fit_with
 from digs_survey.catalog import write_catalog
 from digs_survey.cluster.ray_session import ray_session
-from digs_survey.config import NoiseConfig, SurveyConfig, TrainConfig
+from digs_survey.config import MCMCConfig, NoiseConfig, SurveyConfig, TrainConfig
 from digs_survey.errors import RunDirectoryError
 from digs_survey.estimator.features import Features
 from digs_survey.estimator.freeze import freeze_posterior
 from digs_survey.estimator.network import build_estimator
+from digs_survey.estimator.posterior import FrozenPosterior
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.noise.model import NoiseModel
 from digs_survey.prior import Prior
@@ -312,3 +313,25 @@ def test_posterior_of_another_catalog_is_refused(inputs):
     posterior.to_zarr(run_dir / "posterior.zarr", mode="w", zarr_format=3, consolidated=False)
     with pytest.raises(RunDirectoryError, match="expected the 12 rows of .* found 4"):
         audited(inputs)
+
+
+def test_moves_through_the_neural_posterior_lead_to_the_same_posterior(inputs):
+    identity, theta = inputs.identity, inputs.theta[1:2]
+    flux = identity.noise.draw(Smooth().spectra(theta), np.random.default_rng(1))[0]
+    job = GalaxyJob(1, flux, np.ones(len(GRID), dtype=bool), None, start=theta.repeat(64, axis=0), predictive=theta)
+    found = {}
+    for moves in ("kde", "neural"):
+        settings = MCMCConfig(walkers=32, burn_in=(600,), steps=3_000, max_steps=3_000, moves=moves, starts=("prior",))
+        found[moves] = fit_with(Smooth(), FitSetup(identity, settings), job, neural=FrozenPosterior.of(identity)).draws
+    low, middle, high = np.quantile(found["kde"], [0.16, 0.5, 0.84], axis=0)
+    np.testing.assert_array_less(np.abs(np.median(found["neural"], axis=0) - middle), 0.15 * (high - low))
+    np.testing.assert_allclose(found["neural"].std(axis=0), found["kde"].std(axis=0), rtol=0.15)
+
+
+def test_a_fit_is_of_the_posterior_only_where_its_moves_are(inputs):
+    identity = inputs.identity
+    other = replace(identity, posterior_hash="another")
+    same = {moves: MCMCConfig(moves=moves) for moves in ("kde", "neural")}
+    digests = {moves: [FitSetup(which, mcmc).digest() for which in (identity, other)] for moves, mcmc in same.items()}
+    assert digests["kde"][0] == digests["kde"][1]
+    assert digests["neural"][0] != digests["neural"][1]

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
-from scipy.stats import multivariate_t
+from scipy.stats import multivariate_normal, multivariate_t
 
-from digs_survey.audit.mcmc.moves import KernelMove
+from digs_survey.audit.mcmc.chain import run_chain
+from digs_survey.audit.mcmc.moves import KernelMove, NeuralMove, Proposals, moves
+from digs_survey.config import MCMCConfig
 
 
 def test_the_ratio_of_proposals_is_that_of_student_kernels_about_the_other_walkers():
@@ -55,3 +57,52 @@ def test_ensembles_of_emcee_take_it():
     )
     sampler.run_mcmc(np.random.default_rng(0).normal(size=(16, 2)), 3000)
     assert sampler.get_chain(flat=True).std() == pytest.approx(1, abs=0.03)
+
+
+class Neural:
+    """A neural posterior that is a Gaussian, off the exact one in place and width."""
+
+    centre, width = np.array([0.5, -0.3]), 1.5
+
+    def sample(self, flux, draws, seed, *, base, rows):
+        assert (base, flux.shape) == ("random", (1, 4))
+        rng = np.random.default_rng([seed, *rows])
+        return (self.centre + self.width * rng.normal(size=(draws, 2)))[None]
+
+    def log_prob(self, theta, flux, *, normalised):
+        assert theta.ndim == 3
+        return multivariate_normal(self.centre, self.width**2).logpdf(theta[0])[None] + 7.0
+
+
+def proposals(seed, row=3):
+    return Proposals(Neural(), np.ones(4), row, seed)
+
+
+def test_the_ratio_of_neural_proposals_is_that_of_the_neural_posterior():
+    here = np.random.default_rng(0).normal(size=(5, 2))
+    there, log_ratio = NeuralMove(proposals(1)).get_proposal(here, [here], np.random.RandomState(1))
+    density = multivariate_normal(Neural.centre, Neural.width**2)
+    np.testing.assert_allclose(log_ratio, density.logpdf(here) - density.logpdf(there))
+
+
+def test_neural_proposals_are_new_ones_of_their_row_and_seed():
+    first, again = proposals(1), proposals(1)
+    drawn = first.draw(5_000)
+    np.testing.assert_array_equal(drawn, again.draw(5_000))
+    assert len(np.unique(drawn[:, 0])) == 5_000
+    assert not np.isin(first.draw(10), drawn).any()
+    assert not np.isin(proposals(2).draw(10), drawn).any()
+    assert not np.isin(proposals(1, row=4).draw(10), drawn).any()
+
+
+def test_chains_with_neural_proposals_sample_the_exact_density():
+    config = MCMCConfig(walkers=16, burn_in=(50,), steps=2_000, max_steps=2_000, moves="neural")
+    start = np.random.default_rng(0).normal(size=(16, 2))
+    chain = run_chain(lambda theta: -0.5 * (theta**2).sum(axis=-1), [start], config, 1, proposals)
+    np.testing.assert_allclose(chain.draws.mean(axis=0), 0, atol=0.03)
+    np.testing.assert_allclose(chain.draws.std(axis=0), 1, atol=0.03)
+
+
+def test_neural_moves_without_a_neural_posterior_are_an_error():
+    with pytest.raises(ValueError, match="needs the galaxy's neural posterior"):
+        moves("neural")

@@ -12,7 +12,7 @@ import emcee
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from digs_survey.audit.mcmc.moves import moves
+from digs_survey.audit.mcmc.moves import Proposals, moves
 from digs_survey.config import MCMCConfig
 from digs_survey.errors import StageError
 from digs_survey.prior import Prior
@@ -97,6 +97,7 @@ def run_chain(
     starts: Sequence[NDArray[np.float64]],
     config: MCMCConfig,
     seed: int,
+    proposals: Callable[[int], Proposals] | None = None,
 ) -> ChainResult:
     """Sample a density with emcee (Foreman-Mackey et al. 2013, arXiv:1202.3665), in ensembles that know nothing of
     each other.
@@ -116,13 +117,15 @@ def run_chain(
     config : MCMCConfig
     seed : int
         The same seed gives the same chain.
+    proposals : callable, optional
+        Gives the neural posterior for a seed, of which each ensemble has its own. Moves "neural" need it.
 
     Raises
     ------
     StageError
         If no walker of an ensemble has found a place with a density by the end of burn-in.
     """
-    ensembles = [_Ensemble(log_prob, start, config, seed, number) for number, start in enumerate(starts)]
+    ensembles = [_Ensemble(log_prob, start, config, seed, number, proposals) for number, start in enumerate(starts)]
     done, converged, steps = 0, False, config.steps
     # emcee subtracts densities of -inf; and small matrix products set the flag now and then although all is finite.
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -203,13 +206,15 @@ class _Ensemble:
         config: MCMCConfig,
         seed: int,
         number: int,
+        proposals: Callable[[int], Proposals] | None,
     ) -> None:
         walkers, self.ndim = start.shape
-        self.sampler: Any = emcee.EnsembleSampler(
-            walkers, self.ndim, log_prob, moves=moves(config.moves), vectorize=True
-        )
         sequence = np.random.SeedSequence(seed, spawn_key=(number,) if number else ())
         random = np.random.RandomState(np.random.MT19937(sequence))
+        own = None if proposals is None else proposals(int(sequence.generate_state(1)[0]))
+        self.sampler: Any = emcee.EnsembleSampler(
+            walkers, self.ndim, log_prob, moves=moves(config.moves, own), vectorize=True
+        )
         self._state: Any = emcee.State(start, random_state=random.get_state())
         self._rounds = config.burn_in
         self.core_s = 0.0

@@ -27,6 +27,8 @@ from digs_survey.store.storage import checksum
 
 if TYPE_CHECKING:
     from digs_survey.audit.mcmc.target import Simulator
+    from digs_survey.estimator.posterior import FrozenPosterior
+    from digs_survey.identity import RunIdentity
 
 __all__ = ["end_after", "fit_file", "fit_galaxies"]
 
@@ -37,6 +39,7 @@ _MIN_IN_FLIGHT = 16
 _STALLED = 75
 """Exit status of a worker whose fit took too long."""
 _simulators: dict[str, Any] = {}
+_posteriors: dict[str, FrozenPosterior] = {}
 
 
 def fit_galaxies(
@@ -185,7 +188,8 @@ def _fit_in_worker(setup: FitSetup, job: GalaxyJob) -> GalaxyFit:
     """Fit a galaxy with this process's simulators, which are built once and kept."""
     with end_after(setup.mcmc.timeout_s):
         other = "batched" if setup.mcmc.engine == "prospector" else "prospector"
-        outcome = fit_with(_simulator(setup, setup.mcmc.engine), setup, job, _simulator(setup, other))
+        neural = _neural(setup.identity) if setup.mcmc.moves == "neural" else None
+        outcome = fit_with(_simulator(setup, setup.mcmc.engine), setup, job, _simulator(setup, other), neural)
     metrics.galaxy_fitted(outcome.core_s, outcome.converged)
     return outcome
 
@@ -203,6 +207,14 @@ def end_after(seconds: float) -> Iterator[None]:
         yield
     finally:
         watchdog.cancel()
+
+
+def _neural(identity: RunIdentity) -> FrozenPosterior:
+    from digs_survey.estimator.posterior import FrozenPosterior
+
+    if identity.posterior_hash not in _posteriors:
+        _posteriors[identity.posterior_hash] = FrozenPosterior.of(identity)
+    return _posteriors[identity.posterior_hash]
 
 
 def _simulator(setup: FitSetup, engine: str) -> Simulator:

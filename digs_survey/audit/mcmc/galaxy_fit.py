@@ -6,8 +6,9 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +16,16 @@ from numpy.typing import NDArray
 from digs_survey import formats
 from digs_survey.audit.mcmc.chain import prior_points, run_chain, start_points
 from digs_survey.audit.mcmc.distances import classifier_accuracy, sliced_distance, wasserstein_sigma
+from digs_survey.audit.mcmc.moves import Proposals
 from digs_survey.audit.mcmc.target import AtRedshift, GalaxyPosterior, Simulator
 from digs_survey.audit.residuals import BAND, predictive_band
 from digs_survey.catalog.prepare import PreparedRows
 from digs_survey.config import MCMCConfig
 from digs_survey.identity import RunIdentity
 from digs_survey.store.storage import checksum, read_arrays, write_arrays
+
+if TYPE_CHECKING:
+    from digs_survey.estimator.posterior import FrozenPosterior
 
 __all__ = ["FitSetup", "GalaxyFit", "GalaxyJob", "fit_with", "galaxy_jobs", "mcmc_draw_count"]
 
@@ -38,7 +43,7 @@ class FitSetup:
     Attributes
     ----------
     identity : RunIdentity
-        Its seed, model, prior, noise and grid are used.
+        Its seed, model, prior, noise and grid are used, and its posterior for moves "neural".
     mcmc : MCMCConfig
     """
 
@@ -48,8 +53,9 @@ class FitSetup:
     def digest(self, *more: Any) -> str:
         """Hash of all that decides a fit, besides the galaxy."""
         settings = self.mcmc.model_dump(mode="json", exclude={"timeout_s"})
+        neural = ("posterior",) if self.mcmc.moves == "neural" else ()
         return self.identity.digest(
-            "seed", "model", "prior", "noise", "grid", format=formats.AUDIT, mcmc=settings, more=list(more)
+            "seed", "model", "prior", "noise", "grid", *neural, format=formats.AUDIT, mcmc=settings, more=list(more)
         )
 
 
@@ -223,7 +229,13 @@ def mcmc_draw_count(config: MCMCConfig) -> int:
     return min(_MOST_DRAWS, config.walkers * min(config.steps, config.max_steps))
 
 
-def fit_with(simulator: Simulator, setup: FitSetup, job: GalaxyJob, other: Simulator | None = None) -> GalaxyFit:
+def fit_with(
+    simulator: Simulator,
+    setup: FitSetup,
+    job: GalaxyJob,
+    other: Simulator | None = None,
+    neural: FrozenPosterior | None = None,
+) -> GalaxyFit:
     """Run the chain of one galaxy, and compute the spectra of its posterior draws.
 
     Parameters
@@ -234,6 +246,8 @@ def fit_with(simulator: Simulator, setup: FitSetup, job: GalaxyJob, other: Simul
     job : GalaxyJob
     other : Simulator, optional
         Of the engine that the chain does not use: computes some of its draws again, for the check and for its cost.
+    neural : FrozenPosterior, optional
+        Of the run, where moves are "neural".
     """
     began, identity = time.process_time(), setup.identity
     about = (identity.noise, identity.prior, job.flux, job.good, job.errors)
@@ -241,7 +255,9 @@ def fit_with(simulator: Simulator, setup: FitSetup, job: GalaxyJob, other: Simul
     simulator = AtRedshift(simulator, identity.prior, redshift)
     other = None if other is None else AtRedshift(other, identity.prior, redshift)
     posterior = GalaxyPosterior(simulator, *about)
-    chain = run_chain(posterior, _starts(setup, job), setup.mcmc, _seed(setup.identity.seed, "mcmc", job.row))
+    proposals = None if neural is None else partial(Proposals, neural, job.flux, job.row)
+    seed = _seed(setup.identity.seed, "mcmc", job.row)
+    chain = run_chain(posterior, _starts(setup, job), setup.mcmc, seed, proposals)
     rng = np.random.default_rng(_seed(setup.identity.seed, "thin", job.row))
     kept = np.sort(rng.choice(len(chain.draws), size=mcmc_draw_count(setup.mcmc), replace=False))
     cost, difference = float("nan"), 0.0

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import emcee
 import numpy as np
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
-__all__ = ["KernelMove", "moves"]
+if TYPE_CHECKING:
+    from digs_survey.estimator.posterior import FrozenPosterior
+
+__all__ = ["KernelMove", "NeuralMove", "Proposals", "moves"]
 
 _DEGREES_OF_FREEDOM = 8
+_DRAWN = 4_096
+"""Draws of the neural posterior that are made at once."""
 
 
 class KernelMove(emcee.moves.RedBlueMove):  # type: ignore[misc]
@@ -47,8 +53,75 @@ class KernelMove(emcee.moves.RedBlueMove):  # type: ignore[misc]
         return there @ scale.T + centre, log_density[: len(here)] - log_density[len(here) :]
 
 
-def moves(name: str) -> list[tuple[emcee.moves.Move, float]]:
-    """Return emcee's moves, and how often each is made, for a name of ``audit.mcmc.moves``."""
+class Proposals:
+    """A galaxy's neural posterior as a distribution that walkers can be sent to.
+
+    Parameters
+    ----------
+    posterior : FrozenPosterior
+    observed : ndarray, shape (column,)
+        What the posterior was shown of the galaxy.
+    row : int
+        Of the galaxy. Its draws depend on it and ``seed``.
+    seed : int
+    """
+
+    def __init__(self, posterior: FrozenPosterior, observed: NDArray[np.floating], row: int, seed: int) -> None:
+        self._posterior, self._observed, self._row = posterior, observed[None], row
+        self._seeds = np.random.SeedSequence(seed)
+        self._draws = self._endless()
+
+    def draw(self, count: int) -> NDArray[np.float64]:
+        """Draw theta (count, parameter) that were not drawn before."""
+        return np.stack([next(self._draws) for _ in range(count)])
+
+    def log_prob(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Log density (n,) at theta (n, parameter), up to a constant of the galaxy."""
+        return self._posterior.log_prob(theta[None], self._observed, normalised=False)[0]
+
+    def _endless(self) -> Iterator[NDArray[np.float64]]:
+        while True:
+            seed = int(self._seeds.spawn(1)[0].generate_state(1)[0])
+            drawn = self._posterior.sample(self._observed, _DRAWN, seed, base="random", rows=[self._row])[0]
+            yield from drawn[np.isfinite(drawn).all(axis=1)]
+
+
+class NeuralMove(emcee.moves.RedBlueMove):  # type: ignore[misc]
+    """Proposals from the galaxy's neural posterior, wherever the walker is: an independence sampler.
+
+    What the chain samples stays the exact posterior, since each proposal is accepted by its exact density over that of
+    the neural posterior (Tierney 1994, Ann. Statist. 22, 1701). Where the neural posterior is good, a walker forgets
+    where it was in a few steps. Where it is far too narrow, walkers stay in its tails, and other moves must do.
+
+    Parameters
+    ----------
+    proposals : Proposals
+    """
+
+    def __init__(self, proposals: Proposals) -> None:
+        super().__init__()
+        self._proposals = proposals
+
+    def get_proposal(
+        self, sample: NDArray[np.float64], complement: Sequence[NDArray[np.float64]], random: RandomState
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Propose points (walker, parameter); the second array is ln of their chance in the other direction over it."""
+        there = self._proposals.draw(len(sample))
+        return there, self._proposals.log_prob(sample) - self._proposals.log_prob(there)
+
+
+def moves(name: str, proposals: Proposals | None = None) -> list[tuple[emcee.moves.Move, float]]:
+    """Return emcee's moves, and how often each is made, for a name of ``audit.mcmc.moves``.
+
+    Raises
+    ------
+    ValueError
+        If "neural" comes without ``proposals``.
+    """
+    if name == "neural":
+        if proposals is None:
+            raise ValueError("moves = 'neural' needs the galaxy's neural posterior")
+        return [(NeuralMove(proposals), 0.5), (KernelMove(), 0.4), (emcee.moves.DEMove(), 0.1)]
     if name == "stretch":
         return [(emcee.moves.StretchMove(), 1.0)]
     # Fewer evaluations than differential evolution and stretch moves need along the curved degeneracy of age,
