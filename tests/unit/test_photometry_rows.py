@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from digs_survey.audit.mcmc.galaxy_fit import FitSetup, GalaxyFit
 from digs_survey.catalog import Catalog
 from digs_survey.config import MapConfig, load_config
+from digs_survey.identity import RunIdentity
 from digs_survey.importance.score_tests import ScoreTests
 from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import split_observed
@@ -156,3 +158,9 @@ def test_score_tests_look_at_the_spectrum_and_say_nothing_without_one(path, clea
         one = scores(found.flux[row], found.good[row], None, spectra)
         assert np.isfinite(one.step_pvalue) == known
         assert np.isfinite(one.velocity) == known
+
+
+def test_a_fit_that_failed_has_the_shapes_of_one_with_photometry():
+    identity = RunIdentity.of_config(CONFIG, GRID)
+    setup = FitSetup(identity, CONFIG.audit.mcmc)
+    assert GalaxyFit.failed(setup, "timeout").best_npe.shape == (len(GRID) + len(FILTERS),)
