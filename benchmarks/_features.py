@@ -72,7 +72,13 @@ class TrialFeatures(FeatureBase):
     def raw(self, observed: Tensor) -> tuple[Tensor, Tensor]:
         """Amplitude (n, 1) in dex, and features (n, shape_features), of observations (n, 2 wavelength + 1)."""
 
-    def fit(self, noisy: NDArray[np.floating], flux: NDArray[np.floating], theta: NDArray[np.floating]) -> None:
+    def fit(
+        self,
+        noisy: NDArray[np.floating],
+        flux: NDArray[np.floating],
+        theta: NDArray[np.floating],
+        light: NDArray[np.floating] | None = None,
+    ) -> None:
         """Set the statistics from the training split.
 
         Parameters
@@ -81,6 +87,7 @@ class TrialFeatures(FeatureBase):
         flux : ndarray, shape (n, wavelength + 1)
             Noiseless flux, and the redshift.
         theta : ndarray, shape (n, ndim)
+        light : None
         """
         observed, clean = (np.asarray(part[:_STATISTICS_ROWS], dtype=np.float64) for part in (noisy, flux))
         theta = theta[:_STATISTICS_ROWS]

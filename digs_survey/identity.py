@@ -86,6 +86,11 @@ class RunIdentity:
         return cls(config.seed, config.model, config.make_prior(), noise.on(grid), grid, catalog)
 
     @property
+    def filters(self) -> tuple[str, ...]:
+        """Names of the filters that rows have fluxes through; none without photometry."""
+        return self.noise.config.photometry.filters
+
+    @property
     def zred(self) -> float:
         """Redshift whose luminosity distance the simulations, and so the posterior, are at."""
         return self.model.zred

@@ -20,6 +20,7 @@ __all__ = [
     "OPTIONAL",
     "PARAMETERS",
     "SIGMA_KMS",
+    "SPEC_NORM",
     "Parameter",
     "Quantity",
     "binned_names",
@@ -33,6 +34,9 @@ MAX_REDSHIFT = 20.0
 SIGMA_KMS = (10.0, 12_000.0)
 """Least and largest sigma of a free line spread. A smaller one cannot be measured: the populations are about 60 km/s
 wide themselves."""
+SPEC_NORM = "spec_norm"
+"""Prospector's name of what multiplies the spectrum, and not the photometry: the share of the light that a fibre or a
+slit takes. With it the mass is that of the whole galaxy."""
 BINS = (4, 14)
 """Least and most bins of age of a history in bins."""
 BINNED = {"continuity": "logsfr_ratios", "dirichlet": "z_fraction"}
@@ -143,6 +147,14 @@ PARAMETERS: dict[str, Parameter] = {
             r"$\sigma\;[{\rm km\,s^{-1}}]$",
             "velocity dispersion of stars, gas and spectrograph together, beyond the resolution of the populations",
         ),
+        Parameter(
+            SPEC_NORM,
+            0.05,
+            2.0,
+            "",
+            r"$f_{\rm spec}$",
+            "flux of the spectrum over that of the galaxy as photometry sees it",
+        ),
         *(
             Parameter(
                 name,
@@ -169,13 +181,14 @@ PARAMETERS: dict[str, Parameter] = {
 }
 """The parameters of the galaxy model with the bounds of the preset ``digs2022``. A model has ``tage`` or
 ``tage_tuniv``, the age itself or its share of the age of the universe at the galaxy's redshift; both names are
-Prospector's, and so are ``dust1``, ``dust_index``, ``gas_logz``, ``gas_logu``, ``fburst``, ``fage_burst`` and
-``sigma_smooth``, which a model has only where they are given a prior. A history in bins of age has numbered parameters
-in the place of age and e-folding time."""
+Prospector's, and so are ``dust1``, ``dust_index``, ``gas_logz``, ``gas_logu``, ``fburst``, ``fage_burst``,
+``sigma_smooth`` and ``spec_norm``, which a model has only where they are given a prior. A history in bins of age has
+numbered parameters in the place of age and e-folding time."""
 BURST = ("fburst", "fage_burst")
 """The parameters of a burst on top of a history; a model has both or none."""
 _NUMBERED = [name for sfh in BINNED for name in binned_names(sfh, BINS[1])]
-OPTIONAL = ("dust1", "dust1_fraction", "dust_index", "gas_logz", "gas_logu", *BURST, "sigma_smooth", *_NUMBERED)
+_DUST_AND_GAS = ("dust1", "dust1_fraction", "dust_index", "gas_logz", "gas_logu")
+OPTIONAL = (*_DUST_AND_GAS, *BURST, "sigma_smooth", SPEC_NORM, *_NUMBERED)
 """Parameters that a model has only where they are given a prior or a value."""
 
 

@@ -29,6 +29,7 @@ class QualityFlag(IntFlag):
     OUTSIDE_CONDITIONS = 1 << 13
     AGREEMENT_CAPPED = 1 << 14
     CALIBRATION_STEP = 1 << 15
+    BAD_PHOTOMETRY = 1 << 16
 
 
 DESCRIPTIONS: dict[QualityFlag, str] = {
@@ -58,6 +59,8 @@ DESCRIPTIONS: dict[QualityFlag, str] = {
     "exact posterior says little; it was higher than escalate.agreement_cap, and was lowered to it",
     QualityFlag.CALIBRATION_STEP: "the residuals have a step at some wavelength (step_pvalue below map.min_pvalue), as "
     "where the arms of a spectrograph join badly; ordinary galaxies can have it too, where the model is not exact",
+    QualityFlag.BAD_PHOTOMETRY: "a band has an infinite flux, or a negative or infinite inverse variance; it was left "
+    "out",
 }
 
 NO_POSTERIOR = QualityFlag.FEW_GOOD_ELEMENTS | QualityFlag.BAD_REDSHIFT | QualityFlag.UNREADABLE

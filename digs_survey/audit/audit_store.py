@@ -70,6 +70,16 @@ _GALAXIES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "chi2": (("galaxy",), {"description": "of best_npe, over the good elements"}),
     "n_good": (("galaxy",), {"description": "number of good elements"}),
 }
+_MAGGIES = {"units": "mgy"}
+_BAND = ("galaxy", "filter")
+_PHOTOMETRY: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+    "band_flux": (_BAND, {**_MAGGIES, "description": "observed, at the distance of model.zred"}),
+    "band_sigma": (_BAND, {**_MAGGIES, "description": "1-sigma noise, with the floor"}),
+    "band_good": (_BAND, {"description": "bands that count"}),
+    "band_best_npe": (_BAND, {**_MAGGIES, "description": "photometry of the likeliest of the predictive draws"}),
+    "band_best_mcmc": (_BAND, {**_MAGGIES, "description": "photometry of the likeliest draw of the chain"}),
+}
+"""Where rows have photometry."""
 _WEIGHED: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "log_weight": (("galaxy", "draw"), {"description": "ln of the smoothed importance weight of each draw of npe"}),
     "ess": (("galaxy",), {"description": "effective sample size of the importance weights of the draws"}),
@@ -154,11 +164,15 @@ def write_audit(
         {"units": "Angstrom", "frame": grid.frame, "medium": grid.medium},
     )
     about = _GALAXIES | (_WEIGHED if "ess" in galaxies else {})
+    filters: _Arrays = {}
+    if "band_flux" in galaxies:
+        about, filters = about | _PHOTOMETRY, {"filter": (("filter",), np.asarray(galaxies["filter"]), {})}
     audited: _Arrays = {
         **{name: (dims, np.asarray(galaxies[name]), attrs) for name, (dims, attrs) in about.items()},
         "band": (("band",), np.array(BAND), {}),
         "parameter": (("parameter",), names, {}),
         "wavelength": wavelength,
+        **filters,
     }
     units = {"parameter_units": {p.name: p.unit for p in prior.parameters}}
     with new_folder(path) as building:

@@ -28,8 +28,8 @@ def sample_arrays(sample: Sample, npe: NDArray[np.float64]) -> dict[str, NDArray
         "truth": sample.truth,
         "npe": npe,
         "flux": seen.spectrum,
-        "good": seen.good,
-        "n_good": seen.n_good,
+        "good": seen.spectrum_good,
+        "n_good": seen.good.sum(axis=1, dtype=np.int32),
     }
 
 

@@ -188,7 +188,7 @@ class _Audit:
     ) -> _Audit:
         from digs_survey.estimator.posterior import FrozenPosterior
 
-        catalog, posterior = Catalog.open(catalog_path), FrozenPosterior.of(identity)
+        catalog, posterior = Catalog.open(catalog_path, identity.filters), FrozenPosterior.of(identity)
         posterior.check_grid(catalog.grid)
         return cls(run_dir, identity, identity.adopt(config), catalog, posterior, param_file)
 
@@ -286,7 +286,7 @@ def _galaxies(audit: _Audit, sampled: _Sampled, fits: Sequence[GalaxyFit]) -> di
     galaxies = sample_arrays(sampled.sample, sampled.npe) | stack_fits(audit.setup, fits)
     agreement = compare(sampled.npe, galaxies["mcmc"], galaxies["converged"])
     galaxies |= {"shift_sigma": agreement.shift_sigma, "width_ratio": agreement.width_ratio}
-    about = np.where(np.isfinite(galaxies["best_npe"]), galaxies["best_npe"], seen.spectrum)
+    about = np.where(np.isfinite(galaxies["best_npe"]), galaxies["best_npe"], noise.spectrum_of(seen.flux))
     galaxies["sigma"] = noise.sigma(about, sampled.errors)
     galaxies["chi2"] = chi_square(noise.residuals(seen.flux, galaxies["best_npe"], seen.good, sampled.errors))
     # Beside the observation the models are shown with their calibration.
@@ -294,7 +294,20 @@ def _galaxies(audit: _Audit, sampled: _Sampled, fits: Sequence[GalaxyFit]) -> di
     shown = {name: noise.calibrated(seen.flux, galaxies[name]) for name in ("best_npe", "best_mcmc")}
     if shown["best_npe"] is not about:
         shown["predictive"] = galaxies["predictive"] * (shown["best_npe"] / about)[:, None]
-    return galaxies | shown
+    galaxies |= shown
+    if seen.bands:
+        galaxies |= _of_bands(galaxies, seen) | {"filter": np.array(audit.identity.filters)}
+    return galaxies
+
+
+def _of_bands(galaxies: Mapping[str, NDArray[Any]], seen: PreparedRows) -> dict[str, NDArray[Any]]:
+    """Return the arrays of spectra without the bands behind their elements, and those of the bands."""
+    start, stop = seen.elements, seen.good.shape[1]
+    bands: dict[str, NDArray[Any]] = {"band_flux": seen.flux[:, start:stop], "band_good": seen.good[:, start:]}
+    for name in ("sigma", "best_npe", "best_mcmc", "predictive"):
+        bands[name], bands[f"band_{name}"] = galaxies[name][..., :start], galaxies[name][..., start:]
+    del bands["band_predictive"]
+    return bands
 
 
 def _compared(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ import zarr
 from numpy.typing import NDArray
 
 from digs_survey.catalog.decoding import NotTextError, StoredArray, numbers
+from digs_survey.catalog.photometry import PhotometryColumns
 from digs_survey.catalog.schema import (
     FLUX_UNIT,
     ValidationReport,
@@ -64,6 +65,9 @@ class CatalogRows:
     galaxy_id : ndarray of int or str, shape (galaxy,)
     quality : ndarray of int64, shape (galaxy,)
         Bits of :class:`~digs_survey.quality.QualityFlag`.
+    maggies, maggies_ivar : ndarray of float64, shape (galaxy, band)
+        Photometry and its inverse variance, both 0 where a galaxy lacks a band; without bands where the catalog was
+        opened for no filters.
     """
 
     flux: NDArray[np.float64]
@@ -72,12 +76,14 @@ class CatalogRows:
     redshift: NDArray[np.float64]
     galaxy_id: NDArray[Any]
     quality: NDArray[np.int64]
+    maggies: NDArray[np.float64]
+    maggies_ivar: NDArray[np.float64]
 
 
 class Catalog:
     """A catalog that keeps to the schema, opened for reading; see :meth:`open`."""
 
-    def __init__(self, path: Path, group: zarr.Group) -> None:
+    def __init__(self, path: Path, group: zarr.Group, filters: Sequence[str] = ()) -> None:
         self.path = path
         self._arrays = stored_arrays(group)
         self._attrs = dict(group.attrs)
@@ -87,20 +93,27 @@ class Catalog:
         columns, self.not_carried = survey_arrays(self._arrays)
         self.survey_columns: tuple[str, ...] = tuple(columns)
         self._scale = float(parse_unit(self._arrays["flux"].attrs["units"]).to(FLUX_UNIT))
+        self._photometry = PhotometryColumns(self, filters) if filters else None
 
     @classmethod
-    def open(cls, path: Path | str) -> Catalog:
+    def open(cls, path: Path | str, filters: Sequence[str] = ()) -> Catalog:
         """Open a catalog after checking its schema; cheap, since only metadata and wavelengths are read.
+
+        Parameters
+        ----------
+        path : Path or str
+        filters : sequence of str
+            Of the photometry that rows are to have; the catalog may lack columns of some of them.
 
         Raises
         ------
         CatalogError
-            Listing every violation of the schema.
+            Listing every violation of the schema, and of the rules of photometry where there are filters.
         """
         path = location(path)
         group = open_group(path)
         ValidationReport(path, schema_violations(group)).raise_for_errors()
-        return cls(path, group)
+        return cls(path, group, filters)
 
     def rows(self, start: int, stop: int) -> CatalogRows:
         """Read the spectra of rows ``start`` to ``stop`` (excluded).
@@ -124,7 +137,17 @@ class Catalog:
         quality[damaged] |= QualityFlag.UNREADABLE
         low, high = np.searchsorted(self.duplicate_rows, [start, stop])
         quality[self.duplicate_rows[low:high] - start] |= QualityFlag.DUPLICATE_ID
-        return CatalogRows(flux, ivar, good, redshift, self.galaxy_id(start, stop), quality)
+        maggies, maggies_ivar = np.zeros((2, stop - start, 0))
+        if self._photometry is not None:
+            bands = self._photometry.rows(start, stop)
+            maggies, maggies_ivar = bands.flux, bands.ivar
+            quality[bands.bad] |= QualityFlag.BAD_PHOTOMETRY
+        return CatalogRows(flux, ivar, good, redshift, self.galaxy_id(start, stop), quality, maggies, maggies_ivar)
+
+    @property
+    def missing_filters(self) -> tuple[str, ...]:
+        """Filters that the catalog was opened for and has no columns of."""
+        return () if self._photometry is None else self._photometry.missing
 
     @property
     def chunk_rows(self) -> int:

@@ -7,7 +7,7 @@ to that amplitude by :func:`reference_factor`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,26 +38,40 @@ class PreparedRows:
         Unmasked elements with positive inverse variance and, unless negative flux is kept, positive flux.
     quality : ndarray of int64, shape (galaxy,)
         Bits of :class:`~digs_survey.quality.QualityFlag`.
+    bands : int
+        How many of the last elements are fluxes through filters, and none of the spectrum.
     """
 
     flux: NDArray[np.float64]
     ivar: NDArray[np.float64]
     good: NDArray[np.bool_]
     quality: NDArray[np.int64]
+    bands: int = 0
+
+    @property
+    def elements(self) -> int:
+        """How many elements the spectrum has."""
+        return self.good.shape[1] - self.bands
 
     @property
     def spectrum(self) -> NDArray[np.float64]:
-        """The flux alone (galaxy, wavelength)."""
-        return self.flux[:, : self.good.shape[1]]
+        """The flux of the spectrum alone (galaxy, wavelength)."""
+        return self.flux[:, : self.elements]
+
+    @property
+    def spectrum_good(self) -> NDArray[np.bool_]:
+        """Good elements of the spectrum alone (galaxy, wavelength)."""
+        return self.good[:, : self.elements]
 
     def take(self, rows: Any) -> PreparedRows:
         """Return the rows that an index or a slice chooses."""
-        return PreparedRows(*(getattr(self, field.name)[rows] for field in fields(self)))
+        arrays = {name: getattr(self, name)[rows] for name in ("flux", "ivar", "good", "quality")}
+        return replace(self, **arrays)
 
     @property
     def n_good(self) -> NDArray[np.int32]:
-        """Number of good elements of each row (galaxy,)."""
-        return self.good.sum(axis=1, dtype=np.int32)
+        """Number of good elements of each row's spectrum (galaxy,)."""
+        return self.spectrum_good.sum(axis=1, dtype=np.int32)
 
 
 def reference_factor(redshift: ArrayLike, zred: float) -> NDArray[np.float64]:

@@ -33,6 +33,7 @@ __all__ = [
     "open_group",
     "parse_unit",
     "redshift_quality",
+    "same_unit",
     "schema_violations",
     "stored_arrays",
     "survey_arrays",
@@ -269,7 +270,7 @@ def _flux_unit_violations(arrays: Mapping[str, StoredArray]) -> Iterator[str]:
         yield f"flux: expected units convertible to {FLUX_UNIT}, found {found}"
     elif flux is not None and not 0 < flux.to(FLUX_UNIT) < np.inf:
         yield f"flux: expected units with a positive scale, found {arrays['flux'].attrs['units']!r}"
-    elif flux is not None and ivar is not None and not _same(ivar, flux**-2):
+    elif flux is not None and ivar is not None and not same_unit(ivar, flux**-2):
         found = f"{arrays['ivar'].attrs['units']!r}{ampere_hint(ivar)}"
         yield f"ivar: expected units {(flux**-2).to_string()} ({expected['ivar']}), found {found}"
 
@@ -279,7 +280,8 @@ def ampere_hint(unit: units.UnitBase) -> str:
     return "; A is the ampere, write Angstrom or AA" if units.A in getattr(unit, "bases", ()) else ""
 
 
-def _same(one: units.UnitBase, other: units.UnitBase) -> bool:
+def same_unit(one: units.UnitBase, other: units.UnitBase) -> bool:
+    """Tell whether two units are the same, up to rounding of their scales."""
     return one.is_equivalent(other) and bool(np.isclose(one.to(other), 1.0, rtol=1e-6))
 
 

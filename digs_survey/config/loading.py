@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
 from digs_survey.config.param_file import FileModel, with_file_model
-from digs_survey.config.survey_config import SurveyConfig, with_parameters
+from digs_survey.config.survey_config import SurveyConfig, with_sections
 from digs_survey.config.types import Section
 from digs_survey.distributions import PRIORS, AnyPrior, Given
 from digs_survey.errors import ConfigError
@@ -36,6 +36,10 @@ RENAMED = {
     "escalate.least_ess": "escalate.min_ess",
 }
 """Keys and sections of earlier versions, and what they are called now."""
+
+
+_PHOTOMETRY = ["noise", "photometry"]
+"""Where the section ``[photometry]`` is kept."""
 
 
 def _catalogs() -> Path:
@@ -109,7 +113,7 @@ def read_parameters(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a TOML file, with the parameters of its model where they are kept."""
+    """Read a TOML file, with each of its sections where it is kept."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -121,7 +125,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration {path} is not valid TOML: {error}") from error
     try:
-        found: dict[str, Any] = with_parameters(data)
+        found: dict[str, Any] = with_sections(data)
     except ValueError as error:
         raise ConfigError(f"configuration {path} cannot be used:\n  - {error}") from error
     return found
@@ -161,7 +165,8 @@ def default_of(key: str) -> Any:
     [2.0, 60.0]
     """
     value: Any = SurveyConfig()
-    for name in key.split("."):
+    names = key.split(".")
+    for name in [*_PHOTOMETRY, *names[1:]] if names[0] == "photometry" else names:
         if not isinstance(value, BaseModel) or name not in type(value).model_fields:
             return None
         value = getattr(value, name)
@@ -173,6 +178,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
     parts = [part.strip() for part in key.split(".")]
     if parts[:2] == ["model", "parameters"]:
         parts[:2] = ["prior"]
+    if parts[:1] == ["photometry"]:
+        parts[:1] = _PHOTOMETRY
     if not equals or not all(parts):
         raise ConfigError(f"--set {override!r}: expected section.key=value, for example train.epochs=5")
     try:
@@ -193,7 +200,8 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             keys = dict.fromkeys(key for kind in PRIORS for key in kind.model_fields)
             yield from (f"prior.{p}.{key}" for p in PARAMETERS for key in keys)
         elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from _known_keys(info.annotation, f"{prefix}{name}.")
+            inner = f"{prefix}{name}."
+            yield from _known_keys(info.annotation, "photometry." if inner == ".".join([*_PHOTOMETRY, ""]) else inner)
         else:
             yield f"{prefix}{name}"
 
@@ -204,6 +212,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
         # The kind of a prior is part of where it is, and no key.
         where = [str(part) for k, part in enumerate(problem["loc"]) if not (k == 2 and problem["loc"][0] == "prior")]
+        where = where[1:] if where[:2] == _PHOTOMETRY else where
         key = ".".join(where)
         # Of a value that may be of several kinds, the last part names a kind.
         if (parent := key.rpartition(".")[0]) in known and isinstance(problem["loc"][-1], str):

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from digs_survey.config.types import Count, Positive, Section, Share
+from digs_survey.config.photometry_section import PhotometryConfig
+from digs_survey.config.types import Count, Interval, Positive, Section, Share
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import MAX_REDSHIFT
 
@@ -37,9 +38,6 @@ class MissingConfig(Section):
     def columns(self) -> int:
         """Random numbers that choose a spectrum's stretches; 0 where no spectrum lacks any."""
         return 1 + 2 * self.stretches if self.probability > 0 else 0
-
-
-Interval = tuple[Positive, Positive]
 
 
 class ObservingConfig(Section):
@@ -111,7 +109,7 @@ class ObservingConfig(Section):
 class NoiseConfig(Section):
     """The survey's noise, drawn on simulations and used by every likelihood."""
 
-    added = frozenset({"calibration_order", "calibration_width", "observing"})
+    added = frozenset({"calibration_order", "calibration_width", "observing", "photometry"})
 
     kind: Literal["fractional", "constant", "catalog", "row"] = "fractional"
     """A fraction of the flux; the same absolute error for every spectrum; the catalog's own ivar (rows drawn
@@ -123,6 +121,9 @@ class NoiseConfig(Section):
     calibration_width: Annotated[float, Field(ge=0, le=0.5)] = 0.03
     """Of row noise: standard deviation of each of the polynomial's Chebyshev coefficients."""
     observing: ObservingConfig = ObservingConfig()
+    photometry: PhotometryConfig = PhotometryConfig()
+    """Of row noise: fluxes through filters beside the spectrum. A file has it as a section of its own,
+    ``[photometry]``."""
     fraction: Annotated[float, Field(ge=0)] = 0.05
     """Standard deviation as a fraction of the flux. The other kinds add it in quadrature, for what the model itself
     gets wrong; 0 leaves it out there."""

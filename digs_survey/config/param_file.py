@@ -149,6 +149,8 @@ def _contradictions(config: SurveyConfig) -> Iterator[str]:
             yield f"model.{name}: expected to be left out, found {found!r},"
     if config.simulate.engine == "batched":
         yield "simulate.engine: expected 'auto' or 'prospector', found 'batched',"
+    if config.noise.photometry.filters:
+        yield f"photometry.filters: expected none, found {', '.join(config.noise.photometry.filters)},"
     if config.map.error_floor == "fit":
         yield "map.error_floor: expected a number, found 'fit',"
     for key, expected in _IMPOSED.items():

@@ -18,10 +18,12 @@ from digs_survey.config.map_section import MapConfig
 from digs_survey.config.model_section import ModelConfig
 from digs_survey.config.noise_sections import MissingConfig, NoiseConfig
 from digs_survey.config.param_file import check_file_model
+from digs_survey.config.photometry_section import PhotometryConfig, check_spec_norm
 from digs_survey.config.train_section import TrainConfig
 from digs_survey.config.types import Count, Positive, Section
 from digs_survey.distributions import CONDITIONAL, AnyPrior, Uniform
 from digs_survey.errors import ConfigError
+from digs_survey.parameters import SPEC_NORM
 from digs_survey.prior import Prior
 
 __all__ = [
@@ -115,9 +117,9 @@ class SurveyConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _parameters_of_model(cls, data: Any) -> Any:
-        """Take the section of the model's parameters."""
-        return with_parameters(data)
+    def _sections_where_kept(cls, data: Any) -> Any:
+        """Take the sections of the model's parameters and of photometry."""
+        return with_sections(data)
 
     @model_validator(mode="after")
     def _file_model(self) -> SurveyConfig:
@@ -142,7 +144,7 @@ class SurveyConfig(Section):
 
     @model_validator(mode="after")
     def _row_noise(self) -> SurveyConfig:
-        by_row = self.noise.by_row
+        by_row, prior = self.noise.by_row, self.make_prior()
         for key, value, needed in (
             ("train.whitening", self.train.whitening, "least_squares"),
             ("model.age", self.model.age, "tage_tuniv"),
@@ -156,6 +158,11 @@ class SurveyConfig(Section):
             )
         if by_row and self.train.pairs == "disk":
             raise ValueError("noise.kind = 'row' draws noise afresh; expected train.pairs = 'fresh', found 'disk'")
+        if not self.noise.photometry.filters and SPEC_NORM in {*prior.names, *prior.constants, *prior.ties}:
+            raise ValueError(
+                f"prior.{SPEC_NORM} is the share of the light that the spectrum has, which photometry tells; expected "
+                "photometry.filters beside it, found none"
+            )
         if "tage" in self.map.derived and self.model.binned:
             raise ValueError(f"map.derived: model.sfh = {self.model.sfh!r} has no tage; expected t50 or t90")
         if "tage" in self.map.derived and self.model.age != "tage_tuniv":
@@ -197,6 +204,7 @@ class SurveyConfig(Section):
             self._check_free_spread()
         check_dust(self.model.dust_law, self.prior)
         check_gas(self.model, self.prior)
+        check_spec_norm(self.prior)
         if self.model.binned:
             return prior_of_bins(self.model, self.prior)
         left_out = ("logtau",) if self.model.sfh == "constant" else ()
@@ -237,14 +245,33 @@ def grid_centres(grid: GridConfig) -> np.ndarray:
     return grid.start_angstrom + grid.step_angstrom * np.arange(count)
 
 
-def with_parameters(data: Any) -> Any:
-    """Return the values of a configuration with ``model.parameters`` as ``prior``, where they are kept.
+def with_sections(data: Any) -> Any:
+    """Return the values of a configuration with each section where it is kept: see :func:`_with_parameters` and
+    :func:`_with_photometry`.
 
     Raises
     ------
     ValueError
-        If a parameter is in both.
+        If a setting is in both places.
     """
+    return _with_photometry(_with_parameters(data))
+
+
+def _with_photometry(data: Any) -> Any:
+    """Return the values of a configuration with ``photometry`` in ``noise``, whose cards and hashes it belongs to."""
+    if not isinstance(data, dict) or "photometry" not in data:
+        return data
+    given, noise = data["photometry"], data.get("noise", {})
+    if not isinstance(given, dict | PhotometryConfig) or not isinstance(noise, dict):
+        raise ValueError("photometry: expected a section with filters")
+    if "photometry" in noise:
+        raise ValueError("photometry and noise.photometry are both given, and are the same; leave out the latter")
+    others = {name: value for name, value in data.items() if name != "photometry"}
+    return others | {"noise": noise | {"photometry": given}}
+
+
+def _with_parameters(data: Any) -> Any:
+    """Return the values of a configuration with ``model.parameters`` as ``prior``."""
     model = data.get("model") if isinstance(data, dict) else None
     if not isinstance(model, dict) or "parameters" not in model:
         return data

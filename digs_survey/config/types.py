@@ -6,9 +6,10 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-__all__ = ["Count", "Fraction", "Positive", "Section", "Share"]
+__all__ = ["Count", "Fraction", "Interval", "Positive", "Section", "Share"]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Interval = tuple[Positive, Positive]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]

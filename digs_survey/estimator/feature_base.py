@@ -56,8 +56,16 @@ class FeatureBase(nn.Module, ABC):
         return self.sees_amplitude + self.shape_features
 
     @abstractmethod
-    def fit(self, noisy: NDArray[np.floating], flux: NDArray[np.floating], theta: NDArray[np.floating]) -> None:
-        """Set the statistics from the training split: spectra with noise and without, and theta (n, ndim)."""
+    def fit(
+        self,
+        noisy: NDArray[np.floating],
+        flux: NDArray[np.floating],
+        theta: NDArray[np.floating],
+        light: NDArray[np.floating] | None = None,
+    ) -> None:
+        """Set the statistics from the training split: spectra with noise and without, theta (n, ndim), and, where rows
+        have photometry, the light that filters see (n, coarse element).
+        """
 
     def context(self, features: Tensor) -> Tensor:
         """What the network sees (n, size) of features (n, 1 + shape_features)."""

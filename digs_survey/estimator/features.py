@@ -18,6 +18,7 @@ from digs_survey.config import NoiseConfig, TrainConfig
 from digs_survey.estimator.brightness import AsinhFlux, LogFlux
 from digs_survey.estimator.feature_base import MIN_VARIANCE, RANGE, FeatureBase
 from digs_survey.estimator.fitted_features import FittedFeatures
+from digs_survey.estimator.paired_features import PairedFeatures
 from digs_survey.estimator.robust import clip_outliers, ordinary_rows
 from digs_survey.prior import Prior
 
@@ -59,7 +60,13 @@ class Features(FeatureBase):
         }.items():
             self.register_buffer(name, torch.zeros(shape))
 
-    def fit(self, noisy: NDArray[np.floating], flux: NDArray[np.floating], theta: NDArray[np.floating]) -> None:
+    def fit(
+        self,
+        noisy: NDArray[np.floating],
+        flux: NDArray[np.floating],
+        theta: NDArray[np.floating],
+        light: NDArray[np.floating] | None = None,
+    ) -> None:
         """Set the statistics from the training split.
 
         Parameters
@@ -67,6 +74,8 @@ class Features(FeatureBase):
         noisy, flux : ndarray, shape (n, wavelength)
             Spectra with noise and without.
         theta : ndarray, shape (n, ndim)
+        light : None
+            These features have no photometry.
         """
         noisy, flux = np.asarray(noisy, dtype=np.float64), np.asarray(flux, dtype=np.float64)
         # A power of two, so that dividing by it rounds nothing.
@@ -113,7 +122,12 @@ def _principal(shape: NDArray[np.float64], components: int) -> NDArray[np.float6
 
 
 def build_features(elements: int, network: TrainConfig, prior: Prior, noise: NoiseConfig) -> FeatureBase:
-    """Return the features that a network is configured for, of spectra of so many elements, without statistics."""
+    """Return the features that a network is configured for, of spectra of so many elements, without statistics.
+
+    Filters are not among the elements.
+    """
+    if network.whitening == "least_squares" and noise.photometry.filters:
+        return PairedFeatures(elements, network, prior, noise)
     if network.whitening == "least_squares":
         return FittedFeatures(elements, network, prior, noise)
     return Features(elements, network, prior)

@@ -20,7 +20,7 @@ not calibration.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,16 +30,16 @@ from torch import Tensor
 from digs_survey.config import NoiseConfig, TrainConfig
 from digs_survey.estimator.feature_base import MIN_VARIANCE, RANGE, FeatureBase
 from digs_survey.estimator.robust import clip_outliers, ordinary_rows
-from digs_survey.estimator.row_fit import fit_row
+from digs_survey.estimator.row_fit import Fit, fit_row
 from digs_survey.noise.observation import split_clean, split_observed
 from digs_survey.noise.row_likelihood import calibration_terms
 from digs_survey.prior import Prior
 
-__all__ = ["FittedFeatures"]
+__all__ = ["AMPLITUDE_WIDTH", "MOST", "BandRows", "FittedFeatures", "first_guess"]
 
-_MOST = 1e10
+MOST = 1e10
 """Largest weight of an element, its signal-to-noise ratio squared: far beyond it the matrix A has no numerical root."""
-_AMPLITUDE_WIDTH = 0.3
+AMPLITUDE_WIDTH = 0.3
 """Standard deviation of the amplitude, as a share of the first guess, in the fit of the coefficients."""
 _LEAST_AMPLITUDE = 0.1
 """Of the fit over the first guess."""
@@ -48,6 +48,27 @@ _FITS = 2
 _OTHERS = 4
 """Features of the shape besides those of the coefficients: redshift, chi-square, and two of the amplitude's error."""
 _DOUBLE = torch.float64
+
+
+class BandRows(NamedTuple):
+    """What the fit of a spectrum takes of the fluxes through filters that belong to it.
+
+    Attributes
+    ----------
+    weight, residual : Tensor, shape (n, band)
+        As those of the spectrum.
+    basis : Tensor, shape (n, band, column)
+        Of a row's own redshift.
+    mean : Tensor, shape (n, band)
+    first : Tensor, shape (n,)
+        Factor on the first of the calibration's terms.
+    """
+
+    weight: Tensor
+    residual: Tensor
+    basis: Tensor
+    mean: Tensor
+    first: Tensor
 
 
 class FittedFeatures(FeatureBase):
@@ -62,6 +83,8 @@ class FittedFeatures(FeatureBase):
     prior : Prior
     noise : NoiseConfig
         Whose calibration polynomial is marginalised.
+    others : int
+        Features that a subclass adds at the end; they are not scaled by the training split's.
     """
 
     unit: Tensor
@@ -71,10 +94,10 @@ class FittedFeatures(FeatureBase):
     centre: Tensor
     scale: Tensor
 
-    def __init__(self, elements: int, network: TrainConfig, prior: Prior, noise: NoiseConfig) -> None:
+    def __init__(self, elements: int, network: TrainConfig, prior: Prior, noise: NoiseConfig, others: int = 0) -> None:
         components = min(network.components, elements)
-        super().__init__(3 * components + _OTHERS, network, prior)
-        self.components = components
+        super().__init__(3 * components + _OTHERS + others, network, prior)
+        self.components, self.others = components, others
         self.order, self.width = noise.calibration_order, noise.calibration_width
         for name, shape, kind in (
             ("unit", (), torch.float32),
@@ -91,7 +114,13 @@ class FittedFeatures(FeatureBase):
         self.register_buffer("terms", torch.as_tensor(terms.T.copy()), persistent=False)
         self._tables: _Tables | None = None
 
-    def fit(self, noisy: NDArray[np.floating], flux: NDArray[np.floating], theta: NDArray[np.floating]) -> None:
+    def fit(
+        self,
+        noisy: NDArray[np.floating],
+        flux: NDArray[np.floating],
+        theta: NDArray[np.floating],
+        light: NDArray[np.floating] | None = None,
+    ) -> None:
         """Set the basis and the statistics from the training split.
 
         Parameters
@@ -101,27 +130,39 @@ class FittedFeatures(FeatureBase):
         flux : ndarray, shape (n, wavelength + 1)
             Noiseless flux, and the redshift.
         theta : ndarray, shape (n, ndim)
+        light : None
+            What a subclass takes.
         """
         clean = np.asarray(split_clean(np.asarray(flux))[0], dtype=np.float64)
         self._set(unit=float(2.0 ** np.round(np.log2(np.median(clean)))))
         mean = (clean / clean.mean(axis=1, keepdims=True)).mean(axis=0)
         shape = clean / _amplitude(clean, mean)
-        columns = [_AMPLITUDE_WIDTH * mean[:, None], _components(shape - mean, self.components)]
+        columns = [AMPLITUDE_WIDTH * mean[:, None], _components(shape - mean, self.components)]
         self._set(mean=mean, basis=np.concatenate(columns, axis=1))
+        self._fit_statistics(noisy, theta)
+
+    def _fit_statistics(self, noisy: NDArray[np.floating], theta: NDArray[np.floating]) -> None:
+        """Set all that is learned of features once there is a basis."""
         observed = torch.as_tensor(np.asarray(noisy, dtype=np.float64))
         amplitude, raw = (torch.cat(part) for part in zip(*map(self._raw, observed.split(4096)), strict=True))
-        ordinary = torch.as_tensor(ordinary_rows(np.concatenate([amplitude, raw], axis=1)))
+        learned = self.shape_features - self.others
+        ordinary = torch.as_tensor(ordinary_rows(np.concatenate([amplitude, raw[:, :learned]], axis=1)))
         amplitude, raw, theta = amplitude[ordinary], raw[ordinary], theta[ordinary.numpy()]
-        steady, clipped = clip_outliers(amplitude.numpy()), clip_outliers(raw.numpy())
+        steady, clipped = clip_outliers(amplitude.numpy()), clip_outliers(raw[:, :learned].numpy())
+        middle, width = self._scales_of_others()
         self._set(
             amplitude_mean=steady.mean(),
             amplitude_std=steady.std(),
-            centre=clipped.mean(axis=0),
-            scale=np.sqrt(np.maximum(clipped.var(axis=0), MIN_VARIANCE)),
+            centre=np.concatenate([clipped.mean(axis=0), middle]),
+            scale=np.concatenate([np.sqrt(np.maximum(clipped.var(axis=0), MIN_VARIANCE)), width]),
         )
         features = self._whiten(amplitude, raw)
         self._set(limit=np.quantile(np.abs(features.numpy()), 1 - RANGE, axis=0))
         self.coordinates.fit(amplitude, features[:, 1:].double(), theta)
+
+    def _scales_of_others(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Centre and scale of the features that a subclass adds."""
+        return np.zeros(0), np.ones(0)
 
     def _set(self, **statistics: NDArray[np.float64] | float) -> None:
         super()._set(**statistics)
@@ -144,51 +185,72 @@ class FittedFeatures(FeatureBase):
         """Amplitude (n, 1) in dex, and features (n, shape_features) before they are scaled; double precision."""
         flux, inverse, redshift = split_observed(observed.double())
         flux, weight = flux / self.unit, (inverse * self.unit) ** 2
-        # Above zero for any noise: far above it, as for all but the faintest, it is that of least squares.
-        among = (weight * self.mean**2).sum(dim=-1, keepdim=True).clamp_min(1e-300)
-        best = (weight * flux * self.mean).sum(dim=-1, keepdim=True) / among
-        root = torch.sqrt(best**2 + 4 / among)
-        # Two forms of the same number: where the flux is negative, the first one is a difference of near numbers.
-        amplitude = torch.where(best > 0, 0.5 * (best + root), 2 / among / (root - best))
-        residual, weight = flux / amplitude - self.mean, (weight * amplitude**2).clamp_max(_MOST)
-        coefficients, variance, precision, square = self._least_squares(weight, residual)
-        count = (weight > 0).sum(dim=-1, keepdim=True).clamp_min(1)
-        # What was fitted is the spectrum over the first guess of its amplitude.
-        more = (1 + _AMPLITUDE_WIDTH * coefficients[..., :1]).clamp_min(_LEAST_AMPLITUDE)
-        shape = [coefficients[..., 1:] / more, variance.log(), precision.log(), redshift[..., None]]
-        return (amplitude * more).log10(), torch.cat([*shape, (square / count).clamp_min(1e-3).log()], dim=-1)
+        amplitude = first_guess(flux, weight, self.mean)
+        residual, weight = flux / amplitude - self.mean, (weight * amplitude**2).clamp_max(MOST)
+        return self._of_fit(amplitude, self._least_squares(weight, residual), redshift, weight)
 
-    def _least_squares(self, weight: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Coefficients, their variances and the diagonal of A (n, column), and chi-square (n, 1), all with the
-        calibration marginalised; by Schur's complement, since only its columns differ between the two fits.
+    def _of_fit(self, amplitude: Tensor, fit: Fit, redshift: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Amplitude (n, 1) in dex and features (n, 3 K + 4) of a fit that was made over a first guess (n, 1)."""
+        count = (torch.cat(weights, dim=-1) > 0).sum(dim=-1, keepdim=True).clamp_min(1)
+        # What was fitted is the spectrum over the first guess of its amplitude.
+        more = (1 + AMPLITUDE_WIDTH * fit.coefficients[..., :1]).clamp_min(_LEAST_AMPLITUDE)
+        shape = [fit.coefficients[..., 1:] / more, fit.variance.log(), fit.precision.log(), redshift[..., None]]
+        misfit = (fit.square[..., None] / count).clamp_min(1e-3).log()
+        return (amplitude * more).log10(), torch.cat([*shape, misfit], dim=-1)
+
+    def _least_squares(self, weight: Tensor, residual: Tensor, bands: BandRows | None = None) -> Fit:
+        """Fit spectra (n, wavelength), with fluxes through filters beside them, the calibration marginalised: by
+        Schur's complement, since only its columns differ between the two fits.
         """
         if len(weight) == 1 and weight.device.type == "cpu":
-            basis, terms, mean = self.basis.numpy(), self.terms.numpy(), self.mean.numpy()
-            found = fit_row(basis, terms, mean, weight[0].numpy(), residual[0].numpy(), _FITS)
-            coefficients, variance, precision, square = (torch.as_tensor(values)[None] for values in found)
-            return coefficients, variance, precision, square[:, None]
+            return Fit(*(torch.as_tensor(values)[None] for values in self._fit_one(weight[0], residual[0], bands)))
         if self._tables is None:
             self._tables = _Tables.of(self.basis, self.terms)
         normal = self._normal(weight, self._tables)
         right = (weight * residual) @ self.basis
+        square = (weight * residual**2).sum(dim=-1)
+        first = torch.ones_like(square)
+        if bands is not None:
+            weighted = bands.weight[..., None] * bands.basis
+            normal = normal + weighted.mT @ bands.basis
+            right = right + (weighted.mT @ bands.residual[..., None])[..., 0]
+            square, first = square + (bands.weight * bands.residual**2).sum(dim=-1), bands.first
         covariance = torch.cholesky_inverse(torch.linalg.cholesky(normal))
         alone = (covariance @ right[..., None])[..., 0]
         coefficients = alone
         variance, precision = (torch.diagonal(matrix, dim1=-2, dim2=-1) for matrix in (covariance, normal))
-        square = (weight * residual**2).sum(dim=-1, keepdim=True)
+        term, term_variance = torch.zeros_like(first), torch.ones_like(first)
         if self.order:
             spectrum = self.mean.expand_as(residual)
+            factor = None if bands is None else _first_factor(first, self.order)
+            unit = torch.eye(self.order, dtype=weight.dtype, device=weight.device)
             for _ in range(_FITS):
                 cross, inner, along = self._with_calibration(weight, residual, spectrum, self._tables)
+                if factor is not None:
+                    cross, along = cross * factor[:, None], along * factor
+                    inner = inner * factor[:, None] * factor[..., None]
                 gain = covariance @ cross
-                inner = torch.linalg.inv(inner - cross.mT @ gain)
+                inner = torch.linalg.inv(inner + unit - cross.mT @ gain)
                 part = (inner @ (along[..., None] - cross.mT @ alone[..., None]))[..., 0]
                 coefficients = alone - (gain @ part[..., None])[..., 0]
                 spectrum = self.mean + coefficients @ self.basis.T
             variance = variance + ((gain @ inner) * gain).sum(dim=-1)
-            square = square - (along * part).sum(dim=-1, keepdim=True)
-        square = square - (right * coefficients).sum(dim=-1, keepdim=True)
-        return coefficients, variance, precision, square
+            square = square - (along * part).sum(dim=-1)
+            term, term_variance = part[..., 0], inner[..., 0, 0]
+        square = square - (right * coefficients).sum(dim=-1)
+        return Fit(coefficients, variance, precision, square, term, term_variance)
+
+    def _fit_one(self, weight: Tensor, residual: Tensor, bands: BandRows | None) -> Fit:
+        """Fit one row (wavelength,) by numpy; ``bands`` has one row too."""
+        basis, terms, mean = self.basis.numpy(), self.terms.numpy(), self.mean.numpy()
+        whole = weight.numpy(), residual.numpy()
+        if bands is not None:
+            more, off, columns, middle, first = (part[0].numpy() for part in bands)
+            terms = terms * np.where(np.arange(terms.shape[1]) == 0, first, 1.0)
+            terms = np.pad(terms, [(0, len(more)), (0, 0)])
+            basis, mean = np.concatenate([basis, columns]), np.concatenate([mean, middle])
+            whole = np.concatenate([whole[0], more]), np.concatenate([whole[1], off])
+        return fit_row(basis, terms, mean, *whole, _FITS)
 
     def _normal(self, weight: Tensor, tables: _Tables) -> Tensor:
         """Matrix A (n, column, column) without the calibration."""
@@ -201,13 +263,12 @@ class FittedFeatures(FeatureBase):
         self, weight: Tensor, residual: Tensor, spectrum: Tensor, tables: _Tables
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Blocks of A that the calibration of a spectrum (n, wavelength) adds: with the columns (n, column, term) and
-        with itself (n, term, term); and its part of b (n, term).
+        with itself (n, term, term), without its prior; and its part of b (n, term).
         """
         once, twice = weight * spectrum, weight * spectrum**2
         along = (once * residual) @ self.terms
-        unit = torch.eye(self.order, dtype=weight.dtype, device=weight.device)
         cross = (once @ tables.cross).unflatten(-1, (self.basis.shape[1], self.order))
-        return cross, (twice @ tables.terms).unflatten(-1, (self.order, self.order)) + unit, along
+        return cross, (twice @ tables.terms).unflatten(-1, (self.order, self.order)), along
 
     def _whiten(self, amplitude: Tensor, raw: Tensor) -> Tensor:
         relative = (amplitude - self.amplitude_mean) / self.amplitude_std
@@ -246,6 +307,23 @@ class _Tables:
             (basis[:, :, None] * terms[:, None]).flatten(1),
             (terms[:, :, None] * terms[:, None]).flatten(1),
         )
+
+
+def first_guess(flux: Tensor, weight: Tensor, mean: Tensor) -> Tensor:
+    """Amplitudes (n, 1) of flux (n, wavelength) over a mean spectrum, by weighted least squares.
+
+    They are above zero for any noise: far above it, as for all but the faintest, they are those of least squares.
+    """
+    among = (weight * mean**2).sum(dim=-1, keepdim=True).clamp_min(1e-300)
+    best = (weight * flux * mean).sum(dim=-1, keepdim=True) / among
+    root = torch.sqrt(best**2 + 4 / among)
+    # Two forms of the same number: where the flux is negative, the first one is a difference of near numbers.
+    return torch.where(best > 0, 0.5 * (best + root), 2 / among / (root - best))
+
+
+def _first_factor(first: Tensor, order: int) -> Tensor:
+    """Factors (n, order) on the calibration's terms, of which all but the first are 1."""
+    return torch.cat([first[:, None], first.new_ones(len(first), order - 1)], dim=-1)
 
 
 def _amplitude(flux: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import lapack
 
-__all__ = ["fit_row"]
+__all__ = ["Fit", "fit_row"]
 
 Array = NDArray[np.float64]
 
 
-def fit_row(
-    basis: Array, terms: Array, mean: Array, weight: Array, residual: Array, fits: int
-) -> tuple[Array, Array, Array, Array]:
+class Fit(NamedTuple):
+    """What a fit gives for each row; numpy arrays of one row, or torch tensors of many.
+
+    Attributes
+    ----------
+    coefficients, variance, precision : (..., column)
+        Posterior means and variances; the diagonal of the matrix of the normal equations without the calibration.
+    square : (...)
+        Chi-square of the best fit, with the priors' part.
+    term, term_variance : (...)
+        Posterior mean and variance of the calibration's first coefficient; 0 and 1 without calibration.
+    """
+
+    coefficients: Any
+    variance: Any
+    precision: Any
+    square: Any
+    term: Any
+    term_variance: Any
+
+
+def fit_row(basis: Array, terms: Array, mean: Array, weight: Array, residual: Array, fits: int) -> Fit:
     """Fit the coefficients of a basis to one row, with the calibration marginalised.
 
     Parameters
@@ -29,10 +50,7 @@ def fit_row(
 
     Returns
     -------
-    coefficients, variance, precision : ndarray, shape (column,)
-        Posterior means and variances; the diagonal of the matrix of the normal equations without the calibration.
-    square : ndarray, shape ()
-        Chi-square of the best fit, with the priors' part.
+    Fit
     """
     some = np.flatnonzero(weight)
     basis, terms, mean, weight, residual = basis[some], terms[some], mean[some], weight[some], residual[some]
@@ -56,7 +74,8 @@ def fit_row(
         spectrum = mean + basis @ coefficients
     variance = variance + ((gain @ inner) * gain).sum(axis=1)
     square = (weight * residual) @ residual - right @ coefficients - along @ part
-    return coefficients, variance, normal.diagonal().copy(), np.asarray(square)
+    first = (part[0], inner[0, 0]) if part.size else (0.0, 1.0)
+    return Fit(coefficients, variance, normal.diagonal().copy(), np.asarray(square), *map(np.asarray, first))
 
 
 def _inverse(matrix: Array) -> Array:

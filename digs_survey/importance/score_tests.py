@@ -97,9 +97,12 @@ class ScoreTests:
         spectra : ndarray, shape (draws, wavelength)
             Noiseless, of draws of the row's posterior.
         """
-        middle, draws = spectra.mean(axis=0), len(spectra)
-        shifts = (self._shifts @ middle).reshape(-1, middle.size)
-        changes = np.concatenate([spectra - middle, shifts, middle * self._steps])
+        middle, draws, elements = spectra.mean(axis=0), len(spectra), len(self.grid)
+        shifts = (self._shifts @ middle[:elements]).reshape(-1, elements)
+        faults = np.concatenate([shifts, middle[:elements] * self._steps])
+        # Photometry has neither fault, and tells what the parameters are.
+        faults = np.pad(faults, [(0, 0), (0, middle.size - elements)])
+        changes = np.concatenate([spectra - middle, faults])
         found = self.noise.linearised(changes, observed, middle, good, errors)
         residual, scaled, shared = (values.astype(np.float32) for values in found)
         if not all(np.isfinite(values).all() for values in (residual, scaled, shared)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from digs_survey.noise.model import NoiseModel
 from digs_survey.prior import Prior
 from digs_survey.sps.arrays import one_thread
 from digs_survey.sps.batched import BatchedModel
-from digs_survey.sps.universe import physical_theta
+from digs_survey.sps.paired import PairedModel, batched_model, predict
 
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
@@ -21,8 +21,8 @@ __all__ = ["SpectrumLikelihood"]
 
 
 @lru_cache(maxsize=1)
-def _model_of(posterior: FrozenPosterior) -> BatchedModel:
-    return BatchedModel.from_config(posterior.model, posterior.prior, posterior.grid)
+def _model_of(posterior: FrozenPosterior) -> BatchedModel | PairedModel:
+    return batched_model(posterior.model, posterior.prior, posterior.grid, posterior.noise.photometry_bands)
 
 
 class SpectrumLikelihood:
@@ -30,16 +30,18 @@ class SpectrumLikelihood:
 
     Parameters
     ----------
-    model : BatchedModel
-        What predicts spectra; anything with ``spectra(theta)`` will do.
+    model : BatchedModel or PairedModel
+        What predicts spectra, with photometry behind their elements; anything with ``spectra(theta)`` will do.
     noise : NoiseModel
         The distribution that simulations were drawn from.
     prior : Prior, optional
-        That theta are of, where that is not the model's own: one that has ``tage_tuniv``.
+        That theta are of, where that is not the model's own: one that has ``tage_tuniv``. A :class:`PairedModel` needs
+        it.
     """
 
-    def __init__(self, model: BatchedModel, noise: NoiseModel, prior: Prior | None = None) -> None:
-        self.model, self.noise, self.prior = model, noise, prior
+    def __init__(self, model: BatchedModel | PairedModel, noise: NoiseModel, prior: Prior | None = None) -> None:
+        self.model: Any = model
+        self.noise, self.prior = noise, prior
 
     @classmethod
     def of_posterior(cls, posterior: FrozenPosterior) -> SpectrumLikelihood:
@@ -59,9 +61,11 @@ class SpectrumLikelihood:
 
         ``observed`` (column,) is what the posterior was shown of it.
         """
-        if self.prior is not None:
-            theta = physical_theta(self.prior, theta, self.noise.redshift_of(observed))
-        return self.model.spectra(np.ascontiguousarray(theta))
+        if self.prior is None:
+            return np.asarray(self.model.spectra(np.ascontiguousarray(theta)))
+        return np.asarray(
+            predict(self.model, self.prior, np.ascontiguousarray(theta), self.noise.redshift_of(observed))
+        )
 
     def spectra_of_rows(
         self, theta: NDArray[np.float64], observed: NDArray[np.float64]
@@ -73,10 +77,11 @@ class SpectrumLikelihood:
         if not getattr(self.model, "by_itself", False):
             with one_thread():
                 return [self.spectra(draws, row) for draws, row in zip(theta, observed, strict=True)]
-        if self.prior is not None:
-            theta = physical_theta(self.prior, theta, self.noise.redshift_of(observed)[:, None])
         flat = np.ascontiguousarray(theta).reshape(-1, theta.shape[-1])
-        spectra = self.model.spectra(flat)
+        if self.prior is None:
+            spectra = self.model.spectra(flat)
+        else:
+            spectra = predict(self.model, self.prior, flat, self.noise.redshift_of(observed).repeat(theta.shape[1]))
         return spectra.reshape(*theta.shape[:2], spectra.shape[1])
 
     def __call__(

@@ -27,12 +27,11 @@ from digs_survey.importance.psis import smooth_tail
 from digs_survey.importance.spectrum_likelihood import SpectrumLikelihood
 from digs_survey.noise.observation import split_clean
 from digs_survey.simulate.seeding import row_uniforms
-from digs_survey.sps.universe import physical_theta
+from digs_survey.sps.paired import predict
 
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
     from digs_survey.noise.model import NoiseModel
-    from digs_survey.sps.batched import BatchedModel
 
 __all__ = [
     "Importance",
@@ -279,13 +278,13 @@ def simulated_importance(
     weigher = Weigher(posterior, likelihood, draws)
     clean, truth = np.asarray(flux, dtype=float), np.asarray(theta, dtype=float)
     spectra, redshift = split_clean(clean) if noise.config.by_row else (clean, np.nan)
-    _check_spectra(likelihood.model, physical_theta(posterior.prior, truth, redshift), spectra)
+    _check_spectra(predict(likelihood.model, posterior.prior, truth, redshift), spectra)
     random = row_uniforms(seed, "noise/calibration", start, start + len(clean), noise.columns(clean.shape[1]))
     return weigher(*noise.observe(clean, random))
 
 
-def _check_spectra(model: BatchedModel, theta: NDArray[np.float64], flux: NDArray[np.float64]) -> None:
-    difference = np.abs(model.spectra(theta) / flux - 1).max(axis=1)
+def _check_spectra(predicted: NDArray[np.float64], flux: NDArray[np.float64]) -> None:
+    difference = np.abs(predicted / flux - 1).max(axis=1)
     wrong = np.flatnonzero(~(difference < _SAME_FLUX))
     if wrong.size:
         raise ConfigError(

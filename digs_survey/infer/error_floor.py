@@ -144,7 +144,8 @@ def _residuals(
                 spectra = likelihood.spectra(theta, seen.flux[row])
                 best = spectra[noise.log_likelihood(seen.flux[row], spectra).argmax()]
                 flux, inverse, _ = split_observed(without.flux[[row]])
-                model = noise.calibrated(seen.flux[[row]], best[None])
+                flux, inverse = flux[:, : seen.elements], inverse[:, : seen.elements]
+                model = noise.calibrated(seen.flux[[row]], best[None])[:, : seen.elements]
                 found.append(((flux - model)[0], smooth_flux(flux, inverse)[0], inverse[0]))
     if not found:
         raise StageError("map.error_floor = 'fit': none of the rows that were looked at has a posterior; give a number")

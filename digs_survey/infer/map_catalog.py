@@ -18,6 +18,7 @@ from digs_survey.estimator.artefact import check_grid
 from digs_survey.identity import RunIdentity
 from digs_survey.infer.derived import DerivedQuantities
 from digs_survey.infer.shard_worker import ShardWorker, Task
+from digs_survey.parameters import SPEC_NORM
 from digs_survey.results.dataset import lay_out, reconcile
 from digs_survey.results.table import part_name
 from digs_survey.store.ledger import Ledger
@@ -169,7 +170,8 @@ def derived_quantities(identity: RunIdentity, names: Sequence[str]) -> DerivedQu
     if not names:
         return None
     # Nothing derived depends on the line spread, and a model without it is made sooner.
-    model = BatchedModel.from_config(identity.model, identity.prior.without("sigma_smooth"), identity.grid)
+    prior = identity.prior.without("sigma_smooth").without(SPEC_NORM)
+    model = BatchedModel.from_config(identity.model, prior, identity.grid)
     return DerivedQuantities.of_model(names, identity.model.sfh, model, identity.prior)
 
 

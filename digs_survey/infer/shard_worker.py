@@ -145,7 +145,7 @@ class ShardWorker:
         self.task = task
         self.ledger = Ledger(task.ledger)
         self.before = self.ledger.before.records()
-        self.catalog = Catalog.open(task.catalog)
+        self.catalog = Catalog.open(task.catalog, task.identity.filters)
         self.catalog.duplicate_rows = task.duplicates
         posterior, levels = FrozenPosterior.of(task.identity), task.recipe.get("levels")
         self.infer = RowInference(posterior, self.catalog, task.config, task.derive, levels)

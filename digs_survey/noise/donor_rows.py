@@ -76,7 +76,7 @@ def catalog_donors(
     for block in np.random.default_rng([seed, blocks]).permutation(blocks):
         start = int(block) * _BLOCK_ROWS
         raw = catalog.rows(start, min(start + _BLOCK_ROWS, catalog.n_rows))
-        rows = prepare_for(noise, grid, zred, settings, raw, catalog.grid)
+        rows = prepare_for(noise.of_spectrum, grid, zred, settings, raw, catalog.grid)
         flux, inverse, redshift = split_observed(rows.flux)
         known = (rows.quality & NO_POSTERIOR) == 0
         inside = (redshift >= low) & (redshift <= high)

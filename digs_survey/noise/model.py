@@ -41,6 +41,7 @@ from digs_survey.noise.donors import Redshifts
 from digs_survey.noise.error_table import row_errors
 from digs_survey.noise.missing import missing_elements
 from digs_survey.spectra import WavelengthGrid
+from digs_survey.sps.bands import Bands
 from digs_survey.store.storage import checksum
 
 __all__ = ["NoiseModel"]
@@ -111,6 +112,16 @@ class NoiseModel:
     def redshift_key(self) -> dict[str, Any]:
         """What decides the redshifts of simulations, for keys and recipes; empty where they have none."""
         return {} if self.redshifts is None else {"redshift": self.redshifts.key}
+
+    @property
+    def photometry_bands(self) -> Bands | None:
+        """Filters that simulations have fluxes through; None where they have none."""
+        return None
+
+    @property
+    def band_count(self) -> int:
+        """How many of the last elements of what is observed are bands; 0 where there is no photometry."""
+        return 0
 
     def redshift_of(self, observed: NDArray[np.float64]) -> NDArray[np.float64]:
         """Redshifts (...) of what is observed (..., column); NaN where it does not tell."""

@@ -1,7 +1,8 @@
 """One row of a survey as a single array, which a posterior that knows the row's own errors is shown.
 
 The columns are the flux of each element, the inverse of its standard error (0 where there is no data), and last the
-redshift. Noiseless spectra have flux and redshift alone. Both come as numpy arrays or as torch tensors.
+redshift. Noiseless spectra have flux and redshift alone. Both come as numpy arrays or as torch tensors. Where rows have
+photometry, the fluxes through the filters, in maggies, follow those of the elements, and count as elements.
 """
 
 from __future__ import annotations
@@ -59,15 +60,25 @@ class CleanSpectra:
     ----------
     flux, redshift : Zarr arrays
         Of shapes (n, wavelength) and (n,).
+    photometry : Zarr array, shape (n, band), or None
+    light : Zarr array, shape (n, coarse element), or None
+        What filters see, of simulations with photometry; it is not among the columns.
     """
 
     flux: Any
     redshift: Any
+    photometry: Any = None
+    light: Any = None
+
+    @property
+    def bands(self) -> int:
+        """Fluxes through filters among the columns, between those of the spectrum and the redshift."""
+        return 0 if self.photometry is None else int(self.photometry.shape[1])
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows, and columns with that of the redshift."""
-        return self.flux.shape[0], self.flux.shape[1] + 1
+        return self.flux.shape[0], self.flux.shape[1] + self.bands + 1
 
     @property
     def shards(self) -> Any:
@@ -80,9 +91,18 @@ class CleanSpectra:
         return self.flux.chunks
 
     def __getitem__(self, rows: slice) -> NDArray[np.float32]:
-        return np.asarray(join_clean(self.flux[rows], self.redshift[rows].astype(np.float32)))
+        flux = self.flux[rows]
+        if self.photometry is not None:
+            flux = np.concatenate([flux, self.photometry[rows]], axis=1)
+        return np.asarray(join_clean(flux, self.redshift[rows].astype(np.float32)))
 
 
 def clean_spectra(group: Any) -> Any:
-    """Return the noiseless spectra of a dataset of simulations: its flux, with redshifts where it has them."""
-    return CleanSpectra(group["flux"], group["redshift"]) if "redshift" in group else group["flux"]
+    """Return the noiseless spectra of a dataset of simulations: its flux, with photometry and redshifts where it has
+    them.
+    """
+    if "redshift" not in group:
+        return group["flux"]
+    return CleanSpectra(
+        group["flux"], group["redshift"], *(group[name] if name in group else None for name in ("photometry", "light"))
+    )

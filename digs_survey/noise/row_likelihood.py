@@ -3,6 +3,9 @@ r"""The likelihood of a row that has errors of its own, and calibration errors t
 Given a model's flux, the calibration's coefficients are integrated out (:mod:`~digs_survey.noise.row_noise` has the
 noise). This is a Gaussian integral: a covariance with as many more terms as the polynomial has, whose inverse and
 determinant follow from matrices of that size.
+
+Fluxes through filters come after the elements of the spectrum, with errors of their own: they have no calibration
+polynomial, whose terms are 0 there. In what follows they are elements too.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from digs_survey.config.photometry_section import PhotometryConfig
 from digs_survey.jit import loops, padded
 from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import split_observed
@@ -28,6 +32,16 @@ _LOG_2PI = math.log(2 * math.pi)
 @dataclass(frozen=True, eq=False)
 class RowLikelihood(NoiseModel):
     """What noise of kind "row" says of observations, laid out as :mod:`~digs_survey.noise.observation` does."""
+
+    @property
+    def photometry(self) -> PhotometryConfig:
+        """Filters of the bands that follow the elements of a spectrum."""
+        return self.config.photometry
+
+    @property
+    def band_count(self) -> int:
+        """How many of the last elements are bands."""
+        return len(self.photometry.filters)
 
     def redshift_of(self, observed: NDArray[np.float64]) -> NDArray[np.float64]:
         """Redshifts (...) of observations (..., 2 wavelength + 1)."""
@@ -110,7 +124,9 @@ class RowLikelihood(NoiseModel):
         if compiled is None:
             return self._goodness(observed, models)
         flux, inverse, _ = (np.ascontiguousarray(part) for part in split_observed(np.asarray(observed, dtype=float)))
-        terms, products = _padded_terms(models.shape[-1], self.config.calibration_order, self.config.calibration_width)
+        terms, products = _padded_terms(
+            models.shape[-1], self.config.calibration_order, self.config.calibration_width, self.band_count
+        )
         chi2, log_det, possible = compiled.goodness(
             flux, inverse, np.ascontiguousarray(models, dtype=float), terms, products
         )
@@ -142,7 +158,9 @@ class RowLikelihood(NoiseModel):
 
     def _terms(self, like: NDArray[Any]) -> NDArray[np.float64]:
         """Calibration terms (term, wavelength), each by the standard deviation of its coefficient."""
-        return self.config.calibration_width * calibration_terms(like.shape[-1], self.config.calibration_order)
+        return self.config.calibration_width * calibration_terms(
+            like.shape[-1], self.config.calibration_order, self.band_count
+        )
 
     def _calibration(
         self, residual: NDArray[np.float64], scaled: NDArray[np.float64]
@@ -156,19 +174,25 @@ class RowLikelihood(NoiseModel):
 
 
 @lru_cache(maxsize=8)
-def calibration_terms(elements: int, order: int) -> NDArray[np.float64]:
-    """Chebyshev polynomials (order, elements) of orders 1 to ``order`` over the elements of a grid."""
-    place = np.linspace(-1, 1, elements)
+def calibration_terms(elements: int, order: int, bands: int = 0) -> NDArray[np.float64]:
+    """Chebyshev polynomials (order, elements) of orders 1 to ``order`` over the elements of a grid.
+
+    They are 0 in the last elements, where ``bands`` of them are fluxes through filters.
+    """
+    place = np.linspace(-1, 1, elements - bands)
     terms = np.cos(np.arange(1, order + 1)[:, None] * np.arccos(place))
+    terms = np.pad(terms, [(0, 0), (0, bands)])
     terms.setflags(write=False)
     return terms
 
 
 @lru_cache(maxsize=8)
-def _padded_terms(elements: int, order: int, width: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _padded_terms(
+    elements: int, order: int, width: float, bands: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Calibration terms by the standard deviation of their coefficients, and products of two of them, as
     :mod:`~digs_survey.noise.compiled_likelihood` takes them.
     """
-    terms = width * calibration_terms(elements, order)
+    terms = width * calibration_terms(elements, order, bands)
     first, second = np.tril_indices(order)
     return padded(terms), padded(terms[first] * terms[second])

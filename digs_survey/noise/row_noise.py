@@ -12,13 +12,13 @@ which the :math:`c_p` are integrated out.
 
 A simulation draws its own conditions: signal-to-noise ratio, ends of the spectrum, shape of the errors, sky lines, gaps
 and floor, as ``noise.observing`` describes the survey; or errors and gaps of a row of a catalog
-(:mod:`~digs_survey.noise.donors`). They are relative to its amplitude, so that mass stays a pure scale.
+(:mod:`~digs_survey.noise.donors`). They are relative to its amplitude, so that mass stays a pure scale. Photometry, as
+:mod:`~digs_survey.noise.band_noise` draws it, follows the elements of the spectrum.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,12 +26,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
+from digs_survey.config.photometry_section import PhotometryConfig
+from digs_survey.noise.band_noise import BandNoise
 from digs_survey.noise.donors import Donors, Redshifts
 from digs_survey.noise.emission_lines import on_emission_lines
+from digs_survey.noise.numbers import log_uniform, standard_normal
 from digs_survey.noise.observation import join_observed, split_clean, split_observed
 from digs_survey.noise.row_likelihood import RowLikelihood, calibration_terms
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import as_like, as_numpy, namespace
+from digs_survey.sps.bands import Bands
 
 __all__ = ["RowNoise", "smooth_flux", "with_floor"]
 
@@ -59,11 +63,16 @@ class RowNoise(RowLikelihood):
 
     def on(self, grid: WavelengthGrid) -> RowNoise:
         """Return this noise for the elements of a grid."""
-        return RowNoise(self.config, self.table, self.keeps_negative, grid)
+        return replace(self, grid=grid)
+
+    @property
+    def of_spectrum(self) -> RowNoise:
+        """The same noise without photometry."""
+        return replace(self, config=self.config.model_copy(update={"photometry": PhotometryConfig()}))
 
     def with_donors(self, donors: Donors) -> RowNoise:
         """Return this noise with donors, which ``config.has_donors`` asks for."""
-        return RowNoise(self.config, donors.table[None], self.keeps_negative, self.grid)
+        return replace(self, table=donors.table[None])
 
     @cached_property
     def donors(self) -> Donors | None:
@@ -89,6 +98,16 @@ class RowNoise(RowLikelihood):
         """Which elements (wavelength,) emission lines lie on."""
         return on_emission_lines(self.elements)
 
+    @cached_property
+    def bands(self) -> BandNoise | None:
+        """Photometry of simulations; None where they have none."""
+        return BandNoise.of(self.photometry, self.redshift_range) if self.band_count else None
+
+    @property
+    def photometry_bands(self) -> Bands | None:
+        """Filters that simulations have fluxes through; None where they have none."""
+        return None if self.bands is None else self.bands.bands
+
     @property
     def elements(self) -> WavelengthGrid:
         """The grid at rest, which drawing needs."""
@@ -102,7 +121,12 @@ class RowNoise(RowLikelihood):
 
     @property
     def conditions(self) -> int:
-        """Random numbers of a simulation's conditions, without those that every element has."""
+        """Random numbers of a simulation's conditions, without those that every element and every band has."""
+        return self._of_spectrum + (0 if self.bands is None else self.bands.conditions - self.band_count)
+
+    @property
+    def _of_spectrum(self) -> int:
+        """Those of them that are the spectrum's."""
         observing = self.config.observing
         return _WITH_DONOR if self.config.has_donors else _FIXED + 2 * observing.gaps + bool(observing.arms)
 
@@ -133,7 +157,7 @@ class RowNoise(RowLikelihood):
         Parameters
         ----------
         clean : (n, wavelength + 1)
-            Noiseless flux and the redshift.
+            Noiseless flux and the redshift; bands count as elements here and below.
         uniform : (n, self.conditions + wavelength)
             Between 0 and 1.
         normal : (n, self.normals(wavelength))
@@ -145,20 +169,30 @@ class RowNoise(RowLikelihood):
         """
         xp = namespace(clean)
         flux, redshift = split_clean(clean)
-        elements = flux.shape[-1]
-        sigma, good, floor = self._conditions(flux, redshift, uniform)
-        white, coefficients = normal[:, :elements], normal[:, elements:]
-        noisy = self._calibrated(flux, coefficients) + xp.sqrt(sigma**2 + (floor * flux) ** 2) * white
+        all_elements = flux.shape[-1]
+        elements = all_elements - self.band_count
+        white, coefficients = normal[:, :all_elements], normal[:, all_elements:]
+        flux, maggies = flux[:, :elements], flux[:, elements:]
+        own = uniform[:, : self._of_spectrum + elements]
+        sigma, good, floor = self._conditions(flux, redshift, own)
+        if self.bands is not None:
+            of_bands = uniform[:, own.shape[1] :]
+            good = good & self.bands.with_spectrum(of_bands)[:, None]
+        noisy = self._calibrated(flux, coefficients) + xp.sqrt(sigma**2 + (floor * flux) ** 2) * white[:, :elements]
         nothing = xp.zeros_like(flux)
         inverse = with_floor(xp.where(good, noisy, nothing), xp.where(good, 1 / sigma, nothing), floor)
-        return join_observed(xp.where(good, noisy, nothing), inverse, redshift)
+        noisy = xp.where(good, noisy, nothing)
+        if self.bands is not None:
+            seen, weights = self.bands.observe(maggies, redshift, of_bands, white[:, elements:])
+            noisy, inverse = xp.concatenate([noisy, seen], -1), xp.concatenate([inverse, weights], -1)
+        return join_observed(noisy, inverse, redshift)
 
-    def _calibrated(self, flux: Any, coefficients: Any) -> Any:
+    def _calibrated(self, flux: Any, coefficients: Any, bands: int = 0) -> Any:
         """Flux (n, wavelength) times the polynomials of standard normal coefficients (n, order).
 
         Term by term: of a product of matrices, a row's last digits depend on how many rows there are.
         """
-        terms = as_like(np.array(calibration_terms(flux.shape[-1], self.config.calibration_order)), flux)
+        terms = as_like(np.array(calibration_terms(flux.shape[-1], self.config.calibration_order, bands)), flux)
         scale = namespace(flux).ones_like(flux)
         for p, term in enumerate(terms):
             scale = scale + self.config.calibration_width * coefficients[:, p, None] * term
@@ -173,7 +207,7 @@ class RowNoise(RowLikelihood):
     def _donated(self, donors: Donors, flux: Any, redshift: Any, uniform: Any) -> tuple[Any, Any, Any]:
         """Conditions of donors near in redshift; see :meth:`_conditions`."""
         xp, config = namespace(flux), self.config.observing
-        floor, factor = _log_uniform(config.floor, uniform[:, 0]), _log_uniform(config.donor_snr_factor, uniform[:, 1])
+        floor, factor = log_uniform(config.floor, uniform[:, 0]), log_uniform(config.donor_snr_factor, uniform[:, 1])
         row = donors.near(as_numpy(redshift), as_numpy(uniform[:, 2]))
         shape = as_like(donors.shape_of(row), flux)
         amplitude = ((shape * flux).sum(-1) / shape.sum(-1))[:, None]
@@ -190,19 +224,20 @@ class RowNoise(RowLikelihood):
         xp, config = namespace(flux), self.config.observing
         elements = flux.shape[-1]
         column = iter(range(uniform.shape[1]))
-        each = uniform[:, self.conditions :]
+        each = uniform[:, self._of_spectrum :]
 
         def between(interval: tuple[float, float]) -> Any:
             low, high = interval
             return low + (high - low) * uniform[:, next(column)][:, None]
 
-        snr, floor = (_log_uniform(ends, uniform[:, next(column)]) for ends in (config.snr, config.floor))
+        snr, floor = (log_uniform(ends, uniform[:, next(column)]) for ends in (config.snr, config.floor))
         begin, end = between(config.blue_end_angstrom), between(config.red_end_angstrom)
         observed = as_like(np.array(self.elements.wavelength), flux) * (1 + redshift[:, None])
         # The cubic is one of the observed wavelength, from the first element that any row has to the last.
         low, high = config.blue_end_angstrom[0], config.red_end_angstrom[1]
         place = 2 * (observed - low) / (high - low) - 1
-        first, second, third = (config.error_slope * _normal(uniform[:, next(column)])[:, None] for _ in range(_SLOPES))
+        normals = (standard_normal(uniform[:, next(column)])[:, None] for _ in range(_SLOPES))
+        first, second, third = (config.error_slope * normal for normal in normals)
         # Chebyshev polynomials of orders 1 to 3.
         change = ((4 * third * place + 2 * second) * place + (first - 3 * third)) * place - second
         sky = (config.sky_errors - 1) * uniform[:, next(column)][:, None]
@@ -257,7 +292,7 @@ class RowNoise(RowLikelihood):
         _, inverse, redshift = split_observed(observed)
         elements = clean.shape[-1]
         sigma = np.divide(1, inverse, out=np.zeros_like(inverse), where=inverse > 0)
-        calibrated = self._calibrated(clean, normal[:, elements:])
+        calibrated = self._calibrated(clean, normal[:, elements:], self.band_count)
         noisy = np.where(inverse > 0, calibrated + sigma * normal[:, :elements], 0.0)
         return join_observed(noisy, inverse, redshift)
 
@@ -293,17 +328,3 @@ def with_floor(flux: Any, inverse_error: Any, floor: Any) -> Any:
     """
     share = floor * smooth_flux(flux, inverse_error) * inverse_error
     return inverse_error / namespace(flux).sqrt(1 + share**2)
-
-
-def _log_uniform(interval: tuple[float, float], uniform: Any) -> Any:
-    """Values (n, 1) between two ends, uniform in the logarithm, for random numbers (n,)."""
-    low, high = (math.log(end) for end in interval)
-    return namespace(uniform).exp(low + (high - low) * uniform[:, None])
-
-
-def _normal(uniform: Any) -> Any:
-    if isinstance(uniform, np.ndarray):
-        return ndtri(uniform)
-    import torch
-
-    return torch.special.ndtri(uniform)

@@ -2,6 +2,7 @@
 
 A network knows nothing of conditions beyond those of its simulations, however well a row's spectrum fits. Three things
 are compared: the signal-to-noise ratio of a row's typical element, its redshift, and its share of elements with data.
+Of photometry it is the signal-to-noise ratio of the typical band, and which bands there are.
 With noise of the older kinds a posterior is not shown the row's errors: there the row's own inverse variances must
 agree with the noise that it was trained for.
 """
@@ -15,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digs_survey.catalog.prepare import PreparedRows
+from digs_survey.config.photometry_section import PhotometryConfig
 from digs_survey.noise.donors import Donors
 from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import split_observed
 from digs_survey.noise.row_noise import RowNoise
+from digs_survey.sps.bands import Bands
 
 __all__ = ["outside_conditions"]
 
@@ -50,20 +53,39 @@ def outside_conditions(noise: NoiseModel, rows: PreparedRows) -> NDArray[np.bool
 
 def _outside_row_noise(noise: RowNoise, rows: PreparedRows) -> NDArray[np.bool_]:
     flux, inverse, redshift = split_observed(rows.flux)
+    elements = rows.elements
     z, donors, (low, high) = noise.redshifts, noise.donors, _snr_range(noise)
-    snr = _median(flux * inverse, rows.good)
+    good = rows.spectrum_good
+    snr = _median(flux[:, :elements] * inverse[:, :elements], good)
     least, most = _drawn_shares(noise, redshift) if donors is None else _donated_shares(noise, donors, redshift)
-    share = rows.good.mean(axis=1)
+    share = good.mean(axis=1)
     # A float32 of the training may be the redshift's neighbour.
     step = 1e-6 * (1 + redshift)
-    return np.asarray(
-        (redshift < z.low - step)
-        | (redshift > z.high + step)
-        | (snr < low / _SNR_MARGIN)
-        | (snr > high * _SNR_MARGIN)
-        | (share < least - _SHARE_MARGIN)
-        | (share > most + _SHARE_MARGIN)
-    )
+    spectrum = (snr < low / _SNR_MARGIN) | (snr > high * _SNR_MARGIN)
+    spectrum |= (share < least - _SHARE_MARGIN) | (share > most + _SHARE_MARGIN)
+    outside = (redshift < z.low - step) | (redshift > z.high + step)
+    if rows.bands:
+        # Of a row without a spectrum its photometry counts alone; one that must have a spectrum got its bit before.
+        spectrum &= good.any(axis=1)
+        outside |= _outside_photometry(noise.photometry, noise.photometry_bands, rows)
+    return np.asarray(outside | spectrum)
+
+
+def _outside_photometry(config: PhotometryConfig, bands: Bands | None, rows: PreparedRows) -> NDArray[np.bool_]:
+    """Tell which rows (n,) have photometry unlike that of the simulations, or none where all of these have some."""
+    flux, inverse, redshift = split_observed(rows.flux)
+    good, floors = rows.good[:, rows.elements :], np.array(config.floors)
+    snr = (flux * inverse)[:, rows.elements :]
+    # The scatter is that of single bands, of which a row may have few.
+    margin = _SNR_MARGIN * math.exp(2 * config.snr_scatter)
+    low, high = (1 / np.hypot(1 / limit, floors) for limit in (config.snr[0] / margin, config.snr[1] * margin))
+    has = good.any(axis=1)
+    outside = has & ((_median(snr / low, good) < 1) | (_median(snr / high, good) > 1))
+    if config.without_photometry == 0:
+        outside |= ~has
+    if config.missing_band == 0 and bands is not None:
+        outside |= has & (bands.counted(redshift) & ~good).any(axis=1)
+    return np.asarray(outside)
 
 
 def _snr_range(noise: RowNoise) -> tuple[float, float]:

@@ -114,7 +114,9 @@ def escalate(
         and ``verdict``, that on the survey (None if it was not checked); what was ``weighed`` and ``fitted``, how many
         of these did, and the core-seconds of both.
     """
-    job = _Escalation(run_dir, identity, identity.adopt(config), Catalog.open(catalog_path), task, ray_address)
+    job = _Escalation(
+        run_dir, identity, identity.adopt(config), Catalog.open(catalog_path, identity.filters), task, ray_address
+    )
     result: Any = zarr.open_group(str(run_dir / "posterior.zarr"), mode="r")
     audit = read_json(run_dir / "audit.json")
     learned, verdict = audit.get("row_agreement") or {}, (audit.get("domain") or {}).get("verdict")

@@ -107,7 +107,7 @@ class _Worker:
         from digs_survey.estimator.posterior import FrozenPosterior
 
         torch.set_num_threads(1)
-        self.task, self.catalog = task, Catalog.open(task.setup.catalog)
+        self.task, self.catalog = task, Catalog.open(task.setup.catalog, task.setup.identity.filters)
         self.posterior = FrozenPosterior.of(task.setup.identity)
         self.likelihood = SpectrumLikelihood.of_posterior(self.posterior)
 

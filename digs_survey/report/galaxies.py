@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from digs_survey.infer.derived import star_formation_rates
+from digs_survey.report.band_points import band_points
 from digs_survey.report.figures import galaxy_plots as galaxy
 from digs_survey.report.figures.style import Picture
 from digs_survey.report.load import RunData, names_of
@@ -113,6 +114,7 @@ def _card(run: RunData, data: xr.Dataset, g: int) -> GalaxyCard:
         best_npe=data["best_npe"].values[g],
         best_mcmc=data["best_mcmc"].values[g],
         axis=wavelength_axis(run),
+        bands=band_points(data, g),
     )
     fits = f"spectrum of galaxy {galaxy_id} with the best fits of NPE and emcee{state}, and residuals"
     pairs = f"corner plot of galaxy {galaxy_id}: NPE over emcee{state}"

@@ -166,7 +166,7 @@ class Run:
         from digs_survey.quality import NO_POSTERIOR
 
         identity = self.identity
-        catalog = Catalog.open(location(self.manifest.data["inputs"]["catalog"]["path"]))
+        catalog = Catalog.open(location(self.manifest.data["inputs"]["catalog"]["path"]), identity.filters)
         found = catalog.find(str(galaxy_id)).tolist()
         if len(found) != 1:
             where = f"expected one row of {catalog.path} to have it, found {len(found)}"

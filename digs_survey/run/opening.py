@@ -15,6 +15,7 @@ from digs_survey.estimator.artefact import check_grid, identify
 from digs_survey.identity import RunIdentity
 from digs_survey.logs.log import run_log
 from digs_survey.logs.progress import ProgressReporter
+from digs_survey.noise.model import NoiseModel
 from digs_survey.run.lock import run_lock
 from digs_survey.run.manifest import RunManifest
 from digs_survey.run.survey import Survey
@@ -87,6 +88,7 @@ def open_survey(
             if asked.noise.config.by_row:
                 grid = asked.grid
                 check_grid(grid, opened.grid, asked.noise)
+                opened = Catalog.open(catalog, asked.filters)
             else:
                 grid = opened.grid
                 require_rest_frame(grid.frame)
@@ -106,7 +108,8 @@ def open_survey(
             from digs_survey.sps.coverage import check_source
 
             if config.model.param_file is None:
-                check_source(config.model, config.make_prior(), grid)
+                bands = NoiseModel.from_config(config.noise).photometry_bands
+                check_source(config.model, config.make_prior(), grid, None if bands is None else bands.grid)
             elif file is None:
                 raise ConfigError(needs_file(config.model.param_file))
         if dashboards and None in (dask_address, ray_address):

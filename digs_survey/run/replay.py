@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from digs_survey.catalog import Catalog
+from digs_survey.catalog import Catalog, CatalogRows
 from digs_survey.config import SurveyConfig
 from digs_survey.errors import CatalogError, RunDirectoryError
 from digs_survey.infer.map_catalog import derived_quantities
@@ -94,7 +94,7 @@ def replay(run_dir: Path, config: SurveyConfig, galaxy_id: str) -> list[Replay]:
         raise RunDirectoryError(f"{run_dir} has no results; run 'digs-survey map' first")
     identity, entry = manifest.identity(), manifest.data["inputs"]["catalog"]
     config = identity.restore(config, manifest.stages["map"]["key"])
-    catalog, posterior = Catalog.open(location(entry["path"])), FrozenPosterior.of(identity)
+    catalog, posterior = Catalog.open(location(entry["path"]), identity.filters), FrozenPosterior.of(identity)
     rows = catalog.find(galaxy_id)
     if not rows.size:
         raise CatalogError(f"galaxy_id {galaxy_id}: none of the {catalog.n_rows} rows of {catalog.path} has it")
@@ -117,7 +117,7 @@ def replay(run_dir: Path, config: SurveyConfig, galaxy_id: str) -> list[Replay]:
             "catalog": entry["path"],
             "catalog_fingerprint": entry["fingerprint"],
             "row": row,
-            "input_checksum": checksum(block.flux, block.ivar, block.good, block.redshift),
+            "input_checksum": checksum(block.flux, block.ivar, block.good, block.redshift, *_photometry(block)),
             "model": str(identity.posterior),
             "model_hash": posterior.hash,
             "seed": manifest.data.get("seed"),
@@ -132,3 +132,8 @@ def replay(run_dir: Path, config: SurveyConfig, galaxy_id: str) -> list[Replay]:
         }
         found.append(Replay(row, block.galaxy_id[0], not differing, differing, values, provenance))
     return found
+
+
+def _photometry(block: CatalogRows) -> list[NDArray[np.float64]]:
+    """Photometry of rows, where they have any."""
+    return [block.maggies, block.maggies_ivar] if block.maggies.size else []

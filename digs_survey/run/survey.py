@@ -284,6 +284,7 @@ class Survey(StageInputs):
         identity = identify(folder, seed=self.config.seed, catalog=entry["fingerprint"])
         check_grid(identity.grid, opened.grid, identity.noise)
         self.config = identity.adopt(self.config)
+        opened = self._with_photometry(opened, identity)
         changed = self._catalog_changed(entry)
         fitted = self._fit_error_floor(identity, opened, again=changed)
         key = {"formats": self._formats("map"), **identity.key("seed", "catalog", "posterior"), **self._settings("map")}
@@ -326,6 +327,18 @@ class Survey(StageInputs):
             self.progress.say(f"map: {without_posterior(quality[:], self.config.map.min_good_fraction)}")
         return bool(stage)
 
+    def _with_photometry(self, catalog: Catalog, identity: RunIdentity) -> Catalog:
+        """Return the catalog, opened for the posterior's filters, and say which of them it has no columns of."""
+        if not identity.filters:
+            return catalog
+        opened = Catalog.open(catalog.path, identity.filters)
+        if opened.missing_filters:
+            self.progress.say(
+                f"map: {catalog.path} has no photometry of {', '.join(opened.missing_filters)} (columns phot_<filter> "
+                "and phot_<filter>_ivar); every row is inferred without"
+            )
+        return opened
+
     def audit(self) -> bool:
         """Check the posterior on independent simulations and against emcee, and count the cost."""
         identity = self.mapped_identity()
@@ -345,7 +358,8 @@ class Survey(StageInputs):
                 from digs_survey.sps.coverage import check_source
 
                 if identity.model.param_file is None:
-                    check_source(identity.model, identity.prior, identity.grid)
+                    bands = identity.noise.photometry_bands
+                    check_source(identity.model, identity.prior, identity.grid, None if bands is None else bands.grid)
                 count = settings.calibration_simulations
                 with self.progress.task("calibration", count, "independent simulations") as advance:
                     simulate(

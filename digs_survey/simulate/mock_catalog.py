@@ -14,16 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from digs_survey.catalog import new_catalog
+from digs_survey.catalog.photometry import PREFIX, SUFFIX
 from digs_survey.catalog.prepare import reference_factor
 from digs_survey.config import SurveyConfig
+from digs_survey.config.photometry_section import PhotometryConfig
 from digs_survey.errors import ConfigError
+from digs_survey.noise.band_noise import without_band_floor
 from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import split_observed
 from digs_survey.parameters import MAX_REDSHIFT
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.simulate.simulated_spectra import simulated_spectra
 from digs_survey.spectra import WavelengthGrid
-from digs_survey.sps.batched import BatchedModel
+from digs_survey.sps.paired import batched_model
 
 __all__ = ["FAULTS", "fake_catalog"]
 
@@ -40,6 +43,7 @@ FAULTS = (
 )
 """What column ``fault`` counts; each has its quality bit, or lies outside the simulations."""
 _UNIT = 1e-17
+_NANOMAGGIE = 1e-9
 _REDSHIFTS = 256
 """Redshifts that rows have: as many distances are computed."""
 
@@ -101,7 +105,7 @@ def fake_catalog(
     prior, grid = config.make_prior(), WavelengthGrid.from_config(config.grid)
     config.noise.check_elements(len(grid))
     noise = NoiseModel.from_config(config.noise).on(grid)
-    simulator = BatchedModel.from_config(config.model, prior, grid)
+    simulator = batched_model(config.model, prior, grid, noise.photometry_bands)
     theta, clean = simulated_spectra(simulator, prior, noise, config.seed, "fake", 0, models)
     distances = clean[:, -1] if by_row else np.linspace(*redshifts, _REDSHIFTS)
     factors = reference_factor(distances, config.model.zred)
@@ -116,6 +120,8 @@ def fake_catalog(
             noisy, inverse, _ = split_observed(noisy)
         else:
             inverse = 1 / noise.sigma(clean[model], errors)
+        elements, bands = len(grid), _photometry(config.noise.photometry, noisy, inverse, factors[place, None])
+        noisy, inverse, good = noisy[:, :elements], inverse[:, :elements], good[:, :elements]
         factor = factors[place, None] * _UNIT
         values: dict[str, NDArray[Any]] = {
             "flux": noisy / factor,
@@ -126,12 +132,13 @@ def fake_catalog(
             "fault": _faults(choice[:, 2], bad),
         }
         _spoil(values)
-        return values | {f"true_{name}": theta[model, i] for i, name in enumerate(prior.names)}
+        return values | bands | {f"true_{name}": theta[model, i] for i, name in enumerate(prior.names)}
 
     columns: dict[str, tuple[str, dict[str, str]]] = {
         f"true_{p.name}": ("float64", {"units": p.unit, "description": f"true {p.description}"})
         for p in prior.parameters
     }
+    columns |= _photometry_columns(config.noise.photometry)
     columns["fault"] = "uint8", {"description": ", ".join(f"{k} = {name}" for k, name in enumerate(FAULTS))}
     with new_catalog(
         path,
@@ -146,6 +153,29 @@ def fake_catalog(
         for part in shards:
             write(part, shard(part))
             advance(part.stop - part.start)
+
+
+def _photometry(
+    config: PhotometryConfig, observed: NDArray[Any], inverse: NDArray[Any], factor: NDArray[np.float64]
+) -> dict[str, NDArray[Any]]:
+    """Columns of the bands behind the elements of what is observed (n, wavelength + band), without their floors."""
+    count = len(config.filters)
+    flux, weight = (part[:, part.shape[1] - count :] for part in (observed, inverse))
+    weight = without_band_floor(flux, weight, np.array(config.floors)) * factor * _NANOMAGGIE
+    flux = np.where(weight > 0, flux / factor / _NANOMAGGIE, np.nan)
+    found = {f"{PREFIX}{name}": flux[:, band] for band, name in enumerate(config.filters)}
+    return found | {f"{PREFIX}{name}{SUFFIX}": weight[:, band] ** 2 for band, name in enumerate(config.filters)}
+
+
+def _photometry_columns(config: PhotometryConfig) -> dict[str, tuple[str, dict[str, str]]]:
+    """Types and attributes of those columns."""
+    flux = {"units": "nmgy", "description": "flux; NaN where the galaxy lacks the band"}
+    ivar = {"units": "1 / nmgy2", "description": "inverse variance of the flux"}
+    columns = {}
+    for name in config.filters:
+        columns[f"{PREFIX}{name}"] = "float64", flux
+        columns[f"{PREFIX}{name}{SUFFIX}"] = "float64", ivar
+    return columns
 
 
 def _faults(uniform: NDArray[np.float64], bad: float) -> NDArray[np.uint8]:

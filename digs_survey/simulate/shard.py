@@ -21,10 +21,12 @@ from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.simulate.shard_work import Made, ShardWriter
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import one_thread
+from digs_survey.sps.bands import BandKey, Bands
 from digs_survey.sps.universe import physical_names, physical_theta
 
 if TYPE_CHECKING:
     from digs_survey.sps.batched import BatchedModel
+    from digs_survey.sps.paired import PairedModel
     from digs_survey.sps.param_file import FileSimulator, ParamFile
     from digs_survey.sps.prospector import ProspectorSimulator
 
@@ -34,7 +36,7 @@ _CHECK_EVERY, _CHECK_AT_LEAST, _CHECK_LIMIT = 100, 200, 0.005
 """With engine "auto", Prospector computes one row in so many, at least so many; and what ends the run."""
 
 
-What = tuple[str, Prior, tuple[float, ...], str, str, "ParamFile | None"]
+What = tuple[str, Prior, tuple[float, ...], str, str, "BandKey | None", "ParamFile | None"]
 """What decides a simulator."""
 
 
@@ -48,6 +50,8 @@ class SpectrumShards(ShardWriter):
     grid : WavelengthGrid
     redshifts : Redshifts or None
         Of simulations that have one.
+    bands : Bands or None
+        Filters of simulations that have photometry.
     param_file : ParamFile or None
         The model's, where it has one.
     """
@@ -57,6 +61,7 @@ class SpectrumShards(ShardWriter):
     config: SurveyConfig
     grid: WavelengthGrid
     redshifts: Redshifts | None
+    bands: Bands | None = None
     param_file: ParamFile | None = None
 
     def compute(self, parts: Sequence[slice]) -> Iterator[Made]:
@@ -65,9 +70,12 @@ class SpectrumShards(ShardWriter):
         for rows in parts:
             theta = draw_theta(prior, recipe["seed"], recipe["stream"], rows.start, rows.stop, recipe["sampling"])
             redshift = self._redshift(rows)
-            flux, check = self._spectra(prior, physical_theta(prior, theta, redshift), rows)
-            _check(theta, flux, prior, rows.start)
+            both, check = self._spectra(prior, physical_theta(prior, theta, redshift), rows)
+            _check(theta, both, prior, rows.start)
+            flux, light = both[:, : len(self.grid)], both[:, len(self.grid) :]
             made: dict[str, NDArray[Any]] = {"theta": theta, "flux": flux}
+            if self.bands is not None:
+                made |= {"light": light, "photometry": self.bands.maggies(light.astype(float), redshift)}
             yield made | ({} if self.redshifts is None else {"redshift": redshift}), check
 
     def trial(self) -> Trial:
@@ -79,20 +87,20 @@ class SpectrumShards(ShardWriter):
         # FSPS reads each metallicity when it is first asked for, and keeps it: only a second pass takes what others do.
         last = 0
         for last, row in enumerate(theta, 1):
-            _simulator(*self._what(prior)).spectra(row[None])
+            _all_of(_simulator(*self._what(prior)), row[None])
             if last > 1 and time.monotonic() - began > TRIAL_S:
                 break
         ends = [time.monotonic()]
         for row in theta[:last]:
-            _simulator(*self._what(prior)).spectra(row[None])
+            _all_of(_simulator(*self._what(prior)), row[None])
             ends.append(time.monotonic())
         return Trial(ends[0] - began, float(np.median(np.diff(ends))), last)
 
     def _what(self, prior: Prior) -> What:
         """Return what decides a simulator."""
-        grid = self.grid
+        grid, bands = self.grid, None if self.bands is None else self.bands.key
         shape = tuple(grid.wavelength), grid.frame, grid.medium
-        return self.config.model.model_dump_json(), prior, *shape, self.param_file
+        return self.config.model.model_dump_json(), prior, *shape, bands, self.param_file
 
     def _redshift(self, rows: slice) -> NDArray[np.float64]:
         """Redshifts of some rows; NaN where simulations have none."""
@@ -104,17 +112,19 @@ class SpectrumShards(ShardWriter):
     def _spectra(
         self, prior: Prior, theta: NDArray[np.float64], rows: slice
     ) -> tuple[NDArray[np.float32], dict[str, float]]:
-        """Compute the spectra of some rows, and what the ledger keeps of their check."""
+        """Compute the spectra of some rows, with the light that photometry sees behind them, and what the ledger keeps
+        of their check.
+        """
         what = self._what(prior)
         if self.recipe["engine"] == "prospector":
-            return _simulator(*what).spectra(theta).astype(np.float32), {}
+            return _all_of(_simulator(*what), theta).astype(np.float32), {}
         batched = _batched(*what)
         with one_thread():
-            flux = batched.spectra(theta)
+            flux = _all_of(batched, theta)
         if self.config.simulate.engine == "batched":
             return flux.astype(np.float32), {}
         some = checked_rows(self.recipe["seed"], self.recipe["stream"], self.recipe["count"], rows) - rows.start
-        difference = np.abs(flux[some] / _simulator(*what).spectra(theta[some]) - 1).max(axis=1, initial=0.0)
+        difference = np.abs(flux[some] / _all_of(_simulator(*what), theta[some]) - 1).max(axis=1, initial=0.0)
         if (difference > _CHECK_LIMIT).any():
             worst = int(some[difference.argmax()])
             values = _values(physical_names(prior), theta[worst])
@@ -138,27 +148,48 @@ def checked_rows(seed: int, stream: str, count: int, rows: slice) -> NDArray[np.
     return found[(found >= rows.start) & (found < rows.stop)]
 
 
+def _all_of(model: Any, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Spectra (n, wavelength), with the light of :class:`PairedModel` (n, wavelength + coarse element) behind them."""
+    if not hasattr(model, "parts"):
+        return np.asarray(model.spectra(theta))
+    return np.concatenate(model.parts(theta), axis=1)
+
+
 @lru_cache(maxsize=1)
 def _simulator(
-    model: str, prior: Prior, wavelength: tuple[float, ...], frame: str, medium: str, param_file: ParamFile | None
-) -> ProspectorSimulator | FileSimulator:
+    model: str,
+    prior: Prior,
+    wavelength: tuple[float, ...],
+    frame: str,
+    medium: str,
+    bands: BandKey | None,
+    param_file: ParamFile | None,
+) -> ProspectorSimulator | PairedModel | FileSimulator:
     """Build the simulator once for each process."""
+    from digs_survey.sps.paired import prospector_model
     from digs_survey.sps.param_file import simulator_of
 
-    grid = WavelengthGrid(np.array(wavelength), frame, medium)
-    return simulator_of(ModelConfig.model_validate_json(model), prior, grid, param_file)
+    about, grid = ModelConfig.model_validate_json(model), WavelengthGrid(np.array(wavelength), frame, medium)
+    if about.param_file is not None:
+        return simulator_of(about, prior, grid, param_file)
+    return prospector_model(about, prior, grid, None if bands is None else Bands(*bands))
 
 
 @lru_cache(maxsize=1)
 def _batched(
-    model: str, prior: Prior, wavelength: tuple[float, ...], frame: str, medium: str, param_file: None = None
-) -> BatchedModel:
+    model: str,
+    prior: Prior,
+    wavelength: tuple[float, ...],
+    frame: str,
+    medium: str,
+    bands: BandKey | None,
+    param_file: None = None,
+) -> BatchedModel | PairedModel:
     """Build the batched model once for each process."""
-    from digs_survey.sps.batched import BatchedModel
+    from digs_survey.sps.paired import batched_model
 
-    return BatchedModel.from_config(
-        ModelConfig.model_validate_json(model), prior, WavelengthGrid(np.array(wavelength), frame, medium)
-    )
+    grid = WavelengthGrid(np.array(wavelength), frame, medium)
+    return batched_model(ModelConfig.model_validate_json(model), prior, grid, None if bands is None else Bands(*bands))
 
 
 def _values(names: Sequence[str], theta: NDArray[np.float64]) -> str:

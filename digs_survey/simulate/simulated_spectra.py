@@ -11,22 +11,23 @@ from digs_survey.noise.model import NoiseModel
 from digs_survey.noise.observation import join_clean
 from digs_survey.prior import Prior
 from digs_survey.simulate.prior_draws import draw_redshift, draw_theta
-from digs_survey.sps.universe import physical_theta
+from digs_survey.sps.paired import predict
 
 if TYPE_CHECKING:
     from digs_survey.sps.batched import BatchedModel
+    from digs_survey.sps.paired import PairedModel
 
 __all__ = ["simulated_spectra"]
 
 
 def simulated_spectra(
-    model: BatchedModel, prior: Prior, noise: NoiseModel, seed: int, stream: str, start: int, stop: int
+    model: BatchedModel | PairedModel, prior: Prior, noise: NoiseModel, seed: int, stream: str, start: int, stop: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Simulate the rows ``start`` to ``stop`` of a stream, as they would be read from disk.
 
     Parameters
     ----------
-    model : BatchedModel
+    model : BatchedModel or PairedModel
     prior : Prior
         That theta are drawn from.
     noise : NoiseModel
@@ -42,12 +43,12 @@ def simulated_spectra(
     -------
     theta : ndarray, shape (stop - start, ndim)
     clean : ndarray, shape (stop - start, wavelength), or (stop - start, wavelength + 1) with redshifts
-        In single precision, as on disk.
+        Bands count as elements. In single precision, as on disk.
     """
     theta = draw_theta(prior, seed, stream, start, stop)
     if noise.redshifts is None:
-        clean = model.spectra(physical_theta(prior, theta, np.nan))
+        clean = predict(model, prior, theta, np.nan)
     else:
         redshift = draw_redshift(noise.redshifts, seed, stream, start, stop)
-        clean = join_clean(model.spectra(physical_theta(prior, theta, redshift)), redshift)
+        clean = join_clean(predict(model, prior, theta, redshift), redshift)
     return theta, clean.astype(np.float32).astype(float)

@@ -19,6 +19,7 @@ from digs_survey.prior import Prior
 from digs_survey.simulate.engine import Trial, chosen_engine, told_estimate
 from digs_survey.simulate.shard import SpectrumShards
 from digs_survey.spectra import WavelengthGrid
+from digs_survey.sps.bands import Bands
 from digs_survey.sps.param_file import ParamFile, needs_file
 from digs_survey.store.ledger import Ledger
 from digs_survey.store.sharded import open_or_create
@@ -53,9 +54,10 @@ def simulate(
     """Write noiseless spectra of prior draws as a Zarr dataset; go on where an earlier call stopped.
 
     The dataset has ``theta`` (simulation, parameter) float64, ``flux`` (simulation, wavelength) float32 in
-    erg/s/cm2/Angstrom, with row noise ``redshift`` (simulation,), ``wavelength`` in Angstrom and ``parameter``, and
-    opens with
-    ``xarray.open_zarr(path, consolidated=False)``. Its bytes do not depend on the number of workers.
+    erg/s/cm2/Angstrom, with row noise ``redshift`` (simulation,), ``wavelength`` in Angstrom and ``parameter``. With
+    photometry it has ``photometry`` (simulation, band) in maggies, and ``light`` (simulation, coarse_wavelength), which
+    is what the bands are of. It opens with ``xarray.open_zarr(path, consolidated=False)``. Its bytes do not depend on
+    the number of workers.
 
     Parameters
     ----------
@@ -74,7 +76,7 @@ def simulate(
     ledger : Ledger
         Shards in it are done already; workers mark the others.
     noise : NoiseModel, optional
-        Needed where its donors give the redshifts of simulations.
+        Needed where its donors give the redshifts of simulations, or where they have photometry.
     address : str, optional
         A running Dask scheduler, like ``tcp://host:8786``; without it, this machine's cores are used.
     workers : int, optional
@@ -113,9 +115,13 @@ def simulate(
         "engine": engine,
     }
     recipe |= identity.noise.redshift_key
-    _lay_out(path, recipe, ledger, identity.prior, grid)
+    bands = identity.noise.photometry_bands
+    if bands is not None:
+        recipe["photometry"] = [list(part) if isinstance(part, tuple) else part for part in bands.key]
+    _lay_out(path, recipe, ledger, identity.prior, grid, bands)
     advance(ledger.totals()[0])
-    work = SpectrumShards(path, ledger.folder, recipe, count, config, grid, identity.noise.redshifts, param_file)
+    redshifts = identity.noise.redshifts
+    work = SpectrumShards(path, ledger.folder, recipe, count, config, grid, redshifts, bands, param_file)
     size = config.simulate.rows_per_shard
     pending = ledger.pending(shard_count(count, size))
     left = sum(rows.stop - rows.start for rows in map(work.rows, pending))
@@ -146,7 +152,9 @@ def engine_check(ledger: Ledger) -> dict[str, float]:
     }
 
 
-def _lay_out(path: Path, recipe: dict[str, Any], ledger: Ledger, prior: Prior, grid: WavelengthGrid) -> None:
+def _lay_out(
+    path: Path, recipe: dict[str, Any], ledger: Ledger, prior: Prior, grid: WavelengthGrid, bands: Bands | None
+) -> None:
     count, shard = recipe["count"], recipe["rows_per_shard"]
     units = {p.name: p.unit for p in prior.parameters}
     arrays = {
@@ -176,4 +184,14 @@ def _lay_out(path: Path, recipe: dict[str, Any], ledger: Ledger, prior: Prior, g
         about = {"description": "redshift, which the ages follow where the prior has tage_tuniv"}
         arrays["redshift"] = ArraySpec(("simulation",), (count,), "float64", shard, attrs=about)
     values = {"wavelength": grid.wavelength, "parameter": np.array(prior.names)}
+    if bands is not None:
+        about = {"units": "mgy", "description": "noiseless maggies at the distance of model.zred"}
+        arrays["photometry"] = ArraySpec(("simulation", "band"), (count, len(bands)), "float32", shard, attrs=about)
+        about = {"units": FLUX_UNIT, "description": "noiseless hat means of f_lambda at the distance of model.zred"}
+        shape = count, len(bands.grid)
+        arrays["light"] = ArraySpec(("simulation", "coarse_wavelength"), shape, "float32", shard, attrs=about)
+        about = {"units": "Angstrom", "frame": "rest", "medium": "vacuum"}
+        arrays["coarse_wavelength"] = ArraySpec(("coarse_wavelength",), shape[1:], "float64", attrs=about)
+        arrays["band"] = ArraySpec(("band",), (len(bands),), "str")
+        values |= {"coarse_wavelength": bands.grid.wavelength, "band": np.array(bands.names)}
     open_or_create(path, recipe, ledger, arrays, values)

@@ -57,7 +57,6 @@ _COMPILED, _COMPILED_DUST = "digs_survey.sps.compiled_spectra", "digs_survey.sps
 """The loops for arrays of numpy's, and those for any law of the dust."""
 _ROWS = 1_024
 """Galaxies computed together: many enough for the matrix products, few enough to stay in cache."""
-_TOLERANCE = 1e-6
 _MOST_TERMS = 8
 _NOTHING = 1e-13
 """Share of an element's largest weight that is nothing but rounding."""
@@ -124,7 +123,7 @@ class BatchedModel:
         curve = calzetti_curve(populations.wavelength)
         self._curve = (curve @ matrix) / matrix.sum(axis=0)
         offset = curve[:, None] - self._curve
-        self._terms = _terms(offset[_seen(matrix)], dust2, _TOLERANCE)
+        self._terms = _terms(offset[_seen(matrix)], dust2, sampling.tolerance)
         to_lnu = populations.lnu_factor()[:, None]
         ways = [(to_lnu * matrix * offset**j / math.factorial(j)).astype(np.float32) for j in range(self._terms)]
         stars = _onto_grid(populations.spectra, ways)
@@ -205,9 +204,14 @@ class BatchedModel:
         if model.param_file is not None:
             raise NotBatchedError(f"the model of the parameter file {model.param_file.name} has no spectra in batches")
         import_prospector()
+        return cls.from_sampling(GridSampling(model, grid, prior.bounds("sigma_smooth")), model, prior)
+
+    @classmethod
+    def from_sampling(cls, sampling: GridSampling, model: ModelConfig, prior: Prior) -> BatchedModel:
+        """Read the populations, and build the model for any way onto a grid; see :meth:`from_config`."""
         # So that processes with any number of threads build the same model to the bit.
         with one_thread():
-            sampling, prior = GridSampling(model, grid, prior.bounds("sigma_smooth")), physical_prior(prior)
+            prior = physical_prior(prior)
             return cls(model_populations(model, prior, sampling.wavelength), sampling, model, prior)
 
     def spectra(self, theta: Any) -> Any:

@@ -24,7 +24,7 @@ _MIST_LOG_AGE = np.array([5.0, 10.3])
 """Ends of log10 age/yr of the MIST isochrones; a file that lists them does not exist."""
 
 
-def check_source(model: ModelConfig, prior: Prior, grid: WavelengthGrid) -> None:
+def check_source(model: ModelConfig, prior: Prior, grid: WavelengthGrid, light: WavelengthGrid | None = None) -> None:
     """Refuse a prior or a grid that the configured source does not cover, and a source that does not work.
 
     Takes seconds: Prospector is imported, and for ``fsps`` the data are tried in a subprocess.
@@ -35,6 +35,8 @@ def check_source(model: ModelConfig, prior: Prior, grid: WavelengthGrid) -> None
     prior : Prior
     grid : WavelengthGrid
         Of the catalog, or the configured one.
+    light : WavelengthGrid, optional
+        Coarse grid of what photometry sees.
 
     Raises
     ------
@@ -61,6 +63,12 @@ def check_source(model: ModelConfig, prior: Prior, grid: WavelengthGrid) -> None
         raise ConfigError(
             f"grid: source {model.source!r} covers {wavelength[0]:g} to {wavelength[-1]:g} Angstrom, found {grid}, "
             f"for which {needed[0]:g} to {needed[-1]:g} is needed; leave out the elements beyond"
+        )
+    if light is not None and (light.wavelength[0] < wavelength[0] or light.wavelength[-1] > wavelength[-1]):
+        raise ConfigError(
+            f"photometry.filters: source {model.source!r} covers {wavelength[0]:g} to {wavelength[-1]:g} Angstrom, and "
+            f"filters see {light.wavelength[0]:g} to {light.wavelength[-1]:g} Angstrom at rest; leave out the filters "
+            "beyond, or narrow photometry.rest_angstrom"
         )
 
 

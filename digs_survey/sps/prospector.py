@@ -20,6 +20,7 @@ from digs_survey.sps.dust import BIRTH_INDEX, LOG_ESCAPE_AGE, dust_law
 from digs_survey.sps.free_gas import GasRanges, check_gas_coverage, gas_ranges
 from digs_survey.sps.fsps import FSPS_SETTINGS, require_fsps
 from digs_survey.sps.grid import SSPGrid, check_coverage
+from digs_survey.sps.hat_sampling import HatSampling
 from digs_survey.sps.linespread import constant_sigma_kms
 from digs_survey.sps.sampling import GridSampling
 from digs_survey.sps.universe import at_zred, physical_prior
@@ -87,6 +88,8 @@ class ProspectorSimulator:
         Names and order of the parameters, and Prospector's priors.
     grid : WavelengthGrid
         The elements that spectra are brought to; rest frame.
+    sampling : GridSampling, optional
+        How they are; that of the model's line spread if None.
 
     Attributes
     ----------
@@ -108,7 +111,9 @@ class ProspectorSimulator:
     1 + zred: per rest-frame Angstrom, so that lambda f_lambda is conserved.
     """
 
-    def __init__(self, model: ModelConfig, prior: Prior, grid: WavelengthGrid) -> None:
+    def __init__(
+        self, model: ModelConfig, prior: Prior, grid: WavelengthGrid, sampling: GridSampling | None = None
+    ) -> None:
         if model.source == "fsps":
             require_fsps()
         import_prospector()
@@ -116,13 +121,19 @@ class ProspectorSimulator:
 
         priors, prior = prior.prospector_priors(), physical_prior(prior)
         self.config, self.prior, self.grid = model, prior, grid
-        self._sampling = sampling = GridSampling(model, grid, prior.bounds("sigma_smooth"))
+        sampling = sampling or GridSampling(model, grid, prior.bounds("sigma_smooth"))
+        self._sampling = sampling
         self.sps = _source(model, prior, sampling.wavelength)
         _check_prior(prior, self.sps, model.source)
         self.obs: dict[str, Any] = {"filters": None}
         self._sigma = prior.index("sigma_smooth") if "sigma_smooth" in prior.names else None
         self._ask(None if self._sigma is None else float(prior.low[self._sigma]))
-        self.model = SedModel(_parameters(model, prior, priors))
+        self.model = SedModel(_parameters(model, prior, priors, smoothed=sampling.by_prospector))
+
+    @classmethod
+    def of_light(cls, model: ModelConfig, prior: Prior, coarse: WavelengthGrid) -> ProspectorSimulator:
+        """Predict what photometry sees; see :func:`~digs_survey.sps.paired.light_model`."""
+        return cls(model, prior, coarse, HatSampling(coarse))
 
     def _ask(self, sigma_kms: float | None) -> None:
         """Choose where Prospector predicts spectra smoothed by a sigma, the model's if None."""
@@ -136,7 +147,7 @@ class ProspectorSimulator:
         if self._sigma is not None and self.config.source == "fsps":
             # Where Prospector holds a smoothed spectrum depends on sigma, for populations on wavelengths of their own.
             self._ask(float(values[self._sigma]))
-        if self.config.line_spread == "table":
+        if not self._sampling.by_prospector:
             # predict() would lift what is slightly negative, as beside a line that nothing has smoothed yet.
             self.model.set_parameters(values)
             flux, _, _ = self.sps.get_spectrum(outwave=self.obs["wavelength"], filters=None, **self.model.params)
@@ -240,7 +251,9 @@ def _dust(model: ModelConfig, prior: Prior) -> dict[str, Any]:
     return fixed
 
 
-def _parameters(model: ModelConfig, prior: Prior, given: dict[str, Any]) -> list[dict[str, Any]]:
+def _parameters(
+    model: ModelConfig, prior: Prior, given: dict[str, Any], *, smoothed: bool = True
+) -> list[dict[str, Any]]:
     """Return the configuration of Prospector's model, whose free parameters are the columns of theta.
 
     Prospector's prior is the one ``given`` by name; of what follows from others, or is fixed, it is the range.
@@ -265,7 +278,7 @@ def _parameters(model: ModelConfig, prior: Prior, given: dict[str, Any]) -> list
         "lumdist": cosmo.luminosity_distance(model.zred).to_value("Mpc"),
         "peraa": True,
     }
-    if model.line_spread != "table":
+    if smoothed:
         fixed |= {"smoothtype": "vel", "fftsmooth": True, "sigma_smooth": constant_sigma_kms(model)}
     if "sigma_smooth" in prior.names:
         del fixed["sigma_smooth"]

@@ -58,12 +58,19 @@ class GridSampling:
     ----------
     wavelength : ndarray, shape (wavelength,)
         Where populations are best sampled, log-spaced: they are then smoothed without resampling.
+    by_prospector : bool
+        Whether Prospector smooths.
+    tolerance : float
+        Of the attenuation within an element, in batches.
 
     Raises
     ------
     ConfigError
         If the grid is in the observed frame, or the line-spread function does not cover it.
     """
+
+    by_prospector = True
+    tolerance = 1e-6
 
     def __init__(self, model: ModelConfig, grid: WavelengthGrid, sigmas: tuple[float, float] | None = None) -> None:
         if grid.frame != "rest":
@@ -80,7 +87,7 @@ class GridSampling:
         low, high = self._edges[0], self._edges[-1]
         self._table: TabulatedSpread | None = None
         if model.line_spread == "table":
-            self._table = TabulatedSpread(model)
+            self._table, self.by_prospector = TabulatedSpread(model), False
             self.wavelength = spread_grid(self._table, low, high)
         else:
             narrowest, widest = sigmas or (constant_sigma_kms(model),) * 2

@@ -46,6 +46,8 @@ def test_negative_flux_is_data(tmp_path):
         redshift=np.full(ROWS, config.model.zred),
         galaxy_id=np.arange(ROWS),
         quality=np.zeros(ROWS, dtype=np.int64),
+        maggies=np.zeros((ROWS, 0)),
+        maggies_ivar=np.zeros((ROWS, 0)),
     )
     settings = MapConfig(draws=256)
 

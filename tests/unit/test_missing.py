@@ -96,6 +96,8 @@ def test_training_is_shown_what_prepared_rows_hold(name, features, probability):
         redshift=np.full(400, 1e-5),
         galaxy_id=np.arange(400),
         quality=np.zeros(400, dtype=np.int64),
+        maggies=np.zeros((400, 0)),
+        maggies_ivar=np.zeros((400, 0)),
     )
     ready = prepare(rows, "rest", 1e-5, 0.01, keeps_negative=keeps)
     np.testing.assert_allclose(seen, ready.flux, rtol=1e-5, atol=1e-6 * case.flux.max())

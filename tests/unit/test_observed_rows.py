@@ -48,6 +48,8 @@ def catalog_rows(flux: np.ndarray, redshift: object, sigma: object = SIGMA) -> C
         redshift=np.array(redshift, dtype=float),
         galaxy_id=np.arange(rows),
         quality=np.zeros(rows, dtype=np.int64),
+        maggies=np.zeros((rows, 0)),
+        maggies_ivar=np.zeros((rows, 0)),
     )
 
 

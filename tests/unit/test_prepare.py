@@ -24,6 +24,8 @@ def make_rows(n: int = 5, elements: int = 20) -> CatalogRows:
         redshift=np.linspace(0.02, 0.1, n),
         galaxy_id=np.arange(n),
         quality=np.zeros(n, dtype=np.int64),
+        maggies=np.zeros((n, 0)),
+        maggies_ivar=np.zeros((n, 0)),
     )
 
 

@@ -13,6 +13,7 @@ from digs_survey.catalog.schema import redshift_quality
 from digs_survey.config import MapConfig, NoiseConfig, SurveyConfig, load_config
 from digs_survey.config.model_section import ModelConfig
 from digs_survey.config.noise_sections import ObservingConfig
+from digs_survey.config.photometry_section import PhotometryConfig
 from digs_survey.errors import ConfigError, StageError
 from digs_survey.estimator.artefact import identify
 from digs_survey.estimator.posterior import FrozenPosterior
@@ -156,6 +157,12 @@ ADDED = {
     "noise.calibration_order": (NoiseConfig, "4", 4, 6),
     "noise.calibration_width": (NoiseConfig, "0.01", 0.01, 0.03),
     "noise.observing": (NoiseConfig, "{gaps=5}", ObservingConfig(gaps=5), ObservingConfig()),
+    "noise.photometry": (
+        NoiseConfig,
+        "{filters=['sdss_r0']}",
+        PhotometryConfig(filters=("sdss_r0",)),
+        PhotometryConfig(),
+    ),
     "model.age": (ModelConfig, "tage_tuniv", "tage_tuniv", "tage"),
     "model.dust_law": (ModelConfig, "'smc'", "smc", "calzetti"),
     "model.sfh_bins": (ModelConfig, "5", 5, 7),
@@ -252,7 +259,7 @@ def test_an_added_key_is_written_only_where_it_is_changed(key, mode):
     model, text, changed, default = ADDED[key]
     assert model.model_fields[name].get_default() == default
     plain, other = load_config(None, ROW), load_config(None, [*ROW, f"{key}={text}"])
-    same = load_config(None, [*ROW, f"{key}={json.dumps(default)}"] if name != "observing" else ROW)
+    same = load_config(None, [*ROW, f"{key}={json.dumps(default)}"] if name not in ("observing", "photometry") else ROW)
     for config in (plain, same):
         written = config.model_dump(mode=mode)
         assert name not in written[section]

@@ -27,7 +27,8 @@ from digs_survey.catalog.prepare import PreparedRows, prepare
 from digs_survey.config import MapConfig
 from digs_survey.errors import ConfigError, RunDirectoryError
 from digs_survey.noise.observation import split_observed
-from digs_survey.noise.observed_rows import observed_rows
+from digs_survey.noise.observed_rows import RowBands, observed_rows
+from digs_survey.noise.row_noise import RowNoise
 from digs_survey.quality import NO_POSTERIOR
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.simulate.simulated_spectra import simulated_spectra
@@ -73,11 +74,15 @@ def observe_rows(
         As :meth:`~digs_survey.noise.model.NoiseModel.observe` gives them.
     """
     noisy, good, errors = noise.observe(clean, uniform)
-    if noise.config.by_row:
+    if isinstance(noise, RowNoise):
         flux, inverse, redshift = split_observed(noisy)
         # The simulations have their own error floor.
         settings = MapConfig(error_floor=0.0, min_good_fraction=min_good_fraction)
-        rows = observed_rows(flux, inverse, redshift, np.zeros(len(noisy), dtype=np.int64), settings)
+        elements, quality = flux.shape[1] - noise.band_count, np.zeros(len(noisy), dtype=np.int64)
+        some, rest = slice(elements), slice(elements, None)
+        # The floors of photometry are in its errors already, as that of the spectrum is.
+        bands = RowBands.of(noise, flux[:, rest], inverse[:, rest]) if noise.band_count else None
+        rows = observed_rows(flux[:, some], inverse[:, some], redshift, quality, settings, bands)
         return rows, errors
     # Of what is observed only: one that knows the noiseless flux would know of the truth.
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -90,6 +95,8 @@ def observe_rows(
         redshift=np.full(count, _ANY_REDSHIFT),
         galaxy_id=np.arange(count),
         quality=np.zeros(count, dtype=np.int64),
+        maggies=np.zeros((count, 0)),
+        maggies_ivar=np.zeros((count, 0)),
     )
     return prepare(catalog_rows, "rest", _ANY_REDSHIFT, min_good_fraction, keeps_negative=noise.keeps_negative), errors
 
@@ -137,17 +144,26 @@ class Observer:
         again = row_uniforms(self.seed, "edges/calibration", start, stop, _AGAIN)
         kept = np.flatnonzero((rows.quality & NO_POSTERIOR) == 0)
         theta, references, flux = theta[kept], references[kept], rows.flux[kept]
-        snr = np.nanmedian(np.where(rows.good, rows.spectrum * np.sqrt(rows.ivar), np.nan)[kept], axis=1)
+        snr = _typical_snr(rows.take(kept))
         right, rng = self.posterior.sample(flux, self.draws), np.random.default_rng([self.seed, start])
         about: dict[str, NDArray[np.float64]] = {"snr": snr}
         if noise.config.by_row:
-            about |= {"redshift": noise.redshift_of(flux), "good_share": rows.good[kept].mean(axis=1)}
+            about |= {"redshift": noise.redshift_of(flux), "good_share": rows.spectrum_good[kept].mean(axis=1)}
         whole = calibrate(theta, right, self.quantiles, prior, references, again=again[kept], **about)
         found = {"": replace(whole, without_posterior=stop - start - kept.size)}
         for fault in standard_faults(prior.names) if self.plant else ():
             wrong = fault.plant(right[:, :_PLANTED_DRAWS], rng)
             found[fault.name] = calibrate(theta, wrong, (), prior, references, **about)
         return found
+
+
+def _typical_snr(rows: PreparedRows) -> NDArray[np.float64]:
+    """Median signal-to-noise ratio (row,) of the good elements, or of the bands of a row that has no spectrum."""
+    elements, every = rows.elements, rows.good.shape[1]
+    snr = np.where(rows.good, rows.flux[:, :every] * np.sqrt(rows.ivar), np.nan)
+    alone = ~rows.spectrum_good.any(axis=1)
+    snr[~alone, elements:] = np.nan
+    return np.asarray(np.nanmedian(snr, axis=1))
 
 
 @dataclass(frozen=True)
@@ -259,13 +275,13 @@ def calibrate_model(
     MissingDependencyError
         If the data of the model's stellar populations are missing.
     """
-    from digs_survey.sps.batched import BatchedModel
+    from digs_survey.sps.paired import batched_model
 
     if count < 1:
         raise ConfigError(f"expected at least one simulation to calibrate on, found {count}")
-    model = BatchedModel.from_config(posterior.model, posterior.prior, posterior.grid)
-    least = _good_fraction(min_good_fraction)
     noise = posterior.noise if noise is None else noise
+    model = batched_model(posterior.model, posterior.prior, posterior.grid, noise.photometry_bands)
+    least = _good_fraction(min_good_fraction)
     observer = Observer(posterior, noise, seed, draws, tuple(quantiles), least, plant)
 
     def block(start: int) -> _Figures:

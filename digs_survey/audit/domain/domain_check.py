@@ -138,7 +138,9 @@ class Population:
         """Hold the rows of a block against spectra of draws theta (row, draw, ndim); each row by itself."""
         posterior, noise, flux = checker.posterior, checker.likelihood.noise, block.flux
         chi2, pvalue = np.full((2, len(flux)), np.nan)
-        sigma, percent, left, left_percent = np.full((4, *block.good.shape), np.nan, dtype=np.float32)
+        # Of photometry there is no more than its part in chi-square.
+        elements = slice(len(posterior.grid))
+        sigma, percent, left, left_percent = np.full((4, len(flux), len(posterior.grid)), np.nan, dtype=np.float32)
         redshift = noise.redshift_of(flux)
         with one_thread(), np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             for row in np.flatnonzero(np.isfinite(theta).all(axis=(1, 2))):
@@ -147,10 +149,11 @@ class Population:
                 chi2[row], pvalue[row] = judge(noise.goodness(flux[row], spectra, good, own)[0], int(good.sum()))
                 middle = np.median(spectra, axis=0)
                 seen, width = np.where(good, noise.spectrum_of(flux[row]), np.nan), noise.sigma(middle, own)
-                sigma[row], percent[row] = (seen - middle) / width, 100 * (seen / middle - 1)
+                sigma[row], percent[row] = ((seen - middle) / width)[elements], (100 * (seen / middle - 1))[elements]
                 if np.isfinite(redshift[row]):
                     calibrated = noise.calibrated(flux[row], middle)
-                    left[row], left_percent[row] = (seen - calibrated) / width, 100 * (seen / calibrated - 1)
+                    left[row] = ((seen - calibrated) / width)[elements]
+                    left_percent[row] = (100 * (seen / calibrated - 1))[elements]
         observed = observed_bands(left, left_percent, np.nan_to_num(redshift), posterior.grid)
         features, distance = posterior.features(flux), posterior.feature_distance(flux)
         return cls(features, distance, chi2, pvalue, sigma, percent, *observed)

@@ -38,7 +38,7 @@ _MIN_IN_FLIGHT = 16
 """Enough waiting tasks that a cluster which grows with its queue does grow."""
 _STALLED = 75
 """Exit status of a worker whose fit took too long."""
-_simulators: dict[str, Simulator] = {}
+_simulators: dict[str, Any] = {}
 _posteriors: dict[str, FrozenPosterior] = {}
 
 
@@ -220,13 +220,16 @@ def _neural(identity: RunIdentity) -> FrozenPosterior:
 
 
 def _simulator(setup: FitSetup, engine: str) -> Simulator:
-    from digs_survey.sps.batched import BatchedModel
+    from digs_survey.sps.paired import batched_model, prospector_model
     from digs_survey.sps.param_file import simulator_of
 
     identity = setup.identity
     key = identity.digest("model", "prior", "grid", engine=engine)
     if key not in _simulators:
         what = identity.model, identity.prior, identity.grid
-        batched = engine == "batched"
-        _simulators[key] = BatchedModel.from_config(*what) if batched else simulator_of(*what, setup.param_file)
+        if identity.model.param_file is not None:
+            _simulators[key] = simulator_of(*what, setup.param_file)
+        else:
+            build = batched_model if engine == "batched" else prospector_model
+            _simulators[key] = build(*what, identity.noise.photometry_bands)
     return _simulators[key]

@@ -175,7 +175,7 @@ class GalaxyFit:
     @classmethod
     def failed(cls, setup: FitSetup, error: str) -> GalaxyFit:
         """Return the outcome of a job that failed twice."""
-        ndim, elements = setup.identity.prior.ndim, len(setup.identity.grid)
+        ndim, elements = setup.identity.prior.ndim, len(setup.identity.grid) + setup.identity.noise.band_count
         return cls(
             draws=np.full((mcmc_draw_count(setup.mcmc), ndim), np.nan),
             walkers=np.full((setup.mcmc.walkers * len(setup.mcmc.starts), _kept_steps(setup.mcmc), ndim), np.nan),

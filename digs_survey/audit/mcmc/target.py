@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from digs_survey.prior import Prior
-from digs_survey.sps.universe import physical_theta
+from digs_survey.sps.paired import PairedModel, predict
 
 if TYPE_CHECKING:
     from digs_survey.noise.model import NoiseModel
@@ -33,18 +33,19 @@ class AtRedshift:
 
     Parameters
     ----------
-    simulator : Simulator
+    simulator : Simulator or PairedModel
+        The latter predicts fluxes through filters too, behind the elements of the spectrum.
     prior : Prior
         That theta are of.
     redshift : float or ndarray of shape ()
     """
 
-    def __init__(self, simulator: Simulator, prior: Prior, redshift: ArrayLike) -> None:
+    def __init__(self, simulator: Simulator | PairedModel, prior: Prior, redshift: ArrayLike) -> None:
         self._simulator, self._prior, self._redshift = simulator, prior, redshift
 
     def spectra(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
         """Predict noiseless spectra (n, wavelength) for theta (n, parameter) inside the prior."""
-        return self._simulator.spectra(physical_theta(self._prior, theta, self._redshift))
+        return np.asarray(predict(self._simulator, self._prior, theta, self._redshift))
 
 
 class GalaxyPosterior:

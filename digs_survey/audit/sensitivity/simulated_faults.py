@@ -23,7 +23,7 @@ from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.simulate.simulated_spectra import simulated_spectra
 from digs_survey.spectra import C_KMS, WavelengthGrid
 from digs_survey.sps.batched import BatchedModel
-from digs_survey.sps.universe import physical_theta
+from digs_survey.sps.paired import PairedModel, batched_model, predict
 
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
@@ -63,7 +63,7 @@ class Simulator:
     Attributes
     ----------
     posterior : FrozenPosterior
-    model : BatchedModel
+    model : BatchedModel or PairedModel
         The posterior's own.
     count : int
     seed : int
@@ -71,7 +71,7 @@ class Simulator:
     """
 
     posterior: FrozenPosterior
-    model: BatchedModel
+    model: BatchedModel | PairedModel
     count: int
     seed: int
     min_good_fraction: float
@@ -80,7 +80,7 @@ class Simulator:
     def uniform(self) -> NDArray[np.float64]:
         """Random numbers of the noise; the same with each fault."""
         grid, noise = self.posterior.grid, self.posterior.noise
-        elements = len(grid) + noise.config.by_row
+        elements = len(grid) + noise.band_count + noise.config.by_row
         return row_uniforms(self.seed, f"noise/{_STREAM}", 0, self.count, noise.columns(elements))
 
     @cached_property
@@ -93,10 +93,13 @@ class Simulator:
         grid = self.posterior.grid
         seen = WavelengthGrid(grid.wavelength * (1 + velocity_kms / C_KMS), grid.frame, grid.medium)
         prior = _of_one_spread(self.posterior.prior)
-        model = BatchedModel.from_config(self.posterior.model.model_copy(update=settings), prior, seen)
+        other, bands = self.posterior.model.model_copy(update=settings), self.posterior.noise.photometry_bands
+        model = batched_model(other, prior, seen, bands)
         return self._simulate(model, prior)
 
-    def _simulate(self, model: BatchedModel, prior: Prior) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _simulate(
+        self, model: BatchedModel | PairedModel, prior: Prior
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return simulated_spectra(model, prior, self.posterior.noise, self.seed, _STREAM, 0, self.count)
 
     def observe(self, clean: NDArray[np.float64], noise_factor: float = 1.0) -> PreparedRows:
@@ -119,18 +122,22 @@ class Simulator:
         """Observed wavelengths (row, wavelength), as far as the posterior is shown redshifts."""
         wave = np.asarray(self.posterior.grid.wavelength)
         if not self.posterior.noise.config.by_row:
-            return np.broadcast_to(wave, rows.good.shape)
+            return np.broadcast_to(wave, rows.spectrum_good.shape)
         return wave * (1 + self.posterior.noise.redshift_of(rows.flux)[:, None])
 
     def times(self, factor: NDArray[np.float64]) -> PreparedRows:
         """Return the plain rows with flux and errors times a factor (row, wavelength)."""
-        return self._changed(self.plain.rows, factor, 1 / factor)
+        # Photometry does not share the faults of a spectrum.
+        whole = np.pad(factor, [(0, 0), (0, self.plain.rows.bands)], constant_values=1.0)
+        return self._changed(self.plain.rows, whole, 1 / whole)
 
     def without(self, lost: NDArray[np.bool_]) -> PreparedRows:
         """Return the plain rows without some elements (row, wavelength)."""
         rows, noise = self.plain.rows, self.posterior.noise
-        good = rows.good & ~lost
-        some = good.mean(axis=1) >= self.min_good_fraction
+        good = rows.good & ~np.pad(lost, [(0, 0), (0, rows.bands)])
+        before, after = (part[:, : rows.elements].mean(axis=1) for part in (rows.good, good))
+        # A row without a spectrum has none to lose.
+        some = (after >= self.min_good_fraction) | (before == 0)
         quality = rows.quality | np.where(some, 0, int(QualityFlag.FEW_GOOD_ELEMENTS))
         if noise.config.by_row:
             return replace(self._changed(rows, good, good), good=good, quality=quality)
@@ -158,11 +165,11 @@ class Simulator:
         share = row_uniforms(self.seed, f"beyond/{_STREAM}", 0, self.count, 1)[:, 0]
         theta[:, column] = end + (far - end) * share
         wide = Prior.of(prior.priors | {name: Uniform(low=end, high=far)})
-        model = BatchedModel.from_config(posterior.model, wide, posterior.grid)
+        model = batched_model(posterior.model, wide, posterior.grid, posterior.noise.photometry_bands)
         if not posterior.noise.config.by_row:
-            return Truth(self.observe(model.spectra(physical_theta(wide, theta, np.nan))), theta)
+            return Truth(self.observe(predict(model, wide, theta, np.nan)), theta)
         redshift = self.drawn[1][:, -1]
-        clean = join_clean(model.spectra(physical_theta(wide, theta, redshift)), redshift)
+        clean = join_clean(predict(model, wide, theta, redshift), redshift)
         return Truth(self.observe(clean), theta)
 
 
@@ -224,7 +231,7 @@ def _known(simulator: Simulator) -> dict[str, Callable[[], Truth]]:
         return own(simulator.times(shape((wave - start) / reach)))
 
     def gap() -> Truth:
-        first = np.argmax(simulator.plain.rows.good, axis=1)
+        first = np.argmax(simulator.plain.rows.spectrum_good, axis=1)
         return own(simulator.without(np.arange(elements) < (first + 0.15 * elements)[:, None]))
 
     spreads: dict[str, dict[str, Any]] = {

@@ -39,6 +39,8 @@ class Prepared:
         Spectra of the training split that the features' statistics are those of.
     noiseless : ndarray of float32, shape (n, wavelength)
     statistics_theta : ndarray of float64, shape (n, ndim)
+    light : ndarray of float32, shape (n, coarse element), or None
+        What filters see of the same galaxies, where rows have photometry.
     """
 
     theta: NDArray[np.float64]
@@ -46,6 +48,7 @@ class Prepared:
     noisy: NDArray[np.floating]
     noiseless: NDArray[np.float32]
     statistics_theta: NDArray[np.float64]
+    light: NDArray[np.float32] | None = None
 
 
 class Source(Protocol):
@@ -85,7 +88,7 @@ class FreshNoise:
         chosen = _statistics_rows(self.rows, self.held, self.seed)
         validation, (theta, flux) = self.rows.gather(self.held, chosen)
         rng = np.random.default_rng(stream_key(self.seed, "features/noise"))
-        return Prepared(*validation, self.noise.draw(flux, rng), flux, theta)
+        return Prepared(*validation, self.noise.draw(flux, rng), flux, theta, self.rows.light(chosen))
 
     def noisy(self, flux: Tensor, stream: str, first: int = 0) -> Tensor:
         """Put noise on rows of a batch."""
@@ -126,7 +129,8 @@ class StoredPairs:
         validation, (theta, noisy) = self.rows.gather(self.validated, chosen)
         copied, which = np.unique(chosen // self.rows.copies, return_inverse=True)
         ((_, noiseless),) = self.simulations.gather(copied)
-        return Prepared(*validation, noisy, noiseless[which], theta)
+        light = self.simulations.light(copied)
+        return Prepared(*validation, noisy, noiseless[which], theta, None if light is None else light[which])
 
     def noisy(self, flux: Tensor, stream: str, first: int = 0) -> Tensor:
         """Return the spectra as they are: they have their noise."""

@@ -111,6 +111,17 @@ class Simulations:
                 some_flux[place] = flux[numbers[place] - rows.start]
         return found
 
+    def light(self, wanted: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """Return what filters see (n, coarse element) of sorted rows; None where simulations have no photometry."""
+        stored = getattr(self.flux, "light", None)
+        if stored is None:
+            return None
+        found = np.empty((len(wanted), stored.shape[1]), dtype=np.float32)
+        for rows in self.units(_READ_AT_ONCE):
+            place = slice(*np.searchsorted(wanted, [rows.start, rows.stop]))
+            found[place] = stored[rows][wanted[place] - rows.start]
+        return found
+
     @property
     def _expected(self) -> str:
         return "finite, positive flux in every element and theta inside the prior"
@@ -121,7 +132,12 @@ class Simulations:
 
     def _usable(self, flux: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Tell which elements (n, wavelength) can be trained on."""
-        return (flux > 0) & (flux < np.inf)
+        usable = (flux > 0) & (flux < np.inf)
+        bands = getattr(self.flux, "bands", 0)
+        if bands:
+            # Of a band that does not count at a row's redshift, simulations have what the coarse grid holds of it.
+            usable[:, -1 - bands : -1] = np.isfinite(flux[:, -1 - bands : -1])
+        return usable
 
     def _in_place(self, rows: slice) -> NDArray[np.bool_] | bool:
         """Tell which rows (n,) are where they belong."""

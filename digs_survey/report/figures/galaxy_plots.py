@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,12 +33,26 @@ from digs_survey.report.figures.style import (
     zero_line,
 )
 
-__all__ = ["Spectrum", "corner", "history", "mass_levels", "spectrum"]
+__all__ = ["BandPoints", "Spectrum", "corner", "history", "mass_levels", "spectrum"]
 
 _Chain = tuple[NDArray, str, str, NDArray | None]
 """Draws (draw, parameter), colour, line style (solid is filled), and weights (draw,)."""
 _CORNER = 6.0
 _BINS = 36
+
+
+@dataclass(frozen=True)
+class BandPoints:
+    """Photometry beside the spectrum, all (band,); flux and wavelengths in the unit and the frame of the spectrum."""
+
+    wavelength: NDArray
+    """Pivot wavelengths."""
+    width: NDArray
+    flux: NDArray
+    sigma: NDArray
+    good: NDArray
+    best_npe: NDArray
+    best_mcmc: NDArray
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,7 @@ class Spectrum:
     best_mcmc: NDArray
     axis: str
     """Label of the wavelength axis: frame and medium."""
+    bands: BandPoints | None = None
 
 
 def spectrum(galaxy: Spectrum, converged: bool, alt: str) -> Picture:
@@ -63,7 +79,9 @@ def _spectrum(galaxy: Spectrum, converged: bool, alt: str, width: float, height:
     wave = galaxy.wavelength
     hide = np.where(galaxy.good, 1.0, np.nan)
     observed, sigma = galaxy.flux * hide, galaxy.sigma * hide
-    peak = np.nanmax(np.abs(observed)) if np.isfinite(observed).any() else 1.0
+    bands = galaxy.bands if galaxy.bands is not None and galaxy.bands.good.any() else None
+    seen = observed if bands is None else np.append(observed, bands.flux[bands.good])
+    peak = np.nanmax(np.abs(seen)) if np.isfinite(seen).any() else 1.0
     power = int(np.floor(np.log10(peak))) if peak > 0 else 0
     scale = 10.0**power
     figure = canvas(width, height)
@@ -83,14 +101,38 @@ def _spectrum(galaxy: Spectrum, converged: bool, alt: str, width: float, height:
     noise = 100 * sigma / galaxy.best_npe
     bottom.fill_between(wave, -noise, noise, step="mid", color=BAND, lw=0, zorder=0)
     zero_line(bottom)
+    if bands is not None:
+        noise = np.append(noise, _bands(top, bottom, bands, scale))
     power_text = rf"$10^{{{power}}}\,$" if power else ""
     top.set(ylabel=rf"$f_\lambda$ [{power_text}erg s$^{{-1}}$ cm$^{{-2}}$ $\mathrm{{\AA}}^{{-1}}$]")
-    legend_above(top, 3 if width > 5 else 2)
+    legend_above(top, (3 if width > 5 else 2) + (bands is not None))
     reach = finite_span(3 * noise, quantile=0.1, margin=0.0)[1]
-    bottom.set(xlabel=galaxy.axis, ylabel="residual [%]", ylim=(-reach, reach), xlim=(wave[0], wave[-1]))
+    bottom.set(xlabel=galaxy.axis, ylabel="residual [%]", ylim=(-reach, reach), xlim=_range(wave, bands))
     bottom.xaxis.set_major_locator(MaxNLocator(10 if width > 5 else 5))
     figure.align_ylabels()
     return encode(figure, alt)
+
+
+def _bands(top: Axes, bottom: Axes, bands: BandPoints, scale: float) -> NDArray:
+    """Draw photometry as points, its wavelengths as bars and the models' as rings; return its noise in percent."""
+    good = bands.good
+    wave, flux, sigma, reach = bands.wavelength[good], bands.flux[good], bands.sigma[good], 0.5 * bands.width[good]
+    style: dict[str, Any] = {"fmt": "o", "ms": 4, "lw": 1.0}
+    top.errorbar(wave, flux / scale, sigma / scale, reach, color=INK, label="photometry", zorder=4, **style)
+    for best, colour in ((bands.best_npe[good], NPE), (bands.best_mcmc[good], MCMC)):
+        if np.isfinite(best).any():
+            top.plot(wave, best / scale, "o", ms=8, mfc="none", mec=colour, zorder=5)
+            bottom.errorbar(wave, 100 * (flux - best) / best, 100 * sigma / best, reach, color=colour, **style)
+    return np.asarray(100 * sigma / np.abs(bands.best_npe[good]))
+
+
+def _range(wave: NDArray, bands: BandPoints | None) -> tuple[float, float]:
+    """Ends of the wavelength axis: those of the spectrum, and of photometry where there is any."""
+    low, high = float(wave[0]), float(wave[-1])
+    if bands is not None:
+        reach, middle = 0.5 * bands.width[bands.good], bands.wavelength[bands.good]
+        low, high = min(low, float((middle - reach).min())), max(high, float((middle + reach).max()))
+    return low, high
 
 
 def history(
