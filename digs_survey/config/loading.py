@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
-from digs_survey.config.param_file import FileModel, with_file_model
+from digs_survey.config.file_model import FileModel, with_file_model
 from digs_survey.config.survey_config import SurveyConfig, with_sections
 from digs_survey.config.types import Section
 from digs_survey.distributions import PRIORS, AnyPrior, Given

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from digs_survey.config.dust_laws import DustLawName
-from digs_survey.config.param_file import ParamFileConfig
+from digs_survey.config.file_model import ParamFileConfig
 from digs_survey.config.types import Positive, Section
 from digs_survey.parameters import BINNED, BINS
 

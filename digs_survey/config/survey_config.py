@@ -13,11 +13,11 @@ from digs_survey.config.audit_sections import AuditConfig, EscalateConfig, Impor
 from digs_survey.config.binned_prior import prior_of_bins, refuse_bins
 from digs_survey.config.burst_prior import check_burst
 from digs_survey.config.dust_laws import check_dust
+from digs_survey.config.file_model import check_file_model
 from digs_survey.config.gas import check_gas
 from digs_survey.config.map_section import MapConfig
 from digs_survey.config.model_section import ModelConfig
 from digs_survey.config.noise_sections import MissingConfig, NoiseConfig
-from digs_survey.config.param_file import check_file_model
 from digs_survey.config.photometry_section import PhotometryConfig, check_spec_norm
 from digs_survey.config.train_section import TrainConfig
 from digs_survey.config.types import Count, Positive, Section

@@ -15,10 +15,10 @@ from digs_survey.config import ModelConfig, SurveyConfig
 from digs_survey.errors import StageError
 from digs_survey.noise.donors import Redshifts
 from digs_survey.prior import Prior
-from digs_survey.simulate.engine import TRIAL_ROWS, TRIAL_S, Trial
 from digs_survey.simulate.prior_draws import draw_redshift, draw_theta
 from digs_survey.simulate.seeding import row_uniforms
 from digs_survey.simulate.shard_work import Made, ShardWriter
+from digs_survey.simulate.trial import TRIAL_ROWS, TRIAL_S, Trial
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import one_thread
 from digs_survey.sps.bands import BandKey, Bands

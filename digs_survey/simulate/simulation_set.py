@@ -16,8 +16,8 @@ from digs_survey.errors import ConfigError
 from digs_survey.identity import RunIdentity
 from digs_survey.noise.model import NoiseModel
 from digs_survey.prior import Prior
-from digs_survey.simulate.engine import Trial, chosen_engine, told_estimate
 from digs_survey.simulate.shard import SpectrumShards
+from digs_survey.simulate.trial import Trial, chosen_engine, told_estimate
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.bands import Bands
 from digs_survey.sps.param_file import ParamFile, needs_file

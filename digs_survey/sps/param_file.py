@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import ValidationError
 
 from digs_survey.config import ModelConfig
-from digs_survey.config.param_file import FileModel, ParamFileConfig
+from digs_survey.config.file_model import FileModel, ParamFileConfig
 from digs_survey.distributions import Beta, Distribution, LogNormal, LogUniform, Normal, StudentT, Uniform
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import DERIVED, PARAMETERS

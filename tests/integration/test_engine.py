@@ -6,8 +6,8 @@ import pytest
 
 from digs_survey.config import load_config
 from digs_survey.errors import ConfigError, NotBatchedError
-from digs_survey.simulate.engine import Trial, chosen_engine, told_estimate
 from digs_survey.simulate.simulation_set import simulate
+from digs_survey.simulate.trial import Trial, chosen_engine, told_estimate
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps import spread
 from digs_survey.store.ledger import Ledger
