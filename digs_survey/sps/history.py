@@ -375,7 +375,7 @@ def bin_weights(log_age: ArrayLike, agebins: ArrayLike) -> NDArray[np.float64]:
             weights[:, max(i - 1, 0)] += width
             continue
         # The integral of log10(age) is age * (log10(age) - log10(e)).
-        part = [x * (np.log10(x) - np.log10(np.e) - nodes[i - 1]) for x in (a, b)]
+        part = [x * (np.log10(x) - math.log10(math.e) - nodes[i - 1]) for x in (a, b)]
         older = (part[1] - part[0])[:, 0] / (nodes[i] - nodes[i - 1])
         weights[:, i] += older
         weights[:, i - 1] += width - older
