@@ -113,7 +113,7 @@ PARAMETERS: dict[str, Parameter] = {
             2.0,
             "",
             r"$\hat\tau_{1}/\hat\tau_{2}$",
-            "birth-cloud optical depth over that of the diffuse dust, where dust1 is tied to both",
+            "dust1 over dust2, where dust1 is tied to both",
         ),
         Parameter("dust_index", -1.0, 0.4, "", r"$n_{\rm dust}$", "slope of the diffuse dust's attenuation curve"),
         Parameter("gas_logz", -2.0, 0.5, "dex", r"$\log_{10} Z_{\rm gas}/Z_\odot$", "metallicity of the gas"),
@@ -145,7 +145,7 @@ PARAMETERS: dict[str, Parameter] = {
             400.0,
             "km / s",
             r"$\sigma\;[{\rm km\,s^{-1}}]$",
-            "velocity dispersion of stars, gas and spectrograph together, beyond the resolution of the populations",
+            "velocity dispersion of galaxy and spectrograph beyond that of the populations",
         ),
         Parameter(
             SPEC_NORM,
@@ -162,7 +162,7 @@ PARAMETERS: dict[str, Parameter] = {
                 5.0,
                 "dex",
                 rf"$\log_{{10}} r_{{{k}}}$",
-                f"star formation rate in bin {k} of age, counted from the youngest, over that in the next older bin",
+                f"star formation rate in bin {k} over that in bin {k + 1}, the next older",
             )
             for k, name in enumerate(binned_names("continuity", BINS[1]), 1)
         ),
@@ -173,7 +173,7 @@ PARAMETERS: dict[str, Parameter] = {
                 1.0,
                 "",
                 rf"$z_{{{k}}}$",
-                f"share of the rates in bins of age from bin {k} on, counted from the youngest, that older bins have",
+                f"share that older bins have of the rates from bin {k} of age on",
             )
             for k, name in enumerate(binned_names("dirichlet", BINS[1]), 1)
         ),
