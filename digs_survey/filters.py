@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 
 from digs_survey.errors import ConfigError
 
-__all__ = ["Filter", "filter_names", "load_filter", "unknown_filter"]
+__all__ = ["REST_ANGSTROM", "Filter", "filter_names", "load_filter", "unknown_filter"]
 
+REST_ANGSTROM = (1216.0, 25_000.0)
+"""What of a spectrum at rest the models describe: they have no intergalactic absorption, which begins at Lyman alpha,
+and no emission of dust, which is seen from about 2.5 micron on."""
 _NEAR = 3
 """Names that an error offers in place of one that sedpy does not have."""
 _EDGE = 5e-4

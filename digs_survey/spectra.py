@@ -18,9 +18,22 @@ from digs_survey.config import GridConfig, grid_centres
 __all__ = ["WavelengthGrid", "air_to_vacuum", "rebin_matrix", "rebin_spectrum", "vacuum_to_air"]
 
 C_KMS = 299_792.458
+MAGGIE = 3631e-23
+"""Flux density of one maggie in erg/s/cm2/Hz (AB system)."""
 _SAME_GRID = 1e-3
 """Share of an element's width by which the wavelengths of one grid may differ: float32 has such differences, and no
 spectrum changes by them."""
+
+
+def flam_of_maggie(wavelength: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return f_lambda in erg/s/cm2/Angstrom of one maggie at wavelengths (...) in Angstrom, both observed.
+
+    Examples
+    --------
+    >>> f"{flam_of_maggie(np.array(5000.0)):.4g}"
+    '4.354e-09'
+    """
+    return MAGGIE * C_KMS * 1e13 / wavelength**2
 
 
 @dataclass(frozen=True, eq=False)

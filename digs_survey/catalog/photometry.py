@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from digs_survey.catalog.schema import ampere_hint, parse_unit, same_unit
 from digs_survey.errors import CatalogError, ConfigError
 from digs_survey.filters import unknown_filter
+from digs_survey.spectra import MAGGIE
 
 if TYPE_CHECKING:
     from digs_survey.catalog.catalog import Catalog
@@ -27,8 +28,8 @@ __all__ = ["PREFIX", "SUFFIX", "Photometry", "PhotometryColumns"]
 
 PREFIX, SUFFIX = "phot_", "_ivar"
 _MAGGIE = units.Unit("mgy")
+_CGS = units.Unit("erg / (s cm2 Hz)")
 _EXAMPLE = "such as 'nmgy' (nanomaggies) or 'uJy'"
-_AB_JANSKY = 3631.0
 
 
 @dataclass(frozen=True)
@@ -150,4 +151,4 @@ def _unit_violations(catalog: Catalog, flux: str, ivar: str | None) -> Iterator[
 def _maggies(text: str) -> float:
     """Maggies in one of a unit of flux."""
     unit = parse_unit(text)
-    return float(unit.to(_MAGGIE)) if unit.is_equivalent(_MAGGIE) else float(unit.to(units.Jy)) / _AB_JANSKY
+    return float(unit.to(_MAGGIE)) if unit.is_equivalent(_MAGGIE) else float(unit.to(_CGS)) / MAGGIE

@@ -96,7 +96,8 @@ def with_file_model(data: dict[str, Any], given: FileModel, *, replaces: bool) -
     if replaces or "param_file" in model:
         kept = {key: model[key] for key in ("zred", "resampling") if key in model and "param_file" in model}
         data, model = {**data, "prior": {}}, kept
-        model.pop("zred", None) if given.zred is not None else None
+        if given.zred is not None:
+            model.pop("zred", None)
     if found := sorted([*(f"model.{key}" for key in model.keys() - {*_KEPT}), *(f"prior.{key}" for key in _of(data))]):
         raise ConfigError(
             f"--param-file {name}: the configuration has {', '.join(found)} too, and the model and its "

@@ -42,6 +42,18 @@ _PHOTOMETRY = ["noise", "photometry"]
 """Where the section ``[photometry]`` is kept."""
 
 
+def _kept(parts: list[str]) -> list[str]:
+    """Return where a key is kept that is written so in a file."""
+    if parts[:2] == ["model", "parameters"]:
+        return ["prior", *parts[2:]]
+    return [*_PHOTOMETRY, *parts[1:]] if parts[:1] == ["photometry"] else parts
+
+
+def _written(parts: list[str]) -> list[str]:
+    """Return how a key of photometry is written in a file that is kept there."""
+    return parts[1:] if parts[:2] == _PHOTOMETRY else parts
+
+
 def _catalogs() -> Path:
     packaged = Path(str(files("digs_survey"))) / "catalogs"
     return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "catalogs"
@@ -165,8 +177,7 @@ def default_of(key: str) -> Any:
     [2.0, 60.0]
     """
     value: Any = SurveyConfig()
-    names = key.split(".")
-    for name in [*_PHOTOMETRY, *names[1:]] if names[0] == "photometry" else names:
+    for name in _kept(key.split(".")):
         if not isinstance(value, BaseModel) or name not in type(value).model_fields:
             return None
         value = getattr(value, name)
@@ -176,10 +187,7 @@ def default_of(key: str) -> Any:
 def _apply(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = [part.strip() for part in key.split(".")]
-    if parts[:2] == ["model", "parameters"]:
-        parts[:2] = ["prior"]
-    if parts[:1] == ["photometry"]:
-        parts[:1] = _PHOTOMETRY
+    parts = _kept(parts)
     if not equals or not all(parts):
         raise ConfigError(f"--set {override!r}: expected section.key=value, for example train.epochs=5")
     try:
@@ -200,8 +208,7 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             keys = dict.fromkeys(key for kind in PRIORS for key in kind.model_fields)
             yield from (f"prior.{p}.{key}" for p in PARAMETERS for key in keys)
         elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            inner = f"{prefix}{name}."
-            yield from _known_keys(info.annotation, "photometry." if inner == ".".join([*_PHOTOMETRY, ""]) else inner)
+            yield from _known_keys(info.annotation, ".".join([*_written(f"{prefix}{name}".split(".")), ""]))
         else:
             yield f"{prefix}{name}"
 
@@ -212,8 +219,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
         # The kind of a prior is part of where it is, and no key.
         where = [str(part) for k, part in enumerate(problem["loc"]) if not (k == 2 and problem["loc"][0] == "prior")]
-        where = where[1:] if where[:2] == _PHOTOMETRY else where
-        key = ".".join(where)
+        key = ".".join(_written(where))
         # Of a value that may be of several kinds, the last part names a kind.
         if (parent := key.rpartition(".")[0]) in known and isinstance(problem["loc"][-1], str):
             key = parent

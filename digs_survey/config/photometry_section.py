@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from digs_survey.config.types import Interval, Positive, Section, Share
 from digs_survey.distributions import Distribution, Fixed, Given
 from digs_survey.errors import ConfigError
-from digs_survey.filters import unknown_filter
+from digs_survey.filters import REST_ANGSTROM, unknown_filter
 from digs_survey.parameters import SPEC_NORM
 
 __all__ = ["PhotometryConfig", "check_spec_norm"]
@@ -23,10 +23,9 @@ class PhotometryConfig(Section):
     """sedpy's names; the catalog's columns are ``phot_`` with the name, and the same with ``_ivar``."""
     floor: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.05,)
     """Error floor as a share of the band's flux, in quadrature with its error: one number, or one for each filter."""
-    rest_angstrom: tuple[Positive, Positive] = (1_216.0, 25_000.0)
-    """Wavelengths at rest that bands may see; a band that reaches beyond them is left out of a row. The models have no
-    intergalactic absorption, which begins at Lyman alpha, and no emission of dust, which is seen from about 2.5 micron
-    on."""
+    rest_angstrom: tuple[Positive, Positive] = REST_ANGSTROM
+    """Wavelengths at rest that bands may see; a band that reaches beyond them is left out of a row. By default, what
+    the models describe."""
     snr: Interval = (2.0, 200.0)
     """Least and greatest signal-to-noise ratio of simulated rows, the geometric mean over the bands, without the floor;
     its logarithm is uniform."""

@@ -7,13 +7,9 @@ import xarray as xr
 
 from digs_survey.filters import load_filter
 from digs_survey.report.figures.galaxy_plots import BandPoints
-from digs_survey.spectra import C_KMS
+from digs_survey.spectra import flam_of_maggie
 
 __all__ = ["band_points"]
-
-_MAGGIE = 3631e-23
-"""erg/s/cm2/Hz in a maggie."""
-_ANGSTROM_PER_KM = 1e13
 
 
 def band_points(data: xr.Dataset, galaxy: int) -> BandPoints | None:
@@ -26,7 +22,7 @@ def band_points(data: xr.Dataset, galaxy: int) -> BandPoints | None:
     curves = [load_filter(str(name)) for name in data["filter"].values]
     stretch = 1 + float(data["redshift"].values[galaxy])
     pivot = np.array([curve.pivot for curve in curves])
-    per_maggie = _MAGGIE * C_KMS * _ANGSTROM_PER_KM / pivot**2 * stretch
+    per_maggie = flam_of_maggie(pivot) * stretch
     flux = {
         name: data[f"band_{name}"].values[galaxy] * per_maggie for name in ("flux", "sigma", "best_npe", "best_mcmc")
     }

@@ -109,7 +109,7 @@ def open_survey(
 
             if config.model.param_file is None:
                 bands = NoiseModel.from_config(config.noise).photometry_bands
-                check_source(config.model, config.make_prior(), grid, None if bands is None else bands.grid)
+                check_source(config.model, config.make_prior(), grid, bands)
             elif file is None:
                 raise ConfigError(needs_file(config.model.param_file))
         if dashboards and None in (dask_address, ray_address):

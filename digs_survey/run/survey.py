@@ -78,7 +78,6 @@ class Survey(StageInputs):
             Folder of a frozen posterior that is to be applied to it, if not that of the run.
         simulates : bool
             The work needs stellar populations: whether they are there is checked before anything is written.
-
         param_file : path-like, optional
             A Prospector parameter file, whose code is executed: its model takes the place of the configuration's.
 
@@ -358,8 +357,7 @@ class Survey(StageInputs):
                 from digs_survey.sps.coverage import check_source
 
                 if identity.model.param_file is None:
-                    bands = identity.noise.photometry_bands
-                    check_source(identity.model, identity.prior, identity.grid, None if bands is None else bands.grid)
+                    check_source(identity.model, identity.prior, identity.grid, identity.noise.photometry_bands)
                 count = settings.calibration_simulations
                 with self.progress.task("calibration", count, "independent simulations") as advance:
                     simulate(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,25 @@ _CHECK_EVERY, _CHECK_AT_LEAST, _CHECK_LIMIT = 100, 200, 0.005
 """With engine "auto", Prospector computes one row in so many, at least so many; and what ends the run."""
 
 
-What = tuple[str, Prior, tuple[float, ...], str, str, "BandKey | None", "ParamFile | None"]
-"""What decides a simulator."""
+class _Key(NamedTuple):
+    """What decides a simulator, which is built once for each process."""
+
+    model: str
+    prior: Prior
+    wavelength: tuple[float, ...]
+    frame: str
+    medium: str
+    bands: BandKey | None
+    param_file: ParamFile | None
+
+    def parts(self) -> tuple[ModelConfig, Prior, WavelengthGrid]:
+        """Return the model, the prior and the grid."""
+        grid = WavelengthGrid(np.array(self.wavelength), self.frame, self.medium)
+        return ModelConfig.model_validate_json(self.model), self.prior, grid
+
+    def filters(self) -> Bands | None:
+        """Return the filters of photometry."""
+        return None if self.bands is None else Bands(*self.bands)
 
 
 @dataclass(frozen=True)
@@ -84,23 +101,23 @@ class SpectrumShards(ShardWriter):
         rows = slice(0, min(TRIAL_ROWS, self.total))
         theta = draw_theta(prior, self.recipe["seed"], "trial", rows.start, rows.stop)
         theta = physical_theta(prior, theta, self._redshift(rows))
+        simulator = _simulator(self._key(prior))
         # FSPS reads each metallicity when it is first asked for, and keeps it: only a second pass takes what others do.
         last = 0
         for last, row in enumerate(theta, 1):
-            _all_of(_simulator(*self._what(prior)), row[None])
+            _all_of(simulator, row[None])
             if last > 1 and time.monotonic() - began > TRIAL_S:
                 break
         ends = [time.monotonic()]
         for row in theta[:last]:
-            _all_of(_simulator(*self._what(prior)), row[None])
+            _all_of(simulator, row[None])
             ends.append(time.monotonic())
         return Trial(ends[0] - began, float(np.median(np.diff(ends))), last)
 
-    def _what(self, prior: Prior) -> What:
-        """Return what decides a simulator."""
+    def _key(self, prior: Prior) -> _Key:
         grid, bands = self.grid, None if self.bands is None else self.bands.key
         shape = tuple(grid.wavelength), grid.frame, grid.medium
-        return self.config.model.model_dump_json(), prior, *shape, bands, self.param_file
+        return _Key(self.config.model.model_dump_json(), prior, *shape, bands, self.param_file)
 
     def _redshift(self, rows: slice) -> NDArray[np.float64]:
         """Redshifts of some rows; NaN where simulations have none."""
@@ -115,16 +132,16 @@ class SpectrumShards(ShardWriter):
         """Compute the spectra of some rows, with the light that photometry sees behind them, and what the ledger keeps
         of their check.
         """
-        what = self._what(prior)
+        key = self._key(prior)
         if self.recipe["engine"] == "prospector":
-            return _all_of(_simulator(*what), theta).astype(np.float32), {}
-        batched = _batched(*what)
+            return _all_of(_simulator(key), theta).astype(np.float32), {}
+        batched = _batched(key)
         with one_thread():
             flux = _all_of(batched, theta)
         if self.config.simulate.engine == "batched":
             return flux.astype(np.float32), {}
         some = checked_rows(self.recipe["seed"], self.recipe["stream"], self.recipe["count"], rows) - rows.start
-        difference = np.abs(flux[some] / _all_of(_simulator(*what), theta[some]) - 1).max(axis=1, initial=0.0)
+        difference = np.abs(flux[some] / _all_of(_simulator(key), theta[some]) - 1).max(axis=1, initial=0.0)
         if (difference > _CHECK_LIMIT).any():
             worst = int(some[difference.argmax()])
             values = _values(physical_names(prior), theta[worst])
@@ -156,40 +173,21 @@ def _all_of(model: Any, theta: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=1)
-def _simulator(
-    model: str,
-    prior: Prior,
-    wavelength: tuple[float, ...],
-    frame: str,
-    medium: str,
-    bands: BandKey | None,
-    param_file: ParamFile | None,
-) -> ProspectorSimulator | PairedModel | FileSimulator:
-    """Build the simulator once for each process."""
+def _simulator(key: _Key) -> ProspectorSimulator | PairedModel | FileSimulator:
     from digs_survey.sps.paired import prospector_model
     from digs_survey.sps.param_file import simulator_of
 
-    about, grid = ModelConfig.model_validate_json(model), WavelengthGrid(np.array(wavelength), frame, medium)
-    if about.param_file is not None:
-        return simulator_of(about, prior, grid, param_file)
-    return prospector_model(about, prior, grid, None if bands is None else Bands(*bands))
+    model, prior, grid = key.parts()
+    if model.param_file is not None:
+        return simulator_of(model, prior, grid, key.param_file)
+    return prospector_model(model, prior, grid, key.filters())
 
 
 @lru_cache(maxsize=1)
-def _batched(
-    model: str,
-    prior: Prior,
-    wavelength: tuple[float, ...],
-    frame: str,
-    medium: str,
-    bands: BandKey | None,
-    param_file: None = None,
-) -> BatchedModel | PairedModel:
-    """Build the batched model once for each process."""
+def _batched(key: _Key) -> BatchedModel | PairedModel:
     from digs_survey.sps.paired import batched_model
 
-    grid = WavelengthGrid(np.array(wavelength), frame, medium)
-    return batched_model(ModelConfig.model_validate_json(model), prior, grid, None if bands is None else Bands(*bands))
+    return batched_model(*key.parts(), key.filters())
 
 
 def _values(names: Sequence[str], theta: NDArray[np.float64]) -> str:

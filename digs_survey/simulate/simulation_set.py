@@ -86,7 +86,6 @@ def simulate(
         Called with the number of rows that were done before, and then of each task that finishes.
     say : callable
         Takes one line before the work begins, where spectra are not made in batches: why, and how long it will take.
-
     param_file : ParamFile, optional
         The file that the model is of, if it is of one.
 

@@ -26,19 +26,16 @@ from scipy.linalg import solveh_banded
 from scipy.signal import fftconvolve
 
 from digs_survey.errors import ConfigError
-from digs_survey.filters import Filter, load_filter
+from digs_survey.filters import REST_ANGSTROM, Filter, load_filter
 from digs_survey.spectra import WavelengthGrid
 from digs_survey.sps.arrays import as_like, as_numpy, namespace
 
-__all__ = ["REST_ANGSTROM", "STEP", "BandKey", "Bands", "redshift_nodes"]
+__all__ = ["STEP", "BandKey", "Bands", "redshift_nodes"]
 
 BandKey = tuple[tuple[str, ...], tuple[float, float], tuple[float, float], float]
 
 STEP = 0.005
 """Step of the coarse grid in ln wavelength."""
-REST_ANGSTROM = (1216.0, 25_000.0)
-"""What of a spectrum at rest the models describe: they have no intergalactic absorption, which begins at Lyman alpha,
-and no emission of dust, which is seen from about 2.5 micron on."""
 _SHIFTS = 16
 """Parts of an element by which tabulated responses are shifted."""
 _CELLS = 8

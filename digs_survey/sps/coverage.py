@@ -12,6 +12,7 @@ from digs_survey.config import ModelConfig
 from digs_survey.errors import ConfigError
 from digs_survey.prior import Prior
 from digs_survey.spectra import WavelengthGrid
+from digs_survey.sps.bands import Bands
 from digs_survey.sps.fsps import require_fsps
 from digs_survey.sps.grid import check_coverage
 from digs_survey.sps.prospector import check_gas_of_source, import_prospector
@@ -24,7 +25,7 @@ _MIST_LOG_AGE = np.array([5.0, 10.3])
 """Ends of log10 age/yr of the MIST isochrones; a file that lists them does not exist."""
 
 
-def check_source(model: ModelConfig, prior: Prior, grid: WavelengthGrid, light: WavelengthGrid | None = None) -> None:
+def check_source(model: ModelConfig, prior: Prior, grid: WavelengthGrid, bands: Bands | None = None) -> None:
     """Refuse a prior or a grid that the configured source does not cover, and a source that does not work.
 
     Takes seconds: Prospector is imported, and for ``fsps`` the data are tried in a subprocess.
@@ -35,8 +36,8 @@ def check_source(model: ModelConfig, prior: Prior, grid: WavelengthGrid, light: 
     prior : Prior
     grid : WavelengthGrid
         Of the catalog, or the configured one.
-    light : WavelengthGrid, optional
-        Coarse grid of what photometry sees.
+    bands : Bands, optional
+        Filters, where there is photometry.
 
     Raises
     ------
@@ -64,10 +65,11 @@ def check_source(model: ModelConfig, prior: Prior, grid: WavelengthGrid, light: 
             f"grid: source {model.source!r} covers {wavelength[0]:g} to {wavelength[-1]:g} Angstrom, found {grid}, "
             f"for which {needed[0]:g} to {needed[-1]:g} is needed; leave out the elements beyond"
         )
-    if light is not None and (light.wavelength[0] < wavelength[0] or light.wavelength[-1] > wavelength[-1]):
+    light = wavelength if bands is None else bands.grid.wavelength
+    if light[0] < wavelength[0] or light[-1] > wavelength[-1]:
         raise ConfigError(
             f"photometry.filters: source {model.source!r} covers {wavelength[0]:g} to {wavelength[-1]:g} Angstrom, and "
-            f"filters see {light.wavelength[0]:g} to {light.wavelength[-1]:g} Angstrom at rest; leave out the filters "
+            f"filters see {light[0]:g} to {light[-1]:g} Angstrom at rest; leave out the filters "
             "beyond, or narrow photometry.rest_angstrom"
         )
 

@@ -18,12 +18,10 @@ from scipy.special import gammaincinv
 from digs_survey.parameters import BINNED
 from digs_survey.sps.bins import bin_edges, bin_rates, binned_columns
 from digs_survey.sps.burst import burst_age
-from digs_survey.sps.history import formed_since, mass_formed, mass_weighted_age, star_formation_rate
+from digs_survey.sps.history import POWERS, formed_since, mass_formed, mass_weighted_age, star_formation_rate
 
 __all__ = ["BinnedHistories", "BurstHistories", "Histories", "TimedHistories", "histories"]
 
-_POWER = {"tau": 1, "delayed_tau": 2}
-"""Of the incomplete gamma function that is the integral of the rate."""
 _POINTS, _LOG_TIMES = 8_193, (-10.0, 14.0)
 """Of the table of the time by which a share has formed, along the natural log of the age in e-folding times."""
 
@@ -93,7 +91,7 @@ class TimedHistories:
         if self.sfh == "constant":
             return self.tage * (1 - share)
         formed = share * mass_formed(self.sfh, self.tage, self.tau)
-        return self.tage - self.tau * gammaincinv(_POWER[self.sfh], formed)
+        return self.tage - self.tau * gammaincinv(POWERS[self.sfh], formed)
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ def _when(sfh: str, share: float) -> tuple[NDArray[np.float64], NDArray[np.float
     log_age = np.linspace(*_LOG_TIMES, _POINTS)
     age = np.exp(log_age)
     formed = mass_formed(sfh, age, np.ones_like(age))
-    return log_age, gammaincinv(_POWER[sfh], share * formed) / age
+    return log_age, gammaincinv(POWERS[sfh], share * formed) / age
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ __all__ = [
     "star_formation_rate",
 ]
 
-_POWERS = {"tau": 1, "delayed_tau": 2}
+POWERS = {"tau": 1, "delayed_tau": 2}
 """Of the incomplete gamma function that is the integral of the rate."""
 
 _SERIES_BELOW, _SERIES_TERMS = 0.05, 6
@@ -292,7 +292,7 @@ def mass_formed(sfh: str, time: Any, tau: Any) -> Any:
     """Integral of the rate up to times (n,) in Gyr, in a unit that is the same for one tau; arguments as above."""
     if sfh == "constant":
         return time
-    return _gamma(_POWERS[sfh], time / tau)
+    return _gamma(POWERS[sfh], time / tau)
 
 
 def formed_since(sfh: str, time_gyr: Any, tage: Any, tau: Any) -> Any:
@@ -313,7 +313,7 @@ def mass_weighted_age(sfh: str, tage: Any, tau: Any) -> Any:
     """Mean age (n,) in Gyr of the mass that galaxies of age ``tage`` (n,) in Gyr have formed."""
     if sfh == "constant":
         return tage / 2
-    power, x = _POWERS[sfh], tage / tau
+    power, x = POWERS[sfh], tage / tau
     return tage - tau * power * _gamma(power + 1, x) / _gamma(power, x)
 
 

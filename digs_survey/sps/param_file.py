@@ -25,7 +25,7 @@ from digs_survey.distributions import Beta, Distribution, LogNormal, LogUniform,
 from digs_survey.errors import ConfigError
 from digs_survey.parameters import DERIVED, PARAMETERS
 from digs_survey.prior import Prior
-from digs_survey.spectra import WavelengthGrid, air_to_vacuum
+from digs_survey.spectra import WavelengthGrid, air_to_vacuum, flam_of_maggie
 from digs_survey.sps.prospector import ProspectorSimulator, import_prospector
 from digs_survey.sps.sampling import element_matrix, lagrange_matrix
 
@@ -36,10 +36,6 @@ _TAIL = 1e-3
 _STEP_ANGSTROM, _STEPS = 0.45, 4
 """Spacing of the points at which a spectrum is predicted: at most so much at rest, and so many in each element."""
 _BEYOND = 8
-_MAGGIES = 3631e-23
-"""erg/s/cm2/Hz."""
-_LIGHT_ANGSTROM = 2.99792458e18
-"""Speed of light in Angstrom/s."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -221,7 +217,7 @@ class FileSimulator:
         observed = points * (1 + model.zred)
         # Rest-frame f_lambda, so that lambda f_lambda is conserved.
         self._to_grid = to_grid * (1 + model.zred)
-        self._from_maggies = _MAGGIES * _LIGHT_ANGSTROM / observed**2
+        self._from_maggies = flam_of_maggie(observed)
         ones = np.ones(count)
         # SpecModel adds lines only to what looks like an observation.
         self.obs: dict[str, Any] = {

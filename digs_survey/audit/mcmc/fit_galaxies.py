@@ -224,7 +224,8 @@ def _simulator(setup: FitSetup, engine: str) -> Simulator:
     from digs_survey.sps.param_file import simulator_of
 
     identity = setup.identity
-    key = identity.digest("model", "prior", "grid", engine=engine)
+    # Filters are part of the noise.
+    key = identity.digest("model", "prior", "noise", "grid", engine=engine)
     if key not in _simulators:
         what = identity.model, identity.prior, identity.grid
         if identity.model.param_file is not None:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.random import RandomState
 from numpy.typing import NDArray
 
+from digs_survey.errors import StageError
+
 if TYPE_CHECKING:
     from digs_survey.estimator.posterior import FrozenPosterior
 
@@ -83,7 +85,10 @@ class Proposals:
         while True:
             seed = int(self._seeds.spawn(1)[0].generate_state(1)[0])
             drawn = self._posterior.sample(self._observed, _DRAWN, seed, base="random", rows=[self._row])[0]
-            yield from drawn[np.isfinite(drawn).all(axis=1)]
+            finite = drawn[np.isfinite(drawn).all(axis=1)]
+            if not len(finite):
+                raise StageError(f"audit.mcmc.moves = 'neural': row {self._row} has no finite draw of its posterior")
+            yield from finite
 
 
 class NeuralMove(emcee.moves.RedBlueMove):  # type: ignore[misc]

@@ -129,8 +129,7 @@ class StoredPairs:
         validation, (theta, noisy) = self.rows.gather(self.validated, chosen)
         copied, which = np.unique(chosen // self.rows.copies, return_inverse=True)
         ((_, noiseless),) = self.simulations.gather(copied)
-        light = self.simulations.light(copied)
-        return Prepared(*validation, noisy, noiseless[which], theta, None if light is None else light[which])
+        return Prepared(*validation, noisy, noiseless[which], theta)
 
     def noisy(self, flux: Tensor, stream: str, first: int = 0) -> Tensor:
         """Return the spectra as they are: they have their noise."""

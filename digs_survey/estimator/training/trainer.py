@@ -186,8 +186,7 @@ class Trainer:
 def _with_statistics(config: SurveyConfig, prepared: Prepared, member: int, build: FeatureBuilder) -> Estimator:
     others = config.noise.by_row + len(config.noise.photometry.filters)
     estimator = blank_estimator(config, prepared.flux.shape[1] - others, member, build)
-    light = () if prepared.light is None else (prepared.light,)
-    estimator.features.fit(prepared.noisy, prepared.noiseless, prepared.statistics_theta, *light)
+    estimator.features.fit(prepared.noisy, prepared.noiseless, prepared.statistics_theta, prepared.light)
     return estimator
 
 
